@@ -1,0 +1,41 @@
+"""`tip-exp`: compose a run (or a sweep, with -m), check it, and finish it in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from tip_exp.config import ConfigError, parse, register_resolvers
+from tip_exp.launch import RunFailedError, launch
+from tip_exp.paths import RunFolder, conf_dir
+
+FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
+
+
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+def _task(raw: DictConfig) -> None:
+    launch(parse(raw), RunFolder(Path(HydraConfig.get().runtime.output_dir)))
+
+
+def main() -> None:
+    """Every error a user can make is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
+    register_resolvers()
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us instead of printing them
+    try:
+        _task()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except (ConfigError, HydraException, OmegaConfBaseException, RunFailedError, OSError) as error:
+        if wants_traceback:
+            raise
+        cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        print(f"error: {error}{cause}", file=sys.stderr)
+        sys.exit(FAILED if isinstance(error, RunFailedError | OSError) else BAD_CONFIG)

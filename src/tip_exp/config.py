@@ -1,0 +1,304 @@
+"""What a run is, typed; `parse` is where YAML becomes objects, and where every broken rule is told at once.
+
+The models hold no values: every number stands once, in conf/. No torch here: a wrong key answers in a second.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from tip_exp.paths import SHIPPED, resolve_model
+from tip_exp.scores import SCORES, STATISTICS, UNBUDGETED
+
+
+class ConfigError(ValueError):
+    """A run that cannot start as it is configured; the message names key, value and remedy."""
+
+
+def _one_of(names: tuple[str, ...], what: str) -> AfterValidator:
+    """A name from a list that grows with the code, so that it cannot be written as a Literal."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            close = difflib.get_close_matches(value, names, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"not a {what}; there are {', '.join(names)}{hint}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _file_name(value: str) -> str:
+    if not value or value != Path(value).name or value.startswith("."):
+        raise ValueError("becomes a folder's name, so it must be one path component without a leading dot")
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(gt=0, le=1)]  # a part that is not nothing
+Fraction = Annotated[float, Field(ge=0, le=1)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelConfig(_Strict):
+    path: str
+    revision: str | None
+    dtype: Literal["float32", "bfloat16"]
+
+
+class PairConfig(_Strict):
+    label: FileName
+    attention: Literal["sdpa", "eager", "flash_attention_2"]
+    teacher: ModelConfig
+    student: ModelConfig
+
+
+class DatasetConfig(_Strict):
+    label: FileName
+    kind: Literal["word_sums"]
+    split: Literal["train", "validation", "test"]
+    num_problems: Count
+    seed: CountOrZero
+    grader: Literal["boxed_integer"]
+    min_steps: Count
+    max_steps: Count
+
+
+class DataConfig(_Strict):
+    label: FileName
+    train: DatasetConfig
+    max_prompt_tokens: Count
+    max_response_tokens: Count
+
+
+class RolloutConfig(_Strict):
+    backend: Literal["hf"]
+    temperature: Positive
+    top_p: Share
+    top_k: CountOrZero
+    batch_size: Count
+
+
+class SelectorConfig(_Strict):
+    label: FileName
+    score: Annotated[str, _one_of(tuple(SCORES), "score rule")]
+    normalizer: Literal["minmax", "quantile", "rank", "none"]
+    population: Literal["batch", "micro_batch", "rollout"]
+    clip: dict[Annotated[str, _one_of(STATISTICS, "statistic")], Share]
+    order: Literal["top", "bottom", "sample", "all"]
+    sample_power: NonNegative
+    rounding: Literal["floor", "ceil", "at_least_one"]
+    scope: Literal["rollout", "batch"]
+    retention: Share
+
+
+class LearnerConfig(_Strict):
+    num_steps: Count
+    prompts_per_step: Count
+    samples_per_prompt: Count
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"]
+    jsd_beta: Annotated[float, Field(gt=0, lt=1)]
+    lr: Positive
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_steps: CountOrZero
+    final_lr_frac: Fraction
+    weight_decay: NonNegative
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
+    grad_clip: Positive
+    loss_backend: Literal["fused", "materialized"]
+    tile_mib: Count
+    micro_batch_tokens: Count
+    diagnostics_every: CountOrZero
+    checkpoint_every: Count
+
+
+class EvalConfig(_Strict):
+    label: FileName
+    every: CountOrZero
+    teacher: bool
+    greedy: bool
+    samples: CountOrZero
+    temperature: Positive
+    top_p: Share
+    top_k: CountOrZero
+    max_tokens: Count
+    seed: CountOrZero
+    benchmarks: Annotated[dict[FileName, DatasetConfig], Field(min_length=1)]
+
+
+class LoggerConfig(_Strict):
+    wandb: Literal["off", "offline", "online"]
+    project: FileName
+    entity: str | None
+    rollouts_per_sample: CountOrZero
+
+
+class QuadrantConfig(_Strict):
+    entropy: NonNegative
+    divergence: NonNegative
+
+
+class RunConfig(_Strict):
+    name: FileName
+    sweep: FileName | None
+    seed: CountOrZero
+    device: Literal["auto", "cpu", "cuda"]
+    num_threads: Count | None
+    quadrants: QuadrantConfig
+    pair: PairConfig
+    data: DataConfig
+    rollout: RolloutConfig
+    selector: SelectorConfig
+    learner: LearnerConfig
+    eval: EvalConfig
+    logger: LoggerConfig
+
+
+def register_resolvers() -> None:
+    """`${percent:0.5}` -> 50: ratios have one spelling in names (1, 1.0 and 1.00 are all r100)."""
+
+    def percent(ratio: Any) -> str:
+        return f"{100 * ratio:g}" if isinstance(ratio, int | float) else str(ratio)  # parse() tells what is wrong
+
+    OmegaConf.register_new_resolver("percent", percent, replace=True)
+
+
+def parse(raw: DictConfig) -> RunConfig:
+    """Turn a composed config into a typed one, or raise one ConfigError that lists everything wrong with it."""
+    try:
+        values = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise _config_error([str(error).splitlines()[0]]) from error
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _config_error([_told(detail) for detail in error.errors()]) from error
+    if problems := list(_broken_rules(config)):
+        raise _config_error(problems)
+    return config
+
+
+def load(path: Path) -> RunConfig:
+    """Read the config.yaml that a run wrote."""
+    raw = OmegaConf.load(path)
+    assert isinstance(raw, DictConfig)
+    return parse(raw)
+
+
+def deciding_values(config: RunConfig) -> dict[str, Any]:
+    """Everything that decides a run's numbers, flat: where it logs and what it is called do not."""
+    return flatten(config.model_dump(exclude={"name", "sweep", "logger"}))
+
+
+def digest(config: RunConfig) -> str:
+    """12 hex digits of `deciding_values`."""
+    return hashlib.sha256(json.dumps(deciding_values(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(before: RunConfig, after: RunConfig) -> list[str]:
+    """What decides the numbers and differs: ["learner.lr: 1e-06 -> 2e-06"]."""
+    old, new = deciding_values(before), deciding_values(after)
+    keys = sorted(old.keys() | new.keys())
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"learner": {"lr": 1}} -> {"learner.lr": 1}"""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _config_error(problems: list[str]) -> ConfigError:
+    if len(problems) == 1:
+        return ConfigError(f"this configuration cannot run: {problems[0]}")
+    return ConfigError("this configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def _told(detail: Any) -> str:
+    """One pydantic error as: key, what is allowed, what came."""
+    path = [str(part) for part in detail["loc"] if part != "[key]"]
+    key, message = ".".join(path), detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        return f"{key} is missing"
+    if detail["type"] == "extra_forbidden":
+        siblings = _fields_at(path[:-1])
+        close = difflib.get_close_matches(path[-1], siblings, n=1)
+        hint = f"did you mean {'.'.join([*path[:-1], close[0]])}?" if close else f"there are {', '.join(siblings)}"
+        return f"{key} is not a key; {hint}"
+    return f"{key}: {message[0].lower()}{message[1:]}; got {detail['input']!r}"
+
+
+def _fields_at(path: list[str]) -> list[str]:
+    model: Any = RunConfig
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else DatasetConfig
+    return list(model.model_fields)
+
+
+def _broken_rules(config: RunConfig) -> Iterator[str]:
+    """Rules over several keys, and paths that have to exist."""
+    selector, learner, evaluation = config.selector, config.learner, config.eval
+    if selector.score in UNBUDGETED:
+        if selector.retention != 1.0:
+            what = "trains on every response token" if selector.score == "full" else "keeps every token of its quadrant"
+            yield (
+                f"selector.score={selector.score} {what}, but selector.retention is {selector.retention}; "
+                "for a baseline of the same budget choose selector=random"
+            )
+        if selector.order != "all":
+            yield f"selector.score={selector.score} says yes or no by itself: selector.order must be all, not {selector.order}"
+    elif selector.order == "all":
+        yield f"selector.order=all keeps every positive score, so it needs a yes-or-no rule; {selector.score} is none"
+    if selector.order == "sample" and selector.normalizer == "rank":
+        yield "selector.order=sample draws in proportion to the score; with normalizer=rank that is not the statistic"
+    if selector.scope == "batch" and selector.population == "rollout" and selector.normalizer != "none":
+        yield "selector.scope=batch compares scores across rollouts, but selector.population=rollout normalises each alone"
+    if learner.warmup_steps >= learner.num_steps and learner.warmup_steps:
+        yield f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps})"
+    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    if learner.micro_batch_tokens < longest:
+        yield (
+            f"learner.micro_batch_tokens ({learner.micro_batch_tokens}) cannot hold one rollout of "
+            f"data.max_prompt_tokens + data.max_response_tokens = {longest}"
+        )
+    if not evaluation.greedy and evaluation.samples == 0:
+        yield "eval.greedy=false and eval.samples=0 evaluate nothing; set one of them"
+    datasets = {"data.train": config.data.train}
+    datasets |= {f"eval.benchmarks.{name}": dataset for name, dataset in evaluation.benchmarks.items()}
+    for key, dataset in datasets.items():
+        if dataset.min_steps > dataset.max_steps:
+            yield f"{key}.min_steps ({dataset.min_steps}) is above max_steps ({dataset.max_steps})"
+    if config.data.train.split != "train":
+        yield f"data.train.split must be train, so that nothing is trained on what is evaluated; got {config.data.train.split}"
+    for name, dataset in evaluation.benchmarks.items():
+        if dataset.split == "train":
+            yield f"eval.benchmarks.{name}.split is train: the run would be evaluated on what it trains on"
+    for role in ("teacher", "student"):
+        yield from _missing_folder(f"pair.{role}.path", getattr(config.pair, role).path)
+
+
+def _missing_folder(key: str, path: str) -> Iterator[str]:
+    """A path that is meant as a folder has to hold a model; hub ids ("org/name") are looked up when they load."""
+    folder = Path(resolve_model(path)).expanduser()
+    is_local = path.startswith((SHIPPED, "/", "./", "../", "~"))
+    if is_local and not (folder / "config.json").is_file():
+        yield f"{key}: no model in {folder} (it has no config.json)"

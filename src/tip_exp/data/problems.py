@@ -1,0 +1,41 @@
+"""A problem is one item to train or test on, and the order in which a run meets its problems."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question with its known answer.
+
+    Problem(id="word_sums/test/3", prompt="Tom has 7 pens. He finds 2. How many pens?", answer="9",
+            solution="Start: 7. So 7+2=9. \\boxed{9}")
+    """
+
+    id: str
+    prompt: str  # the user's message, before any chat template
+    answer: str
+    solution: str = ""  # worked steps, where the source has them
+
+
+@dataclass(slots=True)
+class Order:
+    """Epochs in shuffled order; each is a function of the seed and its number, so resuming needs no iterator state."""
+
+    num_problems: int
+    seed: int
+    _epochs: dict[int, list[int]] = field(default_factory=dict)
+
+    def batch(self, step: int, size: int) -> list[int]:
+        """Indices of the problems of step `step` (from 1). A batch may span two epochs."""
+        return [self._at(place) for place in range((step - 1) * size, step * size)]
+
+    def _at(self, place: int) -> int:
+        epoch, index = divmod(place, self.num_problems)
+        if epoch not in self._epochs:
+            order = list(range(self.num_problems))
+            random.Random(f"epoch/{self.seed}/{epoch}").shuffle(order)
+            self._epochs = {epoch: order} if len(self._epochs) > 1 else self._epochs | {epoch: order}
+        return self._epochs[epoch][index]

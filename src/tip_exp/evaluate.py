@@ -1,0 +1,164 @@
+"""Accuracy with its uncertainty: sample k responses a problem, grade each, one row a response."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tip_exp.data import Problem, load
+from tip_exp.grading import GRADERS, Verdict
+from tip_exp.rollout.types import Rollout, Sampler, Sampling
+
+if TYPE_CHECKING:
+    from tip_exp.config import EvalConfig
+    from tip_exp.logger import RunLogger
+    from tip_exp.meter import Meter
+    from tip_exp.models import Pair
+
+Grade = Callable[[str, str], Verdict]
+
+
+class Evaluations:
+    """The benchmarks of a run: rendered once, then asked of the teacher and of the student at some steps."""
+
+    def __init__(self, settings: EvalConfig, pair: Pair, meter: Meter, logger: RunLogger) -> None:
+        self._settings, self._pair, self._meter, self._logger = settings, pair, meter, logger
+        self._problems = {name: load(dataset) for name, dataset in settings.benchmarks.items()}
+        self._prompts = {
+            name: [pair.prompt_ids(problem.prompt) for problem in problems]
+            for name, problems in self._problems.items()
+        }
+
+    def __call__(self, sampler: Sampler, *, model: str, step: int) -> dict[str, float]:
+        """{"eval/word_sums/mean@4": …}; of the teacher: {"teacher/word_sums/mean@4": …}. Rows go to eval.jsonl."""
+        found: dict[str, float] = {}
+        stage = "eval" if model == "student" else model
+        with self._meter.span("eval"):
+            for name in self._problems:
+                for protocol, sampling in self._protocols().items():
+                    graded = self._ask(sampler, name, sampling)
+                    rows = [one.row() | {"protocol": protocol} for of_problem in graded for one in of_problem]
+                    self._logger.eval_rows(step, model, name, rows)
+                    found |= {f"{stage}/{name}/{key}": value for key, value in _named(protocol, summarize(graded)).items()}
+        return found
+
+    def _protocols(self) -> dict[str, Sampling]:
+        s = self._settings
+        protocols = {"sampled": Sampling(s.samples, s.temperature, s.top_p, s.top_k, s.max_tokens)} if s.samples else {}
+        return protocols | ({"greedy": Sampling(1, 0.0, 1.0, 0, s.max_tokens)} if s.greedy else {})
+
+    def _ask(self, sampler: Sampler, name: str, sampling: Sampling) -> list[list[Graded]]:
+        return evaluate(
+            sampler,
+            self._problems[name],
+            self._prompts[name],
+            sampling,
+            seed=self._settings.seed,
+            decode=lambda ids: self._pair.tokenizer.decode(ids, skip_special_tokens=True),
+            grade=GRADERS[self._settings.benchmarks[name].grader],
+        )
+
+
+def _named(protocol: str, summary: dict[str, float]) -> dict[str, float]:
+    """Of the greedy response the accuracy alone is of interest: {"greedy": …, "greedy_se": …}."""
+    if protocol == "greedy":
+        return {"greedy": summary["mean@1"], "greedy_se": summary["mean@1_se"]}
+    return summary
+
+
+@dataclass(frozen=True, slots=True)
+class Graded:
+    """One response to one problem, graded."""
+
+    problem_id: str
+    sample: int
+    answer: str
+    text: str
+    right: bool
+    extracted: str | None
+    rule: str
+    truncated: bool
+    num_tokens: int
+
+    def row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate(
+    sampler: Sampler,
+    problems: list[Problem],
+    prompts: list[list[int]],
+    sampling: Sampling,
+    *,
+    seed: int,
+    decode: Callable[[list[int]], str],
+    grade: Grade,
+) -> list[list[Graded]]:
+    """`sampling.samples` graded responses to each problem."""
+    rollouts = sampler.generate(prompts, sampling, seed)
+    k = sampling.samples
+    return [
+        [_graded(problem, j, rollout, decode, grade) for j, rollout in enumerate(rollouts[i * k : (i + 1) * k])]
+        for i, problem in enumerate(problems)
+    ]
+
+
+def summarize(graded: list[list[Graded]]) -> dict[str, float]:
+    """mean@k, its standard error over problems, pass@k, maj@k, and how the responses look.
+
+    The problems are what was sampled from the world, so the standard error is over their means: k responses to one problem
+    are not k independent items. Needs two problems, for one has no standard error.
+    """
+    k = len(graded[0])
+    right = np.array([[one.right for one in of_problem] for of_problem in graded], dtype=float)
+    flat = [one for of_problem in graded for one in of_problem]
+    return {
+        f"mean@{k}": float(right.mean()),
+        f"mean@{k}_se": standard_error(right.mean(axis=1)),
+        f"pass@{k}": float(np.mean([pass_at_k(k, int(row.sum()), k) for row in right])),
+        f"maj@{k}": float(np.mean([majority_is_right(of_problem) for of_problem in graded])),
+        "response_len": float(np.mean([one.num_tokens for one in flat])),
+        "truncated_frac": float(np.mean([one.truncated for one in flat])),
+        "unparsed_frac": float(np.mean([one.extracted is None for one in flat])),
+    }
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Standard deviation (n - 1) over the square root of n; n of at least 2."""
+    assert len(values) > 1, "the config asks for two problems"
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def pass_at_k(n: int, right: int, k: int) -> float:
+    """Unbiased chance that k of n responses, drawn without replacement, hold a right one (Chen et al. 2021, Codex)."""
+    return 1.0 if n - right < k else 1.0 - math.comb(n - right, k) / math.comb(n, k)
+
+
+def majority_is_right(of_problem: list[Graded]) -> bool:
+    """Is the most frequent extracted answer right? Ties go to the earliest; responses without an answer do not vote."""
+    votes = Counter(one.extracted for one in of_problem if one.extracted is not None)
+    if not votes:
+        return False
+    winner = votes.most_common(1)[0][0]  # Counter keeps the order of first appearance among equals
+    return next(one.right for one in of_problem if one.extracted == winner)
+
+
+def _graded(problem: Problem, sample: int, rollout: Rollout, decode: Callable[[list[int]], str], grade: Grade) -> Graded:
+    text = decode(rollout.response_ids)
+    verdict = grade(text, problem.answer)
+    return Graded(
+        problem_id=problem.id,
+        sample=sample,
+        answer=problem.answer,
+        text=text,
+        right=verdict.right,
+        extracted=verdict.extracted,
+        rule=verdict.rule,
+        truncated=rollout.truncated,
+        num_tokens=rollout.num_response_tokens,
+    )

@@ -1,0 +1,132 @@
+"""From an accepted config to a finished folder: is it done already, does somebody hold it, else start run.py in a child.
+
+One process a run, for a sampling engine keeps memory until its process ends, and a crash must cost one run, not a sweep.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from enum import StrEnum
+from typing import IO
+
+from omegaconf import OmegaConf
+
+from tip_exp.config import ConfigError, RunConfig, differences, digest, load
+from tip_exp.paths import RunFolder
+
+
+class State(StrEnum):
+    DONE = "done"
+    RUNNING = "running"
+    UNFINISHED = "unfinished"
+    TO_DO = "to do"
+    CHANGED = "config changed"
+
+
+class RunFailedError(RuntimeError):
+    """A run's process ended without a result."""
+
+
+def state_of(config: RunConfig, folder: RunFolder) -> State:
+    """What a folder holds of the run that this config describes."""
+    return State.RUNNING if _is_held(folder) else _state_at_rest(config, folder)
+
+
+def changes(config: RunConfig, folder: RunFolder) -> list[str]:
+    """How the config differs from the one the folder's numbers were made with."""
+    try:
+        before = load(folder.config)
+    except (OSError, ConfigError) as error:
+        return [f"its config.yaml is not one of this version ({str(error).splitlines()[0]})"]
+    return differences(before, config)
+
+
+def launch(config: RunConfig, folder: RunFolder) -> None:
+    """Finish the run, unless it is finished. Raises ConfigError, RunFailedError or KeyboardInterrupt."""
+    folder.root.mkdir(parents=True, exist_ok=True)
+    with _hold(folder) as lock:
+        state = _state_at_rest(config, folder)
+        if state is State.DONE:
+            print(f"{config.name}: already finished ({folder.result})")
+            return
+        if state is State.CHANGED:
+            raise ConfigError(
+                f"{folder.root} holds a run with another config: {'; '.join(changes(config, folder))}. "
+                "Give this run another name (name=…), or remove the folder"
+            )
+        _write_config(config, folder)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tip_exp.run", str(folder.root)],
+            pass_fds=(lock.fileno(),),  # the child holds the lock too, should this process be killed
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        )
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            child.wait()  # it was interrupted as well and says where to go on
+            raise
+    if code < 0:
+        raise RunFailedError(f"{config.name}: killed by {signal.Signals(-code).name}; the same command resumes it")
+    if code != 0:
+        raise RunFailedError(f"{config.name}: failed with exit code {code}; see {folder.log}")
+
+
+def _state_at_rest(config: RunConfig, folder: RunFolder) -> State:
+    started = folder.result.exists() or any(folder.checkpoints.glob("step_*"))
+    if not started:
+        return State.TO_DO
+    if changes(config, folder):
+        return State.CHANGED
+    return State.DONE if folder.result.exists() else State.UNFINISHED
+
+
+def _write_config(config: RunConfig, folder: RunFolder) -> None:
+    aside = folder.config.with_suffix(".writing")
+    header = f"# resolved config of this run, digest {digest(config)}\n"
+    aside.write_text(header + OmegaConf.to_yaml(OmegaConf.create(config.model_dump())), encoding="utf-8")
+    aside.replace(folder.config)
+
+
+@contextmanager
+def _hold(folder: RunFolder) -> Iterator[IO[str]]:
+    """Lock the folder for this process and its child; the kernel lets go when both have ended."""
+    with folder.lock.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise RunFailedError(f"{folder.root} is held by {_holder(lock.read())}; wait for it, or stop it") from None
+        lock.seek(0)
+        lock.truncate()
+        since = datetime.now().isoformat(timespec="seconds")
+        json.dump({"pid": os.getpid(), "host": platform.node(), "since": since}, lock)
+        lock.flush()
+        yield lock
+
+
+def _holder(text: str) -> str:
+    try:
+        holder = json.loads(text)
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (ValueError, KeyError):
+        return "another process"
+
+
+def _is_held(folder: RunFolder) -> bool:
+    if not folder.lock.exists():
+        return False
+    with folder.lock.open(encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,157 @@
+"""ONE RUN, top to bottom: the student writes, the teacher reads, the selector chooses, the learner updates.
+
+    python -m tip_exp.run FOLDER      (FOLDER/config.yaml says what; `tip-exp` writes it and starts this)
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tip_exp import checkpoint, data
+from tip_exp.config import RunConfig, load
+from tip_exp.evaluate import Evaluations
+from tip_exp.learner import Learner
+from tip_exp.logger import RunLogger, make_listeners
+from tip_exp.meter import Meter
+from tip_exp.models import Model, Pair, load_pair
+from tip_exp.paths import RunFolder
+from tip_exp.result import write_result
+from tip_exp.rollout.hf import HfSampler
+from tip_exp.rollout.types import Rollout, Sampler, Sampling
+from tip_exp.samples import sample_rows
+from tip_exp.selection import Quadrants, Selector
+from tip_exp.worker import as_worker
+
+
+def run(config: RunConfig, folder: RunFolder) -> None:
+    """Train one student and leave its metrics, evaluations, checkpoint and, last, result.json in `folder`."""
+    device = pick_device(config.device)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    seed_everything(config.seed)
+    saved = checkpoint.newest(folder.checkpoints)
+    pair = load_pair(config.pair, device, student_from=saved.path if saved else None)
+    problems, prompts = load_prompts(config, pair)
+    meter = Meter(device)
+    learner = Learner(pair, make_selector(config), config.learner, seed=config.seed, meter=meter)
+    if saved:
+        state = saved.learner_state()
+        learner.load_state_dict(state["optimizer"])
+        checkpoint.restore_random_states(state["random"])
+    start, last = saved.step if saved else 0, config.learner.num_steps
+    order, sampling = data.Order(len(problems), config.seed), training_sampling(config)
+    sampler = make_sampler(config, pair, pair.student)
+    with RunLogger(folder, make_listeners(config, folder), resume_at=saved.step if saved else None) as logger:
+        evaluations = Evaluations(config.eval, pair, meter, logger)
+        if not saved:
+            metrics = evaluations(sampler, model="student", step=0)
+            if config.eval.teacher:
+                metrics |= evaluations(make_sampler(config, pair, pair.teacher), model="teacher", step=0)
+            logger.log(0, metrics | meter.drain_seconds() | meter.memory())
+        progress = tqdm(range(start + 1, last + 1), initial=start, total=last, desc=config.name, mininterval=1.0)
+        for step in progress:
+            with meter.span("step"):
+                chosen = order.batch(step, config.learner.prompts_per_step)
+                with meter.span("rollout"):  # the student writes
+                    rollouts = sampler.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
+                report = learner.step(rollouts, step)  # the teacher reads -> scores -> mask -> loss -> update
+                with meter.span("sync"):  # on-policy again
+                    sampler.sync()
+            metrics = report.metrics | rollout_metrics(rollouts)
+            if step == last or (config.eval.every and step % config.eval.every == 0):
+                metrics |= evaluations(sampler, model="student", step=step)
+                texts = [problems[i] for i in chosen for _ in range(sampling.samples)]
+                logger.samples(step, sample_rows(pair, texts, rollouts, report, config.logger.rollouts_per_sample))
+            metrics |= meter.drain_seconds() | meter.memory()
+            logger.log(step, metrics)
+            progress.set_postfix(headline(metrics), refresh=False)
+            if step == last or step % config.learner.checkpoint_every == 0:
+                state = {"optimizer": learner.state_dict(), "random": checkpoint.random_states()}
+                checkpoint.save(folder.checkpoints, step, pair.student.module, pair.tokenizer, state)
+        sampler.close()
+        logger.finish(write_result(config, folder))
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("device=cuda, but torch sees no CUDA device; use device=cpu or device=auto")
+    return torch.device(name)
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The chance of a step's rollouts is a function of seed and step, so a resumed run samples the same."""
+    return seed * 1_000_003 + step
+
+
+def load_prompts(config: RunConfig, pair: Pair) -> tuple[list[data.Problem], list[list[int]]]:
+    """Training problems with their rendered prompts; prompts above the limit are left out."""
+    problems = data.load(config.data.train)
+    rendered = [(problem, pair.prompt_ids(problem.prompt)) for problem in problems]
+    fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= config.data.max_prompt_tokens]
+    if not fitting:
+        shortest = min(len(ids) for _, ids in rendered)
+        raise ValueError(
+            f"data.max_prompt_tokens={config.data.max_prompt_tokens} leaves no prompt: the shortest has {shortest} tokens"
+        )
+    return [problem for problem, _ in fitting], [ids for _, ids in fitting]
+
+
+def make_sampler(config: RunConfig, pair: Pair, model: Model) -> Sampler:
+    return HfSampler(
+        model.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=config.rollout.batch_size
+    )
+
+
+def make_selector(config: RunConfig) -> Selector:
+    return Selector(
+        **config.selector.model_dump(exclude={"label"}), quadrants=Quadrants(**config.quadrants.model_dump())
+    )
+
+
+def training_sampling(config: RunConfig) -> Sampling:
+    rollout = config.rollout
+    return Sampling(
+        config.learner.samples_per_prompt,
+        rollout.temperature,
+        rollout.top_p,
+        rollout.top_k,
+        config.data.max_response_tokens,
+    )
+
+
+def rollout_metrics(rollouts: list[Rollout]) -> dict[str, float]:
+    lengths = [rollout.num_response_tokens for rollout in rollouts]
+    return {
+        "rollout/response_len": sum(lengths) / len(lengths),
+        "rollout/truncated_frac": sum(rollout.truncated for rollout in rollouts) / len(rollouts),
+    }
+
+
+def headline(metrics: dict[str, float]) -> dict[str, str]:
+    """The numbers a person watches: loss, divergence, accuracies where this step evaluated."""
+    shown = {"loss": metrics["train/loss"]}
+    shown |= {name.removeprefix("eval/"): v for name, v in metrics.items() if name.endswith(("/greedy", "mean@"))}
+    return {name: f"{value:.3f}" for name, value in shown.items()}
+
+
+def main() -> None:
+    folder = RunFolder(Path(sys.argv[1]))
+    as_worker(folder, lambda: run(load(folder.config), folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Rollouts with every token's numbers, for reading: what samples.jsonl holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tip_exp.data import Problem
+from tip_exp.learner import StepReport
+from tip_exp.models import Pair
+from tip_exp.rollout.types import Rollout
+
+
+def sample_rows(
+    pair: Pair, problems: list[Problem], rollouts: list[Rollout], report: StepReport, count: int
+) -> Iterator[dict[str, Any]]:
+    """The first `count` rollouts of a step (problems[i] is rollouts[i]'s), one row each: tokens as text and lists as long."""
+    for index, (problem, rollout) in enumerate(zip(problems[:count], rollouts[:count], strict=True)):
+        mine = (report.tokens.rollout == index).nonzero().squeeze(-1)
+        yield {
+            "problem_id": problem.id,
+            "prompt": problem.prompt,
+            "answer": problem.answer,
+            "finish": rollout.finish,
+            "tokens": [pair.tokenizer.decode([token]) for token in rollout.response_ids],
+            "kept": report.selection.kept[mine].tolist(),
+            "score": _rounded(report.selection.score[mine].tolist()),
+            **{name: _rounded(values[mine].tolist()) for name, values in report.statistics.items()},
+        }
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in values]

@@ -1,0 +1,109 @@
+"""The selectors' score rules: arithmetic on per-token statistics, one function a rule, named by what it ranks.
+
+A rule's parameters *are* the statistics it reads, by name, already clipped and normalised as the selector's config says;
+`quadrant_…` parameters are raw booleans cut at the config's `quadrants`. So the names below are also the list of what a run
+has to compute, and this module needs no torch. To add a rule: write the function here, add it to SCORES, give it a YAML.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What scoring can measure at a response token; nats, but for the overlap.
+STATISTICS = (
+    "entropy",  # H(P_S)
+    "teacher_entropy",  # H(P_T)
+    "reverse_kl",  # KL(P_S || P_T): TIP, Eq. 3
+    "forward_kl",  # KL(P_T || P_S)
+    "jsd",  # generalised Jensen-Shannon divergence with the learner's jsd_beta
+    "student_logprob",  # log P_S of the sampled token
+    "teacher_logprob",  # log P_T of the sampled token
+    "topk_overlap",  # share of the student's top-k tokens among the teacher's top-k
+)
+# Statistics that need the student alone: a rule of these projects the teacher on kept tokens only.
+STUDENT_STATISTICS = frozenset({"entropy", "student_logprob"})
+
+
+def soft_or(entropy: Tensor, reverse_kl: Tensor) -> Tensor:
+    return entropy + reverse_kl - entropy * reverse_kl  # TIP, Eq. 7
+
+
+def q3(entropy: Tensor, forward_kl: Tensor) -> Tensor:
+    return forward_kl * (1 - entropy)  # TIP, Sec. 7.3: forward KL ranks, the loss stays reverse KL
+
+
+def entropy(entropy: Tensor) -> Tensor:
+    return entropy  # TIP, Sec. 4 and Table 3
+
+
+def reverse_kl(reverse_kl: Tensor) -> Tensor:
+    return reverse_kl  # TIP, App. B.2
+
+
+def forward_kl(forward_kl: Tensor) -> Tensor:
+    return forward_kl
+
+
+def jsd(jsd: Tensor) -> Tensor:
+    return jsd
+
+
+def teacher_entropy(teacher_entropy: Tensor) -> Tensor:
+    return teacher_entropy  # TIP, App. B.1
+
+
+def quadrant_1(high_entropy: Tensor, high_divergence: Tensor) -> Tensor:
+    return high_entropy & high_divergence  # TIP, Table 1
+
+
+def quadrant_2(high_entropy: Tensor, high_divergence: Tensor) -> Tensor:
+    return high_entropy & ~high_divergence
+
+
+def quadrant_3(high_entropy: Tensor, high_divergence: Tensor) -> Tensor:
+    return ~high_entropy & high_divergence
+
+
+def quadrant_4(high_entropy: Tensor, high_divergence: Tensor) -> Tensor:
+    return ~high_entropy & ~high_divergence
+
+
+def random(noise: Tensor) -> Tensor:
+    return noise  # uniform in [0, 1), from the run's seed and step
+
+
+def full(ones: Tensor) -> Tensor:
+    return ones  # TIP, Eq. 1
+
+
+QUADRANTS = {"q1": quadrant_1, "q2": quadrant_2, "q3": quadrant_3, "q4": quadrant_4}
+SCORES: dict[str, Callable[..., Tensor]] = {
+    "soft_or": soft_or,
+    "q3": q3,
+    "entropy": entropy,
+    "reverse_kl": reverse_kl,
+    "forward_kl": forward_kl,
+    "jsd": jsd,
+    "teacher_entropy": teacher_entropy,
+    "q1": quadrant_1,
+    "q2": quadrant_2,
+    "q3_quadrant": quadrant_3,
+    "q4": quadrant_4,
+    "random": random,
+    "full": full,
+}
+# Rules that say yes or no by themselves; a budget does not apply to them.
+UNBUDGETED = frozenset({"q1", "q2", "q3_quadrant", "q4", "full"})
+
+
+def reads(score: str) -> frozenset[str]:
+    """The statistics a rule needs measured."""
+    names = set(inspect.signature(SCORES[score]).parameters)
+    if names & {"high_entropy", "high_divergence"}:
+        names |= {"entropy", "reverse_kl"}
+    return frozenset(names & set(STATISTICS))
