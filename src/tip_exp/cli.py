@@ -9,6 +9,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,11 +18,19 @@ from tip_exp.launch import RunFailedError, launch
 from tip_exp.paths import RunFolder, conf_dir
 
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
+ERRORS = (ConfigError, HydraException, OmegaConfBaseException, RunFailedError, OSError)
 
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def _task(raw: DictConfig) -> None:
-    launch(parse(raw), RunFolder(Path(HydraConfig.get().runtime.output_dir)))
+    context = HydraConfig.get()
+    try:
+        launch(parse(raw), RunFolder(Path(context.runtime.output_dir)))
+    except ERRORS as error:
+        if context.mode is RunMode.MULTIRUN:
+            print(_told(error), file=sys.stderr)
+            raise  # Hydra runs the others, then raises the first error again
+        sys.exit(_tell(error))
 
 
 def main() -> None:
@@ -33,9 +42,18 @@ def main() -> None:
         _task()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except (ConfigError, HydraException, OmegaConfBaseException, RunFailedError, OSError) as error:
+    except ERRORS as error:
         if wants_traceback:
             raise
-        cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        print(f"error: {error}{cause}", file=sys.stderr)
-        sys.exit(FAILED if isinstance(error, RunFailedError | OSError) else BAD_CONFIG)
+        sys.exit(_tell(error))
+
+
+def _tell(error: Exception) -> int:
+    """Print an error; returns the exit code it deserves."""
+    print(_told(error), file=sys.stderr)
+    return FAILED if isinstance(error, RunFailedError | OSError) else BAD_CONFIG
+
+
+def _told(error: Exception) -> str:
+    cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return f"error: {error}{cause}"

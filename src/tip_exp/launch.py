@@ -67,7 +67,7 @@ def launch(config: RunConfig, folder: RunFolder) -> None:
         child = subprocess.Popen(
             [sys.executable, "-m", "tip_exp.run", str(folder.root)],
             pass_fds=(lock.fileno(),),  # the child holds the lock too, should this process be killed
-            env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+            env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "KINETO_LOG_LEVEL": "5"},  # no chatter of libraries
         )
         try:
             code = child.wait()

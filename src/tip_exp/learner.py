@@ -61,7 +61,7 @@ class Learner:
             if keep_graph or wanted:
                 with torch.set_grad_enabled(keep_graph):
                     student_hidden = [self.pair.student.final_hidden(batch) for batch in batches]
-            with self.meter.span("score"):
+            with self.meter.span("score", allocations=True):
                 statistics = self._score(batches, student_hidden, teacher_hidden, wanted)
             tokens = _tokens(batches)
             selection = self.selector(statistics, tokens, self._generator(step))
@@ -116,7 +116,7 @@ class Learner:
             if not mask.any():
                 continue
             hidden = student[i] if student else self.pair.student.final_hidden(batch)
-            with self.meter.span("loss"):
+            with self.meter.span("loss", allocations=True):
                 result = loss(
                     hidden.detach(),
                     teacher[i],

@@ -1,11 +1,11 @@
-"""Time and peak memory of named spans: resident set on Linux, torch's allocator and the whole device on CUDA."""
+"""Time and peak memory of named spans: what torch allocates, what the process holds, what the device has in use."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -17,12 +17,16 @@ _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Meter:
     """Measures blocks of a run, which may nest: `with meter.span("loss"): …`.
 
-    On a CPU a span's peak is the kernel's high-water mark of resident memory (VmHWM), reset at its start through
-    clear_refs; on CUDA it is torch's max_memory_allocated. `…_extra` is the peak above what was held when the span began.
+    memory/<span>_peak_gib: on CUDA torch's max_memory_allocated; on a CPU the kernel's high-water mark of resident memory
+    (VmHWM), reset at the start of the span through clear_refs.
+    memory/<span>_extra_mib: what torch allocated at its peak above what it held when the span began. On a CPU torch keeps no
+    count (and resident memory hides the reuse of freed pages), so spans marked `allocations` are profiled while
+    `count_allocations` is set: exact, but too slow for every step.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
+        self.count_allocations = False
         self._seconds: dict[str, float] = defaultdict(float)
         self._peak: dict[str, float] = defaultdict(float)  # bytes, the highest of all blocks of a name
         self._extra: dict[str, float] = defaultdict(float)
@@ -30,13 +34,15 @@ class Meter:
         self._open: list[float] = []  # peak so far of each open span, outermost first
 
     @contextmanager
-    def span(self, name: str) -> Iterator[None]:
+    def span(self, name: str, *, allocations: bool = False) -> Iterator[None]:
         self._note_peak()
-        held = self._held()
+        held = torch.cuda.memory_allocated(self._device) if self._cuda else 0
         self._open.append(held)
+        counted = _count_allocations() if allocations and self.count_allocations and not self._cuda else nullcontext([0])
         started = time.perf_counter()
         try:
-            yield
+            with counted as allocated:
+                yield
         finally:
             if self._cuda:
                 torch.cuda.synchronize(self._device)  # else the span would time the launches
@@ -46,7 +52,8 @@ class Meter:
             if self._open:
                 self._open[-1] = max(self._open[-1], peak)
             self._peak[name] = max(self._peak[name], peak)
-            self._extra[name] = max(self._extra[name], peak - held)
+            if self._cuda or allocated[0]:
+                self._extra[name] = max(self._extra[name], peak - held if self._cuda else allocated[0])
 
     def drain_seconds(self) -> dict[str, float]:
         """{"time/rollout_s": …}: seconds of each span since the last call."""
@@ -80,8 +87,20 @@ class Meter:
         else:
             reset_high_water()
 
-    def _held(self) -> float:
-        return torch.cuda.memory_allocated(self._device) if self._cuda else _status_bytes("VmRSS")
+
+@contextmanager
+def _count_allocations() -> Iterator[list[int]]:
+    """Profile a block on the CPU; the list holds, after it, the most bytes torch had allocated within it at once."""
+    found = [0]
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profile:
+        yield found
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # pyright: ignore[reportOptionalMemberAccess]
+    held = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        found[0] = max(found[0], held)
 
 
 def reset_high_water() -> None:

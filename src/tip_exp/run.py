@@ -56,6 +56,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             logger.log(0, metrics | meter.drain_seconds() | meter.memory())
         progress = tqdm(range(start + 1, last + 1), initial=start, total=last, desc=config.name, mininterval=1.0)
         for step in progress:
+            evaluating = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
+            meter.count_allocations = evaluating
             with meter.span("step"):
                 chosen = order.batch(step, config.learner.prompts_per_step)
                 with meter.span("rollout"):  # the student writes
@@ -64,7 +66,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 with meter.span("sync"):  # on-policy again
                     sampler.sync()
             metrics = report.metrics | rollout_metrics(rollouts)
-            if step == last or (config.eval.every and step % config.eval.every == 0):
+            if evaluating:
                 metrics |= evaluations(sampler, model="student", step=step)
                 texts = [problems[i] for i in chosen for _ in range(sampling.samples)]
                 logger.samples(step, sample_rows(pair, texts, rollouts, report, config.logger.rollouts_per_sample))
