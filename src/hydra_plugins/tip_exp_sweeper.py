@@ -1,4 +1,4 @@
-"""Hydra's basic sweeper with two things more: single runs beside the grid, and every run checked before the first starts."""
+"""Hydra's basic sweeper with single runs beside the grid, and every run checked before the first starts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from omegaconf import open_dict
+
 from tip_exp.config import ConfigError, parse
 from tip_exp.sweeping import expand
 
 
 class RunsSweeper(BasicSweeper):
-    def __init__(
-        self, max_batch_size: int | None, params: dict[str, str], runs: list[str]
-    ) -> None:
+    def __init__(self, max_batch_size: int | None, params: dict[str, str], runs: list[str]) -> None:
         super().__init__(max_batch_size, params)
         self.runs = list(runs)
         self._jobs: list[list[str]] = []

@@ -1,7 +1,7 @@
 """Checkpoints that a crash cannot spoil: written aside, checksummed, renamed; a torn one is passed over.
 
-checkpoint/step_00040/ is a plain Hugging Face folder of the student (weights, tokenizer, generation config) with two files
-more: learner.pt (optimizer, random states, totals) and checksums.json, written last.
+checkpoint/step_00040/ is a plain Hugging Face folder of the student (weights, tokenizer, generation config) with two
+files more: learner.pt (optimizer, random states) and checksums.json, written last.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class CheckpointError(OSError):
 def save(
     folder: Path, step: int, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any]
 ) -> Checkpoint:
-    """Write a checkpoint and let the newest KEPT stand. `state` holds tensors, numbers, strings and containers of them."""
+    """Write a checkpoint and let the newest KEPT stand. `state`: tensors, numbers, strings and containers of them."""
     final, aside = folder / f"step_{step:05d}", folder / f".writing_{step:05d}"
     shutil.rmtree(aside, ignore_errors=True)
     try:

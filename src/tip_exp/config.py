@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from tip_exp.paths import SHIPPED, resolve_model
-from tip_exp.scores import SCORES, STATISTICS, UNBUDGETED
+from tip_exp.scores import SCORES, STATISTICS, UNBUDGETED, UNIT_INTERVAL, reads
 
 
 class ConfigError(ValueError):
@@ -188,7 +188,7 @@ def parse(raw: DictConfig) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise _config_error([_told(detail) for detail in error.errors()]) from error
+        raise _config_error([_told(detail) for detail in error.errors()]) from None
     if problems := list(_broken_rules(config)):
         raise _config_error(problems)
     return config
@@ -265,13 +265,17 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
                 "for a baseline of the same budget choose selector=random"
             )
         if selector.order != "all":
-            yield f"selector.score={selector.score} says yes or no by itself: selector.order must be all, not {selector.order}"
+            yield f"selector.score={selector.score} says yes or no: selector.order must be all, not {selector.order}"
     elif selector.order == "all":
         yield f"selector.order=all keeps every positive score, so it needs a yes-or-no rule; {selector.score} is none"
+    if selector.score in UNIT_INTERVAL and selector.normalizer == "none":
+        yield f"selector.score={selector.score} needs its statistics in [0, 1], but selector.normalizer is none"
+    for statistic in sorted(set(selector.clip) - reads(selector.score)):
+        yield f"selector.clip.{statistic} would do nothing: selector.score={selector.score} does not read {statistic}"
     if selector.order == "sample" and selector.normalizer == "rank":
         yield "selector.order=sample draws in proportion to the score; with normalizer=rank that is not the statistic"
     if selector.scope == "batch" and selector.population == "rollout" and selector.normalizer != "none":
-        yield "selector.scope=batch compares scores across rollouts, but selector.population=rollout normalises each alone"
+        yield "selector.scope=batch compares rollouts, but selector.population=rollout normalises each alone"
     if learner.warmup_steps >= learner.num_steps and learner.warmup_steps:
         yield f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps})"
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens
@@ -288,8 +292,11 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
         if dataset.min_steps > dataset.max_steps:
             yield f"{key}.min_steps ({dataset.min_steps}) is above max_steps ({dataset.max_steps})"
     if config.data.train.split != "train":
-        yield f"data.train.split must be train, so that nothing is trained on what is evaluated; got {config.data.train.split}"
+        split = config.data.train.split
+        yield f"data.train.split must be train, so that nothing is trained on what is evaluated; got {split}"
     for name, dataset in evaluation.benchmarks.items():
+        if dataset.num_problems < 2:
+            yield f"eval.benchmarks.{name}.num_problems: a standard error takes at least 2 problems; got 1"
         if dataset.split == "train":
             yield f"eval.benchmarks.{name}.split is train: the run would be evaluated on what it trains on"
     for role in ("teacher", "student"):

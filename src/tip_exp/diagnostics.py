@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ def token_metrics(
             found[f"quadrant/{name}_share"] = float(inside.float().mean())
             found[f"quadrant/{name}_kept_frac"] = _mean(selection.kept, inside)
             found[f"quadrant/{name}_divergence_share"] = _share(statistics["reverse_kl"], inside)
-    for low, high in zip(POSITION_EDGES[:-1], POSITION_EDGES[1:], strict=True):
+    for low, high in pairwise(POSITION_EDGES):
         inside = (tokens.position >= low) & (tokens.position < high)
         if bool(inside.any()):
             found[f"select/score_at_{low}_{high - 1}"] = _mean(selection.score, inside)

@@ -30,8 +30,7 @@ class Evaluations:
         self._settings, self._pair, self._meter, self._logger = settings, pair, meter, logger
         self._problems = {name: load(dataset) for name, dataset in settings.benchmarks.items()}
         self._prompts = {
-            name: [pair.prompt_ids(problem.prompt) for problem in problems]
-            for name, problems in self._problems.items()
+            name: [pair.prompt_ids(problem.prompt) for problem in problems] for name, problems in self._problems.items()
         }
 
     def __call__(self, sampler: Sampler, *, model: str, step: int) -> dict[str, float]:
@@ -44,7 +43,9 @@ class Evaluations:
                     graded = self._ask(sampler, name, sampling)
                     rows = [one.row() | {"protocol": protocol} for of_problem in graded for one in of_problem]
                     self._logger.eval_rows(step, model, name, rows)
-                    found |= {f"{stage}/{name}/{key}": value for key, value in _named(protocol, summarize(graded)).items()}
+                    found |= {
+                        f"{stage}/{name}/{key}": value for key, value in _named(protocol, summarize(graded)).items()
+                    }
         return found
 
     def _protocols(self) -> dict[str, Sampling]:
@@ -59,7 +60,7 @@ class Evaluations:
             self._prompts[name],
             sampling,
             seed=self._settings.seed,
-            decode=lambda ids: self._pair.tokenizer.decode(ids, skip_special_tokens=True),
+            decode=self._pair.decode,
             grade=GRADERS[self._settings.benchmarks[name].grader],
         )
 
@@ -111,8 +112,8 @@ def evaluate(
 def summarize(graded: list[list[Graded]]) -> dict[str, float]:
     """mean@k, its standard error over problems, pass@k, maj@k, and how the responses look.
 
-    The problems are what was sampled from the world, so the standard error is over their means: k responses to one problem
-    are not k independent items. Needs two problems, for one has no standard error.
+    The problems are what was sampled from the world, so the standard error is over their means: k responses to one
+    problem are not k independent items. Needs two problems, for one has no standard error.
     """
     k = len(graded[0])
     right = np.array([[one.right for one in of_problem] for of_problem in graded], dtype=float)
@@ -148,7 +149,9 @@ def majority_is_right(of_problem: list[Graded]) -> bool:
     return next(one.right for one in of_problem if one.extracted == winner)
 
 
-def _graded(problem: Problem, sample: int, rollout: Rollout, decode: Callable[[list[int]], str], grade: Grade) -> Graded:
+def _graded(
+    problem: Problem, sample: int, rollout: Rollout, decode: Callable[[list[int]], str], grade: Grade
+) -> Graded:
     text = decode(rollout.response_ids)
     verdict = grade(text, problem.answer)
     return Graded(

@@ -1,4 +1,4 @@
-"""The output head: hidden states to logits over the vocabulary that teacher and student share, a tile of rows at a time."""
+"""The output head: hidden states to logits over the vocabulary that both models share, a tile of rows at a time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TILES_ALIVE = 5
 class Head:
     """logits = softcap(scale * (hidden @ weight[:vocab_size].T + bias)), in float32 or wider.
 
-    `scale` and `softcap` are what Cohere, Granite and Gemma 2 do after their last matrix product. `weight` is the model's
-    own parameter, which may be tied to its input embedding; `vocab_size` cuts it to the ids that both models know.
+    `scale` and `softcap` are what Cohere, Granite and Gemma 2 do after their last matrix product. `weight` is
+    the model's own parameter, perhaps tied to its embedding; `vocab_size` cuts it to the ids that both models know.
     """
 
     weight: Tensor  # (V, D)

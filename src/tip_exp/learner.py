@@ -48,8 +48,7 @@ class Learner:
         """One optimizer step, number `step` (from 1), on the tokens the selector keeps."""
         device = self.pair.student.module.device
         batches = [
-            batch.to(device)
-            for batch in micro_batches(rollouts, self.settings.micro_batch_tokens, self.pair.pad_id)
+            batch.to(device) for batch in micro_batches(rollouts, self.settings.micro_batch_tokens, self.pair.pad_id)
         ]
         with self.meter.span("teacher"), torch.no_grad():
             teacher_hidden = [self.pair.teacher.final_hidden(batch) for batch in batches]
@@ -137,10 +136,13 @@ class Learner:
         if num_kept == 0:
             return metrics  # nothing to learn from: the weights stay
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        torch._foreach_div_(gradients, num_kept)
+        for gradient in gradients:
+            gradient.div_(num_kept)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip))
         if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm of step {step} is {norm}; the last checkpoint is from before it")
+            raise FloatingPointError(
+                f"the gradient norm of step {step} is {norm}; the last checkpoint is from before it"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -152,7 +154,7 @@ class Learner:
 
 
 def learning_rate(step: int, settings: LearnerConfig) -> float:
-    """Linear warm-up, then constant, linear or half a cosine down to `final_lr_frac` at the last step (steps from 1)."""
+    """Linear warm-up, then constant, linear or half a cosine to `final_lr_frac` at the last step (steps from 1)."""
     if step <= settings.warmup_steps:
         return settings.lr * step / settings.warmup_steps
     if settings.schedule == "constant":

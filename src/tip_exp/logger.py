@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -48,7 +49,9 @@ class RunLogger:
     def __enter__(self) -> RunLogger:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for listener in self._listeners:
             listener.abort()
 
@@ -59,9 +62,10 @@ class WandbListener:
     def __init__(self, config: RunConfig, folder: RunFolder) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
+        from wandb.errors import Error
 
         id_file = folder.root / "wandb_id"
-        run_id = id_file.read_text().strip() if id_file.exists() else wandb.util.generate_id()
+        run_id = id_file.read_text().strip() if id_file.exists() else secrets.token_hex(4)
         try:
             self._run = wandb.init(
                 mode="online" if config.logger.wandb == "online" else "offline",
@@ -76,8 +80,10 @@ class WandbListener:
                 dir=str(folder.root),
                 settings=wandb.Settings(silent=True, console="off", disable_git=True),
             )
-        except wandb.errors.Error as error:
-            raise OSError(f"logger.wandb={config.logger.wandb}: W&B did not start: {str(error).splitlines()[0]}") from error
+        except Error as error:
+            raise OSError(
+                f"logger.wandb={config.logger.wandb}: W&B did not start: {str(error).splitlines()[0]}"
+            ) from error
         id_file.write_text(run_id + "\n")
 
     def log(self, step: int, metrics: dict[str, float]) -> None:

@@ -20,7 +20,7 @@ from tip_exp.heads import Head
 
 @dataclass(frozen=True, slots=True)
 class LossAndGrad:
-    """`value`: sum of the divergence over kept tokens, nats. `hidden_grad`: (N, D), zero at tokens that are not kept."""
+    """`value`: sum of the divergence over kept tokens, nats. `hidden_grad`: (N, D), zero where nothing is kept."""
 
     value: Tensor
     hidden_grad: Tensor

@@ -17,11 +17,11 @@ _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Meter:
     """Measures blocks of a run, which may nest: `with meter.span("loss"): …`.
 
-    memory/<span>_peak_gib: on CUDA torch's max_memory_allocated; on a CPU the kernel's high-water mark of resident memory
-    (VmHWM), reset at the start of the span through clear_refs.
-    memory/<span>_extra_mib: what torch allocated at its peak above what it held when the span began. On a CPU torch keeps no
-    count (and resident memory hides the reuse of freed pages), so spans marked `allocations` are profiled while
-    `count_allocations` is set: exact, but too slow for every step.
+    memory/<span>_peak_gib: on CUDA torch's max_memory_allocated; on a CPU the kernel's high-water mark of resident
+    memory (VmHWM), reset at the start of the span through clear_refs.
+    memory/<span>_extra_mib: what torch allocated at its peak above what it held when the span began. On a CPU torch
+    keeps no count (and resident memory hides the reuse of freed pages), so spans marked `allocations` are profiled
+    while `count_allocations` is set: exact, but too slow for every step.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -38,10 +38,11 @@ class Meter:
         self._note_peak()
         held = torch.cuda.memory_allocated(self._device) if self._cuda else 0
         self._open.append(held)
-        counted = _count_allocations() if allocations and self.count_allocations and not self._cuda else nullcontext([0])
+        counting = allocations and self.count_allocations and not self._cuda
+        allocated = [0]
         started = time.perf_counter()
         try:
-            with counted as allocated:
+            with _count_allocations(allocated) if counting else nullcontext():
                 yield
         finally:
             if self._cuda:
@@ -89,17 +90,16 @@ class Meter:
 
 
 @contextmanager
-def _count_allocations() -> Iterator[list[int]]:
-    """Profile a block on the CPU; the list holds, after it, the most bytes torch had allocated within it at once."""
-    found = [0]
+def _count_allocations(found: list[int]) -> Iterator[None]:
+    """Profile a block on the CPU; found[0] is, after it, the most bytes torch had allocated within it at once."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
     ) as profile:
-        yield found
+        yield
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # pyright: ignore[reportOptionalMemberAccess]
     held = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
+        held += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
         found[0] = max(found[0], held)
 
 

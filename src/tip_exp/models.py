@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -49,6 +50,11 @@ class Pair:
     stop_ids: list[int]
     pad_id: int
 
+    def decode(self, ids: list[int], *, with_special: bool = False) -> str:
+        text = self.tokenizer.decode(ids, skip_special_tokens=not with_special)
+        assert isinstance(text, str), "one sequence decodes to one text"
+        return text
+
     def prompt_ids(self, prompt: str) -> list[int]:
         """The chat template's rendering of one user message, ready for the answer."""
         text = self.tokenizer.apply_chat_template(
@@ -80,7 +86,9 @@ def load_pair(config: PairConfig, device: torch.device, student_from: Path | Non
     teacher, student = _load(config, "teacher", device, shared), _load(config, "student", device, shared)
     teacher.module.requires_grad_(False)
     pad = student_tokenizer.pad_token_id
-    return Pair(student_tokenizer, teacher, student, stops["student"], stops["student"][0] if pad is None else pad)
+    return Pair(
+        student_tokenizer, teacher, student, stops["student"], pad if isinstance(pad, int) else stops["student"][0]
+    )
 
 
 def shared_vocab(
@@ -101,7 +109,7 @@ def shared_vocab(
     shared = min(teacher_width, student_width)
     if max(ours.values()) >= shared:
         raise ConfigError(
-            f"pair: the tokenizer has ids up to {max(ours.values())}, but teacher and student share only {shared} logits"
+            f"pair: the tokenizer has ids up to {max(ours.values())}, but the two models share only {shared} logits"
         )
     return shared
 
@@ -117,7 +125,9 @@ def _tokenizer(config: PairConfig, role: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path, **options)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"pair.{role}.path: no tokenizer could be loaded from {path}: {_first_line(error)}") from error
+        raise ConfigError(
+            f"pair.{role}.path: no tokenizer could be loaded from {path}: {_first_line(error)}"
+        ) from error
 
 
 def _vocab_width(config: PairConfig, role: str) -> int:
@@ -136,10 +146,12 @@ def _stop_ids(config: PairConfig, role: str, tokenizer: PreTrainedTokenizerBase)
     except OSError:
         eos = None  # a model need not have one
     stops = {eos} if isinstance(eos, int) else set(eos or [])
-    if tokenizer.eos_token_id is not None:
+    if isinstance(tokenizer.eos_token_id, int):
         stops.add(tokenizer.eos_token_id)
     if not stops:
-        raise ConfigError(f"pair.{role}.path: neither the tokenizer nor the generation config of {path} names a stop token")
+        raise ConfigError(
+            f"pair.{role}.path: neither the tokenizer nor the generation config of {path} names a stop token"
+        )
     return sorted(stops)
 
 
@@ -150,9 +162,9 @@ def _load(config: PairConfig, role: str, device: torch.device, shared: int) -> M
         module = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, attn_implementation=config.attention, **options
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"pair.{role}.path: cannot load {path}: {_first_line(error)}") from error
-    module = module.to(device).eval()  # no dropout: score and gradient must see the same network
+    module = module.to(device).eval()  # pyright: ignore[reportArgumentType]  # no dropout: score and gradient must see the same network
     return Model(module, make_head(module, shared))
 
 
@@ -176,7 +188,7 @@ def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
         got = head.logits(module.base_model(probe, use_cache=False).last_hidden_state[0])
     if not torch.allclose(got, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
         raise ConfigError(
-            f"{type(module).__name__} does something to its logits that is not scaling or soft-capping; it is not supported"
+            f"{type(module).__name__} does more to its logits than scaling or soft-capping: not supported"
         )
     return head
 

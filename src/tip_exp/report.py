@@ -1,8 +1,10 @@
 """`tip-report`: run folders -> one table, in the terminal, as Markdown and as CSV. Tables come from files alone.
 
-    tip-report outputs/sweeps/demo --markdown results/demo.md --csv results/demo.csv
+tip-report outputs/sweeps/demo --markdown results/demo.md --csv results/demo.csv
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (pandas types a column of a frame as a Series, a frame or anything)
 from __future__ import annotations
 
 import argparse
@@ -112,7 +114,12 @@ def table(summary: pd.DataFrame) -> pd.DataFrame:
     for name in ("teacher", "start", "final", "greedy"):
         shown[name] = [measured.percent() for measured in summary[name]]
     shown["retention"] = [f"{100 * ratio:g} %" for ratio in summary["retention"]]
-    for name, form in {"kept_tokens": "{:,.0f}", "loss_mib": "{:.1f}", "process_gib": "{:.2f}", "wall_s": "{:.0f}"}.items():
+    for name, form in {
+        "kept_tokens": "{:,.0f}",
+        "loss_mib": "{:.1f}",
+        "process_gib": "{:.2f}",
+        "wall_s": "{:.0f}",
+    }.items():
         shown[name] = ["-" if math.isnan(value) else form.format(value) for value in summary[name]]
     return shown.rename(columns=COLUMNS)
 
@@ -152,7 +159,9 @@ def main() -> None:
         sys.exit(f"error: no run (a folder with config.yaml) below {', '.join(map(str, arguments.roots))}")
     summary = summarize(pd.DataFrame(runs))
     markdown = table(summary).to_markdown(index=False, disable_numparse=True)
-    samples = "final, step 0, teacher: mean@k in % ± standard error (over seeds if there are several, else over problems)"
+    samples = (
+        "final, step 0, teacher: mean@k in % ± standard error (over seeds if there are several, else over problems)"
+    )
     print(f"{markdown}\n\n{samples}")
     if arguments.markdown:
         arguments.markdown.parent.mkdir(parents=True, exist_ok=True)

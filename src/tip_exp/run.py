@@ -1,6 +1,6 @@
 """ONE RUN, top to bottom: the student writes, the teacher reads, the selector chooses, the learner updates.
 
-    python -m tip_exp.run FOLDER      (FOLDER/config.yaml says what; `tip-exp` writes it and starts this)
+python -m tip_exp.run FOLDER      (FOLDER/config.yaml says what; `tip-exp` writes it and starts this)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from tip_exp import checkpoint, data
-from tip_exp.config import RunConfig, load
+from tip_exp.config import ConfigError, RunConfig, load
 from tip_exp.evaluate import Evaluations
 from tip_exp.learner import Learner
 from tip_exp.logger import RunLogger, make_listeners
@@ -105,17 +105,13 @@ def load_prompts(config: RunConfig, pair: Pair) -> tuple[list[data.Problem], lis
     rendered = [(problem, pair.prompt_ids(problem.prompt)) for problem in problems]
     fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= config.data.max_prompt_tokens]
     if not fitting:
-        shortest = min(len(ids) for _, ids in rendered)
-        raise ValueError(
-            f"data.max_prompt_tokens={config.data.max_prompt_tokens} leaves no prompt: the shortest has {shortest} tokens"
-        )
+        limit, shortest = config.data.max_prompt_tokens, min(len(ids) for _, ids in rendered)
+        raise ConfigError(f"data.max_prompt_tokens={limit} leaves no prompt: the shortest has {shortest} tokens")
     return [problem for problem, _ in fitting], [ids for _, ids in fitting]
 
 
 def make_sampler(config: RunConfig, pair: Pair, model: Model) -> Sampler:
-    return HfSampler(
-        model.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=config.rollout.batch_size
-    )
+    return HfSampler(model.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=config.rollout.batch_size)
 
 
 def make_selector(config: RunConfig) -> Selector:

@@ -14,7 +14,7 @@ from tip_exp.rollout.types import Rollout
 def sample_rows(
     pair: Pair, problems: list[Problem], rollouts: list[Rollout], report: StepReport, count: int
 ) -> Iterator[dict[str, Any]]:
-    """The first `count` rollouts of a step (problems[i] is rollouts[i]'s), one row each: tokens as text and lists as long."""
+    """A row for each of the first `count` rollouts (problems[i] is rollouts[i]'s): tokens as text, numbers as lists."""
     for index, (problem, rollout) in enumerate(zip(problems[:count], rollouts[:count], strict=True)):
         mine = (report.tokens.rollout == index).nonzero().squeeze(-1)
         yield {
@@ -22,7 +22,7 @@ def sample_rows(
             "prompt": problem.prompt,
             "answer": problem.answer,
             "finish": rollout.finish,
-            "tokens": [pair.tokenizer.decode([token]) for token in rollout.response_ids],
+            "tokens": [pair.decode([token], with_special=True) for token in rollout.response_ids],
             "kept": report.selection.kept[mine].tolist(),
             "score": _rounded(report.selection.score[mine].tolist()),
             **{name: _rounded(values[mine].tolist()) for name, values in report.statistics.items()},

@@ -1,8 +1,8 @@
 """The selectors' score rules: arithmetic on per-token statistics, one function a rule, named by what it ranks.
 
-A rule's parameters *are* the statistics it reads, by name, already clipped and normalised as the selector's config says;
-`quadrant_…` parameters are raw booleans cut at the config's `quadrants`. So the names below are also the list of what a run
-has to compute, and this module needs no torch. To add a rule: write the function here, add it to SCORES, give it a YAML.
+A rule's parameters *are* the statistics it reads, by name, clipped and normalised as the selector's config says;
+`high_…` parameters are booleans, cut at the config's `quadrants`. So a rule's signature is also the list of what a run
+has to measure, and this module needs no torch. To add a rule: write the function, add it to SCORES, give it a YAML.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ SCORES: dict[str, Callable[..., Tensor]] = {
     "random": random,
     "full": full,
 }
+# Rules that are meant for axes in [0, 1] and mean nothing in nats.
+UNIT_INTERVAL = frozenset({"soft_or", "q3"})
 # Rules that say yes or no by themselves; a budget does not apply to them.
 UNBUDGETED = frozenset({"q1", "q2", "q3_quadrant", "q4", "full"})
 

@@ -1,7 +1,7 @@
 """Which tokens are trained on: score rule x normaliser x budget, from per-token statistics to a mask.
 
-Only response tokens come in (N of them, flattened over the step's rollouts), so prompt, tool and padding positions cannot
-be chosen. No gradient flows through a selection.
+Only response tokens come in (N of them, flattened over the step's rollouts), so prompt, tool and padding positions
+cannot be chosen. No gradient flows through a selection.
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.rollout)
+
+    def draws(self, generator: torch.Generator) -> Tensor:
+        """A uniform number in [0, 1) for each token, the same however the rollouts are split into micro-batches."""
+        in_order = (self.rollout * (self.position.max() + 1) + self.position).argsort() if len(self) else self.rollout
+        numbers = torch.rand(len(self), generator=generator, dtype=torch.float64).to(self.rollout.device)
+        return torch.empty_like(numbers).index_copy_(0, in_order, numbers)
 
     def groups(self, of: str) -> Tensor:
         if of == "batch":
@@ -80,7 +86,9 @@ class Selector:
         for name in self.reads:
             if not statistics[name].isfinite().all():
                 bad = int((~statistics[name].isfinite()).sum())
-                raise FloatingPointError(f"{name} is not finite at {bad} of {len(tokens)} tokens: a model gave NaN logits")
+                raise FloatingPointError(
+                    f"{name} is not finite at {bad} of {len(tokens)} tokens: a model gave NaN logits"
+                )
         rule = SCORES[self.score]
         axes = [self._axis(name, statistics, tokens, generator) for name in inspect.signature(rule).parameters]
         score = rule(*axes).float()
@@ -96,7 +104,7 @@ class Selector:
         if name == "high_divergence":
             return statistics["reverse_kl"] >= self.quadrants.divergence
         if name == "noise":
-            return torch.rand(len(tokens), generator=generator).to(device)
+            return tokens.draws(generator)
         assert name == "ones", f"no axis is called {name}"
         return torch.ones(len(tokens), device=device)
 
@@ -106,7 +114,7 @@ class Selector:
         if self.order == "bottom":
             key = -score
         elif self.order == "sample":
-            key = sampling_key(score.pow(self.sample_power), generator)
+            key = sampling_key(score.pow(self.sample_power), tokens.draws(generator))
         else:
             key = score
         groups = tokens.groups(self.scope)
@@ -150,9 +158,7 @@ def budgets(groups: Int[Tensor, " n"], retention: float, rounding: str) -> Int[T
     return (exact + 1e-9).floor().long().clamp(min=least).minimum(lengths)
 
 
-def keep_top(
-    key: Float[Tensor, " n"], groups: Int[Tensor, " n"], budget: Int[Tensor, " g"]
-) -> Bool[Tensor, " n"]:
+def keep_top(key: Float[Tensor, " n"], groups: Int[Tensor, " n"], budget: Int[Tensor, " g"]) -> Bool[Tensor, " n"]:
     """In each group the `budget[group]` tokens of the highest key; of equal keys the earlier token.
 
     key [3, 1, 2, 5], groups [0, 0, 0, 1], budget [2, 0] -> [True, False, True, False]
@@ -167,13 +173,12 @@ def keep_top(
     return kept
 
 
-def sampling_key(weights: Float[Tensor, " n"], generator: torch.Generator) -> Float[Tensor, " n"]:
+def sampling_key(weights: Float[Tensor, " n"], draws: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Keys whose top k are a draw of k without replacement in proportion to `weights` (Gumbel top-k; Kool et al. 2019).
 
-    A weight of zero is drawn only when nothing else is left.
+    `draws` are uniform in [0, 1). A weight of zero is drawn only when nothing else is left.
     """
-    exponential = torch.empty(len(weights), dtype=torch.float64).exponential_(generator=generator)
-    return weights.double().log() - exponential.to(weights.device).log()
+    return weights.double().log() - (-torch.log1p(-draws)).log()
 
 
 def per_group(function: Callable[[Tensor], Tensor], values: Tensor, groups: Tensor) -> Tensor:

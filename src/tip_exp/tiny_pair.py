@@ -1,6 +1,6 @@
 """Makes the embedded pair: a byte-level tokenizer, a teacher that can do word sums and a student with a planted slip.
 
-    python -m tip_exp.tiny_pair --out DIR        (about 5 minutes on two cores; the same files every time on one machine)
+    python -m tip_exp.tiny_pair --out DIR        (3 minutes on two cores; the same files every time on one machine)
 
 Both are Qwen3 models. The student sees the same stories as the teacher, but where a subtraction borrows its lessons are
 wrong 80 % of the time: it becomes confident and wrong there, the tokens the paper calls Q3.
@@ -88,6 +88,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     torch.manual_seed(recipe.seed)
+    pad, stop = _special_ids(tokenizer)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
@@ -99,13 +100,11 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
         max_position_embeddings=512,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=stop,
+        pad_token_id=pad,
     )
     model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
-    )
+    model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=pad, do_sample=True)
     return model
 
 
@@ -134,11 +133,10 @@ def pretrain(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCaus
 def greedy_accuracy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, num_problems: int) -> float:
     """Exact-match accuracy on the first test problems, greedy."""
     problems = list(islice(word_sums.stream("test", seed=0), num_problems))
-    pad, stop = tokenizer.pad_token_id, tokenizer.eos_token_id
-    assert isinstance(pad, int) and isinstance(stop, int)
+    pad, stop = _special_ids(tokenizer)
     sampler = HfSampler(model, stop_ids=[stop], pad_id=pad, batch_size=256)
     rollouts = sampler.generate([_prompt_ids(tokenizer, p) for p in problems], Sampling(1, 0.0, 1.0, 0, 80), seed=0)
-    texts = [tokenizer.decode(r.response_ids, skip_special_tokens=True) for r in rollouts]
+    texts = [str(tokenizer.decode(r.response_ids, skip_special_tokens=True)) for r in rollouts]
     verdicts = [boxed.grade(text, p.answer) for text, p in zip(texts, problems, strict=True)]
     return sum(v.right for v in verdicts) / num_problems
 
@@ -164,6 +162,13 @@ def make(name: str, out: Path) -> None:
     print(f"{name}: {record['num_parameters']:,} parameters, greedy accuracy {record['greedy_accuracy_512']:.3f}")
 
 
+def _special_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, int]:
+    """Ids of PAD and END."""
+    pad, stop = (tokenizer.convert_tokens_to_ids(token) for token in (PAD, END))
+    assert isinstance(pad, int) and isinstance(stop, int)
+    return pad, stop
+
+
 def _stories(seed: int, count: int, slip: float) -> list[Problem]:
     return list(islice(word_sums.stream("train", seed, slip=slip), count))
 
@@ -177,7 +182,7 @@ def _lesson(tokenizer: PreTrainedTokenizerFast, stories: list[Problem]) -> tuple
     prompts = [_prompt_ids(tokenizer, story) for story in stories]
     answers = [tokenizer.encode(story.solution + END) for story in stories]
     width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
-    ids = torch.full((len(stories), width), tokenizer.convert_tokens_to_ids(PAD))
+    ids = torch.full((len(stories), width), _special_ids(tokenizer)[0])
     labels = torch.full_like(ids, -100)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         end = len(prompt) + len(answer)

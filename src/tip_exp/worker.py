@@ -20,7 +20,9 @@ def as_worker(folder: RunFolder, body: Callable[[], None]) -> None:
     """Run `body`; whatever ends it is one line on the terminal, the traceback in worker.log, and an exit code."""
     _die_with_parent()
     with folder.log.open("a", encoding="utf-8") as log_file:
-        logging.basicConfig(stream=log_file, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+        logging.basicConfig(
+            stream=log_file, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s"
+        )
         logging.captureWarnings(True)
         faulthandler.enable(log_file)
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
@@ -29,7 +31,10 @@ def as_worker(folder: RunFolder, body: Callable[[], None]) -> None:
         try:
             body()
         except KeyboardInterrupt:
-            print(f"\ninterrupted; the same command goes on from the last checkpoint in {folder.checkpoints}", file=sys.stderr)
+            print(
+                f"\ninterrupted; the same command goes on from the last checkpoint in {folder.checkpoints}",
+                file=sys.stderr,
+            )
             sys.exit(INTERRUPTED)
         except Exception as error:
             log.exception("the run failed")

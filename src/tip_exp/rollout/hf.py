@@ -14,7 +14,7 @@ from tip_exp.rollout.types import Rollout, Sampling
 
 
 class _SampledLogprobs(LogitsProcessor):
-    """Records the log-prob of each sampled token: step t's token is seen at step t + 1, so one row of logits is kept."""
+    """Records each sampled token's log-prob: step t's token is seen at step t + 1, so one row of logits is kept."""
 
     def __init__(self) -> None:
         self.columns: list[Tensor] = []

@@ -1,0 +1,58 @@
+# Two commands for a new machine: `make demo` and `make test`; each sets up what it needs in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_ARGS ?=
+SWEEP ?= demo
+
+.DEFAULT_GOAL := help
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: .venv/.installed ## everything a run and the tests need, in .venv
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tip_exp needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install ## train eight selections on the embedded pair and print the table
+	$(BIN)/tip-exp -cd sweeps -cn demo
+	@$(BIN)/tip-report outputs/sweeps/demo
+
+test: install ## the tests (about 5 minutes on two cores)
+	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+
+test-slow: install ## the slow tests as well
+	$(BIN)/pytest -n 2 -m "not gpu"
+
+test-gpu: install ## what only a CUDA device can show
+	$(BIN)/pytest -m gpu
+
+lint: install ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright --level error
+
+check: lint test ## what CI runs
+
+plan: install ## check every run of SWEEP and tell its state
+	$(BIN)/tip-plan sweeps/$(SWEEP).yaml
+
+sweep: plan ## run SWEEP (goes on where it was left)
+	$(BIN)/tip-exp -cd sweeps -cn $(SWEEP)
+
+report: install ## the table of all runs in outputs/
+	@$(BIN)/tip-report outputs
+
+tiny-pair: install ## pretrain the embedded pair anew (about 3 minutes on two cores)
+	$(BIN)/python -m tip_exp.tiny_pair --out src/tip_exp/assets/tiny
+
+clean: ## remove what tests and tools left (not outputs/)
+	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+.PHONY: help install demo test test-slow test-gpu lint check plan sweep report tiny-pair clean

@@ -1,0 +1,58 @@
+"""Shared by all tests: one thread a process, no network, the embedded pair loaded once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", WANDB_MODE="offline")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hypothesis import settings
+from omegaconf import OmegaConf
+
+from tip_exp.config import RunConfig, parse, register_resolvers
+from tip_exp.models import Pair, load_pair
+from tip_exp.paths import conf_dir
+
+torch.set_num_threads(1)
+register_resolvers()
+settings.register_profile("tests", deadline=None, max_examples=40, derandomize=True)
+settings.load_profile("tests")
+
+Compose = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="session")
+def compose_run() -> Compose:
+    """compose_run("selector=full", "seed=3") -> the typed config that these overrides give."""
+
+    def composed(*overrides: str) -> RunConfig:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            return parse(compose("config", overrides=list(overrides)))
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def tiny_config(compose_run: Compose) -> RunConfig:
+    return compose_run()
+
+
+@pytest.fixture
+def tiny_pair(tiny_config: RunConfig) -> Pair:
+    """The embedded pair, fresh, for a test may train it."""
+    return load_pair(tiny_config.pair, torch.device("cpu"))
+
+
+@pytest.fixture
+def write_config() -> Callable[[RunConfig, Path], None]:
+    def write(config: RunConfig, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
+
+    return write

@@ -1,0 +1,93 @@
+"""What a run tells: rows survive kills, later rows go on a resume, W&B hears the same numbers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tip_exp.config import RunConfig
+from tip_exp.logger import RunLogger, append_rows, keep_rows_upto, make_listeners, read_rows
+from tip_exp.paths import RunFolder
+
+
+def test_a_torn_last_line_is_not_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    append_rows(path, [{"step": 0, "x": 1.5}, {"step": 1, "x": 2.5}])
+    with path.open("a") as file:
+        file.write('{"step": 2, "x"')
+    assert [row["step"] for row in read_rows(path)] == [0, 1]
+    keep_rows_upto(path, 1)
+    append_rows(path, [{"step": 2, "x": 3.5}])
+    assert [row["step"] for row in read_rows(path)] == [0, 1, 2]
+
+
+def test_text_with_odd_line_ends_stays_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "eval.jsonl"
+    odd = "a\u2028b\x85c\r\nd \\boxed{5} 中文"
+    append_rows(path, [{"step": 0, "text": odd}])
+    assert read_rows(path) == [{"step": 0, "text": odd}]
+
+
+def test_resuming_drops_what_came_after_the_checkpoint_and_starting_anew_drops_all(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with RunLogger(folder, [], resume_at=None) as logger:
+        for step in range(4):
+            logger.log(step, {"x": float(step)})
+            logger.eval_rows(step, "student", "b", [{"text": "t"}])
+    with RunLogger(folder, [], resume_at=2):
+        assert [row["step"] for row in read_rows(folder.metrics)] == [0, 1, 2]
+        assert [row["step"] for row in read_rows(folder.eval_rows)] == [0, 1, 2]
+    with RunLogger(folder, [], resume_at=None):
+        assert read_rows(folder.metrics) == []
+
+
+def test_listeners_hear_each_row_once_and_are_told_of_a_crash(tmp_path: Path) -> None:
+    class Listener:
+        def __init__(self) -> None:
+            self.heard: list = []
+
+        def log(self, step: int, metrics: dict) -> None:
+            self.heard.append((step, metrics))
+
+        def finish(self, summary: dict) -> None:
+            self.heard.append(("finish", summary))
+
+        def abort(self) -> None:
+            self.heard.append("abort")
+
+    good, bad = Listener(), Listener()
+    with RunLogger(RunFolder(tmp_path), [good], resume_at=None) as logger:
+        logger.log(0, {"x": 1.0})
+        logger.finish({"final": 2.0})
+    assert good.heard == [(0, {"x": 1.0}), ("finish", {"final": 2.0})]
+    with pytest.raises(RuntimeError), RunLogger(RunFolder(tmp_path), [bad], resume_at=None):
+        raise RuntimeError("a crash")
+    assert bad.heard == ["abort"]
+
+
+def test_wandb_offline_holds_the_same_numbers(tmp_path: Path, tiny_config: RunConfig) -> None:
+    """Read back by W&B's own tool: every metric of every row, the config, the group's parts, the id for a resume."""
+    folder = RunFolder(tmp_path)
+    config = tiny_config.model_copy(update={"sweep": "demo"})
+    rows = [{"train/loss": 0.5 / (step + 1), "eval/word_sums/mean@4": 0.25 * step} for step in range(3)]
+    with RunLogger(folder, make_listeners(config, folder), resume_at=None) as logger:
+        for step, row in enumerate(rows):
+            logger.log(step, row)
+        logger.finish({"memory/process_peak_gib": 0.5})
+    (run,) = (tmp_path / "wandb").glob("offline-run-*")
+    wandb = str(Path(sys.executable).parent / "wandb")
+    told = subprocess.run([wandb, "leet", "inspect", "--json", str(run)], capture_output=True, text=True, timeout=60)
+    records = [json.loads(line) for line in told.stdout.splitlines()]
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert [{key: row[key] for key in expected} for row, expected in zip(history, rows, strict=True)] == rows
+    assert (tmp_path / "wandb_id").read_text().strip() in run.name
+    assert "demo" in told.stdout and "soft_or" in told.stdout
+
+
+def test_off_is_no_listener(tmp_path: Path, tiny_config: RunConfig) -> None:
+    silent = tiny_config.model_copy(update={"logger": tiny_config.logger.model_copy(update={"wandb": "off"})})
+    assert make_listeners(silent, RunFolder(tmp_path)) == []

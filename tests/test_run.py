@@ -1,0 +1,68 @@
+"""The loop learns: twenty steps lift the embedded student, and what lifts it is in the tokens that were kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tip_exp.config import RunConfig, load
+from tip_exp.logger import read_rows
+from tip_exp.models import load_pair
+from tip_exp.paths import RunFolder
+from tip_exp.run import load_prompts, run
+
+Run = Callable[..., RunConfig]
+QUICK = ["logger=files", "learner.num_steps=20", "learner.schedule=constant", "eval.every=0", "eval.samples=1"]
+QUICK += ["eval.teacher=false", "eval.benchmarks.word_sums.num_problems=200"]
+
+
+def train(compose_run: Run, folder: Path, *overrides: str) -> list[dict]:
+    run_folder = RunFolder(folder)
+    folder.mkdir()
+    run(compose_run(*QUICK, *overrides), run_folder)
+    return read_rows(run_folder.metrics)
+
+
+@pytest.mark.parametrize("backend", ["fused", "materialized"])
+def test_twenty_steps_of_soft_or_teach(tmp_path: Path, compose_run: Run, backend: str) -> None:
+    rows = train(compose_run, tmp_path / "run", f"learner.loss_backend={backend}")
+    before, after = rows[0]["eval/word_sums/greedy"], rows[-1]["eval/word_sums/greedy"]
+    assert 0.25 < before < 0.5  # se 0.034
+    assert after > before + 0.15
+    assert rows[-1]["score/reverse_kl_mean"] < 0.4 * rows[1]["score/reverse_kl_mean"]
+
+
+def test_both_backends_walk_the_same_path(tmp_path: Path, compose_run: Run) -> None:
+    few = ["learner.num_steps=4", "learner.warmup_steps=1", "learner.prompts_per_step=16"]
+    fused, materialized = (
+        train(compose_run, tmp_path / b, f"learner.loss_backend={b}", *few) for b in ("fused", "materialized")
+    )
+    for one, other in zip(fused[1:], materialized[1:], strict=True):
+        assert one["train/loss"] == pytest.approx(other["train/loss"], rel=1e-4)
+        assert one["select/kept_tokens"] == other["select/kept_tokens"]
+
+
+def test_confident_and_right_tokens_teach_nothing(tmp_path: Path, compose_run: Run) -> None:
+    rows = train(compose_run, tmp_path / "run", "selector=q4")
+    assert rows[-1]["eval/word_sums/greedy"] < rows[0]["eval/word_sums/greedy"] + 0.05
+
+
+def test_prompts_that_are_too_long_are_left_out_or_refused(compose_run: Run) -> None:
+    config = compose_run("data.max_prompt_tokens=30")
+    pair = load_pair(config.pair, torch.device("cpu"))
+    problems, prompts = load_prompts(config, pair)
+    assert 0 < len(problems) == len(prompts) < config.data.train.num_problems
+    assert max(map(len, prompts)) <= 30
+    with pytest.raises(ValueError, match=r"data\.max_prompt_tokens=5 leaves no prompt: the shortest has"):
+        load_prompts(compose_run("data.max_prompt_tokens=5"), pair)
+
+
+def test_a_run_can_be_replayed_from_its_own_config(tmp_path: Path, compose_run: Run) -> None:
+    config = compose_run(*QUICK)
+    path = tmp_path / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
+    assert load(path) == config
