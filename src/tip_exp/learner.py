@@ -18,7 +18,7 @@ from tip_exp.meter import MIB, Meter
 from tip_exp.models import Pair
 from tip_exp.rollout.types import Rollout
 from tip_exp.scores import STATISTICS
-from tip_exp.scoring import Statistics, score_tokens
+from tip_exp.scoring import Statistics, normalized_entropy, score_tokens
 from tip_exp.selection import Selection, Selector, Tokens
 
 
@@ -70,6 +70,9 @@ class Learner:
         metrics["select/response_tokens"] = float(len(tokens))
         metrics["select/kept_frac"] = metrics["select/kept_tokens"] / max(1, len(tokens))
         metrics |= token_metrics(statistics, tokens, selection, self.selector)
+        if "entropy" in statistics and len(tokens):
+            width = self.pair.student.head.vocab_size
+            metrics["score/entropy_norm_mean"] = float(normalized_entropy(statistics["entropy"], width).mean())
         return StepReport(metrics, tokens, statistics, selection)
 
     def state_dict(self) -> dict[str, Any]:

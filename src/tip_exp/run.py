@@ -54,6 +54,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             if config.eval.teacher:
                 metrics |= evaluations(make_sampler(config, pair, pair.teacher), model="teacher", step=0)
             logger.log(0, metrics | meter.drain_seconds() | meter.memory())
+            print(learning_curve_point(0, metrics))
         progress = tqdm(range(start + 1, last + 1), initial=start, total=last, desc=config.name, mininterval=1.0)
         for step in progress:
             evaluating = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
@@ -71,8 +72,11 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 texts = [problems[i] for i in chosen for _ in range(sampling.samples)]
                 logger.samples(step, sample_rows(pair, texts, rollouts, report, config.logger.rollouts_per_sample))
             metrics |= meter.drain_seconds() | meter.memory()
+            metrics["rollout/tokens_per_s"] = metrics["select/response_tokens"] / metrics["time/rollout_s"]
             logger.log(step, metrics)
-            progress.set_postfix(headline(metrics), refresh=False)
+            progress.set_postfix(loss=f"{metrics['train/loss']:.3f}", refresh=False)
+            if evaluating:
+                progress.write(learning_curve_point(step, metrics))
             if step == last or step % config.learner.checkpoint_every == 0:
                 state = {"optimizer": learner.state_dict(), "random": checkpoint.random_states()}
                 checkpoint.save(folder.checkpoints, step, pair.student.module, pair.tokenizer, state)
@@ -139,11 +143,14 @@ def rollout_metrics(rollouts: list[Rollout]) -> dict[str, float]:
     }
 
 
-def headline(metrics: dict[str, float]) -> dict[str, str]:
-    """The numbers a person watches: loss, divergence, accuracies where this step evaluated."""
-    shown = {"loss": metrics["train/loss"]}
-    shown |= {name.removeprefix("eval/"): v for name, v in metrics.items() if name.endswith(("/greedy", "mean@"))}
-    return {name: f"{value:.3f}" for name, value in shown.items()}
+def learning_curve_point(step: int, metrics: dict[str, float]) -> str:
+    """What a person watches: "step  20   word_sums/mean@4 50.3 %   word_sums/greedy 60.9 %   reverse KL 0.163"."""
+    shown = [f"step {step:>5}"]
+    accuracies = {name: value for name, value in metrics.items() if f"{name}_se" in metrics}
+    shown += [f"{name.removeprefix('eval/')} {100 * value:.1f} %" for name, value in accuracies.items()]
+    if "score/reverse_kl_mean" in metrics:
+        shown.append(f"reverse KL {metrics['score/reverse_kl_mean']:.3f}")
+    return "   ".join(shown)
 
 
 def main() -> None:
