@@ -31,7 +31,8 @@ def tip_exp(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 def numbers(row: dict[str, Any]) -> dict[str, Any]:
     """A metrics row without what a clock or the memory measured."""
-    return {key: value for key, value in row.items() if not key.startswith(("time/", "memory/"))}
+    measured = ("time/", "memory/")
+    return {key: value for key, value in row.items() if not key.startswith(measured) and not key.endswith("_per_s")}
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:

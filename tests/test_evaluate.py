@@ -14,7 +14,15 @@ from tip_exp.rollout.types import Rollout, Sampling
 
 
 def graded(extracted: str | None, right: bool, sample: int = 0, **changes) -> Graded:
-    fields = {"problem_id": "p", "sample": sample, "answer": "9", "text": "", "rule": "boxed", "truncated": False}
+    fields = {
+        "problem_id": "p",
+        "sample": sample,
+        "answer": "9",
+        "text": "",
+        "rule": "boxed",
+        "truncated": False,
+        "strict_right": right,
+    }
     return Graded(extracted=extracted, right=right, num_tokens=10, **{**fields, **changes})
 
 
@@ -87,7 +95,7 @@ def test_evaluate_matches_responses_to_their_problems() -> None:
     problems = [Problem("a", "", "5"), Problem("b", "", "8")]
     found = evaluate(
         Echo(), problems, [[1, 5], [1, 7]], Sampling(2, 1.0, 1.0, 0, 1), seed=0,
-        decode=lambda ids: f"\\boxed{{{ids[0]}}}", grade=boxed.grade,
+        decode=lambda ids: f"\\boxed{{{ids[0]}}}", grade_all=lambda pairs: [boxed.grade(*pair) for pair in pairs],
     )  # fmt: skip
     assert [[one.right for one in of_problem] for of_problem in found] == [[True, False], [False, True]]
     assert [one.problem_id for of_problem in found for one in of_problem] == ["a", "a", "b", "b"]

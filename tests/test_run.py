@@ -10,10 +10,11 @@ import torch
 from omegaconf import OmegaConf
 
 from tip_exp.config import RunConfig, load
+from tip_exp.data import load as load_data
 from tip_exp.logger import read_rows
 from tip_exp.models import load_pair
 from tip_exp.paths import RunFolder
-from tip_exp.run import load_prompts, run
+from tip_exp.run import render_prompts, run
 
 Run = Callable[..., RunConfig]
 QUICK = ["logger=files", "learner.num_steps=20", "learner.schedule=constant", "eval.every=0", "eval.samples=1"]
@@ -54,11 +55,12 @@ def test_confident_and_right_tokens_teach_nothing(tmp_path: Path, compose_run: R
 def test_prompts_that_are_too_long_are_left_out_or_refused(compose_run: Run) -> None:
     config = compose_run("data.max_prompt_tokens=30")
     pair = load_pair(config.pair, torch.device("cpu"))
-    problems, prompts = load_prompts(config, pair)
+    everything = load_data(config.data.train).problems
+    problems, prompts = render_prompts(config, pair, everything)
     assert 0 < len(problems) == len(prompts) < config.data.train.num_problems
     assert max(map(len, prompts)) <= 30
     with pytest.raises(ValueError, match=r"data\.max_prompt_tokens=5 leaves no prompt: the shortest has"):
-        load_prompts(compose_run("data.max_prompt_tokens=5"), pair)
+        render_prompts(compose_run("data.max_prompt_tokens=5"), pair, everything)
 
 
 def test_a_run_can_be_replayed_from_its_own_config(tmp_path: Path, compose_run: Run) -> None:

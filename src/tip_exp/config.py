@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from tip_exp.grading import GRADERS
 from tip_exp.paths import SHIPPED, resolve_model
 from tip_exp.scores import SCORES, STATISTICS, UNBUDGETED, UNIT_INTERVAL, reads
 
@@ -49,6 +50,8 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]  # a part that is not nothing
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Split = Literal["train", "validation", "test"]
+Grader = Annotated[str, _one_of(GRADERS, "grader")]
 FileName = Annotated[str, AfterValidator(_file_name)]
 
 
@@ -69,19 +72,61 @@ class PairConfig(_Strict):
     student: ModelConfig
 
 
-class DatasetConfig(_Strict):
-    label: FileName
+class WordSumsConfig(_Strict):
     kind: Literal["word_sums"]
-    split: Literal["train", "validation", "test"]
+    label: FileName
+    split: Split
     num_problems: Count
     seed: CountOrZero
-    grader: Literal["boxed_integer"]
+    grader: Grader
     min_steps: Count
     max_steps: Count
 
 
+class HubFileConfig(_Strict):
+    repo: str
+    revision: str
+    file: str
+
+
+class FieldsConfig(_Strict):
+    """Dotted paths into a row: "reward_model.ground_truth", "prompt.0.content"."""
+
+    id: str | None
+    prompt: str
+    answer: str
+    solution: str | None
+
+
+class PartConfig(_Strict):
+    seed: CountOrZero
+    start: Fraction
+    stop: Share
+
+
+class TableConfig(_Strict):
+    kind: Literal["table"]
+    label: FileName
+    split: Split
+    hub: HubFileConfig
+    root: str | None
+    root_file: str
+    file: str | None
+    fields: FieldsConfig
+    answer_after: str | None
+    strip: list[str]
+    suffix: str
+    part: PartConfig | None
+    num_problems: Count | None
+    grader: Grader
+
+
+DatasetConfig = Annotated[WordSumsConfig | TableConfig, Field(discriminator="kind")]
+
+
 class DataConfig(_Strict):
     label: FileName
+    root: str | None
     train: DatasetConfig
     max_prompt_tokens: Count
     max_response_tokens: Count
@@ -234,7 +279,7 @@ def _config_error(problems: list[str]) -> ConfigError:
 
 def _told(detail: Any) -> str:
     """One pydantic error as: key, what is allowed, what came."""
-    path = [str(part) for part in detail["loc"] if part != "[key]"]
+    path = _without_kind([str(part) for part in detail["loc"] if part != "[key]"])
     key, message = ".".join(path), detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         return f"{key} is missing"
@@ -246,11 +291,20 @@ def _told(detail: Any) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}; got {detail['input']!r}"
 
 
+def _without_kind(path: list[str]) -> list[str]:
+    """pydantic puts a data set's kind into the path of an error: data.train.word_sums.seed is data.train.seed."""
+    if path[:2] == ["data", "train"]:
+        return path[:2] + path[3:]
+    return path[:3] + path[4:] if path[:2] == ["eval", "benchmarks"] else path
+
+
 def _fields_at(path: list[str]) -> list[str]:
+    """Names of the keys beside a wrong one."""
+    if path[:2] in (["data", "train"], ["eval", "benchmarks"]):
+        return sorted(set(WordSumsConfig.model_fields) | set(TableConfig.model_fields))
     model: Any = RunConfig
     for part in path:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        model = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else DatasetConfig
+        model = model.model_fields[part].annotation
     return list(model.model_fields)
 
 
@@ -289,18 +343,31 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
     datasets = {"data.train": config.data.train}
     datasets |= {f"eval.benchmarks.{name}": dataset for name, dataset in evaluation.benchmarks.items()}
     for key, dataset in datasets.items():
-        if dataset.min_steps > dataset.max_steps:
-            yield f"{key}.min_steps ({dataset.min_steps}) is above max_steps ({dataset.max_steps})"
-    if config.data.train.split != "train":
-        split = config.data.train.split
+        yield from _broken_dataset(key, dataset)
+    if (split := config.data.train.split) != "train":
         yield f"data.train.split must be train, so that nothing is trained on what is evaluated; got {split}"
     for name, dataset in evaluation.benchmarks.items():
-        if dataset.num_problems < 2:
+        if dataset.num_problems == 1:
             yield f"eval.benchmarks.{name}.num_problems: a standard error takes at least 2 problems; got 1"
         if dataset.split == "train":
             yield f"eval.benchmarks.{name}.split is train: the run would be evaluated on what it trains on"
     for role in ("teacher", "student"):
         yield from _missing_folder(f"pair.{role}.path", getattr(config.pair, role).path)
+
+
+def _broken_dataset(key: str, dataset: WordSumsConfig | TableConfig) -> Iterator[str]:
+    if isinstance(dataset, WordSumsConfig):
+        if dataset.min_steps > dataset.max_steps:
+            yield f"{key}.min_steps ({dataset.min_steps}) is above max_steps ({dataset.max_steps})"
+        return
+    if dataset.part is not None and dataset.part.start >= dataset.part.stop:
+        yield f"{key}.part is empty: start {dataset.part.start} is not below stop {dataset.part.stop}"
+    if dataset.file is not None and not Path(dataset.file).expanduser().is_file():
+        yield f"{key}.file: there is no file {dataset.file}"
+    elif dataset.file is None and dataset.root is not None:
+        path = Path(dataset.root).expanduser() / dataset.root_file
+        if not path.is_file():
+            yield f"{key}: data.root is {dataset.root}, but there is no {path}"
 
 
 def _missing_folder(key: str, path: str) -> Iterator[str]:

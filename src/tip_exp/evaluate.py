@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tip_exp.data import Problem, load
-from tip_exp.grading import GRADERS, Verdict
+from tip_exp.grading import GradeAll, Verdict, open_grader, strict
 from tip_exp.rollout.types import Rollout, Sampler, Sampling
 
 if TYPE_CHECKING:
@@ -20,15 +20,14 @@ if TYPE_CHECKING:
     from tip_exp.meter import Meter
     from tip_exp.models import Pair
 
-Grade = Callable[[str, str], Verdict]
-
 
 class Evaluations:
     """The benchmarks of a run: rendered once, then asked of the teacher and of the student at some steps."""
 
     def __init__(self, settings: EvalConfig, pair: Pair, meter: Meter, logger: RunLogger) -> None:
         self._settings, self._pair, self._meter, self._logger = settings, pair, meter, logger
-        self._problems = {name: load(dataset) for name, dataset in settings.benchmarks.items()}
+        self.loaded = {name: load(dataset) for name, dataset in settings.benchmarks.items()}
+        self._problems = {name: loaded.problems for name, loaded in self.loaded.items()}
         self._prompts = {
             name: [pair.prompt_ids(problem.prompt) for problem in problems] for name, problems in self._problems.items()
         }
@@ -54,15 +53,16 @@ class Evaluations:
         return protocols | ({"greedy": Sampling(1, 0.0, 1.0, 0, s.max_tokens)} if s.greedy else {})
 
     def _ask(self, sampler: Sampler, name: str, sampling: Sampling) -> list[list[Graded]]:
-        return evaluate(
-            sampler,
-            self._problems[name],
-            self._prompts[name],
-            sampling,
-            seed=self._settings.seed,
-            decode=self._pair.decode,
-            grade=GRADERS[self._settings.benchmarks[name].grader],
-        )
+        with open_grader(self._settings.benchmarks[name].grader) as grade_all:
+            return evaluate(
+                sampler,
+                self._problems[name],
+                self._prompts[name],
+                sampling,
+                seed=self._settings.seed,
+                decode=self._pair.decode,
+                grade_all=grade_all,
+            )
 
 
 def _named(protocol: str, summary: dict[str, float]) -> dict[str, float]:
@@ -83,6 +83,7 @@ class Graded:
     right: bool
     extracted: str | None
     rule: str
+    strict_right: bool  # what the base code's string comparison says
     truncated: bool
     num_tokens: int
 
@@ -98,15 +99,18 @@ def evaluate(
     *,
     seed: int,
     decode: Callable[[list[int]], str],
-    grade: Grade,
+    grade_all: GradeAll,
 ) -> list[list[Graded]]:
     """`sampling.samples` graded responses to each problem."""
     rollouts = sampler.generate(prompts, sampling, seed)
-    k = sampling.samples
-    return [
-        [_graded(problem, j, rollout, decode, grade) for j, rollout in enumerate(rollouts[i * k : (i + 1) * k])]
-        for i, problem in enumerate(problems)
+    asked = [problem for problem in problems for _ in range(sampling.samples)]
+    texts = [decode(rollout.response_ids) for rollout in rollouts]
+    verdicts = grade_all((text, problem.answer) for text, problem in zip(texts, asked, strict=True))
+    graded = [
+        _graded(problem, i % sampling.samples, rollout, text, verdict)
+        for i, (problem, rollout, text, verdict) in enumerate(zip(asked, rollouts, texts, verdicts, strict=True))
     ]
+    return [graded[i : i + sampling.samples] for i in range(0, len(graded), sampling.samples)]
 
 
 def summarize(graded: list[list[Graded]]) -> dict[str, float]:
@@ -123,6 +127,8 @@ def summarize(graded: list[list[Graded]]) -> dict[str, float]:
         f"mean@{k}_se": standard_error(right.mean(axis=1)),
         f"pass@{k}": float(np.mean([pass_at_k(k, int(row.sum()), k) for row in right])),
         f"maj@{k}": float(np.mean([majority_is_right(of_problem) for of_problem in graded])),
+        f"strict_mean@{k}": float(np.mean([one.strict_right for one in flat])),
+        "strict_agreement": float(np.mean([one.strict_right == one.right for one in flat])),
         "response_len": float(np.mean([one.num_tokens for one in flat])),
         "truncated_frac": float(np.mean([one.truncated for one in flat])),
         "unparsed_frac": float(np.mean([one.extracted is None for one in flat])),
@@ -149,11 +155,7 @@ def majority_is_right(of_problem: list[Graded]) -> bool:
     return next(one.right for one in of_problem if one.extracted == winner)
 
 
-def _graded(
-    problem: Problem, sample: int, rollout: Rollout, decode: Callable[[list[int]], str], grade: Grade
-) -> Graded:
-    text = decode(rollout.response_ids)
-    verdict = grade(text, problem.answer)
+def _graded(problem: Problem, sample: int, rollout: Rollout, text: str, verdict: Verdict) -> Graded:
     return Graded(
         problem_id=problem.id,
         sample=sample,
@@ -162,6 +164,7 @@ def _graded(
         right=verdict.right,
         extracted=verdict.extracted,
         rule=verdict.rule,
+        strict_right=strict.grade(text, problem.answer).right,
         truncated=rollout.truncated,
         num_tokens=rollout.num_response_tokens,
     )

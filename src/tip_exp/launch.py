@@ -1,4 +1,4 @@
-"""From an accepted config to a finished folder: is it done, does somebody hold it, else start run.py in a child.
+"""From an accepted config to a finished folder: is it done, does somebody hold it, else run it in a child.
 
 One process a run: a sampling engine keeps memory until its process ends, and a crash must cost one run, not a sweep.
 """
@@ -72,7 +72,7 @@ def launch(config: RunConfig, folder: RunFolder) -> None:
             )
         _write_config(config, folder)
         child = subprocess.Popen(
-            [sys.executable, "-m", "tip_exp.run", str(folder.root)],
+            [sys.executable, "-m", "tip_exp.worker", str(folder.root), str(os.getpid())],
             pass_fds=(lock.fileno(),),  # the child holds the lock too, should this process be killed
             env=CHILD_ENVIRONMENT | os.environ,
         )

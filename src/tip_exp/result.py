@@ -17,7 +17,7 @@ from tip_exp.logger import read_rows
 from tip_exp.paths import PACKAGE, RunFolder
 
 
-def write_result(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
+def write_result(config: RunConfig, folder: RunFolder, datasets: dict[str, Any]) -> dict[str, Any]:
     """Sum up metrics.jsonl: first and last evaluation, totals over all steps, peaks over all processes of the run."""
     rows = read_rows(folder.metrics)
     result = {
@@ -33,6 +33,7 @@ def write_result(config: RunConfig, folder: RunFolder) -> dict[str, Any]:
             "wall_s": sum(row.get("time/step_s", 0) + row.get("time/eval_s", 0) for row in rows),
         },
         "memory": {key: max(row.get(key, 0.0) for row in rows) for key in rows[-1] if key.startswith("memory/")},
+        "datasets": datasets,
         "versions": {name: version(name) for name in ("tip_exp", "torch", "transformers", "hydra-core")}
         | {"python": platform.python_version()},
         "git_revision": git_revision(),

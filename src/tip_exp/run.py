@@ -1,20 +1,18 @@
-"""ONE RUN, top to bottom: the student writes, the teacher reads, the selector chooses, the learner updates.
-
-python -m tip_exp.run FOLDER      (FOLDER/config.yaml says what; `tip-exp` writes it and starts this)
-"""
+"""ONE RUN, top to bottom: the student writes, the teacher reads, the selector chooses, the learner updates."""
 
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from tip_exp import checkpoint, data
-from tip_exp.config import ConfigError, RunConfig, load
+from tip_exp.config import ConfigError, RunConfig
+from tip_exp.data import Loaded, Problem
+from tip_exp.data.contamination import overlap
 from tip_exp.evaluate import Evaluations
 from tip_exp.learner import Learner
 from tip_exp.logger import RunLogger, make_listeners
@@ -26,7 +24,6 @@ from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.types import Rollout, Sampler, Sampling
 from tip_exp.samples import sample_rows
 from tip_exp.selection import Quadrants, Selector
-from tip_exp.worker import as_worker
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -37,7 +34,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     seed_everything(config.seed)
     saved = checkpoint.newest(folder.checkpoints)
     pair = load_pair(config.pair, device, student_from=saved.path if saved else None)
-    problems, prompts = load_prompts(config, pair)
+    train = data.load(config.data.train)
+    problems, prompts = render_prompts(config, pair, train.problems)
     meter = Meter(device)
     learner = Learner(pair, make_selector(config), config.learner, seed=config.seed, meter=meter)
     if saved:
@@ -49,6 +47,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     sampler = make_sampler(config, pair, pair.student)
     with RunLogger(folder, make_listeners(config, folder), resume_at=saved.step if saved else None) as logger:
         evaluations = Evaluations(config.eval, pair, meter, logger)
+        datasets = describe_data(config, train, evaluations.loaded)
         if not saved:
             metrics = evaluations(sampler, model="student", step=0)
             if config.eval.teacher:
@@ -81,7 +80,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 state = {"optimizer": learner.state_dict(), "random": checkpoint.random_states()}
                 checkpoint.save(folder.checkpoints, step, pair.student.module, pair.tokenizer, state)
         sampler.close()
-        logger.finish(write_result(config, folder))
+        logger.finish(write_result(config, folder, datasets))
 
 
 def pick_device(name: str) -> torch.device:
@@ -103,15 +102,25 @@ def step_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def load_prompts(config: RunConfig, pair: Pair) -> tuple[list[data.Problem], list[list[int]]]:
+def render_prompts(config: RunConfig, pair: Pair, problems: list[Problem]) -> tuple[list[Problem], list[list[int]]]:
     """Training problems with their rendered prompts; prompts above the limit are left out."""
-    problems = data.load(config.data.train)
     rendered = [(problem, pair.prompt_ids(problem.prompt)) for problem in problems]
     fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= config.data.max_prompt_tokens]
     if not fitting:
         limit, shortest = config.data.max_prompt_tokens, min(len(ids) for _, ids in rendered)
         raise ConfigError(f"data.max_prompt_tokens={limit} leaves no prompt: the shortest has {shortest} tokens")
     return [problem for problem, _ in fitting], [ids for _, ids in fitting]
+
+
+def describe_data(config: RunConfig, train: Loaded, tests: dict[str, Loaded]) -> dict[str, Any]:
+    """For result.json: what was read, and which test problems the training set holds as well."""
+    suffix = getattr(config.data.train, "suffix", "")
+    described: dict[str, Any] = {"train": {"source": train.source, "sha256": train.sha256, "rows": len(train.problems)}}
+    for name, test in tests.items():
+        found = overlap(train.problems, test.problems, suffix)
+        described[name] = {"source": test.source, "sha256": test.sha256, "rows": len(test.problems)}
+        described[name] |= {"in_train_exact": found.exact, "in_train_13gram": found.ngram}
+    return described
 
 
 def make_sampler(config: RunConfig, pair: Pair, model: Model) -> Sampler:
@@ -151,12 +160,3 @@ def learning_curve_point(step: int, metrics: dict[str, float]) -> str:
     if "score/reverse_kl_mean" in metrics:
         shown.append(f"reverse KL {metrics['score/reverse_kl_mean']:.3f}")
     return "   ".join(shown)
-
-
-def main() -> None:
-    folder = RunFolder(Path(sys.argv[1]))
-    as_worker(folder, lambda: run(load(folder.config), folder))
-
-
-if __name__ == "__main__":
-    main()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from tip_exp.data import word_sums
-from tip_exp.data.problems import Order, Problem
+from tip_exp.data import table, word_sums
+from tip_exp.data.problems import Loaded, Order, Problem
+from tip_exp.data.table import DataError
 
 if TYPE_CHECKING:
-    from tip_exp.config import DatasetConfig
+    from tip_exp.config import TableConfig, WordSumsConfig
 
-__all__ = ["Order", "Problem", "load"]
+__all__ = ["DataError", "Loaded", "Order", "Problem", "load"]
 
 
-def load(dataset: DatasetConfig) -> list[Problem]:
+def load(dataset: TableConfig | WordSumsConfig) -> Loaded:
     """The problems of a data set, in a fixed order."""
+    if dataset.kind == "table":
+        return table.load(dataset)
     stories = word_sums.stream(dataset.split, dataset.seed, min_steps=dataset.min_steps, max_steps=dataset.max_steps)
-    return list(islice(stories, dataset.num_problems))
+    problems = list(islice(stories, dataset.num_problems))
+    text = "\n".join(f"{problem.prompt}\t{problem.answer}" for problem in problems)
+    return Loaded(problems, f"word_sums, seed {dataset.seed}", hashlib.sha256(text.encode()).hexdigest())

@@ -20,6 +20,15 @@ class Problem:
     solution: str = ""  # worked steps, where the source has them
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A data set as it was read: its problems, where from, and the SHA-256 of the file (or of the generated text)."""
+
+    problems: list[Problem]
+    source: str
+    sha256: str
+
+
 @dataclass(slots=True)
 class Order:
     """Epochs in shuffled order; each is a function of the seed and its number, so resuming needs no iterator state."""

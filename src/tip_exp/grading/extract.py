@@ -1,0 +1,154 @@
+r"""Where in a response the answer stands: rules with names, tried in this order; the first that reads something wins.
+
+    boxed            the last \boxed{...} or \fbox{...} that is not empty, also `\boxed 5`
+    boxed_unclosed   the last box, when a brace is missing before the end of its formula or line: $\boxed{\frac{1}{2}$
+    hash_mark        a line `#### 18`
+    answer_phrase    "the answer is ...", "Answer: ..."
+    last_formula     the last $...$, \(...\) or \[...\], unless a plain number follows it
+    last_number      the last number
+    unparsed         nothing
+
+A box that the end of the text cuts off settles it: "unparsed", for the answer was not finished; 12 may have become 123.
+
+Any text is read in linear time, because little of it is looked at: the last LAST_BOXES boxes, wherever they stand, with
+at most BOX_CHARS of content each, and for all other rules the last TAIL_CHARS characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tip_exp.grading.types import Extraction
+
+LAST_BOXES = 8
+BOX_CHARS = 2_000
+TAIL_CHARS = 4_000
+
+UNPARSED = Extraction(answer=None, rule="unparsed")
+
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a symbol and closes nothing
+_FORMULA_END = re.compile(r"\$|\\\)|\\\]|\n")
+_BARE_START = re.compile(r"[-+.]?\d|[-+]?\\[a-zA-Z]|[(\[]|[-+]?[a-zA-Z](?![a-zA-Z])")
+
+# Not the 3 of "x3" or "\frac3", and a sign only where nothing stands before it to subtract from.
+_NUMBER = r"(?<![\w.\\])(?:(?<![)}\]])[-+−])?\\?\$?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?(?!\w)"
+_LAST_NUMBER = re.compile(_NUMBER)
+_LEADING_NUMBER = re.compile(rf"\W{{0,3}}?({_NUMBER})")
+_HASH_MARK = re.compile(r"^####[ \t]*([-+]?\$?\d[\d,./]*%?)[ \t]*$", re.MULTILINE)
+_FORMULA = re.compile(
+    r"\$\$([^$]{1,400})\$\$|\$([^$\n]{1,400})\$(?!\d)|\\\(([^\n]{1,400}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL
+)
+_ANSWER_PHRASE = re.compile(
+    r"\banswers?\b[^.:=\n]{0,60}?(?:\bis\b|\bare\b|[:=])[\s:*_]*|答案\s{0,4}[是为]?\s{0,4}[:：]?\s{0,4}", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(r"\n|。|[.!?](?=\s|\**\s|\**$)")
+_DENIAL = re.compile(r"\b(?:not|cannot|never)\b|n't\b", re.IGNORECASE)
+_WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|exp|inf)\b)[a-zA-Z]{3,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    r"""Box(content="5", closed=True) of `\boxed{5}`; closed=False: the text shown ends before its closing brace."""
+
+    content: str
+    closed: bool
+
+
+def extract(text: str) -> Extraction:
+    """The answer a response gives, by the first rule that reads one."""
+    for box in boxes_from_the_end(text):
+        if not box.closed:
+            return _unclosed(box)
+        if box.content:
+            return Extraction(box.content, "boxed")
+    tail = text[-TAIL_CHARS:]
+    if marks := _HASH_MARK.findall(tail):
+        return Extraction(marks[-1], "hash_mark")
+    for phrase in reversed(list(_ANSWER_PHRASE.finditer(tail))):
+        if answer := _read_sentence(tail[phrase.end() :]):
+            return Extraction(answer, "answer_phrase")
+    return _last_formula_or_number(tail, whole=len(tail) == len(text))
+
+
+def boxes_from_the_end(text: str) -> Iterator[Box]:
+    r"""The last LAST_BOXES uses of \boxed or \fbox, last first."""
+    end = len(text)
+    for _ in range(LAST_BOXES):
+        start, command = max((text.rfind(command, 0, end), command) for command in (r"\boxed", r"\fbox"))
+        if start < 0:
+            return
+        begin = start + len(command)
+        yield _read_box(text[begin : begin + BOX_CHARS])
+        end = start
+
+
+def _read_box(after: str) -> Box:
+    """What stands in a box, given the text after its command."""
+    inside = after.lstrip()
+    if not inside.startswith("{"):
+        other_command = after[:1].isalpha()
+        return Box("" if other_command else _bare_content(inside), closed=True)
+    depth = 0
+    for brace in _BRACE.finditer(inside):
+        depth += {"{": 1, "}": -1}.get(brace.group(), 0)
+        if depth == 0:
+            return Box(inside[1 : brace.start()].strip(), closed=True)
+    return Box(inside[1:].lstrip(), closed=False)
+
+
+def _bare_content(inside: str) -> str:
+    r"""`\boxed 5$` and `\boxed\frac12$` hold the rest of their formula, `\boxed 5 apples` one word, prose nothing."""
+    if not _BARE_START.match(inside):
+        return ""
+    end = _FORMULA_END.search(inside)
+    if end and end.group() != "\n":
+        return inside[: end.start()].strip()
+    return inside.split(maxsplit=1)[0].rstrip(".,;:")
+
+
+def _unclosed(box: Box) -> Extraction:
+    end = _FORMULA_END.search(box.content)
+    content = box.content[: end.start()].strip() if end else ""
+    return Extraction(content, "boxed_unclosed") if content else UNPARSED
+
+
+def _read_sentence(rest: str) -> str | None:
+    """What follows "the answer is": a formula, a bare expression, one number or a few words; None if none of these."""
+    rest = rest[: BOX_CHARS // 2]
+    formula = _FORMULA.match(rest)
+    if formula:
+        return _inside(formula)
+    end = _SENTENCE_END.search(rest)
+    sentence = rest[: end.start() if end else len(rest)].strip(" \t*_`\"'")
+    if not sentence or _DENIAL.search(sentence):
+        return None
+    formulas = list(_FORMULA.finditer(sentence))
+    if len(formulas) == 1:
+        return _inside(formulas[0])
+    if not _WORD.search(sentence):
+        return sentence.rstrip(",;:")
+    if leading := _LEADING_NUMBER.match(sentence):
+        return leading.group(1)
+    numbers = _LAST_NUMBER.findall(sentence)
+    if len(numbers) == 1:
+        return numbers[0]
+    return sentence if not numbers and len(sentence.split()) <= 5 else None
+
+
+def _last_formula_or_number(tail: str, *, whole: bool) -> Extraction:
+    formula = number = None
+    for formula in _FORMULA.finditer(tail):  # noqa: B007 - the last one is wanted
+        pass
+    for number in _LAST_NUMBER.finditer(tail):  # noqa: B007
+        pass
+    if number and not whole and number.start() == 0:
+        number = None  # its first digits may lie outside of what is looked at
+    if formula and not (number and number.start() >= formula.end()):
+        return Extraction(_inside(formula), "last_formula")
+    return Extraction(number.group(), "last_number") if number else UNPARSED
+
+
+def _inside(formula: re.Match[str]) -> str:
+    return next(group for group in formula.groups() if group is not None).strip()

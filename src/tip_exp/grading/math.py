@@ -1,0 +1,201 @@
+r"""The honest grader of mathematics: is the answer a response gives the same as the known one, whatever its notation?
+
+From cheap to costly, and the first that can tell decides: equal strings, plain numbers ("025" is 25, "1,234" is 1234),
+numerals in a base (52_8), words (\text{(C)}, \text{even}), then algebra by math-verify. The algebra is held back where
+it is generous: it would read 2m as 2 metres, 52_8 and 52_9 as 52, and take 0.0000672 for 0.0000671.
+
+An answer that cannot be read as mathematics is right only if its string is the known one.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Any
+
+import math_verify
+from latex2sympy2_extended import NormalizationConfig
+from math_verify.errors import TimeoutException
+
+from tip_exp.grading.extract import extract
+from tip_exp.grading.types import Outcome, Verdict
+
+ALARM_S = 5
+"""Seconds that one step of the algebra may take in this process; one inside of C code can take longer (see pool.py)."""
+
+RELATIVE_TOLERANCE = 1e-5
+"""math-verify compares decimals to 6 places, which says nothing of small numbers: they must also agree to 5 digits."""
+
+_READ_ALL_OF_IT = (
+    math_verify.LatexExtractionConfig(
+        try_extract_without_anchor=False,  # else a fraction inside of an unreadable answer would be taken for it
+        boxed_match_priority=0,
+        # Units are ours to remove: math-verify's list has the letters c, d, g, h, l, m, o, s and t in it.
+        normalization_config=NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="all"),
+    ),
+)
+
+_LITERAL_STEPS = (
+    *((mark, "") for mark in ("\\left", "\\right", "\\displaystyle", "\\$", "$", "\\boxed")),
+    *((space, " ") for space in ("\\,", "\\;", "\\:", "\\quad", "\\qquad", "~", "\n", "\u00a0")),
+    *((f"\\{size}frac", "\\frac") for size in "dtc"),
+    ("{,}", ","),
+    ("−", "-"),
+    ("\\textdegree", "°"),
+    ("\\degree", "°"),
+)
+_FORMULA_MARKS = re.compile(r"^\s*\\[(\[]|\\[)\]]\s*$")
+_NEGATIVE_SPACE = re.compile(r"\\!\s*")  # 10,\! 080 is one number
+_PERCENT = re.compile(r"\s*\\?%$")
+_DEGREE = re.compile(r"\s*(?:°|\^\s*\\circ|\^\s*\{\s*\\circ\s*\})$")
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")  # of 30 degrees and of 30 are two numbers
+
+_TEXT = r"\\(?:text|textbf|textrm|textit|mbox|mathrm|rm)"
+_POWER = r"(?:\s*\^\s*(?:\d|\{\s*\d\s*\}))?"
+_UNIT = (
+    r"(?:(?:square|cubic|sq|cu)\.?\s+)?(?:mm|cm|m|km|in|ft|yd|mi|kg|g|lb|oz|s|hr|min|inch(?:es)?|foot|feet|cents?|"
+    r"(?:milli|centi|kilo)?met(?:er|re)s?|(?:yard|mile|gram|kilogram|pound|ounce|second|minute|hour|day|week|month|year|"
+    r"degree|dollar|unit|mph)s?)"
+)
+_PLAIN_UNIT = re.compile(rf"(?<=\d)\s*{_UNIT}{_POWER}$")
+_TEXT_UNIT = re.compile(rf"(?<=[\d}})\]a-zA-Z])\s*/?\s*{_TEXT}\s*\{{([^{{}}]*)\}}{_POWER}\s*$")
+_NOT_A_UNIT = re.compile(r"\b(?:[a-z]|pi|or|and|to|hundred|thousand|million|billion|trillion|dozen)\b", re.IGNORECASE)
+
+_PLAIN_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,4})?")
+_BOLD_NUMBER = re.compile(rf"(?:{_TEXT}|\\(?:mathbf|bf|bm|boldsymbol))\s*\{{\(?([-+\d.,]+)\)?\}}|\(([-+]?[\d.]+)\)")
+_MIXED_NUMBER = re.compile(r"([-+]?\d+)\s+(\d+)/(\d+)")
+_NUMERAL = re.compile(r"0*(\d[\dA-Fa-f]*)(?:\s*_\s*(?:\{\s*(\d+)\s*\}|(\d+)))?")
+_WORDS = re.compile(rf"\(?{_TEXT}\s*\{{[^{{}}\d]*\}}\)?|\([A-Z]\)|[a-zA-Z][a-zA-Z ]{{3,}}")
+_WRAPPING = re.compile(rf"{_TEXT}\b|\W|_")
+
+
+def grade(text: str, answer: str) -> Verdict:
+    """Read the answer of a response and compare it with the known one.
+
+    For the main thread, as math-verify sets alarms, and for texts that mean well: an answer can hang C code, which
+    `pool.GradingPool` survives and this does not.
+    """
+    found = extract(text)
+    if found.answer is None:
+        return found.verdict("different")
+    return found.verdict(compare(found.answer, answer, alarm_s=ALARM_S))
+
+
+def compare(given: str, known: str, *, alarm_s: int | None) -> Outcome:
+    """Are two answers the same? Steps of the algebra end after `alarm_s` seconds by SIGALRM; None: no alarm is set."""
+    try:
+        return "same" if _same(given, known, alarm_s) else "different"
+    except TimeoutException:  # a BaseException, so that sympy does not swallow it
+        return "timeout"
+    except MemoryError:
+        return "memory"
+    except Exception:  # whatever sympy raises when it cannot compare two readable expressions; it has no common base
+        return "uncomparable"
+
+
+def clean(answer: str) -> str:
+    r"""Without what carries no value: spacing commands, $, sizes of brackets and fractions, units, degrees, percent."""
+    answer = _PERCENT.sub("", _tidy(answer))
+    if bold := _BOLD_NUMBER.fullmatch(answer):  # \textbf{(073)}
+        answer = bold[1] or bold[2]
+    if mixed := _MIXED_NUMBER.fullmatch(answer):
+        answer = f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
+    if not _TRIGONOMETRY.search(answer):
+        answer = _DEGREE.sub("", answer)
+    for _ in range(3):  # \text{ m}/\text{s}^2 are two
+        unit = _TEXT_UNIT.search(answer)
+        if unit is None or (_NOT_A_UNIT.search(unit[1]) and not re.fullmatch(_UNIT, unit[1].strip())):
+            break
+        answer = answer[: unit.start()]
+    return _PLAIN_UNIT.sub("", answer).strip()
+
+
+def plain_number(answer: str) -> Decimal | None:
+    """The exact value of "025", "1,234", "-.5" or "6.72e-5"; None for anything else."""
+    return Decimal(answer.replace(",", "")) if _PLAIN_NUMBER.fullmatch(answer) else None
+
+
+def _same(given: str, known: str, alarm_s: int | None) -> bool:
+    given_percent, known_percent = (_PERCENT.search(_tidy(answer)) is not None for answer in (given, known))
+    given, known = clean(given), clean(known)
+    if given.replace(" ", "") == known.replace(" ", ""):
+        return given != ""
+    a, b = plain_number(given if "=" in known else _right_side(given)), plain_number(known)
+    if a is not None and b is not None:
+        if given_percent != known_percent:  # usage differs, so 15 % is both 15 and 0.15
+            return a == b or (a / 100 == b if given_percent else a == b / 100)
+        return a == b
+    if "_" in known or "_" in given:
+        numerals = _NUMERAL.fullmatch(given), _NUMERAL.fullmatch(known)
+        if numerals[0] and numerals[1]:
+            return _same_numeral(numerals[0], numerals[1])
+    if _WORDS.fullmatch(known):
+        return _words(given) == _words(known)
+    return _same_mathematics(given, known, alarm_s)
+
+
+def _tidy(answer: str) -> str:
+    answer = _NEGATIVE_SPACE.sub("", _FORMULA_MARKS.sub("", answer))
+    for old, new in _LITERAL_STEPS:
+        answer = answer.replace(old, new)
+    return answer.strip().rstrip(".").strip()
+
+
+def _right_side(answer: str) -> str:
+    """x = 1,080 -> 1,080; what is not one equation stays as it is."""
+    left, equals, right = answer.partition("=")
+    return right.strip() if equals and not re.search(r"[,;<>!]", left) else answer
+
+
+def _same_numeral(given: re.Match[str], known: re.Match[str]) -> bool:
+    """52_8 is 52_{8} and 52, for the problem names the base, but not 52_9."""
+    bases = [numeral[2] or numeral[3] for numeral in (given, known)]
+    return given[1].lower() == known[1].lower() and (None in bases or bases[0] == bases[1])
+
+
+def _words(answer: str) -> str:
+    return _WRAPPING.sub("", answer).casefold()
+
+
+def _same_mathematics(given: str, known: str, alarm_s: int | None) -> bool:
+    known_value, given_value = _read(known, alarm_s), _read(given, alarm_s)
+    if not known_value or not given_value:
+        return False
+    same = math_verify.verify(
+        known_value,
+        given_value,
+        allow_set_relation_comp=True,  # -2 <= x <= 7 and [-2, 7]
+        timeout_seconds=alarm_s,
+        raise_on_error=True,
+    )
+    return same and not _far_apart(known_value[0], given_value[0])
+
+
+def _read(answer: str, alarm_s: int | None) -> list[Any]:
+    """The answer as a list of one sympy object, or an empty list."""
+    if not _balanced(answer):
+        return []
+    return math_verify.parse(
+        f"\\boxed{{{answer}}}",
+        extraction_config=_READ_ALL_OF_IT,
+        fallback_mode="no_fallback",
+        parsing_timeout=alarm_s,  # pyright: ignore[reportArgumentType] - it takes None, though its annotation does not
+        raise_on_error=True,
+    )
+
+
+def _balanced(answer: str) -> bool:
+    depth = 0
+    for brace in re.findall(r"\\.|[{}]", answer):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+def _far_apart(known: Any, given: Any) -> bool:
+    """Two numbers that differ in their first five digits."""
+    if not (getattr(known, "is_number", False) and getattr(given, "is_number", False)):
+        return False
+    a, b = known.evalf(15), given.evalf(15)
+    return bool(abs(a - b) > RELATIVE_TOLERANCE * max(abs(a), abs(b)))
