@@ -18,7 +18,7 @@ from tip_exp.meter import MIB, Meter
 from tip_exp.models import Pair
 from tip_exp.rollout.types import Rollout
 from tip_exp.scores import STATISTICS
-from tip_exp.scoring import Statistics, normalized_entropy, score_tokens
+from tip_exp.scoring import Scored, Statistics, measure, normalized_entropy
 from tip_exp.selection import Selection, Selector, Tokens
 
 
@@ -61,10 +61,12 @@ class Learner:
                 with torch.set_grad_enabled(keep_graph):
                     student_hidden = [self.pair.student.final_hidden(batch) for batch in batches]
             with self.meter.span("score", allocations=True):
-                statistics = self._score(batches, student_hidden, teacher_hidden, wanted)
+                scored = self._score(batches, student_hidden, teacher_hidden, wanted)
+            statistics = {name: torch.cat([one.statistics[name] for one in scored]) for name in wanted}
             tokens = _tokens(batches)
             selection = self.selector(statistics, tokens, self._generator(step))
-            loss_sum = self._backward(batches, teacher_hidden, student_hidden if keep_graph else None, selection.kept)
+            student = student_hidden if keep_graph else None
+            loss_sum = self._backward(batches, teacher_hidden, student, scored, selection.kept)
             metrics = self._update(loss_sum, int(selection.kept.sum()), step)
         metrics["select/kept_tokens"] = float(selection.kept.sum())
         metrics["select/response_tokens"] = float(len(tokens))
@@ -89,11 +91,11 @@ class Learner:
 
     def _score(
         self, batches: list[MicroBatch], student: list[Tensor], teacher: list[Tensor], wanted: frozenset[str]
-    ) -> Statistics:
+    ) -> list[Scored]:
         if not wanted:
-            return {}
-        scored = [
-            score_tokens(
+            return []
+        return [
+            measure(
                 ours.detach(),
                 theirs,
                 batch.token_ids,
@@ -105,10 +107,14 @@ class Learner:
             )
             for batch, ours, theirs in zip(batches, student, teacher, strict=True)
         ]
-        return {name: torch.cat([one[name] for one in scored]) for name in wanted}
 
     def _backward(
-        self, batches: list[MicroBatch], teacher: list[Tensor], student: list[Tensor] | None, kept: Tensor
+        self,
+        batches: list[MicroBatch],
+        teacher: list[Tensor],
+        student: list[Tensor] | None,
+        scored: list[Scored],
+        kept: Tensor,
     ) -> float:
         """Gradients of the *summed* divergence of all kept tokens into `.grad`; returns that sum, nats."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -127,6 +133,7 @@ class Learner:
                     self.pair.teacher.head,
                     self.divergence,
                     self.settings.tile_mib * MIB,
+                    normalizers=scored[i].normalizers if scored else None,
                 )
             hidden.backward(result.hidden_grad)
             total += float(result.value)

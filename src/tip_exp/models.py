@@ -21,6 +21,7 @@ from transformers import (
 
 from tip_exp.batching import MicroBatch
 from tip_exp.config import ConfigError, ModelConfig, PairConfig
+from tip_exp.gradients import embedded, is_plain
 from tip_exp.heads import Head
 from tip_exp.paths import resolve_model
 
@@ -36,9 +37,12 @@ class Model:
         """The hidden states that predict the batch's response tokens, after the final norm."""
         positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
         backbone: nn.Module = self.module.base_model
-        output = backbone(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False
-        )
+        embedding = self.module.get_input_embeddings()
+        if isinstance(embedding, nn.Embedding) and is_plain(embedding):
+            tokens = {"inputs_embeds": embedded(embedding, batch.input_ids)}
+        else:
+            tokens = {"input_ids": batch.input_ids}
+        output = backbone(**tokens, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False)
         return output.last_hidden_state[batch.rows, batch.columns]
 
 
