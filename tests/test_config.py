@@ -64,6 +64,7 @@ BAD = {
     "missing model folder": ("pair.student.path=./nowhere", "pair.student.path: no model in nowhere"),
     "missing shipped model": ("pair.teacher.path=package:tiny/nobody", "pair.teacher.path: no model in"),
     "unknown dtype": ("pair.teacher.dtype=int4", "pair.teacher.dtype: input should be 'float32' or 'bfloat16'"),
+    "evaluated in another mode": ("pair.chat.thinking=true", "pair.chat.eval_thinking is None: the student would be"),
     "training on the test split": ("data.train.split=test", "nothing is trained on what is evaluated; got test"),
     "evaluating on the train split": ("eval.benchmarks.word_sums.split=train", "evaluated on what it trains on"),
     "one test problem": ("eval.benchmarks.word_sums.num_problems=1", "at least 2 problems"),

@@ -29,7 +29,8 @@ class Evaluations:
         self.loaded = {name: load(dataset) for name, dataset in settings.benchmarks.items()}
         self._problems = {name: loaded.problems for name, loaded in self.loaded.items()}
         self._prompts = {
-            name: [pair.prompt_ids(problem.prompt) for problem in problems] for name, problems in self._problems.items()
+            name: [pair.prompt_ids(problem.prompt, evaluating=True) for problem in problems]
+            for name, problems in self._problems.items()
         }
 
     def __call__(self, sampler: Sampler, *, model: str, step: int) -> dict[str, float]:

@@ -110,7 +110,10 @@ def evaluate_both(
 
 def write_first_prompts(folder: RunFolder, pair: Pair, problems: dict[str, Problem]) -> None:
     """The first prompt of each use, as the models get it: a wrong template is seen at a glance."""
-    rendered = {use: pair.decode(pair.prompt_ids(p.prompt), with_special=True) for use, p in problems.items()}
+    rendered = {
+        use: pair.decode(pair.prompt_ids(problem.prompt, evaluating=use != "training"), with_special=True)
+        for use, problem in problems.items()
+    }
     folder.prompts.write_text(json.dumps(rendered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
