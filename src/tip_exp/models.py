@@ -114,6 +114,18 @@ def shared_vocab(
     return shared
 
 
+def check_context(config: PairConfig, prompt: int, response: int) -> None:
+    """Do prompt and response fit into both models' positions? Told before any weight is read."""
+    for role in ("teacher", "student"):
+        path, options = _source(config, role)
+        limit = getattr(AutoConfig.from_pretrained(path, **options).get_text_config(), "max_position_embeddings", None)
+        if limit is not None and prompt + response > limit:
+            raise ConfigError(
+                f"data.max_prompt_tokens + data.max_response_tokens = {prompt + response}, but the {role} {path} has "
+                f"{limit} positions; lower one of them"
+            )
+
+
 def _source(config: PairConfig, role: str) -> tuple[str, dict[str, Any]]:
     model: ModelConfig = getattr(config, role)
     path = resolve_model(model.path)
