@@ -15,6 +15,12 @@ def conf_dir() -> Path:
     return checkout if (checkout / "config.yaml").is_file() else PACKAGE / "conf"
 
 
+def paper_numbers_file() -> Path:
+    """results/paper_numbers.csv of the checkout, else the copy inside the wheel."""
+    checkout = PACKAGE.parents[1] / "results" / "paper_numbers.csv"
+    return checkout if checkout.is_file() else PACKAGE / "assets" / "paper_numbers.csv"
+
+
 def resolve_model(path: str) -> str:
     """A model's folder: `package:tiny/teacher` is looked up among what the package ships, anything else stays."""
     return str(PACKAGE / "assets" / path.removeprefix(SHIPPED)) if path.startswith(SHIPPED) else path

@@ -15,6 +15,7 @@ import yaml
 
 from tip_exp.config import RunConfig, digest
 from tip_exp.logger import read_rows
+from tip_exp.outcomes import final_outcomes
 from tip_exp.paths import PACKAGE, RunFolder
 
 
@@ -27,6 +28,7 @@ def write_result(config: RunConfig, folder: RunFolder, datasets: dict[str, Any])
         "start": _with_prefix(rows[0], "eval/"),
         "teacher": _with_prefix(rows[0], "teacher/"),
         "final": _with_prefix(rows[-1], "eval/"),
+        "outcomes": final_outcomes(folder.eval_rows),
         "totals": {
             "steps": rows[-1]["step"],
             "response_tokens": sum(row.get("select/response_tokens", 0) for row in rows),
