@@ -28,6 +28,8 @@ MAY_IMPORT = {
     "loss": {"divergence", "heads"},
     "batching": {"rollout.types"},
     "rollout.hf": {"rollout.types"},
+    "rollout.proof": {"rollout.types"},
+    "rollout.vllm": {"config", "rollout.types"},
     "rollout.types": set(),
     "report": {"paths"},
 }

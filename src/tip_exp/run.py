@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,12 @@ from tip_exp.evaluate import Evaluations
 from tip_exp.learner import Learner
 from tip_exp.logger import RunLogger, make_listeners
 from tip_exp.meter import Meter
-from tip_exp.models import Model, Pair, load_pair
+from tip_exp.models import Pair, load_pair
 from tip_exp.paths import RunFolder
 from tip_exp.result import write_result
-from tip_exp.rollout.hf import HfSampler
-from tip_exp.rollout.types import Rollout, Sampler, Sampling
+from tip_exp.rollout.backends import Backend, choose
+from tip_exp.rollout.proof import check_gap, limits_for
+from tip_exp.rollout.types import Rollout, Sampling
 from tip_exp.samples import sample_rows
 from tip_exp.selection import Quadrants, Selector
 
@@ -32,26 +35,34 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     seed_everything(config.seed)
+    backend = choose(config.rollout, device, config.pair.student.dtype)
+    print(backend)
     saved = checkpoint.newest(folder.checkpoints)
     pair = load_pair(config.pair, device, student_from=saved.path if saved else None)
     train = data.load(config.data.train)
     problems, prompts = render_prompts(config, pair, train.problems)
     meter = Meter(device)
     learner = Learner(pair, make_selector(config), config.learner, seed=config.seed, meter=meter)
-    if saved:
-        state = saved.learner_state()
-        learner.load_state_dict(state["optimizer"])
-        checkpoint.restore_random_states(state["random"])
     start, last = saved.step if saved else 0, config.learner.num_steps
     order, sampling = data.Order(len(problems), config.seed), training_sampling(config)
-    sampler = make_sampler(config, pair, pair.student)
-    with RunLogger(folder, make_listeners(config, folder), resume_at=saved.step if saved else None) as logger:
+    limits = limits_for(backend.dtype, config.pair.student.dtype, **config.rollout.max_logprob_gap.model_dump())
+    with ExitStack() as stack:
+        logger = stack.enter_context(
+            RunLogger(folder, make_listeners(config, folder), resume_at=saved.step if saved else None)
+        )
         evaluations = Evaluations(config.eval, pair, meter, logger)
         datasets = describe_data(config, train, evaluations.loaded)
-        if not saved:
-            metrics = evaluations(sampler, model="student", step=0)
-            if config.eval.teacher:
-                metrics |= evaluations(make_sampler(config, pair, pair.teacher), model="teacher", step=0)
+        longest = max(config.data.max_prompt_tokens + config.data.max_response_tokens, evaluations.longest)
+        metrics: dict[str, float] = {}
+        if not saved and config.eval.teacher:  # before the student: a process holds one engine at a time
+            with closing(backend.make(pair.teacher, pair, config.rollout, longest)) as of_teacher:
+                metrics = evaluations(of_teacher, model="teacher", step=0)
+        with meter.span("startup"):
+            sampler = stack.enter_context(closing(backend.make(pair.student, pair, config.rollout, longest)))
+        if saved:
+            restore(saved, learner, backend)
+        else:
+            metrics = evaluations(sampler, model="student", step=0) | metrics
             logger.log(0, metrics | meter.drain_seconds() | meter.memory())
             print(learning_curve_point(0, metrics))
         progress = tqdm(range(start + 1, last + 1), initial=start, total=last, desc=config.name, mininterval=1.0)
@@ -63,6 +74,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 with meter.span("rollout"):  # the student writes
                     rollouts = sampler.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
                 report = learner.step(rollouts, step)  # the teacher reads -> scores -> mask -> loss -> update
+                check_gap(report.metrics, limits, step)
                 with meter.span("sync"):  # on-policy again
                     sampler.sync()
             metrics = report.metrics | rollout_metrics(rollouts)
@@ -77,10 +89,10 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             if evaluating:
                 progress.write(learning_curve_point(step, metrics))
             if step == last or step % config.learner.checkpoint_every == 0:
-                state = {"optimizer": learner.state_dict(), "random": checkpoint.random_states()}
+                state: dict[str, Any] = {"optimizer": learner.state_dict(), "random": checkpoint.random_states()}
+                state["backend"] = backend.name
                 checkpoint.save(folder.checkpoints, step, pair.student.module, pair.tokenizer, state)
-        sampler.close()
-        logger.finish(write_result(config, folder, datasets))
+        logger.finish(write_result(config, folder, datasets, asdict(backend)))
 
 
 def pick_device(name: str) -> torch.device:
@@ -112,6 +124,18 @@ def render_prompts(config: RunConfig, pair: Pair, problems: list[Problem]) -> tu
     return [problem for problem, _ in fitting], [ids for _, ids in fitting]
 
 
+def restore(saved: checkpoint.Checkpoint, learner: Learner, backend: Backend) -> None:
+    """Optimizer and random states of a checkpoint; its steps must have been sampled as the next ones will be."""
+    state = saved.learner_state()
+    if state["backend"] != backend.name:
+        raise ConfigError(
+            f"{saved.path} was sampled by {state['backend']}, but here rollouts come by {backend.name} "
+            f"({backend.reason}); go on where {state['backend']} is available, or start a run under another name"
+        )
+    learner.load_state_dict(state["optimizer"])
+    checkpoint.restore_random_states(state["random"])
+
+
 def describe_data(config: RunConfig, train: Loaded, tests: dict[str, Loaded]) -> dict[str, Any]:
     """For result.json: what was read, and which test problems the training set holds as well."""
     suffix = getattr(config.data.train, "suffix", "")
@@ -121,10 +145,6 @@ def describe_data(config: RunConfig, train: Loaded, tests: dict[str, Loaded]) ->
         described[name] = {"source": test.source, "sha256": test.sha256, "rows": len(test.problems)}
         described[name] |= {"in_train_exact": found.exact, "in_train_13gram": found.ngram}
     return described
-
-
-def make_sampler(config: RunConfig, pair: Pair, model: Model) -> Sampler:
-    return HfSampler(model.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=config.rollout.batch_size)
 
 
 def make_selector(config: RunConfig) -> Selector:
