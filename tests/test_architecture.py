@@ -31,8 +31,10 @@ MAY_IMPORT = {
     "loss": {"divergence", "heads", "moments", "tiles"},
     "batching": {"rollout.types"},
     "rollout.hf": {"rollout.types"},
+    "rollout.proof": {"rollout.types"},
+    "rollout.vllm": {"config", "rollout.types"},
     "rollout.types": set(),
-    "report": {"paths"},
+    "report": {"paths", "runs", "statistics", "summary", "tables"},
 }
 
 

@@ -140,12 +140,32 @@ class DataConfig(_Strict):
     max_response_tokens: Count
 
 
+class GapConfig(_Strict):
+    mean: Positive | None
+    max: Positive | None
+
+
+class VllmConfig(_Strict):
+    separate_process: bool
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    gpu_memory_utilization: Share
+    tensor_parallel_size: Count
+    max_num_seqs: Count
+    max_model_len: Count | None
+    kv_cache_memory_mib: Count | None
+    enforce_eager: bool | None
+    sleep_level: Literal[0, 1, 2]
+    engine_args: dict[str, Any]
+
+
 class RolloutConfig(_Strict):
-    backend: Literal["hf"]
+    backend: Literal["auto", "hf", "vllm"]
     temperature: Positive
     top_p: Share
     top_k: CountOrZero
     batch_size: Count
+    max_logprob_gap: GapConfig
+    vllm: VllmConfig
 
 
 class SelectorConfig(_Strict):
@@ -346,6 +366,11 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
         yield (
             f"learner.micro_batch_tokens ({learner.micro_batch_tokens}) cannot hold one rollout of "
             f"data.max_prompt_tokens + data.max_response_tokens = {longest}"
+        )
+    if (given := config.rollout.vllm.max_model_len) is not None and given < longest:
+        yield (
+            f"rollout.vllm.max_model_len ({given}) is below data.max_prompt_tokens + data.max_response_tokens "
+            f"= {longest}; null takes what the run needs"
         )
     if not evaluation.greedy and evaluation.samples == 0:
         yield "eval.greedy=false and eval.samples=0 evaluate nothing; set one of them"

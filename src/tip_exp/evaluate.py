@@ -33,6 +33,11 @@ class Evaluations:
             for name, problems in self._problems.items()
         }
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with the longest response that it may get."""
+        return max(len(ids) for prompts in self._prompts.values() for ids in prompts) + self._settings.max_tokens
+
     def __call__(self, sampler: Sampler, *, model: str, step: int) -> dict[str, float]:
         """{"eval/word_sums/mean@4": …}; of the teacher: {"teacher/word_sums/mean@4": …}. Rows go to eval.jsonl."""
         found: dict[str, float] = {}

@@ -17,6 +17,7 @@ from tip_exp.loss import BACKENDS
 from tip_exp.meter import MIB, Meter
 from tip_exp.models import Pair
 from tip_exp.ranks import Ranks
+from tip_exp.rollout.proof import gap_metrics, sampler_logprobs
 from tip_exp.rollout.types import Rollout
 from tip_exp.scores import STATISTICS
 from tip_exp.scoring import Scored, Statistics, measure, normalized_entropy
@@ -65,10 +66,14 @@ class Learner:
             if keep_graph or wanted:
                 with torch.set_grad_enabled(keep_graph):
                     student_hidden = [self.pair.student.final_hidden(batch) for batch in batches]
+            proving = all(rollout.sampler_logprobs for rollout in rollouts)
+            # Where rows of log-probs are formed anyway, the sampled token's is one more gather.
+            measured = wanted | {"student_logprob"} if wanted and proving else wanted
             with self.meter.span("score", allocations=True):
-                scored = self._score(batches, student_hidden, teacher_hidden, wanted)
-            own = {name: torch.cat([one.statistics[name] for one in scored]) for name in sorted(wanted)}
-            statistics = {name: self.ranks.gather(values) for name, values in own.items()}
+                scored = self._score(batches, student_hidden, teacher_hidden, measured)
+            own = {name: torch.cat([one.statistics[name] for one in scored]) for name in sorted(measured)}
+            gap = self._sampler_gap(rollouts, batches, student_hidden, own) if proving else {}
+            statistics = {name: self.ranks.gather(values) for name, values in own.items() if name in wanted}
             tokens, mine = self._everyones_tokens(batches, len(rollouts))
             selection = self.selector(statistics, tokens, self._generator(step))
             student = student_hidden if keep_graph else None
@@ -77,7 +82,7 @@ class Learner:
         metrics["select/kept_tokens"] = float(selection.kept.sum())
         metrics["select/response_tokens"] = float(len(tokens))
         metrics["select/kept_frac"] = metrics["select/kept_tokens"] / max(1, len(tokens))
-        metrics |= token_metrics(statistics, tokens, selection, self.selector)
+        metrics |= gap | token_metrics(statistics, tokens, selection, self.selector)
         if "entropy" in statistics and len(tokens):
             width = self.pair.student.head.vocab_size
             metrics["score/entropy_norm_mean"] = float(normalized_entropy(statistics["entropy"], width).mean())
@@ -113,6 +118,25 @@ class Learner:
             )
             for batch, ours, theirs in zip(batches, student, teacher, strict=True)
         ]
+
+    def _sampler_gap(
+        self, rollouts: list[Rollout], batches: list[MicroBatch], student: list[Tensor], statistics: Statistics
+    ) -> dict[str, float]:
+        """How far sampler and learner are apart on all tokens; if nothing was scored, on the first micro-batch's.
+
+        The first holds the longest rollouts, where errors had the most time to grow.
+        """
+        proven = batches if "student_logprob" in statistics else batches[:1]
+        tokens = _tokens(proven)
+        if len(tokens) == 0:
+            return {}
+        if "student_logprob" not in statistics:
+            with torch.no_grad():
+                hidden = student[:1] or [self.pair.student.final_hidden(batches[0])]
+            (scored,) = self._score(proven, hidden, hidden, frozenset({"student_logprob"}))  # reads no teacher
+            statistics = scored.statistics
+        sampled = sampler_logprobs(rollouts, tokens.rollout, tokens.position)
+        return gap_metrics(sampled, statistics["student_logprob"])
 
     def _backward(
         self,
