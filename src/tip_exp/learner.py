@@ -18,18 +18,32 @@ from tip_exp.meter import MIB, Meter
 from tip_exp.models import Pair
 from tip_exp.rollout.types import Rollout
 from tip_exp.scores import STATISTICS
-from tip_exp.scoring import Statistics, normalized_entropy, score_tokens
+from tip_exp.scoring import Statistics, normalized_entropy, score_tokens, top_tokens
 from tip_exp.selection import Selection, Selector, Tokens
+
+SHOWN_TOKENS = 5  # of each model, at each position that is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Likeliest:
+    """What a model would have written next: ids and probabilities, both (N, SHOWN_TOKENS)."""
+
+    ids: Tensor
+    probabilities: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one update did: its metrics, and every token's numbers (order: `tokens`)."""
+    """What one update did: its metrics, and every token's numbers (order: `tokens`).
+
+    `likeliest` ("student", "teacher") covers the first rollouts alone, as many as `step` was told to show.
+    """
 
     metrics: dict[str, float]
     tokens: Tokens
     statistics: Statistics
     selection: Selection
+    likeliest: dict[str, Likeliest]
 
 
 class Learner:
@@ -44,8 +58,11 @@ class Learner:
             self.parameters, lr=settings.lr, betas=(beta1, beta2), weight_decay=settings.weight_decay, fused=True
         )
 
-    def step(self, rollouts: list[Rollout], step: int) -> StepReport:
-        """One optimizer step, number `step` (from 1), on the tokens the selector keeps."""
+    def step(self, rollouts: list[Rollout], step: int, *, show: int = 0) -> StepReport:
+        """One optimizer step, number `step` (from 1), on the tokens the selector keeps.
+
+        Of the first `show` rollouts the report says what both models would have written, before the update.
+        """
         device = self.pair.student.module.device
         batches = [
             batch.to(device) for batch in micro_batches(rollouts, self.settings.micro_batch_tokens, self.pair.pad_id)
@@ -57,11 +74,12 @@ class Learner:
             # With one micro-batch its graph is kept from here to the loss, else each is run again with gradient.
             keep_graph = len(batches) == 1
             student_hidden: list[Tensor] = []
-            if keep_graph or wanted:
+            if keep_graph or wanted or show:
                 with torch.set_grad_enabled(keep_graph):
                     student_hidden = [self.pair.student.final_hidden(batch) for batch in batches]
             with self.meter.span("score", allocations=True):
                 statistics = self._score(batches, student_hidden, teacher_hidden, wanted)
+            likeliest = self._likeliest(batches, student_hidden, teacher_hidden, show)
             tokens = _tokens(batches)
             selection = self.selector(statistics, tokens, self._generator(step))
             loss_sum = self._backward(batches, teacher_hidden, student_hidden if keep_graph else None, selection.kept)
@@ -73,7 +91,7 @@ class Learner:
         if "entropy" in statistics and len(tokens):
             width = self.pair.student.head.vocab_size
             metrics["score/entropy_norm_mean"] = float(normalized_entropy(statistics["entropy"], width).mean())
-        return StepReport(metrics, tokens, statistics, selection)
+        return StepReport(metrics, tokens, statistics, selection, likeliest)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's; the weights are the student's own folder."""
@@ -106,6 +124,21 @@ class Learner:
             for batch, ours, theirs in zip(batches, student, teacher, strict=True)
         ]
         return {name: torch.cat([one[name] for one in scored]) for name in wanted}
+
+    def _likeliest(
+        self, batches: list[MicroBatch], student: list[Tensor], teacher: list[Tensor], show: int
+    ) -> dict[str, Likeliest]:
+        if not show:
+            return {}
+        found: dict[str, Likeliest] = {}
+        for name, model, hidden in (
+            ("student", self.pair.student, student),
+            ("teacher", self.pair.teacher, teacher),
+        ):
+            rows = [one.detach()[batch.rollout < show] for batch, one in zip(batches, hidden, strict=True)]
+            tile_bytes = self.settings.tile_mib * MIB
+            found[name] = Likeliest(*top_tokens(torch.cat(rows), model.head, SHOWN_TOKENS, tile_bytes))
+        return found
 
     def _backward(
         self, batches: list[MicroBatch], teacher: list[Tensor], student: list[Tensor] | None, kept: Tensor

@@ -63,7 +63,10 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 chosen = order.batch(step, config.learner.prompts_per_step)
                 with meter.span("rollout"):  # the student writes
                     rollouts = sampler.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
-                report = learner.step(rollouts, step)  # the teacher reads -> scores -> mask -> loss -> update
+                show = config.logger.rollouts_per_sample if evaluating else 0
+                report = learner.step(
+                    rollouts, step, show=show
+                )  # the teacher reads -> scores -> mask -> loss -> update
                 with meter.span("sync"):  # on-policy again
                     sampler.sync()
             metrics = report.metrics | rollout_metrics(rollouts)

@@ -43,6 +43,19 @@ def score_tokens(
     return {name: torch.cat([tile[name] for tile in tiles]) for name in wanted}
 
 
+@torch.no_grad()
+def top_tokens(
+    hidden: Float[Tensor, "n d"], head: Head, k: int, tile_bytes: int
+) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
+    """A model's k likeliest next tokens at N positions, and their probabilities, tile by tile."""
+    k = min(k, head.vocab_size)
+    tiles = [head.logprobs(hidden[rows]).topk(k) for rows in head.row_tiles(len(hidden), tile_bytes)]
+    if not tiles:
+        nothing = torch.zeros(0, k, device=hidden.device)
+        return nothing.long(), nothing
+    return torch.cat([tile.indices for tile in tiles]), torch.cat([tile.values.exp() for tile in tiles])
+
+
 def normalized_entropy(entropy: Tensor, vocab_size: int) -> Tensor:
     """H / ln V, in [0, 1]: TIP, Eq. 2."""
     return entropy / math.log(vocab_size)
