@@ -20,18 +20,32 @@ from tip_exp.ranks import Ranks
 from tip_exp.rollout.proof import gap_metrics, sampler_logprobs
 from tip_exp.rollout.types import Rollout
 from tip_exp.scores import STATISTICS
-from tip_exp.scoring import Scored, Statistics, measure, normalized_entropy
+from tip_exp.scoring import Scored, Statistics, measure, normalized_entropy, top_tokens
 from tip_exp.selection import Selection, Selector, Tokens
+
+SHOWN_TOKENS = 5  # of each model, at each position that is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Likeliest:
+    """What a model would have written next: ids and probabilities, both (N, SHOWN_TOKENS)."""
+
+    ids: Tensor
+    probabilities: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one update did: its metrics, and every token's numbers (order: `tokens`)."""
+    """What one update did: its metrics, and every token's numbers (order: `tokens`).
+
+    `likeliest` ("student", "teacher") covers the first rollouts alone, as many as `step` was told to show.
+    """
 
     metrics: dict[str, float]
     tokens: Tokens
     statistics: Statistics
     selection: Selection
+    likeliest: dict[str, Likeliest]
 
 
 class Learner:
@@ -47,10 +61,11 @@ class Learner:
             self.parameters, lr=settings.lr, betas=(beta1, beta2), weight_decay=settings.weight_decay, fused=True
         )
 
-    def step(self, rollouts: list[Rollout], step: int) -> StepReport:
+    def step(self, rollouts: list[Rollout], step: int, *, show: int = 0) -> StepReport:
         """One optimizer step, number `step` (from 1), on the tokens the selector keeps.
 
-        `rollouts` are this rank's share of the step; the selector sees the tokens of all ranks.
+        `rollouts` are this rank's share of the step; the selector sees the tokens of all ranks. Of the first `show`
+        rollouts the report says what both models would have written, before the update.
         """
         device = self.pair.student.module.device
         batches = [
@@ -63,7 +78,7 @@ class Learner:
             # With one micro-batch its graph is kept from here to the loss, else each is run again with gradient.
             keep_graph = len(batches) == 1
             student_hidden: list[Tensor] = []
-            if keep_graph or wanted:
+            if keep_graph or wanted or show:
                 with torch.set_grad_enabled(keep_graph):
                     student_hidden = [self.pair.student.final_hidden(batch) for batch in batches]
             proving = all(rollout.sampler_logprobs for rollout in rollouts)
@@ -71,6 +86,7 @@ class Learner:
             measured = wanted | {"student_logprob"} if wanted and proving else wanted
             with self.meter.span("score", allocations=True):
                 scored = self._score(batches, student_hidden, teacher_hidden, measured)
+            likeliest = self._likeliest(batches, student_hidden, teacher_hidden, show)
             own = {name: torch.cat([one.statistics[name] for one in scored]) for name in sorted(measured)}
             gap = self._sampler_gap(rollouts, batches, student_hidden, own) if proving else {}
             statistics = {name: self.ranks.gather(values) for name, values in own.items() if name in wanted}
@@ -86,7 +102,7 @@ class Learner:
         if "entropy" in statistics and len(tokens):
             width = self.pair.student.head.vocab_size
             metrics["score/entropy_norm_mean"] = float(normalized_entropy(statistics["entropy"], width).mean())
-        return StepReport(metrics, tokens, statistics, selection)
+        return StepReport(metrics, tokens, statistics, selection, likeliest)
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's; the weights are the student's own folder."""
@@ -137,6 +153,21 @@ class Learner:
             statistics = scored.statistics
         sampled = sampler_logprobs(rollouts, tokens.rollout, tokens.position)
         return gap_metrics(sampled, statistics["student_logprob"])
+
+    def _likeliest(
+        self, batches: list[MicroBatch], student: list[Tensor], teacher: list[Tensor], show: int
+    ) -> dict[str, Likeliest]:
+        if not show:
+            return {}
+        found: dict[str, Likeliest] = {}
+        for name, model, hidden in (
+            ("student", self.pair.student, student),
+            ("teacher", self.pair.teacher, teacher),
+        ):
+            rows = [one.detach()[batch.rollout < show] for batch, one in zip(batches, hidden, strict=True)]
+            tile_bytes = self.settings.tile_mib * MIB
+            found[name] = Likeliest(*top_tokens(torch.cat(rows), model.head, SHOWN_TOKENS, tile_bytes))
+        return found
 
     def _backward(
         self,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 SHIPPED = "package:"
+OUTPUTS = Path("outputs")  # below the folder where a command is typed; conf/hydra/default.yaml writes there
 
 
 def conf_dir() -> Path:

@@ -78,7 +78,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 chosen = order.batch(step, config.learner.prompts_per_step)
                 with meter.span("rollout"):  # the student writes
                     rollouts = sampler.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
-                report = learner.step(rollouts, step)  # the teacher reads -> scores -> mask -> loss -> update
+                show = config.logger.rollouts_per_sample if evaluating else 0
+                report = learner.step(rollouts, step, show=show)  # teacher reads -> scores -> mask -> loss -> update
                 check_gap(report.metrics, limits, step)
                 with meter.span("sync"):  # on-policy again
                     sampler.sync()

@@ -107,6 +107,20 @@ def measure(
     return Scored(statistics, moments.joined(known))
 
 
+@torch.no_grad()
+def top_tokens(
+    hidden: Float[Tensor, "n d"], head: Head, k: int, tile_bytes: int
+) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
+    """A model's k likeliest next tokens at N positions, and their probabilities, tile by tile."""
+    k = min(k, head.vocab_size)
+    cut = tiling(len(hidden), head.vocab_size, head.dtype, tile_bytes, whole_rows=True)
+    tiles = [head.logits(hidden[rows]).log_softmax(-1).topk(k) for rows in cut.rows()]
+    if not tiles:
+        nothing = torch.zeros(0, k, device=hidden.device)
+        return nothing.long(), nothing
+    return torch.cat([tile.indices for tile in tiles]), torch.cat([tile.values.exp() for tile in tiles])
+
+
 def normalized_entropy(entropy: Tensor, vocab_size: int) -> Tensor:
     """H / ln V, in [0, 1]: TIP, Eq. 2."""
     return entropy / math.log(vocab_size)

@@ -47,7 +47,7 @@ def drop_layers(model: PreTrainedModel, dropped: tuple[int, ...]) -> None:
     for i, layer in enumerate(kept):
         layer.self_attn.layer_idx = i  # pyright: ignore[reportAttributeAccessIssue]  # the cache is addressed by it
     model.base_model.layers = nn.ModuleList(kept)
-    model.config.num_hidden_layers = len(kept)
+    model.config.num_hidden_layers = len(kept)  # pyright: ignore[reportArgumentType]
 
 
 def main() -> None:
