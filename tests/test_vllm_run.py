@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,19 +32,22 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # a process group of its own, so that Ctrl-C can be sent to all of it, as a terminal does
+        start_new_session=True,  # a process group of its own: Ctrl-C reaches all of it, as from a terminal
     )
 
 
 def finish(folder: Path, *overrides: str) -> str:
     """Run to the end; returns what it printed."""
     process = start(folder, *overrides)
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=600)
+    finally:
+        kill_all(process.pid)
     assert process.returncode == 0, output
     return output
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 400.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -62,6 +66,12 @@ def members(group: int) -> list[int]:
         if int(session) == group and state != "Z":
             found.append(int(pid))
     return found
+
+
+def kill_all(group: int) -> None:
+    for pid in members(group):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def sampled_tokens(folder: Path) -> list[list[str]]:
@@ -87,8 +97,7 @@ def test_a_resumed_run_samples_what_an_unbroken_one_does(tmp_path: Path) -> None
     finish(tmp_path / "whole", *keep)
     process, folder = start(tmp_path / "broken", *keep), RunFolder(tmp_path / "broken")
     wait_for(lambda: any(folder.checkpoints.glob("step_*")))
-    for pid in members(process.pid):
-        os.kill(pid, signal.SIGKILL)
+    kill_all(process.pid)
     process.communicate()
     assert not folder.result.exists()
     finish(tmp_path / "broken", *keep)
@@ -102,16 +111,19 @@ def test_a_resumed_run_samples_what_an_unbroken_one_does(tmp_path: Path) -> None
 @pytest.mark.parametrize("separate", ["true", "false"])
 @pytest.mark.parametrize("how", ["interrupted", "killed"])
 def test_no_process_is_left_behind(tmp_path: Path, separate: str, how: str) -> None:
-    process = start(tmp_path / "run", f"rollout.vllm.separate_process={separate}", "learner.num_steps=500")
-    folder = RunFolder(tmp_path / "run")
-    wait_for(lambda: len(read_rows(folder.metrics)) > 2)
-    assert len(members(process.pid)) >= (3 if separate == "true" else 2)  # launcher, run, engine
-    if how == "interrupted":
-        os.killpg(process.pid, signal.SIGINT)
-    else:
-        os.kill(process.pid, signal.SIGKILL)  # the launcher; the run dies with it, the engine with the run
-    output, _ = process.communicate(timeout=60)
-    wait_for(lambda: not members(process.pid), seconds=30)
+    overrides = [f"rollout.vllm.separate_process={separate}", "learner.num_steps=5000", "eval.teacher=false"]
+    process, folder = start(tmp_path / "run", *overrides), RunFolder(tmp_path / "run")
+    try:
+        wait_for(lambda: len(read_rows(folder.metrics)) > 2)
+        assert len(members(process.pid)) >= (3 if separate == "true" else 2)  # launcher, run, engine
+        if how == "interrupted":
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            os.kill(process.pid, signal.SIGKILL)  # the launcher; the run dies with it, the engine with the run
+        output, _ = process.communicate(timeout=200)
+        wait_for(lambda: not members(process.pid), seconds=60)
+    finally:
+        kill_all(process.pid)
     if how == "interrupted":
         assert process.returncode == 130 and "the same command goes on" in output, output
 
@@ -133,7 +145,8 @@ def main():
         config = parse(compose("config", overrides=["rollout=vllm", "rollout.vllm.separate_process=true"]))
     pair = load_pair(config.pair, torch.device("cpu"))
     module = pair.student.module
-    engine = VllmSampler(module, stop_ids=pair.stop_ids, settings=config.rollout.vllm, dtype="float32", max_model_len=200)
+    settings, stops = config.rollout.vllm, pair.stop_ids
+    engine = VllmSampler(module, stop_ids=stops, settings=settings, dtype="float32", max_model_len=200)
     reference = HfSampler(module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=64)
     prompts = [pair.prompt_ids(f"Tom has {n} pens. He finds 2. How many pens?") for n in range(10, 18)]
     greedy = Sampling(1, 0.0, 1.0, 0, 72)
@@ -171,7 +184,7 @@ def test_a_killed_engine_is_restarted_once_with_the_weights_of_now(tmp_path: Pat
     script = tmp_path / "kill_the_engine.py"
     script.write_text(KILL_THE_ENGINE)
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "starting it again" in done.stderr
     assert "STOPPED: the vLLM engine died again after a restart" in done.stdout and "goes on from" in done.stdout
