@@ -130,6 +130,15 @@ def test_names_spell_a_ratio_in_one_way(compose_run: Callable[..., RunConfig]) -
     assert compose_run("selector=full").name == "tiny.word_sums.full.r100.s0"
 
 
+def test_an_experiment_wins_over_the_defaults_and_the_command_line_over_both(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    assert compose_run("experiment=evaluate").mode == "eval"
+    assert compose_run("experiment=evaluate").name == "eval.tiny.word_sums.s0"
+    assert compose_run("experiment=smoke").name == "smoke.tiny.word_sums.soft_or.r50.s0"
+    assert compose_run("experiment=smoke", "learner.num_steps=7").learner.num_steps == 7
+
+
 def test_digest_is_of_what_decides_the_numbers(compose_run: Callable[..., RunConfig]) -> None:
     base = compose_run()
     assert digest(compose_run("name=other", "logger=files", "sweep=x")) == digest(base)

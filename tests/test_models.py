@@ -20,7 +20,7 @@ from transformers import (
 
 from tip_exp.batching import micro_batches
 from tip_exp.config import ConfigError, RunConfig
-from tip_exp.models import Pair, load_pair, make_head, shared_vocab
+from tip_exp.models import Pair, check_context, load_pair, make_head, shared_vocab
 from tip_exp.paths import resolve_model
 from tip_exp.rollout.types import Rollout
 
@@ -108,6 +108,12 @@ def test_other_tokenizer_is_refused_with_an_example() -> None:
     other.add_tokens(["<tool>"])
     with pytest.raises(ConfigError, match=r"1 tokens differ.*'<tool>' is id 406 to the teacher and None"):
         shared_vocab(other, tokenizer(), 512, 512)
+
+
+def test_a_response_beyond_the_positions_is_refused(tiny_config: RunConfig) -> None:
+    check_context(tiny_config.pair, 128, 384)
+    with pytest.raises(ConfigError, match=r"max_response_tokens = 513, but the teacher .* has 512 positions"):
+        check_context(tiny_config.pair, 128, 385)
 
 
 def test_stop_token_mismatch_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:

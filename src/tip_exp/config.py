@@ -201,6 +201,7 @@ class QuadrantConfig(_Strict):
 
 class RunConfig(_Strict):
     name: FileName
+    mode: Literal["train", "eval"]
     sweep: FileName | None
     seed: CountOrZero
     device: Literal["auto", "cpu", "cuda"]

@@ -47,6 +47,10 @@ class Evaluations:
                     }
         return found
 
+    def first_problems(self) -> dict[str, Problem]:
+        """The first problem of each benchmark."""
+        return {name: problems[0] for name, problems in self._problems.items()}
+
     def _protocols(self) -> dict[str, Sampling]:
         s = self._settings
         protocols = {"sampled": Sampling(s.samples, s.temperature, s.top_p, s.top_k, s.max_tokens)} if s.samples else {}

@@ -16,9 +16,10 @@ from tip_exp.divergence import Divergence
 from tip_exp.loss import BACKENDS
 from tip_exp.meter import MIB, Meter
 from tip_exp.models import Pair
+from tip_exp.ranks import Ranks
 from tip_exp.rollout.types import Rollout
 from tip_exp.scores import STATISTICS
-from tip_exp.scoring import Statistics, normalized_entropy, score_tokens
+from tip_exp.scoring import Scored, Statistics, measure, normalized_entropy
 from tip_exp.selection import Selection, Selector, Tokens
 
 
@@ -37,6 +38,7 @@ class Learner:
 
     def __init__(self, pair: Pair, selector: Selector, settings: LearnerConfig, *, seed: int, meter: Meter) -> None:
         self.pair, self.selector, self.settings, self.seed, self.meter = pair, selector, settings, seed, meter
+        self.ranks = Ranks()
         self.divergence = Divergence(settings.divergence, settings.jsd_beta)
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
         beta1, beta2 = settings.betas
@@ -45,7 +47,10 @@ class Learner:
         )
 
     def step(self, rollouts: list[Rollout], step: int) -> StepReport:
-        """One optimizer step, number `step` (from 1), on the tokens the selector keeps."""
+        """One optimizer step, number `step` (from 1), on the tokens the selector keeps.
+
+        `rollouts` are this rank's share of the step; the selector sees the tokens of all ranks.
+        """
         device = self.pair.student.module.device
         batches = [
             batch.to(device) for batch in micro_batches(rollouts, self.settings.micro_batch_tokens, self.pair.pad_id)
@@ -61,10 +66,13 @@ class Learner:
                 with torch.set_grad_enabled(keep_graph):
                     student_hidden = [self.pair.student.final_hidden(batch) for batch in batches]
             with self.meter.span("score", allocations=True):
-                statistics = self._score(batches, student_hidden, teacher_hidden, wanted)
-            tokens = _tokens(batches)
+                scored = self._score(batches, student_hidden, teacher_hidden, wanted)
+            own = {name: torch.cat([one.statistics[name] for one in scored]) for name in sorted(wanted)}
+            statistics = {name: self.ranks.gather(values) for name, values in own.items()}
+            tokens, mine = self._everyones_tokens(batches, len(rollouts))
             selection = self.selector(statistics, tokens, self._generator(step))
-            loss_sum = self._backward(batches, teacher_hidden, student_hidden if keep_graph else None, selection.kept)
+            student = student_hidden if keep_graph else None
+            loss_sum = self._backward(batches, teacher_hidden, student, scored, selection.kept[mine])
             metrics = self._update(loss_sum, int(selection.kept.sum()), step)
         metrics["select/kept_tokens"] = float(selection.kept.sum())
         metrics["select/response_tokens"] = float(len(tokens))
@@ -89,11 +97,11 @@ class Learner:
 
     def _score(
         self, batches: list[MicroBatch], student: list[Tensor], teacher: list[Tensor], wanted: frozenset[str]
-    ) -> Statistics:
+    ) -> list[Scored]:
         if not wanted:
-            return {}
-        scored = [
-            score_tokens(
+            return []
+        return [
+            measure(
                 ours.detach(),
                 theirs,
                 batch.token_ids,
@@ -105,10 +113,14 @@ class Learner:
             )
             for batch, ours, theirs in zip(batches, student, teacher, strict=True)
         ]
-        return {name: torch.cat([one[name] for one in scored]) for name in wanted}
 
     def _backward(
-        self, batches: list[MicroBatch], teacher: list[Tensor], student: list[Tensor] | None, kept: Tensor
+        self,
+        batches: list[MicroBatch],
+        teacher: list[Tensor],
+        student: list[Tensor] | None,
+        scored: list[Scored],
+        kept: Tensor,
     ) -> float:
         """Gradients of the *summed* divergence of all kept tokens into `.grad`; returns that sum, nats."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -127,6 +139,7 @@ class Learner:
                     self.pair.teacher.head,
                     self.divergence,
                     self.settings.tile_mib * MIB,
+                    normalizers=scored[i].normalizers if scored else None,
                 )
             hidden.backward(result.hidden_grad)
             total += float(result.value)
@@ -138,6 +151,8 @@ class Learner:
         metrics = {"train/lr": lr, "train/loss": 0.0, "train/grad_norm": 0.0, "train/skipped": float(num_kept == 0)}
         if num_kept == 0:
             return metrics  # nothing to learn from: the weights stay
+        if self.ranks.size > 1:  # a rank that kept nothing has no gradients, but must join in their sum
+            self.ranks.sum_(p.grad if p.grad is not None else _zero_grad(p) for p in self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         for gradient in gradients:
             gradient.div_(num_kept)
@@ -149,7 +164,22 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        return metrics | {"train/loss": loss_sum / num_kept, "train/grad_norm": norm}
+        everyones = torch.tensor(loss_sum, dtype=torch.float64, device=self.parameters[0].device)
+        self.ranks.sum_([everyones])
+        return metrics | {"train/loss": float(everyones) / num_kept, "train/grad_norm": norm}
+
+    def _everyones_tokens(self, batches: list[MicroBatch], num_rollouts: int) -> tuple[Tokens, slice]:
+        """Tokens of all ranks, numbered as one process would number them, and where this rank's are among them."""
+        tokens, device, rank = _tokens(batches), self.parameters[0].device, self.ranks.rank
+        first_rollout = sum(self.ranks.counts(num_rollouts, device)[:rank])
+        first_batch = sum(self.ranks.counts(len(batches), device)[:rank])
+        first_token = sum(self.ranks.counts(len(tokens), device)[:rank])
+        everyones = Tokens(
+            rollout=self.ranks.gather(tokens.rollout + first_rollout),
+            micro_batch=self.ranks.gather(tokens.micro_batch + first_batch),
+            position=self.ranks.gather(tokens.position),
+        )
+        return everyones, slice(first_token, first_token + len(tokens))
 
     def _generator(self, step: int) -> torch.Generator:
         """The selectors' chance is a function of seed and step, so a resumed run draws the same."""
@@ -165,6 +195,11 @@ def learning_rate(step: int, settings: LearnerConfig) -> float:
     progress = (step - settings.warmup_steps) / max(1, settings.num_steps - settings.warmup_steps)
     left = 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return settings.lr * (settings.final_lr_frac + (1 - settings.final_lr_frac) * left)
+
+
+def _zero_grad(parameter: Tensor) -> Tensor:
+    parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def _tokens(batches: list[MicroBatch]) -> Tokens:

@@ -21,6 +21,7 @@ from transformers import (
 
 from tip_exp.batching import MicroBatch
 from tip_exp.config import ConfigError, ModelConfig, PairConfig
+from tip_exp.gradients import embedded, is_plain
 from tip_exp.heads import Head
 from tip_exp.paths import resolve_model
 
@@ -36,9 +37,12 @@ class Model:
         """The hidden states that predict the batch's response tokens, after the final norm."""
         positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
         backbone: nn.Module = self.module.base_model
-        output = backbone(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False
-        )
+        embedding = self.module.get_input_embeddings()
+        if isinstance(embedding, nn.Embedding) and is_plain(embedding):
+            tokens = {"inputs_embeds": embedded(embedding, batch.input_ids)}
+        else:
+            tokens = {"input_ids": batch.input_ids}
+        output = backbone(**tokens, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False)
         return output.last_hidden_state[batch.rows, batch.columns]
 
 
@@ -112,6 +116,18 @@ def shared_vocab(
             f"pair: the tokenizer has ids up to {max(ours.values())}, but the two models share only {shared} logits"
         )
     return shared
+
+
+def check_context(config: PairConfig, prompt: int, response: int) -> None:
+    """Do prompt and response fit into both models' positions? Told before any weight is read."""
+    for role in ("teacher", "student"):
+        path, options = _source(config, role)
+        limit = getattr(AutoConfig.from_pretrained(path, **options).get_text_config(), "max_position_embeddings", None)
+        if limit is not None and prompt + response > limit:
+            raise ConfigError(
+                f"data.max_prompt_tokens + data.max_response_tokens = {prompt + response}, but the {role} {path} has "
+                f"{limit} positions; lower one of them"
+            )
 
 
 def _source(config: PairConfig, role: str) -> tuple[str, dict[str, Any]]:

@@ -43,6 +43,10 @@ class RunFolder:
         return self.root / "samples.jsonl"
 
     @property
+    def prompts(self) -> Path:
+        return self.root / "first_prompts.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoint"
 

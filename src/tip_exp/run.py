@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -17,9 +18,9 @@ from tip_exp.evaluate import Evaluations
 from tip_exp.learner import Learner
 from tip_exp.logger import RunLogger, make_listeners
 from tip_exp.meter import Meter
-from tip_exp.models import Model, Pair, load_pair
+from tip_exp.models import Model, Pair, check_context, load_pair
 from tip_exp.paths import RunFolder
-from tip_exp.result import write_result
+from tip_exp.result import write_card, write_result
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.types import Rollout, Sampler, Sampling
 from tip_exp.samples import sample_rows
@@ -32,7 +33,10 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     seed_everything(config.seed)
+    if config.mode == "eval":
+        return evaluate_only(config, folder, device)
     saved = checkpoint.newest(folder.checkpoints)
+    check_context(config.pair, config.data.max_prompt_tokens, config.data.max_response_tokens)
     pair = load_pair(config.pair, device, student_from=saved.path if saved else None)
     train = data.load(config.data.train)
     problems, prompts = render_prompts(config, pair, train.problems)
@@ -48,12 +52,9 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with RunLogger(folder, make_listeners(config, folder), resume_at=saved.step if saved else None) as logger:
         evaluations = Evaluations(config.eval, pair, meter, logger)
         datasets = describe_data(config, train, evaluations.loaded)
+        write_first_prompts(folder, pair, {"training": problems[0]} | evaluations.first_problems())
         if not saved:
-            metrics = evaluations(sampler, model="student", step=0)
-            if config.eval.teacher:
-                metrics |= evaluations(make_sampler(config, pair, pair.teacher), model="teacher", step=0)
-            logger.log(0, metrics | meter.drain_seconds() | meter.memory())
-            print(learning_curve_point(0, metrics))
+            evaluate_both(config, pair, sampler, evaluations, meter, logger)
         progress = tqdm(range(start + 1, last + 1), initial=start, total=last, desc=config.name, mininterval=1.0)
         for step in progress:
             evaluating = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
@@ -80,7 +81,37 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 state = {"optimizer": learner.state_dict(), "random": checkpoint.random_states()}
                 checkpoint.save(folder.checkpoints, step, pair.student.module, pair.tokenizer, state)
         sampler.close()
-        logger.finish(write_result(config, folder, datasets))
+        result = write_result(config, folder, datasets)
+        if trained := checkpoint.newest(folder.checkpoints):
+            write_card(config, result, trained.path)
+        logger.finish(result)
+
+
+def evaluate_only(config: RunConfig, folder: RunFolder, device: torch.device) -> None:
+    """The benchmarks, of student and (if asked) teacher, as a run without steps: it lands in the same tables."""
+    pair, meter = load_pair(config.pair, device), Meter(device)
+    with RunLogger(folder, make_listeners(config, folder), resume_at=None) as logger:
+        evaluations = Evaluations(config.eval, pair, meter, logger)
+        write_first_prompts(folder, pair, evaluations.first_problems())
+        evaluate_both(config, pair, make_sampler(config, pair, pair.student), evaluations, meter, logger)
+        logger.finish(write_result(config, folder, describe_data(config, None, evaluations.loaded)))
+
+
+def evaluate_both(
+    config: RunConfig, pair: Pair, sampler: Sampler, evaluations: Evaluations, meter: Meter, logger: RunLogger
+) -> None:
+    """Step 0: where the student starts, and the ceiling its teacher sets."""
+    metrics = evaluations(sampler, model="student", step=0)
+    if config.eval.teacher:
+        metrics |= evaluations(make_sampler(config, pair, pair.teacher), model="teacher", step=0)
+    logger.log(0, metrics | meter.drain_seconds() | meter.memory())
+    print(learning_curve_point(0, metrics))
+
+
+def write_first_prompts(folder: RunFolder, pair: Pair, problems: dict[str, Problem]) -> None:
+    """The first prompt of each use, as the models get it: a wrong template is seen at a glance."""
+    rendered = {use: pair.decode(pair.prompt_ids(p.prompt), with_special=True) for use, p in problems.items()}
+    folder.prompts.write_text(json.dumps(rendered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def pick_device(name: str) -> torch.device:
@@ -112,15 +143,20 @@ def render_prompts(config: RunConfig, pair: Pair, problems: list[Problem]) -> tu
     return [problem for problem, _ in fitting], [ids for _, ids in fitting]
 
 
-def describe_data(config: RunConfig, train: Loaded, tests: dict[str, Loaded]) -> dict[str, Any]:
+def describe_data(config: RunConfig, train: Loaded | None, tests: dict[str, Loaded]) -> dict[str, Any]:
     """For result.json: what was read, and which test problems the training set holds as well."""
     suffix = getattr(config.data.train, "suffix", "")
-    described: dict[str, Any] = {"train": {"source": train.source, "sha256": train.sha256, "rows": len(train.problems)}}
-    for name, test in tests.items():
-        found = overlap(train.problems, test.problems, suffix)
-        described[name] = {"source": test.source, "sha256": test.sha256, "rows": len(test.problems)}
-        described[name] |= {"in_train_exact": found.exact, "in_train_13gram": found.ngram}
+    described: dict[str, Any] = {name: _read(loaded) for name, loaded in tests.items()}
+    if train is not None:
+        for name, test in tests.items():
+            found = overlap(train.problems, test.problems, suffix)
+            described[name] |= {"in_train_exact": found.exact, "in_train_13gram": found.ngram}
+        described["train"] = _read(train)
     return described
+
+
+def _read(loaded: Loaded) -> dict[str, Any]:
+    return {"source": loaded.source, "sha256": loaded.sha256, "rows": len(loaded.problems)}
 
 
 def make_sampler(config: RunConfig, pair: Pair, model: Model) -> Sampler:
