@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from tip_exp import checkpoint, data
+from tip_exp.agent.sampler import episode_metrics, prompt_ids, with_tools
 from tip_exp.config import ConfigError, RunConfig
 from tip_exp.data import Loaded, Problem
 from tip_exp.data.contamination import overlap
@@ -39,7 +40,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     check_context(config.pair, config.data.max_prompt_tokens, config.data.max_response_tokens)
     pair = load_pair(config.pair, device, student_from=saved.path if saved else None)
     train = data.load(config.data.train)
-    problems, prompts = render_prompts(config, pair, train.problems)
+    problems, prompts = render_prompts(config, pair, train)
     meter = Meter(device)
     learner = Learner(pair, make_selector(config), config.learner, seed=config.seed, meter=meter)
     if saved:
@@ -49,10 +50,11 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     start, last = saved.step if saved else 0, config.learner.num_steps
     order, sampling = data.Order(len(problems), config.seed), training_sampling(config)
     sampler = make_sampler(config, pair, pair.student)
+    writer = with_tools(sampler, pair, train, config.agent)  # of tool tasks it writes whole episodes
     with RunLogger(folder, make_listeners(config, folder), resume_at=saved.step if saved else None) as logger:
-        evaluations = Evaluations(config.eval, pair, meter, logger)
+        evaluations = Evaluations(config.eval, pair, meter, logger, config.agent)
         datasets = describe_data(config, train, evaluations.loaded)
-        write_first_prompts(folder, pair, {"training": problems[0]} | evaluations.first_problems())
+        write_first_prompts(folder, pair, {"training": prompts[0]} | evaluations.first_prompts())
         if not saved:
             evaluate_both(config, pair, sampler, evaluations, meter, logger)
         progress = tqdm(range(start + 1, last + 1), initial=start, total=last, desc=config.name, mininterval=1.0)
@@ -62,11 +64,11 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             with meter.span("step"):
                 chosen = order.batch(step, config.learner.prompts_per_step)
                 with meter.span("rollout"):  # the student writes
-                    rollouts = sampler.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
+                    rollouts = writer.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
                 report = learner.step(rollouts, step)  # the teacher reads -> scores -> mask -> loss -> update
                 with meter.span("sync"):  # on-policy again
                     sampler.sync()
-            metrics = report.metrics | rollout_metrics(rollouts)
+            metrics = report.metrics | rollout_metrics(rollouts) | episode_metrics(writer)
             if evaluating:
                 metrics |= evaluations(sampler, model="student", step=step)
                 texts = [problems[i] for i in chosen for _ in range(sampling.samples)]
@@ -91,8 +93,8 @@ def evaluate_only(config: RunConfig, folder: RunFolder, device: torch.device) ->
     """The benchmarks, of student and (if asked) teacher, as a run without steps: it lands in the same tables."""
     pair, meter = load_pair(config.pair, device), Meter(device)
     with RunLogger(folder, make_listeners(config, folder), resume_at=None) as logger:
-        evaluations = Evaluations(config.eval, pair, meter, logger)
-        write_first_prompts(folder, pair, evaluations.first_problems())
+        evaluations = Evaluations(config.eval, pair, meter, logger, config.agent)
+        write_first_prompts(folder, pair, evaluations.first_prompts())
         evaluate_both(config, pair, make_sampler(config, pair, pair.student), evaluations, meter, logger)
         logger.finish(write_result(config, folder, describe_data(config, None, evaluations.loaded)))
 
@@ -108,9 +110,9 @@ def evaluate_both(
     print(learning_curve_point(0, metrics))
 
 
-def write_first_prompts(folder: RunFolder, pair: Pair, problems: dict[str, Problem]) -> None:
+def write_first_prompts(folder: RunFolder, pair: Pair, prompts: dict[str, list[int]]) -> None:
     """The first prompt of each use, as the models get it: a wrong template is seen at a glance."""
-    rendered = {use: pair.decode(pair.prompt_ids(p.prompt), with_special=True) for use, p in problems.items()}
+    rendered = {use: pair.decode(ids, with_special=True) for use, ids in prompts.items()}
     folder.prompts.write_text(json.dumps(rendered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -133,9 +135,9 @@ def step_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def render_prompts(config: RunConfig, pair: Pair, problems: list[Problem]) -> tuple[list[Problem], list[list[int]]]:
+def render_prompts(config: RunConfig, pair: Pair, train: Loaded) -> tuple[list[Problem], list[list[int]]]:
     """Training problems with their rendered prompts; prompts above the limit are left out."""
-    rendered = [(problem, pair.prompt_ids(problem.prompt)) for problem in problems]
+    rendered = list(zip(train.problems, prompt_ids(pair, train, config.agent), strict=True))
     fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= config.data.max_prompt_tokens]
     if not fitting:
         limit, shortest = config.data.max_prompt_tokens, min(len(ids) for _, ids in rendered)
@@ -193,6 +195,8 @@ def learning_curve_point(step: int, metrics: dict[str, float]) -> str:
     shown = [f"step {step:>5}"]
     accuracies = {name: value for name, value in metrics.items() if f"{name}_se" in metrics}
     shown += [f"{name.removeprefix('eval/')} {100 * value:.1f} %" for name, value in accuracies.items()]
+    floors = {name: value for name, value in metrics.items() if name.startswith("eval/") and name.endswith("/floor")}
+    shown += [f"{name.removeprefix('eval/')} {100 * value:.1f} %" for name, value in floors.items()]
     if "score/reverse_kl_mean" in metrics:
         shown.append(f"reverse KL {metrics['score/reverse_kl_mean']:.3f}")
     return "   ".join(shown)

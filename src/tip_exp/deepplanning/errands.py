@@ -12,6 +12,7 @@ import hashlib
 import json
 import random
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from tip_exp.deepplanning.mini_files import Record, TaskFiles
@@ -61,6 +62,18 @@ def make(task_id: str, seed: str) -> TaskFiles:
     }
     oracle = _plan(hotels[star], sights[named], sights[wanted])
     return TaskFiles({"id": task_id, "query": query, "meta_info": meta}, tables, oracle)
+
+
+def stream(seed: str, count: int) -> Iterator[TaskFiles]:
+    """`count` tasks of a seed, no question twice: a question has to tell which tables are meant."""
+    asked: set[str] = set()
+    number = 0
+    while len(asked) < count:
+        task = make(str(number), seed)
+        number += 1
+        if task.query["query"] not in asked:
+            asked.add(task.query["query"])
+            yield task
 
 
 def respond(history: str, slip: float = 0.0) -> str:

@@ -79,7 +79,7 @@ class World:
         return meters, max(5, math.ceil(meters / 450)), 10 + math.ceil(meters / 1000 * 2.4)
 
 
-def make(number: int, seed: int) -> TaskFiles:
+def make(number: int, seed: int | str) -> TaskFiles:
     """Task `number` of a seed: 2, 3, 4, 2, … days."""
     rng = random.Random(f"mini_world/{seed}/{number}")
     origin, city = rng.sample(CITIES, 2)
