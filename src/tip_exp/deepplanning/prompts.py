@@ -56,7 +56,6 @@ def official_prompt(checkout: Path, lang: str) -> str:
     name = f"SYSTEM_PROMPT_{lang.upper()}"
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-            value = ast.literal_eval(node.value)
-            if isinstance(value, str):
-                return value
+            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+                return node.value.value
     raise DataError(f"{path}: no text called {name}")
