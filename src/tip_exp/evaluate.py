@@ -61,7 +61,7 @@ class Evaluations:
         if loaded.tools is not None:
             player = with_tools(sampler, self._pair, loaded, self._agent)
             return evaluate_episodes(player, loaded, self._prompts[name], sampling, self._settings.seed)
-        assert dataset.kind in ("table", "word_sums"), "the others have tools"
+        assert dataset.kind == "table" or dataset.kind == "word_sums", "the others have tools"
         with open_grader(dataset.grader) as grade_all:
             graded = evaluate(
                 sampler,

@@ -55,7 +55,9 @@ def official_prompt(checkout: Path, lang: str) -> str:
         raise DataError(f"no official prompts in {checkout}: neither {' nor '.join(_OFFICIAL)}")
     name = f"SYSTEM_PROMPT_{lang.upper()}"
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-            if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-                return node.value.value
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Constant):
+            continue
+        named = any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
+        if named and isinstance(node.value.value, str):
+            return node.value.value
     raise DataError(f"{path}: no text called {name}")
