@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from tip_exp import checkpoint, data
+from tip_exp.agent.sampler import episode_metrics, prompt_ids, with_tools
 from tip_exp.config import ConfigError, RunConfig
 from tip_exp.data import Loaded, Problem
 from tip_exp.data.contamination import overlap
@@ -44,7 +45,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     check_context(config.pair, config.data.max_prompt_tokens, config.data.max_response_tokens)
     pair = load_pair(config.pair, device, student_from=saved.path if saved else None)
     train = data.load(config.data.train)
-    problems, prompts = render_prompts(config, pair, train.problems)
+    problems, prompts = render_prompts(config, pair, train)
     meter = Meter(device)
     learner = Learner(pair, make_selector(config), config.learner, seed=config.seed, meter=meter)
     start, last = saved.step if saved else 0, config.learner.num_steps
@@ -54,9 +55,9 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         logger = stack.enter_context(
             RunLogger(folder, make_listeners(config, folder), resume_at=saved.step if saved else None)
         )
-        evaluations = Evaluations(config.eval, pair, meter, logger)
+        evaluations = Evaluations(config.eval, pair, meter, logger, config.agent)
         datasets = describe_data(config, train, evaluations.loaded)
-        write_first_prompts(folder, pair, {"training": problems[0]} | evaluations.first_problems())
+        write_first_prompts(folder, pair, {"training": prompts[0]} | evaluations.first_prompts())
         longest = max(config.data.max_prompt_tokens + config.data.max_response_tokens, evaluations.longest)
         metrics: dict[str, float] = {}
         if not saved and config.eval.teacher:  # before the student: a process holds one engine at a time
@@ -64,6 +65,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 metrics = evaluations(of_teacher, model="teacher", step=0)
         with meter.span("startup"):
             sampler = stack.enter_context(closing(backend.make(pair.student, pair, config.rollout, longest)))
+        writer = with_tools(sampler, pair, train, config.agent)  # of tool tasks it writes whole episodes
         if saved:
             restore(saved, learner, backend)
         else:
@@ -77,13 +79,13 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             with meter.span("step"):
                 chosen = order.batch(step, config.learner.prompts_per_step)
                 with meter.span("rollout"):  # the student writes
-                    rollouts = sampler.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
+                    rollouts = writer.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
                 show = config.logger.rollouts_per_sample if evaluating else 0
                 report = learner.step(rollouts, step, show=show)  # teacher reads -> scores -> mask -> loss -> update
                 check_gap(report.metrics, limits, step)
                 with meter.span("sync"):  # on-policy again
                     sampler.sync()
-            metrics = report.metrics | rollout_metrics(rollouts)
+            metrics = report.metrics | rollout_metrics(rollouts) | episode_metrics(writer)
             if evaluating:
                 metrics |= evaluations(sampler, model="student", step=step)
                 texts = [problems[i] for i in chosen for _ in range(sampling.samples)]
@@ -108,8 +110,8 @@ def evaluate_only(config: RunConfig, folder: RunFolder, backend: Backend, device
     """The benchmarks, of student and (if asked) teacher, as a run without steps: it lands in the same tables."""
     pair, meter = load_pair(config.pair, device), Meter(device)
     with RunLogger(folder, make_listeners(config, folder), resume_at=None) as logger:
-        evaluations = Evaluations(config.eval, pair, meter, logger)
-        write_first_prompts(folder, pair, evaluations.first_problems())
+        evaluations = Evaluations(config.eval, pair, meter, logger, config.agent)
+        write_first_prompts(folder, pair, evaluations.first_prompts())
         metrics: dict[str, float] = {}
         for name, model in {"teacher": pair.teacher, "student": pair.student}.items():
             if name == "student" or config.eval.teacher:
@@ -121,12 +123,9 @@ def evaluate_only(config: RunConfig, folder: RunFolder, backend: Backend, device
         logger.finish(write_result(config, folder, datasets, asdict(backend)))
 
 
-def write_first_prompts(folder: RunFolder, pair: Pair, problems: dict[str, Problem]) -> None:
+def write_first_prompts(folder: RunFolder, pair: Pair, prompts: dict[str, list[int]]) -> None:
     """The first prompt of each use, as the models get it: a wrong template is seen at a glance."""
-    rendered = {
-        use: pair.decode(pair.prompt_ids(problem.prompt, evaluating=use != "training"), with_special=True)
-        for use, problem in problems.items()
-    }
+    rendered = {use: pair.decode(ids, with_special=True) for use, ids in prompts.items()}
     folder.prompts.write_text(json.dumps(rendered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -149,9 +148,9 @@ def step_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def render_prompts(config: RunConfig, pair: Pair, problems: list[Problem]) -> tuple[list[Problem], list[list[int]]]:
+def render_prompts(config: RunConfig, pair: Pair, train: Loaded) -> tuple[list[Problem], list[list[int]]]:
     """Training problems with their rendered prompts; prompts above the limit are left out."""
-    rendered = [(problem, pair.prompt_ids(problem.prompt)) for problem in problems]
+    rendered = list(zip(train.problems, prompt_ids(pair, train, config.agent), strict=True))
     fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= config.data.max_prompt_tokens]
     if not fitting:
         limit, shortest = config.data.max_prompt_tokens, min(len(ids) for _, ids in rendered)
@@ -217,6 +216,8 @@ def learning_curve_point(step: int, metrics: dict[str, float]) -> str:
     shown = [f"step {step:>5}"]
     accuracies = {name: value for name, value in metrics.items() if f"{name}_se" in metrics}
     shown += [f"{name.removeprefix('eval/')} {100 * value:.1f} %" for name, value in accuracies.items()]
+    floors = {name: value for name, value in metrics.items() if name.startswith("eval/") and name.endswith("/floor")}
+    shown += [f"{name.removeprefix('eval/')} {100 * value:.1f} %" for name, value in floors.items()]
     if "score/reverse_kl_mean" in metrics:
         shown.append(f"reverse KL {metrics['score/reverse_kl_mean']:.3f}")
     return "   ".join(shown)
