@@ -69,7 +69,7 @@ def overview(summary: pd.DataFrame) -> Table:
 
 def csv_frame(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary as numbers: `final` and `final_se` are fractions, and so are `difference`, its `low` and `high`."""
-    flat = summary.drop(columns=["same", "base", "config", "arm", "difference", "score", "seed_list"])
+    flat = summary.drop(columns=["same", "base", "config", "arm", "difference", "score", "seed_list", "folders"])
     for name in ("sweeps", "hardware"):
         flat[name] = ["; ".join(values) for values in summary[name]]
     for name in ACCURACIES:

@@ -19,7 +19,8 @@ def sample_rows(
     """A row for each of the first `count` rollouts (problems[i] is rollouts[i]'s): tokens as text, numbers as lists."""
     for index, (problem, rollout) in enumerate(zip(problems[:count], rollouts[:count], strict=True)):
         mine = (report.tokens.rollout == index).nonzero().squeeze(-1)
-        shown = report.tokens.rollout[report.tokens.rollout < count].eq(index)  # likeliest has those rows alone
+        of_shown = report.tokens.rollout[report.tokens.rollout < count]  # likeliest has those rows alone
+        shown = (of_shown == index).nonzero().squeeze(-1)
         yield {
             "problem_id": problem.id,
             "prompt": problem.prompt,

@@ -126,6 +126,7 @@ def _arm_row(group: pd.DataFrame) -> dict[str, Any]:
         for key in ("pair", "data", "benchmark", "selector", "score", "retention", "same", "base", "config")
     }
     row |= {"seeds": len(done), "runs": len(group), "seed_list": sorted(done["seed"].tolist())}
+    row["folders"] = list(group["folder"])
     row["sweeps"] = sorted({sweep for sweep in group["sweep"] if isinstance(sweep, str)})
     row["hardware"] = sorted(set(done["hardware"]))
     for name in ACCURACIES:
