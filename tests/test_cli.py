@@ -115,6 +115,8 @@ def test_a_run_leaves_its_files(finished: RunFolder) -> None:
     result = json.loads(finished.result.read_text())
     assert result["final"] == {k.removeprefix("eval/"): v for k, v in rows[-1].items() if k.startswith("eval/")}
     assert result["totals"]["kept_tokens"] == sum(row.get("select/kept_tokens", 0) for row in rows)
+    card = (finished.checkpoints / "step_00010" / "README.md").read_text()
+    assert card.startswith("---\nbase_model: package:tiny/student") and "word_sums/greedy" in card
     assert {path.name for path in finished.checkpoints.iterdir()} == {"step_00009", "step_00010"}
 
 

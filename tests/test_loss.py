@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tip_exp.divergence import Divergence
-from tip_exp.heads import TILES_ALIVE, Head
+from tip_exp.heads import Head
 from tip_exp.loss import BACKENDS, fused, materialized
+from tip_exp.tiles import TILES_ALIVE
 
 KINDS = ["reverse_kl", "forward_kl", "jsd"]
 

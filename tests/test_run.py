@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def test_both_backends_walk_the_same_path(tmp_path: Path, compose_run: Run) -> N
 def test_confident_and_right_tokens_teach_nothing(tmp_path: Path, compose_run: Run) -> None:
     rows = train(compose_run, tmp_path / "run", "selector=q4")
     assert rows[-1]["eval/word_sums/greedy"] < rows[0]["eval/word_sums/greedy"] + 0.05
+
+
+def test_evaluation_alone_leaves_a_result_for_the_same_table(tmp_path: Path, compose_run: Run) -> None:
+    folder = RunFolder(tmp_path)
+    small = "eval.benchmarks.word_sums.num_problems=40"
+    run(compose_run("experiment=evaluate", "logger=files", "eval.samples=1", small), folder)
+    (row,) = read_rows(folder.metrics)
+    result = json.loads(folder.result.read_text())
+    assert result["final"] == result["start"] and result["totals"]["steps"] == 0
+    assert result["final"]["word_sums/greedy"] == row["eval/word_sums/greedy"] < result["teacher"]["word_sums/greedy"]
+    assert json.loads(folder.prompts.read_text())["word_sums"].startswith("<|im_start|>user\n")
+    assert not folder.checkpoints.exists()
 
 
 def test_prompts_that_are_too_long_are_left_out_or_refused(compose_run: Run) -> None:

@@ -1,15 +1,19 @@
-"""Hydra's basic sweeper with single runs beside the grid, and every run checked before the first starts."""
+"""Hydra's basic sweeper with single runs beside the grid; every run is checked first, and finished ones stay out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
+from tip_exp.composing import RunComposer
 from tip_exp.config import ConfigError, parse
+from tip_exp.launch import State, state_of
+from tip_exp.paths import RunFolder
 from tip_exp.sweeping import expand
 
 
@@ -24,21 +28,35 @@ class RunsSweeper(BasicSweeper):
         return super().sweep(arguments)
 
     def split_arguments(self, overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return list(self.split_overrides_to_chunks(self._jobs, max_batch_size))
-
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """All runs are checked here, before the first starts, and those that are finished are not launched again."""
         assert self.hydra_context is not None and self.config is not None
+        loader, master = self.hydra_context.config_loader, self.config
+        compose = RunComposer(lambda chosen: loader.load_sweep_config(master, chosen))
+        root = Path(master.hydra.sweep.dir)
         problems: list[str] = []
-        for overrides in batch:
-            composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(composed):
-                del composed["hydra"]
+        left: list[list[str]] = []
+        for job in self._jobs:
             try:
-                parse(composed)
+                if not _is_done(compose(job), root):
+                    left.append(job)
             except ConfigError as error:
-                problems.append(f"{' '.join(overrides)}: {error}")
+                problems.append(f"{' '.join(job)}: {error}")
         if problems:
             raise ConfigError("no run of this sweep was started:\n" + "\n".join(problems))
+        if finished := len(self._jobs) - len(left):
+            print(f"{finished} of {len(self._jobs)} runs are already finished in {root}")
+        return list(self.split_overrides_to_chunks(left, max_batch_size)) if left else []
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Done for all batches in `split_arguments`."""
+
+
+def _is_done(composed: DictConfig, root: Path) -> bool:
+    subdir = composed.hydra.sweep.subdir
+    with open_dict(composed):
+        del composed["hydra"]
+    config = parse(composed)
+    return state_of(config, RunFolder(root / subdir)) is State.DONE
 
 
 ConfigStore.instance().store(

@@ -65,9 +65,17 @@ class ModelConfig(_Strict):
     dtype: Literal["float32", "bfloat16"]
 
 
+class ChatConfig(_Strict):
+    system: str | None
+    thinking: bool | None
+    eval_thinking: bool | None
+    thinking_may_differ: bool
+
+
 class PairConfig(_Strict):
     label: FileName
     attention: Literal["sdpa", "eager", "flash_attention_2"]
+    chat: ChatConfig
     teacher: ModelConfig
     student: ModelConfig
 
@@ -221,6 +229,7 @@ class QuadrantConfig(_Strict):
 
 class RunConfig(_Strict):
     name: FileName
+    mode: Literal["train", "eval"]
     sweep: FileName | None
     seed: CountOrZero
     device: Literal["auto", "cpu", "cuda"]
@@ -376,6 +385,12 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
             yield f"eval.benchmarks.{name}.num_problems: a standard error takes at least 2 problems; got 1"
         if dataset.split == "train":
             yield f"eval.benchmarks.{name}.split is train: the run would be evaluated on what it trains on"
+    chat = config.pair.chat
+    if chat.thinking != chat.eval_thinking and not chat.thinking_may_differ:
+        yield (
+            f"pair.chat.thinking is {chat.thinking}, but pair.chat.eval_thinking is {chat.eval_thinking}: the student "
+            "would be evaluated in another mode than it is trained in (pair.chat.thinking_may_differ=true allows it)"
+        )
     for role in ("teacher", "student"):
         yield from _missing_folder(f"pair.{role}.path", getattr(config.pair, role).path)
 

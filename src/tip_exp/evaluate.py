@@ -29,7 +29,8 @@ class Evaluations:
         self.loaded = {name: load(dataset) for name, dataset in settings.benchmarks.items()}
         self._problems = {name: loaded.problems for name, loaded in self.loaded.items()}
         self._prompts = {
-            name: [pair.prompt_ids(problem.prompt) for problem in problems] for name, problems in self._problems.items()
+            name: [pair.prompt_ids(problem.prompt, evaluating=True) for problem in problems]
+            for name, problems in self._problems.items()
         }
 
     @property
@@ -51,6 +52,10 @@ class Evaluations:
                         f"{stage}/{name}/{key}": value for key, value in _named(protocol, summarize(graded)).items()
                     }
         return found
+
+    def first_problems(self) -> dict[str, Problem]:
+        """The first problem of each benchmark."""
+        return {name: problems[0] for name, problems in self._problems.items()}
 
     def _protocols(self) -> dict[str, Sampling]:
         s = self._settings

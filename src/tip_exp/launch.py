@@ -21,7 +21,9 @@ from typing import IO
 from omegaconf import OmegaConf
 
 from tip_exp.config import ConfigError, RunConfig, differences, digest, load
-from tip_exp.paths import RunFolder
+from tip_exp.lease import leased_gpus
+from tip_exp.paths import OUTPUTS, RunFolder
+from tip_exp.reuse import adopt, find_twin, finished_digests, read_result
 
 # What a run's process gets unless the user's own environment says otherwise.
 CHILD_ENVIRONMENT = {
@@ -71,23 +73,41 @@ def launch(config: RunConfig, folder: RunFolder) -> None:
                 "Give this run another name (name=…), or remove the folder"
             )
         _write_config(config, folder)
-        child = subprocess.Popen(
-            [sys.executable, "-m", "tip_exp.worker", str(folder.root), str(os.getpid())],
-            pass_fds=(lock.fileno(),),  # the child holds the lock too, should this process be killed
-            env=CHILD_ENVIRONMENT | os.environ,
-        )
-        try:
-            code = child.wait()
-        except KeyboardInterrupt:
-            child.wait()  # it was interrupted as well and says where to go on
-            raise
+        if state is State.TO_DO and (twin := _twin(config, folder)):
+            adopt(config, folder, twin)
+            print(f"{config.name}: the same run is finished in {twin.root}; its files are linked here")
+            return
+        with leased_gpus(os.environ) as devices:
+            code = _run_in_child(folder, lock, devices)
     if code < 0:
         raise RunFailedError(f"{config.name}: killed by {signal.Signals(-code).name}; the same command resumes it")
     if code != 0:
         raise RunFailedError(f"{config.name}: failed with exit code {code}; see {folder.log}")
 
 
+def _run_in_child(folder: RunFolder, lock: IO[str], devices: dict[str, str]) -> int:
+    """The exit code of the run's process, which sees the `devices` alone."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tip_exp.worker", str(folder.root), str(os.getpid())],
+        pass_fds=(lock.fileno(),),  # the child holds the lock too, should this process be killed
+        env=CHILD_ENVIRONMENT | os.environ | devices,
+    )
+    try:
+        return child.wait()
+    except KeyboardInterrupt:
+        child.wait()  # it was interrupted as well and says where to go on
+        raise
+
+
+def _twin(config: RunConfig, folder: RunFolder) -> RunFolder | None:
+    """Runs are shared between sweeps; who starts a single run under another name wants it run."""
+    return find_twin(config, folder, finished_digests(OUTPUTS)) if config.sweep else None
+
+
 def _state_at_rest(config: RunConfig, folder: RunFolder) -> State:
+    result = read_result(folder) if folder.config.exists() else None
+    if result and result["digest"] == digest(config):
+        return State.DONE
     started = folder.result.exists() or any(folder.checkpoints.glob("step_*"))
     if not started:
         return State.TO_DO

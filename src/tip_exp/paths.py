@@ -7,12 +7,19 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 SHIPPED = "package:"
+OUTPUTS = Path("outputs")  # below the folder where a command is typed; conf/hydra/default.yaml writes there
 
 
 def conf_dir() -> Path:
     """conf/ of the checkout when the package runs from one, else the copy inside the wheel."""
     checkout = PACKAGE.parents[1] / "conf"
     return checkout if (checkout / "config.yaml").is_file() else PACKAGE / "conf"
+
+
+def paper_numbers_file() -> Path:
+    """results/paper_numbers.csv of the checkout, else the copy inside the wheel."""
+    checkout = PACKAGE.parents[1] / "results" / "paper_numbers.csv"
+    return checkout if checkout.is_file() else PACKAGE / "assets" / "paper_numbers.csv"
 
 
 def resolve_model(path: str) -> str:
@@ -41,6 +48,10 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.root / "samples.jsonl"
+
+    @property
+    def prompts(self) -> Path:
+        return self.root / "first_prompts.json"
 
     @property
     def checkpoints(self) -> Path:

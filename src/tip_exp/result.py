@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from tip_exp.config import RunConfig, digest
 from tip_exp.logger import read_rows
+from tip_exp.outcomes import final_outcomes
 from tip_exp.paths import PACKAGE, RunFolder
 
 
@@ -28,6 +30,7 @@ def write_result(
         "start": _with_prefix(rows[0], "eval/"),
         "teacher": _with_prefix(rows[0], "teacher/"),
         "final": _with_prefix(rows[-1], "eval/"),
+        "outcomes": final_outcomes(folder.eval_rows),
         "totals": {
             "steps": rows[-1]["step"],
             "response_tokens": sum(row.get("select/response_tokens", 0) for row in rows),
@@ -47,6 +50,26 @@ def write_result(
     aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     aside.replace(folder.result)
     return result
+
+
+def write_card(config: RunConfig, result: dict[str, Any], folder: Path) -> None:
+    """README.md of the student's folder: a model card with what it was trained on, how, and what came out."""
+    base, totals, selector = config.pair.student.path, result["totals"], config.selector
+    head = {"base_model": base, "library_name": "transformers", "tags": ["on-policy-distillation", "tip_exp"]}
+    settings = yaml.safe_dump(config.model_dump(exclude={"logger"}), sort_keys=False)
+    scores = [f"| {name} | {result['start'][name]:.4f} | {value:.4f} |" for name, value in result["final"].items()]
+    lines = [
+        f"---\n{yaml.safe_dump(head)}---\n# {config.name}\n",
+        f"`{base}` after {totals['steps']} steps of on-policy distillation from `{config.pair.teacher.path}`, on",
+        f"{totals['kept_tokens']:,.0f} of {totals['response_tokens']:,.0f} response tokens",
+        f"(selector {selector.label}, retention {selector.retention:g}).\n",
+        "| evaluation | step 0 | final |",
+        "|---|---|---|",
+        *scores,
+        f"\nConfig digest {result['digest']}, {result['hardware']}, revision {result['git_revision']}.\n",
+        f"```yaml\n{settings}```\n",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def git_revision() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -19,9 +20,9 @@ from tip_exp.evaluate import Evaluations
 from tip_exp.learner import Learner
 from tip_exp.logger import RunLogger, make_listeners
 from tip_exp.meter import Meter
-from tip_exp.models import Pair, load_pair
+from tip_exp.models import Pair, check_context, load_pair
 from tip_exp.paths import RunFolder
-from tip_exp.result import write_result
+from tip_exp.result import write_card, write_result
 from tip_exp.rollout.backends import Backend, choose
 from tip_exp.rollout.proof import check_gap, limits_for
 from tip_exp.rollout.types import Rollout, Sampling
@@ -37,7 +38,10 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     seed_everything(config.seed)
     backend = choose(config.rollout, device, config.pair.student.dtype)
     print(backend)
+    if config.mode == "eval":
+        return evaluate_only(config, folder, backend, device)
     saved = checkpoint.newest(folder.checkpoints)
+    check_context(config.pair, config.data.max_prompt_tokens, config.data.max_response_tokens)
     pair = load_pair(config.pair, device, student_from=saved.path if saved else None)
     train = data.load(config.data.train)
     problems, prompts = render_prompts(config, pair, train.problems)
@@ -52,6 +56,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         )
         evaluations = Evaluations(config.eval, pair, meter, logger)
         datasets = describe_data(config, train, evaluations.loaded)
+        write_first_prompts(folder, pair, {"training": problems[0]} | evaluations.first_problems())
         longest = max(config.data.max_prompt_tokens + config.data.max_response_tokens, evaluations.longest)
         metrics: dict[str, float] = {}
         if not saved and config.eval.teacher:  # before the student: a process holds one engine at a time
@@ -73,7 +78,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 chosen = order.batch(step, config.learner.prompts_per_step)
                 with meter.span("rollout"):  # the student writes
                     rollouts = sampler.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
-                report = learner.step(rollouts, step)  # the teacher reads -> scores -> mask -> loss -> update
+                show = config.logger.rollouts_per_sample if evaluating else 0
+                report = learner.step(rollouts, step, show=show)  # teacher reads -> scores -> mask -> loss -> update
                 check_gap(report.metrics, limits, step)
                 with meter.span("sync"):  # on-policy again
                     sampler.sync()
@@ -92,7 +98,36 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 state: dict[str, Any] = {"optimizer": learner.state_dict(), "random": checkpoint.random_states()}
                 state["backend"] = backend.name
                 checkpoint.save(folder.checkpoints, step, pair.student.module, pair.tokenizer, state)
+        result = write_result(config, folder, datasets, asdict(backend))
+        if trained := checkpoint.newest(folder.checkpoints):
+            write_card(config, result, trained.path)
+        logger.finish(result)
+
+
+def evaluate_only(config: RunConfig, folder: RunFolder, backend: Backend, device: torch.device) -> None:
+    """The benchmarks, of student and (if asked) teacher, as a run without steps: it lands in the same tables."""
+    pair, meter = load_pair(config.pair, device), Meter(device)
+    with RunLogger(folder, make_listeners(config, folder), resume_at=None) as logger:
+        evaluations = Evaluations(config.eval, pair, meter, logger)
+        write_first_prompts(folder, pair, evaluations.first_problems())
+        metrics: dict[str, float] = {}
+        for name, model in {"teacher": pair.teacher, "student": pair.student}.items():
+            if name == "student" or config.eval.teacher:
+                with closing(backend.make(model, pair, config.rollout, evaluations.longest)) as sampler:
+                    metrics = evaluations(sampler, model=name, step=0) | metrics
+        logger.log(0, metrics | meter.drain_seconds() | meter.memory())
+        print(learning_curve_point(0, metrics))
+        datasets = describe_data(config, None, evaluations.loaded)
         logger.finish(write_result(config, folder, datasets, asdict(backend)))
+
+
+def write_first_prompts(folder: RunFolder, pair: Pair, problems: dict[str, Problem]) -> None:
+    """The first prompt of each use, as the models get it: a wrong template is seen at a glance."""
+    rendered = {
+        use: pair.decode(pair.prompt_ids(problem.prompt, evaluating=use != "training"), with_special=True)
+        for use, problem in problems.items()
+    }
+    folder.prompts.write_text(json.dumps(rendered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def pick_device(name: str) -> torch.device:
@@ -136,15 +171,20 @@ def restore(saved: checkpoint.Checkpoint, learner: Learner, backend: Backend) ->
     checkpoint.restore_random_states(state["random"])
 
 
-def describe_data(config: RunConfig, train: Loaded, tests: dict[str, Loaded]) -> dict[str, Any]:
+def describe_data(config: RunConfig, train: Loaded | None, tests: dict[str, Loaded]) -> dict[str, Any]:
     """For result.json: what was read, and which test problems the training set holds as well."""
     suffix = getattr(config.data.train, "suffix", "")
-    described: dict[str, Any] = {"train": {"source": train.source, "sha256": train.sha256, "rows": len(train.problems)}}
-    for name, test in tests.items():
-        found = overlap(train.problems, test.problems, suffix)
-        described[name] = {"source": test.source, "sha256": test.sha256, "rows": len(test.problems)}
-        described[name] |= {"in_train_exact": found.exact, "in_train_13gram": found.ngram}
+    described: dict[str, Any] = {name: _read(loaded) for name, loaded in tests.items()}
+    if train is not None:
+        for name, test in tests.items():
+            found = overlap(train.problems, test.problems, suffix)
+            described[name] |= {"in_train_exact": found.exact, "in_train_13gram": found.ngram}
+        described["train"] = _read(train)
     return described
+
+
+def _read(loaded: Loaded) -> dict[str, Any]:
+    return {"source": loaded.source, "sha256": loaded.sha256, "rows": len(loaded.problems)}
 
 
 def make_selector(config: RunConfig) -> Selector:

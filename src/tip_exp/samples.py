@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from tip_exp.data import Problem
-from tip_exp.learner import StepReport
+from tip_exp.learner import Likeliest, StepReport
 from tip_exp.models import Pair
 from tip_exp.rollout.types import Rollout
 
@@ -17,6 +19,7 @@ def sample_rows(
     """A row for each of the first `count` rollouts (problems[i] is rollouts[i]'s): tokens as text, numbers as lists."""
     for index, (problem, rollout) in enumerate(zip(problems[:count], rollouts[:count], strict=True)):
         mine = (report.tokens.rollout == index).nonzero().squeeze(-1)
+        shown = report.tokens.rollout[report.tokens.rollout < count].eq(index)  # likeliest has those rows alone
         yield {
             "problem_id": problem.id,
             "prompt": problem.prompt,
@@ -26,7 +29,16 @@ def sample_rows(
             "kept": report.selection.kept[mine].tolist(),
             "score": _rounded(report.selection.score[mine].tolist()),
             **{name: _rounded(values[mine].tolist()) for name, values in report.statistics.items()},
+            **{f"{name}_top": _as_text(pair, top, shown) for name, top in report.likeliest.items()},
         }
+
+
+def _as_text(pair: Pair, top: Likeliest, rows: Tensor) -> list[list[list[Any]]]:
+    """Per position [["=", 0.98], ["+", 0.01], …]."""
+    return [
+        [[pair.decode([token], with_special=True), float(f"{p:.3g}")] for token, p in zip(ids, shares, strict=True)]
+        for ids, shares in zip(top.ids[rows].tolist(), top.probabilities[rows].tolist(), strict=True)
+    ]
 
 
 def _rounded(values: list[float]) -> list[float]:
