@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "batching": {"rollout.types"},
     "rollout.hf": {"rollout.types"},
     "rollout.proof": {"rollout.types"},
-    "rollout.vllm": {"config", "rollout.types"},
+    "rollout.vllm": {"config", "rollout.types", "rollout.vllm_worker"},
+    "rollout.vllm_worker": set(),
     "rollout.types": set(),
     "report": {"paths", "runs", "statistics", "summary", "tables"},
 }

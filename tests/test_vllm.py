@@ -15,7 +15,7 @@ from tip_exp.data import load
 from tip_exp.learner import Learner
 from tip_exp.meter import Meter
 from tip_exp.models import Pair, load_pair
-from tip_exp.rollout import vllm
+from tip_exp.rollout import vllm_worker
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.proof import MAX, SyncError, check_gap, limits_for
 from tip_exp.rollout.types import Rollout, Sampling
@@ -169,7 +169,7 @@ def test_a_stale_tied_head_stops_the_run(
     weights: dict[str, Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(vllm, "_repack_tied_head", lambda model: None)
+    monkeypatch.setattr(vllm_worker, "repack_tied_head", lambda model: None)
     shaken(pair, seed=2, size=2e-3)
     engine.sync()
     with pytest.raises(SyncError):

@@ -144,15 +144,15 @@ class Learner:
         """
         proven = batches if "student_logprob" in statistics else batches[:1]
         tokens = _tokens(proven)
-        if len(tokens) == 0:
-            return {}
         if "student_logprob" not in statistics:
             with torch.no_grad():
                 hidden = student[:1] or [self.pair.student.final_hidden(batches[0])]
             (scored,) = self._score(proven, hidden, hidden, frozenset({"student_logprob"}))  # reads no teacher
             statistics = scored.statistics
         sampled = sampler_logprobs(rollouts, tokens.rollout, tokens.position)
-        return gap_metrics(sampled, statistics["student_logprob"])
+        learned = statistics["student_logprob"].double()
+        # Over all ranks, so that they stop together.
+        return gap_metrics(self.ranks.gather(sampled.to(learned)), self.ranks.gather(learned))
 
     def _likeliest(
         self, batches: list[MicroBatch], student: list[Tensor], teacher: list[Tensor], show: int

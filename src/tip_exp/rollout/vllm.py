@@ -8,32 +8,29 @@ a step, a resumed run and the restart of a dead engine take one path. Written fo
 # (vLLM need not be installed, and a type checker takes this file for it)
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import logging
 import os
-import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tip_exp.config import VllmConfig
 from tip_exp.rollout.types import Rollout, Sampling
+from tip_exp.rollout.vllm_worker import RUN_PID, WeightSync
 
 log = logging.getLogger(__name__)
 _CPU_BLOCK = 128  # tokens of a KV cache block on a CPU
 _CPU_BATCHED_TOKENS = 2048
 _SHARED_MEMORY = Path("/dev/shm")
-_PR_SET_PDEATHSIG = 1
 
 
 class EngineDiedError(RuntimeError):
@@ -54,7 +51,6 @@ class VllmSampler:
         self.in_process = not settings.separate_process and settings.tensor_parallel_size == 1
         self.sleep_level = 0 if self.on_cpu else settings.sleep_level  # vLLM has no sleep on a CPU
         self.restarts = 0
-        self.startup_s = 0.0
         self._asleep: set[str] = set()
         self._llm: Any = None
         try:
@@ -118,7 +114,7 @@ class VllmSampler:
             "enforce_eager": eager,
             "enable_sleep_mode": self.sleep_level > 0,
             "logprobs_mode": "raw_logprobs",  # of temperature 1, before top-p and top-k
-            "worker_extension_cls": f"{__name__}.{WeightSync.__name__}",
+            "worker_extension_cls": f"{WeightSync.__module__}.{WeightSync.__name__}",
         }
         if self.on_cpu:
             # Without a size vLLM looks at the memory of NUMA node 0 alone and may refuse to start.
@@ -129,7 +125,6 @@ class VllmSampler:
         return options | settings.engine_args
 
     def _start(self) -> None:
-        started = time.perf_counter()
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(self.settings.separate_process))
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -142,12 +137,13 @@ class VllmSampler:
             config = self.model.config
             config.architectures = config.architectures or [type(self.model).__name__]
             config.save_pretrained(folder)
-            self._llm = LLM(**self.engine_options(folder))
-        if self.settings.separate_process:
-            self._llm.collective_rpc("tip_die_with", args=(os.getpid(),))
+            os.environ[RUN_PID] = str(os.getpid())  # inherited by the engine's processes, and by no others
+            try:
+                self._llm = LLM(**self.engine_options(folder))
+            finally:
+                del os.environ[RUN_PID]
         self._asleep.clear()
         self._push()
-        self.startup_s = time.perf_counter() - started
 
     def _restarting(self, call: Callable[[], Any]) -> Any:
         """The call's result; an engine that dies of it is started anew with the current weights, once a run."""
@@ -254,35 +250,6 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
-
-
-class WeightSync:
-    """What vLLM mixes into its worker: methods called by name, so that nothing but names and paths is pickled."""
-
-    def tip_load(self: Any, named: Iterator[tuple[str, Tensor]]) -> None:
-        self.reload_weights(weights_iterator=named)
-        _repack_tied_head(self.model_runner.get_model())
-
-    def tip_load_file(self: Any, path: str) -> None:
-        self.tip_load(iter(load_file(path).items()))
-
-    def tip_die_with(self: Any, parent: int) -> None:
-        """A run that is killed outright must not leave its engine behind (Linux)."""
-        if sys.platform == "linux" and os.getppid() == parent:  # of several workers the engine process is the parent
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def tip_pid(self: Any) -> int:
-        return os.getpid()
-
-
-def _repack_tied_head(model: nn.Module) -> None:
-    """Rebuild what a CPU's tied head computes with: a packed copy of the embedding, which a reload leaves stale.
-
-    Only vLLM's CPU build packs (`cpu_linear`); on a GPU a tied head shares the embedding's storage.
-    """
-    for module in model.modules():
-        if type(module).__name__ == "ParallelLMHead" and hasattr(module, "cpu_linear"):
-            module.quant_method.process_weights_after_loading(module)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
 
 
 def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
