@@ -108,7 +108,7 @@ def make(backend: str, pair: Pair, device: torch.device, arguments: argparse.Nam
 def write(rows: list[dict[str, object]], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, COLUMNS)
+        table: csv.DictWriter[str] = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         table.writerows(rows)
 
