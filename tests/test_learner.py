@@ -119,6 +119,30 @@ def test_gradient_is_that_of_the_mean_over_kept_tokens_by_plain_autograd(
         assert float((got[name] - p.grad).norm() / p.grad.norm()) < 1e-5, name
 
 
+@pytest.mark.parametrize(
+    "settings", [{"packing": True}, {"activation_checkpointing": True}], ids=lambda s: next(iter(s))
+)
+@pytest.mark.parametrize("budget", [100_000, 400])
+def test_packing_and_checkpointing_change_no_gradient(
+    tiny_pair: Pair, tiny_config: RunConfig, settings: dict[str, Any], budget: int
+) -> None:
+    rollouts, still = sampled(tiny_pair), {"grad_clip": 1e9, "lr": 1e-30}
+    plain, expected = gradients(make(doubled(tiny_pair), tiny_config.learner, **still), rollouts)
+    learner = make(doubled(tiny_pair), tiny_config.learner, micro_batch_tokens=budget, **still, **settings)
+    found, metrics = gradients(learner, rollouts)
+    assert metrics["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-6)
+    for name, gradient in plain.items():
+        assert float((found[name] - gradient).norm() / gradient.norm()) < 1e-5, name
+
+
+def test_tails_are_cut_where_the_backbone_runs_again(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+    """By one micro-batch the graph of scoring is used; by several what follows the last kept token is saved."""
+    rollouts = sampled(tiny_pair)
+    _, one = gradients(make(doubled(tiny_pair), tiny_config.learner, retention=0.1), rollouts)
+    _, more = gradients(make(doubled(tiny_pair), tiny_config.learner, retention=0.1, micro_batch_tokens=400), rollouts)
+    assert one["learner/tail_cut_frac"] == 0.0 and 0.0 < more["learner/tail_cut_frac"] < 1.0
+
+
 def test_full_is_retention_one(tiny_pair: Pair, tiny_config: RunConfig) -> None:
     rollouts, settings = sampled(tiny_pair), {"grad_clip": 1e9, "lr": 1e-30}
     full, _ = gradients(make(doubled(tiny_pair), tiny_config.learner, "full", 1.0, **settings), rollouts)

@@ -236,6 +236,8 @@ class LearnerConfig(_Strict):
     loss_backend: Literal["fused", "materialized"]
     tile_mib: Count
     micro_batch_tokens: Count
+    packing: bool
+    activation_checkpointing: bool
     diagnostics_every: CountOrZero
     checkpoint_every: Count
 
@@ -417,6 +419,8 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
             f"learner.micro_batch_tokens ({learner.micro_batch_tokens}) cannot hold one rollout of "
             f"data.max_prompt_tokens + data.max_response_tokens = {longest}"
         )
+    if learner.packing and config.pair.attention == "eager":
+        yield "learner.packing=true needs pair.attention=sdpa or flash_attention_2, not eager"
     if (given := config.rollout.vllm.max_model_len) is not None and given < longest:
         yield (
             f"rollout.vllm.max_model_len ({given}) is below data.max_prompt_tokens + data.max_response_tokens "

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tip_exp.batching import MicroBatch, micro_batches
+from tip_exp.backbone import enable_packing
+from tip_exp.batching import MicroBatch, micro_batches, without_tails
 from tip_exp.config import LearnerConfig
 from tip_exp.diagnostics import token_metrics
 from tip_exp.divergence import Divergence
@@ -56,6 +57,9 @@ class Learner:
         self.ranks = Ranks()
         self.divergence = Divergence(settings.divergence, settings.jsd_beta)
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
+        if settings.packing:
+            enable_packing(pair.teacher.module)
+            enable_packing(pair.student.module)
         beta1, beta2 = settings.betas
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.lr, betas=(beta1, beta2), weight_decay=settings.weight_decay, fused=True
@@ -68,9 +72,8 @@ class Learner:
         rollouts the report says what both models would have written, before the update.
         """
         device = self.pair.student.module.device
-        batches = [
-            batch.to(device) for batch in micro_batches(rollouts, self.settings.micro_batch_tokens, self.pair.pad_id)
-        ]
+        budget, packing = self.settings.micro_batch_tokens, self.settings.packing
+        batches = [b.to(device) for b in micro_batches(rollouts, budget, self.pair.pad_id, packing=packing)]
         with self.meter.span("teacher"), torch.no_grad():
             teacher_hidden = [self.pair.teacher.final_hidden(batch) for batch in batches]
         with self.meter.span("learner"):
@@ -80,7 +83,7 @@ class Learner:
             student_hidden: list[Tensor] = []
             if keep_graph or wanted or show:
                 with torch.set_grad_enabled(keep_graph):
-                    student_hidden = [self.pair.student.final_hidden(batch) for batch in batches]
+                    student_hidden = [self._student_hidden(batch) for batch in batches]
             proving = all(rollout.sampler_logprobs for rollout in rollouts)
             # Where rows of log-probs are formed anyway, the sampled token's is one more gather.
             measured = wanted | {"student_logprob"} if wanted and proving else wanted
@@ -93,8 +96,9 @@ class Learner:
             tokens, mine = self._everyones_tokens(batches, len(rollouts))
             selection = self.selector(statistics, tokens, self._generator(step))
             student = student_hidden if keep_graph else None
-            loss_sum = self._backward(batches, teacher_hidden, student, scored, selection.kept[mine])
+            loss_sum, cut = self._backward(rollouts, batches, teacher_hidden, student, scored, selection.kept[mine])
             metrics = self._update(loss_sum, int(selection.kept.sum()), step)
+        metrics["learner/tail_cut_frac"] = cut
         metrics["select/kept_tokens"] = float(selection.kept.sum())
         metrics["select/response_tokens"] = float(len(tokens))
         metrics["select/kept_frac"] = metrics["select/kept_tokens"] / max(1, len(tokens))
@@ -146,7 +150,7 @@ class Learner:
         tokens = _tokens(proven)
         if "student_logprob" not in statistics:
             with torch.no_grad():
-                hidden = student[:1] or [self.pair.student.final_hidden(batches[0])]
+                hidden = student[:1] or [self._student_hidden(batches[0])]
             (scored,) = self._score(proven, hidden, hidden, frozenset({"student_logprob"}))  # reads no teacher
             statistics = scored.statistics
         sampled = sampler_logprobs(rollouts, tokens.rollout, tokens.position)
@@ -169,36 +173,52 @@ class Learner:
             found[name] = Likeliest(*top_tokens(torch.cat(rows), model.head, SHOWN_TOKENS, tile_bytes))
         return found
 
+    def _student_hidden(self, batch: MicroBatch) -> Tensor:
+        return self.pair.student.final_hidden(batch, checkpointing=self.settings.activation_checkpointing)
+
     def _backward(
         self,
+        rollouts: list[Rollout],
         batches: list[MicroBatch],
         teacher: list[Tensor],
         student: list[Tensor] | None,
         scored: list[Scored],
         kept: Tensor,
-    ) -> float:
-        """Gradients of the *summed* divergence of all kept tokens into `.grad`; returns that sum, nats."""
+    ) -> tuple[float, float]:
+        """Gradients of the *summed* divergence of all kept tokens into `.grad`; returns that sum, nats.
+
+        Without hidden states of the student that hold a graph they are computed here, less each sequence's tail behind
+        its last kept token; the second figure is the share of the backbone's tokens that this saved.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         loss = BACKENDS[self.settings.loss_backend]
-        total = 0.0
+        total, computed = 0.0, 0
         for i, (batch, mask) in enumerate(zip(batches, kept.split([b.num_tokens for b in batches]), strict=True)):
-            if not mask.any():
+            theirs, known, hidden = teacher[i], scored[i].normalizers if scored else None, None
+            if student:
+                hidden = student[i]
+                computed += batch.input_ids.numel()
+            elif shorter := without_tails(batch, rollouts, mask, self.pair.pad_id):
+                smaller, left = shorter
+                hidden, theirs, mask = self._student_hidden(smaller), theirs[left], mask[left]
+                known = None if known is None else known[left]
+                computed += smaller.input_ids.numel()
+            if hidden is None or not mask.any():
                 continue
-            hidden = student[i] if student else self.pair.student.final_hidden(batch)
             with self.meter.span("loss", allocations=True):
                 result = loss(
                     hidden.detach(),
-                    teacher[i],
+                    theirs,
                     mask,
                     self.pair.student.head,
                     self.pair.teacher.head,
                     self.divergence,
                     self.settings.tile_mib * MIB,
-                    normalizers=scored[i].normalizers if scored else None,
+                    normalizers=known,
                 )
             hidden.backward(result.hidden_grad)
             total += float(result.value)
-        return total
+        return total, 1 - computed / sum(batch.input_ids.numel() for batch in batches)
 
     def _update(self, loss_sum: float, num_kept: int, step: int) -> dict[str, float]:
         """Turn sums into means per kept token of the whole step (TIP, Eq. 8), clip, and step the optimizer."""

@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tip_exp.backbone import last_hidden
 from tip_exp.batching import MicroBatch
 from tip_exp.config import ChatConfig, ConfigError, ModelConfig, PairConfig
-from tip_exp.gradients import embedded, is_plain
 from tip_exp.heads import Head
 from tip_exp.paths import resolve_model
 
@@ -33,17 +33,9 @@ class Model:
     module: PreTrainedModel
     head: Head
 
-    def final_hidden(self, batch: MicroBatch) -> Float[Tensor, "n d"]:
+    def final_hidden(self, batch: MicroBatch, *, checkpointing: bool = False) -> Float[Tensor, "n d"]:
         """The hidden states that predict the batch's response tokens, after the final norm."""
-        positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
-        backbone: nn.Module = self.module.base_model
-        embedding = self.module.get_input_embeddings()
-        if isinstance(embedding, nn.Embedding) and is_plain(embedding):
-            tokens = {"inputs_embeds": embedded(embedding, batch.input_ids)}
-        else:
-            tokens = {"input_ids": batch.input_ids}
-        output = backbone(**tokens, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False)
-        return output.last_hidden_state[batch.rows, batch.columns]
+        return last_hidden(self.module, batch, checkpointing=checkpointing)[batch.rows, batch.columns]
 
 
 @dataclass(frozen=True, slots=True)
