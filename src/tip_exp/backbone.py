@@ -113,7 +113,7 @@ def _checkpointed(backbone: nn.Module, wanted: bool) -> Iterator[None]:
         )
     for layer in layers:
         layer.training = layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # pyright: ignore[reportArgumentType]
     try:
         yield
     finally:
