@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "selection": {"scores"},
     "tiles": set(),
     "moments": {"tiles"},
-    "scoring": {"divergence", "heads", "moments", "scores", "tiles"},
+    "scoring": {"heads", "moments", "scores", "tiles"},
     "loss": {"divergence", "heads", "moments", "tiles"},
     "batching": {"rollout.types"},
     "rollout.hf": {"rollout.types"},

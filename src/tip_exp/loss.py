@@ -182,7 +182,7 @@ def _first_pass(
             z, t = (work.tile(i, len(hidden), columns.stop - columns.start) for i in (0, 1))
             student_head.logits_into(z, hidden, columns)
             teacher_head.logits_into(t, other, columns)
-            ours, theirs = moments.of_tile(z, t, work)
+            ours, theirs, _ = moments.of_tile(z, t, work)
             assert theirs is not None, "the teacher was projected"
             sums = (ours, theirs) if sums is None else (sums[0].merged(ours), sums[1].merged(theirs))
         assert sums is not None, "a vocabulary has at least one column"

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tip_exp import moments
-from tip_exp.divergence import Divergence
 from tip_exp.heads import Head
 from tip_exp.moments import Moments, Normalizers
 from tip_exp.scores import STUDENT_STATISTICS
@@ -197,16 +196,7 @@ def _of_tile(
     # What the summing overwrites is looked up first.
     sampled = tuple(_sampled(tile, ids - columns.start) for tile in tiles)
     best = tuple(_largest(tile, k, columns.start) for tile in tiles) if "topk_overlap" in wanted else ()
-    student, teacher = moments.of_tile(z, t, work)
-    jsd = None
-    if "jsd" in wanted and t is not None and teacher is not None:
-        jsd = torch.empty_like(student.top)
-        for rows in work.blocks(len(z)):
-            logp, logq = z[rows], t[rows]
-            logp.sub_(student.total[rows].log()[:, None])
-            logq.sub_(teacher.total[rows].log()[:, None])
-            p, q = torch.exp(logp, out=work.spare(0, logp)), torch.exp(logq, out=work.spare(1, logq))
-            jsd[rows] = Divergence("jsd", jsd_beta).gradient_(logp, p, logq, q)
+    student, teacher, jsd = moments.of_tile(z, t, work, jsd_beta=jsd_beta if "jsd" in wanted else None)
     return _Rows(student, teacher, sampled, best, jsd)
 
 
