@@ -63,7 +63,27 @@ BAD = {
     "lr negative": ("learner.lr=-1e-3", "learner.lr: input should be greater than 0; got -0.001"),
     "lr infinite": ("learner.lr=inf", "learner.lr: input should be a finite number; got inf"),
     "lr true": ("learner.lr=true", "learner.lr: input should be a valid number; got True"),
-    "unknown divergence": ("learner.divergence=kl", "'reverse_kl', 'forward_kl' or 'jsd'; got 'kl'"),
+    "unknown divergence": ("learner.divergence=kl", "'skew_reverse_kl' or 'skew_forward_kl'; got 'kl'"),
+    "skew at its end": ("learner.skew=1", "learner.skew: input should be less than 1; got 1"),
+    "unknown estimator": ("learner.estimator=k3", "'full', 'topk' or 'sampled_k1'; got 'k3'"),
+    "top-k of nothing": ("learner.topk.k=0", "learner.topk.k: input should be greater than or equal to 1; got 0"),
+    "top-k reverse KL without the rest": (
+        "learner.estimator=topk learner.topk.rest=drop",
+        "learner.topk.rest=drop with learner.divergence=reverse_kl: a sum over the top-k tokens alone falls",
+    ),
+    "sampled forward KL": (
+        "learner.estimator=sampled_k1 learner.divergence=forward_kl",
+        "learner.estimator=sampled_k1 with learner.divergence=forward_kl",
+    ),
+    "sampled from a cut distribution": (
+        "learner.estimator=sampled_k1 rollout.top_p=0.9",
+        "learner.estimator=sampled_k1 with rollout.top_p=0.9",
+    ),
+    "sampled from the top tokens": ("learner.estimator=sampled_k1 rollout.top_k=20", "it needs rollout.top_k=0"),
+    "sampled at another temperature": (
+        "learner.estimator=sampled_k1 rollout.temperature=0.7",
+        "it needs rollout.temperature=1",
+    ),
     "JSD at its end": ("learner.jsd_beta=1", "learner.jsd_beta: input should be less than 1; got 1"),
     "three betas": ("learner.betas=[0.9,0.99,0.999]", "learner.betas: list should have at most 2 items"),
     "unknown schedule": ("learner.schedule=step", "'constant', 'linear' or 'cosine'; got 'step'"),
@@ -130,6 +150,21 @@ def test_bad_input_is_one_clear_message(overrides: str, message: str) -> None:
     told = str(caught.value) + str(caught.value.__cause__ or "")
     assert message in told
     assert "Traceback" not in told and "pydantic" not in told
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "learner.estimator=topk",
+        "learner.estimator=topk learner.topk.rest=drop learner.divergence=forward_kl learner.topk.support=teacher",
+        "learner.topk.rest=drop",  # of no matter while the estimator is another
+        "learner.estimator=sampled_k1",
+        "learner.divergence=skew_forward_kl learner.skew=0.2",
+        "learner.divergence=reverse_kl learner.jsd_beta=0.3",
+    ],
+)
+def test_what_has_a_meaning_is_allowed(overrides: str) -> None:
+    assert composed(overrides)
 
 
 def test_all_broken_rules_are_told_at_once() -> None:

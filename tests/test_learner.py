@@ -210,3 +210,26 @@ def test_learning_rate(tiny_config: RunConfig, schedule: str, step: int, expecte
         update={"lr": 1.0, "schedule": schedule, "num_steps": 10, "warmup_steps": 2, "final_lr_frac": 0.1}
     )
     assert learning_rate(step, settings) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"divergence": "skew_reverse_kl"},
+        {"estimator": "topk"},
+        {"estimator": "topk", "divergence": "forward_kl"},
+        {"estimator": "sampled_k1"},
+    ],
+    ids=lambda changes: "-".join(changes.values()),
+)
+def test_every_objective_gives_both_backends_the_same_gradient(
+    tiny_pair: Pair, tiny_config: RunConfig, changes: dict[str, str]
+) -> None:
+    rollouts, settings = sampled(tiny_pair), {"grad_clip": 1e9, "lr": 1e-30, **changes}
+    settings["topk"] = tiny_config.learner.topk.model_copy(update={"k": 8})
+    one, metrics = gradients(make(doubled(tiny_pair), tiny_config.learner, **settings), rollouts)
+    settings |= {"loss_backend": "materialized", "micro_batch_tokens": 300}
+    other, other_metrics = gradients(make(doubled(tiny_pair), tiny_config.learner, **settings), rollouts)
+    assert metrics["train/loss"] == pytest.approx(other_metrics["train/loss"], rel=1e-9)
+    for name, gradient in one.items():
+        assert float((other[name] - gradient).norm() / gradient.norm()) < 1e-5, name

@@ -220,12 +220,21 @@ class SelectorConfig(_Strict):
     retention: Share
 
 
+class TopKConfig(_Strict):
+    k: Count
+    support: Literal["student", "teacher"]
+    rest: Literal["tail", "renormalize", "drop"]
+
+
 class LearnerConfig(_Strict):
     num_steps: Count
     prompts_per_step: Count
     samples_per_prompt: Count
-    divergence: Literal["reverse_kl", "forward_kl", "jsd"]
+    divergence: Literal["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
     jsd_beta: Annotated[float, Field(gt=0, lt=1)]
+    skew: Annotated[float, Field(gt=0, lt=1)]
+    estimator: Literal["full", "topk", "sampled_k1"]
+    topk: TopKConfig
     lr: Positive
     schedule: Literal["constant", "linear", "cosine"]
     warmup_steps: CountOrZero
@@ -404,6 +413,7 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
         yield "selector.order=sample draws in proportion to the score; with normalizer=rank that is not the statistic"
     if selector.scope == "batch" and selector.population == "rollout" and selector.normalizer != "none":
         yield "selector.scope=batch compares rollouts, but selector.population=rollout normalises each alone"
+    yield from _broken_estimator(config)
     if learner.warmup_steps >= learner.num_steps and learner.warmup_steps:
         yield f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps})"
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens
@@ -451,6 +461,28 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
         )
     for role in ("teacher", "student"):
         yield from _missing_folder(f"pair.{role}.path", getattr(config.pair, role).path)
+
+
+def _broken_estimator(config: RunConfig) -> Iterator[str]:
+    learner, rollout = config.learner, config.rollout
+    if learner.estimator == "topk" and learner.topk.rest == "drop" and learner.divergence != "forward_kl":
+        yield (
+            f"learner.topk.rest=drop with learner.divergence={learner.divergence}: a sum over the top-k tokens alone "
+            "falls without bound by moving the student's mass out of them; choose rest=tail, renormalize, or forward_kl"
+        )
+    if learner.estimator != "sampled_k1":
+        return
+    if learner.divergence != "reverse_kl":
+        yield (
+            f"learner.estimator=sampled_k1 with learner.divergence={learner.divergence}: tokens that the student "
+            "samples estimate reverse_kl alone"
+        )
+    for key, neutral in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
+        if (value := getattr(rollout, key)) != neutral:
+            yield (
+                f"learner.estimator=sampled_k1 with rollout.{key}={value}: its tokens would not be the student's own "
+                f"distribution's, and the gradient biased; it needs rollout.{key}={neutral:g}"
+            )
 
 
 def _broken_dataset(key: str, dataset: DatasetConfig) -> Iterator[str]:

@@ -67,6 +67,10 @@ class Divergence:
         """Whether scoring's normalisers are enough for the gradient at some columns without the rest of the row."""
         return self.kind in ("reverse_kl", "forward_kl")
 
+    def at(self, rows: Tensor | slice) -> Divergence:
+        """What the objective is for some rows: a divergence is the same for all."""
+        return self
+
     def value(
         self, student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"]
     ) -> Float[Tensor, " n"]:

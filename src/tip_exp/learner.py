@@ -14,6 +14,7 @@ from tip_exp.batching import MicroBatch, micro_batches, without_tails
 from tip_exp.config import LearnerConfig
 from tip_exp.diagnostics import token_metrics
 from tip_exp.divergence import Divergence
+from tip_exp.estimators import Objective, SampledK1, TopK
 from tip_exp.loss import BACKENDS
 from tip_exp.meter import MIB, Meter
 from tip_exp.models import Pair
@@ -55,7 +56,6 @@ class Learner:
     def __init__(self, pair: Pair, selector: Selector, settings: LearnerConfig, *, seed: int, meter: Meter) -> None:
         self.pair, self.selector, self.settings, self.seed, self.meter = pair, selector, settings, seed, meter
         self.ranks = Ranks()
-        self.divergence = Divergence(settings.divergence, settings.jsd_beta)
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
         if settings.packing:
             enable_packing(pair.teacher.module)
@@ -212,7 +212,7 @@ class Learner:
                     mask,
                     self.pair.student.head,
                     self.pair.teacher.head,
-                    self.divergence,
+                    objective(self.settings, batch.token_ids),
                     self.settings.tile_mib * MIB,
                     normalizers=known,
                 )
@@ -259,6 +259,14 @@ class Learner:
     def _generator(self, step: int) -> torch.Generator:
         """The selectors' chance is a function of seed and step, so a resumed run draws the same."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+
+
+def objective(settings: LearnerConfig, token_ids: Tensor) -> Objective:
+    """What is minimised at the response tokens `token_ids`, (N,)."""
+    divergence = Divergence(settings.divergence, settings.jsd_beta, settings.skew)
+    if settings.estimator == "topk":
+        return TopK(divergence, settings.topk.k, settings.topk.support, settings.topk.rest)
+    return SampledK1(token_ids) if settings.estimator == "sampled_k1" else divergence
 
 
 def learning_rate(step: int, settings: LearnerConfig) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tip_exp import moments
 from tip_exp.divergence import Divergence
+from tip_exp.estimators import Objective
 from tip_exp.heads import Head
 from tip_exp.moments import Normalizers
 from tip_exp.tiles import Workspace, tiling
@@ -39,7 +40,7 @@ def fused(
     kept: Bool[Tensor, " n"],
     student_head: Head,
     teacher_head: Head,
-    divergence: Divergence,
+    divergence: Objective,
     tile_bytes: int,
     *,
     normalizers: Normalizers | None = None,
@@ -54,8 +55,8 @@ def fused(
     rows = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
     num_kept = len(kept) if rows is None else len(rows)
     size = num_kept, student_head.vocab_size, student_head.dtype, tile_bytes
-    known = None
-    if divergence.streams:
+    known, streamed = None, divergence if isinstance(divergence, Divergence) and divergence.streams else None
+    if streamed is not None:
         if normalizers is not None:
             known = normalizers if rows is None else normalizers[rows]
         elif tiling(*size, whole_rows=True).height < min(FEWEST_ROWS, num_kept):
@@ -74,13 +75,13 @@ def fused(
             z, t = (work.tile(i, len(hidden), columns.stop - columns.start) for i in (0, 1))
             student_head.logits_into(z, hidden, columns)
             teacher_head.logits_into(t, other, columns)
-            if here is None:
-                value += _whole_rows(z, t, student_head, divergence, weight, work)
+            if here is None or streamed is None:
+                value += _whole_rows(z, t, student_head, divergence.at(chosen), weight, work)
             else:
-                _some_columns(z, t, student_head, divergence, weight, here, work)
+                _some_columns(z, t, student_head, streamed, weight, here, work)
             student_head.backward(hidden, z, grad, columns)
-        if here is not None:
-            per_token = divergence.known_value(here)
+        if here is not None and streamed is not None:
+            per_token = streamed.known_value(here)
             value += (per_token if weight is None else per_token * weight).sum()
         hidden_grad[chosen] = grad.to(hidden_grad.dtype)
     return LossAndGrad(value, hidden_grad)
@@ -92,7 +93,7 @@ def materialized(
     kept: Bool[Tensor, " n"],
     student_head: Head,
     teacher_head: Head,
-    divergence: Divergence,
+    divergence: Objective,
     tile_bytes: int,
     *,
     normalizers: Normalizers | None = None,
@@ -103,7 +104,8 @@ def materialized(
     with torch.no_grad():
         teacher_logits = teacher_head.logits(teacher_hidden)
     student_logits = student_head.logits(hidden)
-    per_token = divergence.value(student_logits[kept].log_softmax(-1), teacher_logits[kept].log_softmax(-1))
+    logprobs = student_logits[kept].log_softmax(-1), teacher_logits[kept].log_softmax(-1)
+    per_token = divergence.at(kept).value(*logprobs)
     value = (per_token if weights is None else per_token * weights[kept]).sum()
     value.backward()
     assert hidden.grad is not None, "every hidden state is an input of the loss"
@@ -114,7 +116,7 @@ BACKENDS = {"fused": fused, "materialized": materialized}
 
 
 def _whole_rows(
-    z: Tensor, t: Tensor, head: Head, divergence: Divergence, weight: Tensor | None, work: Workspace
+    z: Tensor, t: Tensor, head: Head, divergence: Objective, weight: Tensor | None, work: Workspace
 ) -> Tensor:
     """Logits of whole rows to the gradient at the student's, in `z`; returns the summed divergence."""
     value = z.new_zeros(())
@@ -124,7 +126,7 @@ def _whole_rows(
         p, q = work.spare(0, logits), work.spare(1, logits)
         _normalize_(logits, p)
         _normalize_(theirs, q)
-        per_token = divergence.gradient_(logits, p, theirs, q)
+        per_token = divergence.at(rows).gradient_(logits, p, theirs, q)
         if weight is not None:
             per_token = per_token * weight[rows]
             logits.mul_(weight[rows, None])
