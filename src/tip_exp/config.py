@@ -293,8 +293,11 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("percent", percent, replace=True)
 
 
-def parse(raw: DictConfig) -> RunConfig:
-    """Turn a composed config into a typed one, or raise one ConfigError that lists everything wrong with it."""
+def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
+    """Turn a composed config into a typed one, or raise one ConfigError that lists everything wrong with it.
+
+    `with_weights`: local models have to be there; a dry run does without.
+    """
     try:
         values = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, ValueError) as error:
@@ -303,7 +306,11 @@ def parse(raw: DictConfig) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise _config_error([_told(detail) for detail in error.errors()]) from None
-    if problems := list(_broken_rules(config)):
+    problems = list(_broken_rules(config))
+    if with_weights:
+        for role in ("teacher", "student"):
+            problems += _missing_folder(f"pair.{role}.path", getattr(config.pair, role).path)
+    if problems:
         raise _config_error(problems)
     return config
 
@@ -381,7 +388,7 @@ def _fields_at(path: list[str]) -> list[str]:
 
 
 def _broken_rules(config: RunConfig) -> Iterator[str]:
-    """Rules over several keys, and paths that have to exist."""
+    """Rules over several keys, and data files that have to exist."""
     selector, learner, evaluation = config.selector, config.learner, config.eval
     if selector.score in UNBUDGETED:
         if selector.retention != 1.0:
@@ -445,8 +452,6 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
             f"pair.chat.thinking is {chat.thinking}, but pair.chat.eval_thinking is {chat.eval_thinking}: the student "
             "would be evaluated in another mode than it is trained in (pair.chat.thinking_may_differ=true allows it)"
         )
-    for role in ("teacher", "student"):
-        yield from _missing_folder(f"pair.{role}.path", getattr(config.pair, role).path)
 
 
 def _broken_dataset(key: str, dataset: DatasetConfig) -> Iterator[str]:

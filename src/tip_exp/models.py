@@ -187,20 +187,9 @@ def _load(config: PairConfig, role: str, device: torch.device, shared: int) -> M
 
 
 def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
-    """Take the output head out of a model, and prove on a few tokens that it gives the model's own logits.
-
-    Scaling and soft-capping after the last matrix product are read from the model's config; a model that does anything
-    else there is refused, not distilled wrongly.
-    """
-    linear = module.get_output_embeddings()
-    text_config = module.config.get_text_config()
-    if not isinstance(linear, nn.Linear):
-        raise ConfigError(f"{type(module).__name__} has no linear output head, so its loss cannot be formed by rows")
-    scale = float(getattr(text_config, "logit_scale", None) or 1.0) / float(
-        getattr(text_config, "logits_scaling", None) or 1.0
-    )
-    head = Head(linear.weight, vocab_size, linear.bias, scale, getattr(text_config, "final_logit_softcapping", None))
-    probe = torch.arange(4, device=linear.weight.device)[None]
+    """Take the output head out of a model, and prove on a few tokens that it gives the model's own logits."""
+    head = head_of(module, vocab_size)
+    probe = torch.arange(4, device=head.weight.device)[None]
     with torch.no_grad():
         expected = module(probe, use_cache=False).logits[0, :, :vocab_size].to(head.dtype)
         got = head.logits(module.base_model(probe, use_cache=False).last_hidden_state[0])
@@ -209,6 +198,22 @@ def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
             f"{type(module).__name__} does more to its logits than scaling or soft-capping: not supported"
         )
     return head
+
+
+def head_of(module: PreTrainedModel, vocab_size: int) -> Head:
+    """A model's output head, unproven.
+
+    Scaling and soft-capping after the last matrix product are read from the model's config; a model that does anything
+    else there must be refused, not distilled wrongly: `make_head` does.
+    """
+    linear = module.get_output_embeddings()
+    text_config = module.config.get_text_config()
+    if not isinstance(linear, nn.Linear):
+        raise ConfigError(f"{type(module).__name__} has no linear output head, so its loss cannot be formed by rows")
+    scale = float(getattr(text_config, "logit_scale", None) or 1.0) / float(
+        getattr(text_config, "logits_scaling", None) or 1.0
+    )
+    return Head(linear.weight, vocab_size, linear.bias, scale, getattr(text_config, "final_logit_softcapping", None))
 
 
 def _first_line(error: Exception) -> str:
