@@ -27,6 +27,7 @@ from tip_exp.summary import flatten
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
 H200_FLOPS = 0.4 * 989e12  # 40 % of its dense bfloat16 peak
+PROCESS = "Python and torch"
 PROCESS_GIB = 0.4  # resident after import, measured
 MEAN_LENGTH = 0.5  # of max_response_tokens, for evaluations and rollouts alike
 
@@ -88,7 +89,7 @@ def memory(config: RunConfig) -> dict[str, float]:
             parts["logits"] = learner.tile_mib * 2.0**20
         else:
             parts["logits"] = 2 * 4 * tokens * config.selector.retention * student.vocabulary
-    return {"Python and torch": PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
+    return {PROCESS: PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
 
 
 def activation_bytes(model: ModelShape, width: int, length: int) -> float:
@@ -128,6 +129,6 @@ def _peak_gib(record: RunRecord) -> float:
 
 def _shape(flat: dict) -> str:
     """What decides time and memory but for the selector: a seed, a name, a quadrant's cut does not."""
-    skipped = ("selector.", "seed", "name", "sweep", "logger.", "quadrants.")
+    skipped = ("selector.", "seed", "name", "sweep", "logger.", "quadrants.", "ignore_memory")
     kept = {key: value for key, value in flat.items() if not key.startswith(skipped) and value is not None}
     return json.dumps(kept, sort_keys=True)
