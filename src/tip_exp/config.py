@@ -73,10 +73,22 @@ class ChatConfig(_Strict):
     thinking_may_differ: bool
 
 
+class SourceConfig(_Strict):
+    path: str
+    revision: str | None
+
+
+class PrivilegedConfig(_Strict):
+    template: str
+    max_tokens: Count
+
+
 class PairConfig(_Strict):
     label: FileName
     attention: Literal["sdpa", "eager", "flash_attention_2"]
+    model: SourceConfig | None = None  # where teacher and student of a self pair are both from: written once
     chat: ChatConfig
+    privileged: PrivilegedConfig | None
     teacher: ModelConfig
     student: ModelConfig
 
@@ -272,6 +284,7 @@ class RunConfig(_Strict):
     sweep: FileName | None
     seed: CountOrZero
     device: Literal["auto", "cpu", "cuda"]
+    ignore_memory: bool
     num_threads: Count | None
     quadrants: QuadrantConfig
     pair: PairConfig
@@ -324,7 +337,7 @@ def load(path: Path) -> RunConfig:
 
 def deciding_values(config: RunConfig) -> dict[str, Any]:
     """Everything that decides a run's numbers, flat: where it logs and what it is called do not."""
-    return flatten(config.model_dump(exclude={"name", "sweep", "logger"}))
+    return flatten(config.model_dump(exclude={"name", "sweep", "logger", "ignore_memory"}))
 
 
 def digest(config: RunConfig) -> str:
@@ -419,6 +432,8 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
                 f"of data.max_prompt_tokens ({config.data.max_prompt_tokens})"
             )
         longest = min(longest, config.agent.max_train_tokens)
+    if config.pair.privileged is not None:
+        yield from _broken_privileged(config, config.pair.privileged)
     if learner.micro_batch_tokens < longest:
         yield (
             f"learner.micro_batch_tokens ({learner.micro_batch_tokens}) cannot hold one rollout of "
@@ -451,6 +466,20 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
         yield (
             f"pair.chat.thinking is {chat.thinking}, but pair.chat.eval_thinking is {chat.eval_thinking}: the student "
             "would be evaluated in another mode than it is trained in (pair.chat.thinking_may_differ=true allows it)"
+        )
+
+
+def _broken_privileged(config: RunConfig, privileged: PrivilegedConfig) -> Iterator[str]:
+    key, template = "pair.privileged", privileged.template
+    if "{prompt}" not in template or not ("{solution}" in template or "{answer}" in template):
+        yield f"{key}.template needs {{prompt}}, and {{solution}} or {{answer}}; got {template!r}"
+    if isinstance(config.data.train, TOOL_TASKS):
+        yield f"{key}: tool tasks have no solution to read; choose another data set or pair.privileged=null"
+    longest = privileged.max_tokens + config.data.max_response_tokens
+    if config.learner.micro_batch_tokens < longest:
+        yield (
+            f"learner.micro_batch_tokens ({config.learner.micro_batch_tokens}) cannot hold what the teacher reads: "
+            f"{key}.max_tokens + data.max_response_tokens = {longest}"
         )
 
 

@@ -20,6 +20,7 @@ from tip_exp.heads import Head
 from tip_exp.meter import MIB
 from tip_exp.models import Model, head_of
 from tip_exp.paths import resolve_model
+from tip_exp.privileged import behind
 from tip_exp.rollout.types import Rollout
 from tip_exp.selection import budgets
 from tip_exp.shapes import model_config, shape_of
@@ -80,12 +81,16 @@ def _step(config: RunConfig, shapes: dict[str, PretrainedConfig], shared: int) -
     longest = Rollout([0] * (prompt + response), [False] * prompt + [True] * response, "length", [])
     batches = micro_batches([longest] * rollouts, learner.micro_batch_tokens, pad_id=0)
     first = batches[0]
+    read = first  # by the teacher, unless a self pair's prompt is longer
+    if pair.privileged is not None:
+        reads = behind([0] * pair.privileged.max_tokens, longest)
+        read = micro_batches([reads] * rollouts, learner.micro_batch_tokens, pad_id=0)[0]
     height, width = first.input_ids.shape
     with FakeTensorMode(allow_non_fake_inputs=True):
         models = {role: build(shapes[role], getattr(pair, role), pair.attention, shared) for role in shapes}
         models["teacher"].module.requires_grad_(False)
         with torch.no_grad():
-            teacher = models["teacher"].final_hidden(first)
+            teacher = models["teacher"].final_hidden(read)
         student, counted = activations(models["student"], first)
     kept = "as many as are in its quadrant"
     if config.selector.order != "all":
@@ -94,6 +99,7 @@ def _step(config: RunConfig, shapes: dict[str, PretrainedConfig], shared: int) -
     return [
         _row("step", f"{rollouts:,} rollouts of {prompt:,} + {response:,} tokens in {len(batches):,} micro-batches"),
         _row("micro-batch", f"{height:,} x {width:,} ids, {first.num_tokens:,} of them response tokens (the mask)"),
+        _row("teacher reads", "{:,} x {:,} ids".format(*read.input_ids.shape)),
         _row("hidden", f"teacher {_shape(teacher)}, student {_shape(student)}"),
         _row("kept", f"{config.selector.label}: {kept}"),
         _row("logits", _tiles(config, first.num_tokens, models["student"].head, models["teacher"].head)),
@@ -154,7 +160,7 @@ def _positions(config: RunConfig, shapes: dict[str, PretrainedConfig]) -> str:
 
 
 def _row(name: str, text: str) -> str:
-    return f"  {name:<12} {text}"
+    return f"  {name:<13} {text}"
 
 
 def _shape(tensor: Tensor) -> str:

@@ -20,10 +20,12 @@ from transformers import (
 )
 
 from tip_exp.batching import MicroBatch
-from tip_exp.config import ChatConfig, ConfigError, ModelConfig, PairConfig
+from tip_exp.config import ChatConfig, ConfigError, ModelConfig, PairConfig, PrivilegedConfig
+from tip_exp.data.problems import Problem
 from tip_exp.gradients import embedded, is_plain
 from tip_exp.heads import Head
 from tip_exp.paths import resolve_model
+from tip_exp.privileged import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +56,17 @@ class Pair:
     stop_ids: list[int]
     pad_id: int
     chat: ChatConfig
+    privileged: PrivilegedConfig | None = None
 
     def decode(self, ids: list[int], *, with_special: bool = False) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=not with_special)
         assert isinstance(text, str), "one sequence decodes to one text"
         return text
+
+    def privileged_ids(self, problem: Problem) -> list[int]:
+        """What the teacher alone reads before a response: the problem with its solution, in the same chat template."""
+        assert self.privileged is not None, "of a self pair"
+        return self.prompt_ids(render(self.privileged.template, problem))
 
     def prompt_ids(self, prompt: str, *, evaluating: bool = False) -> list[int]:
         """The chat template's rendering of one user message, ready for the answer: both models' prompt."""
@@ -94,7 +102,7 @@ def load_pair(config: PairConfig, device: torch.device, student_from: Path | Non
     teacher.module.requires_grad_(False)
     pad = student_tokenizer.pad_token_id
     pad = pad if isinstance(pad, int) else stops["student"][0]
-    return Pair(student_tokenizer, teacher, student, stops["student"], pad, config.chat)
+    return Pair(student_tokenizer, teacher, student, stops["student"], pad, config.chat, config.privileged)
 
 
 def shared_vocab(
@@ -125,9 +133,12 @@ def check_context(config: PairConfig, prompt: int, response: int) -> None:
     for role in ("teacher", "student"):
         path, options = _source(config, role)
         limit = getattr(AutoConfig.from_pretrained(path, **options).get_text_config(), "max_position_embeddings", None)
-        if limit is not None and prompt + response > limit:
+        key, longest = "data.max_prompt_tokens", prompt
+        if role == "teacher" and config.privileged is not None and config.privileged.max_tokens > prompt:
+            key, longest = "pair.privileged.max_tokens", config.privileged.max_tokens
+        if limit is not None and longest + response > limit:
             raise ConfigError(
-                f"data.max_prompt_tokens + data.max_response_tokens = {prompt + response}, but the {role} {path} has "
+                f"{key} + data.max_response_tokens = {longest + response}, but the {role} {path} has "
                 f"{limit} positions; lower one of them"
             )
 
