@@ -18,6 +18,7 @@ from tip_exp.estimators import Objective, SampledK1, TopK
 from tip_exp.loss import BACKENDS
 from tip_exp.meter import MIB, Meter
 from tip_exp.models import Pair
+from tip_exp.privileged import aligned
 from tip_exp.ranks import Ranks
 from tip_exp.rollout.proof import gap_metrics, sampler_logprobs
 from tip_exp.rollout.types import Rollout
@@ -65,17 +66,20 @@ class Learner:
             self.parameters, lr=settings.lr, betas=(beta1, beta2), weight_decay=settings.weight_decay, fused=True
         )
 
-    def step(self, rollouts: list[Rollout], step: int, *, show: int = 0) -> StepReport:
+    def step(
+        self, rollouts: list[Rollout], step: int, *, show: int = 0, teacher_reads: list[Rollout] | None = None
+    ) -> StepReport:
         """One optimizer step, number `step` (from 1), on the tokens the selector keeps.
 
         `rollouts` are this rank's share of the step; the selector sees the tokens of all ranks. Of the first `show`
-        rollouts the report says what both models would have written, before the update.
+        rollouts the report says what both models would have written, before the update. `teacher_reads`: the same
+        responses behind other prompts, where the teacher's differ.
         """
         device = self.pair.student.module.device
         budget, packing = self.settings.micro_batch_tokens, self.settings.packing
         batches = [b.to(device) for b in micro_batches(rollouts, budget, self.pair.pad_id, packing=packing)]
         with self.meter.span("teacher"), torch.no_grad():
-            teacher_hidden = [self.pair.teacher.final_hidden(batch) for batch in batches]
+            teacher_hidden = self._teacher_hidden(batches, teacher_reads)
         with self.meter.span("learner"):
             wanted = self._wanted(step)
             # With one micro-batch its graph is kept from here to the loss, else each is run again with gradient.
@@ -114,6 +118,15 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state)
+
+    def _teacher_hidden(self, batches: list[MicroBatch], reads: list[Rollout] | None) -> list[Tensor]:
+        """Hidden states of the teacher at the tokens of the student's batches, whatever stands before the responses."""
+        if reads is None:
+            return [self.pair.teacher.final_hidden(batch) for batch in batches]
+        device, budget = self.pair.teacher.module.device, self.settings.micro_batch_tokens
+        own = micro_batches(reads, budget, self.pair.pad_id, packing=self.settings.packing)
+        own = [batch.to(device) for batch in own]
+        return aligned(batches, own, [self.pair.teacher.final_hidden(batch) for batch in own])
 
     def _wanted(self, step: int) -> frozenset[str]:
         """Statistics to measure: all on a diagnostic step, else what the selector reads."""

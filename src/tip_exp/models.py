@@ -21,9 +21,11 @@ from transformers import (
 
 from tip_exp.backbone import last_hidden
 from tip_exp.batching import MicroBatch
-from tip_exp.config import ChatConfig, ConfigError, ModelConfig, PairConfig
+from tip_exp.config import ChatConfig, ConfigError, ModelConfig, PairConfig, PrivilegedConfig
+from tip_exp.data.problems import Problem
 from tip_exp.heads import Head
 from tip_exp.paths import resolve_model
+from tip_exp.privileged import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,17 @@ class Pair:
     stop_ids: list[int]
     pad_id: int
     chat: ChatConfig
+    privileged: PrivilegedConfig | None = None
 
     def decode(self, ids: list[int], *, with_special: bool = False) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=not with_special)
         assert isinstance(text, str), "one sequence decodes to one text"
         return text
+
+    def privileged_ids(self, problem: Problem) -> list[int]:
+        """What the teacher alone reads before a response: the problem with its solution, in the same chat template."""
+        assert self.privileged is not None, "of a self pair"
+        return self.prompt_ids(render(self.privileged.template, problem))
 
     def prompt_ids(self, prompt: str, *, evaluating: bool = False) -> list[int]:
         """The chat template's rendering of one user message, ready for the answer: both models' prompt."""
@@ -86,7 +94,7 @@ def load_pair(config: PairConfig, device: torch.device, student_from: Path | Non
     teacher.module.requires_grad_(False)
     pad = student_tokenizer.pad_token_id
     pad = pad if isinstance(pad, int) else stops["student"][0]
-    return Pair(student_tokenizer, teacher, student, stops["student"], pad, config.chat)
+    return Pair(student_tokenizer, teacher, student, stops["student"], pad, config.chat, config.privileged)
 
 
 def shared_vocab(
@@ -117,9 +125,12 @@ def check_context(config: PairConfig, prompt: int, response: int) -> None:
     for role in ("teacher", "student"):
         path, options = _source(config, role)
         limit = getattr(AutoConfig.from_pretrained(path, **options).get_text_config(), "max_position_embeddings", None)
-        if limit is not None and prompt + response > limit:
+        key, longest = "data.max_prompt_tokens", prompt
+        if role == "teacher" and config.privileged is not None and config.privileged.max_tokens > prompt:
+            key, longest = "pair.privileged.max_tokens", config.privileged.max_tokens
+        if limit is not None and longest + response > limit:
             raise ConfigError(
-                f"data.max_prompt_tokens + data.max_response_tokens = {prompt + response}, but the {role} {path} has "
+                f"{key} + data.max_response_tokens = {longest + response}, but the {role} {path} has "
                 f"{limit} positions; lower one of them"
             )
 
@@ -179,20 +190,9 @@ def _load(config: PairConfig, role: str, device: torch.device, shared: int) -> M
 
 
 def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
-    """Take the output head out of a model, and prove on a few tokens that it gives the model's own logits.
-
-    Scaling and soft-capping after the last matrix product are read from the model's config; a model that does anything
-    else there is refused, not distilled wrongly.
-    """
-    linear = module.get_output_embeddings()
-    text_config = module.config.get_text_config()
-    if not isinstance(linear, nn.Linear):
-        raise ConfigError(f"{type(module).__name__} has no linear output head, so its loss cannot be formed by rows")
-    scale = float(getattr(text_config, "logit_scale", None) or 1.0) / float(
-        getattr(text_config, "logits_scaling", None) or 1.0
-    )
-    head = Head(linear.weight, vocab_size, linear.bias, scale, getattr(text_config, "final_logit_softcapping", None))
-    probe = torch.arange(4, device=linear.weight.device)[None]
+    """Take the output head out of a model, and prove on a few tokens that it gives the model's own logits."""
+    head = head_of(module, vocab_size)
+    probe = torch.arange(4, device=head.weight.device)[None]
     with torch.no_grad():
         expected = module(probe, use_cache=False).logits[0, :, :vocab_size].to(head.dtype)
         got = head.logits(module.base_model(probe, use_cache=False).last_hidden_state[0])
@@ -201,6 +201,22 @@ def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
             f"{type(module).__name__} does more to its logits than scaling or soft-capping: not supported"
         )
     return head
+
+
+def head_of(module: PreTrainedModel, vocab_size: int) -> Head:
+    """A model's output head, unproven.
+
+    Scaling and soft-capping after the last matrix product are read from the model's config; a model that does anything
+    else there must be refused, not distilled wrongly: `make_head` does.
+    """
+    linear = module.get_output_embeddings()
+    text_config = module.config.get_text_config()
+    if not isinstance(linear, nn.Linear):
+        raise ConfigError(f"{type(module).__name__} has no linear output head, so its loss cannot be formed by rows")
+    scale = float(getattr(text_config, "logit_scale", None) or 1.0) / float(
+        getattr(text_config, "logits_scaling", None) or 1.0
+    )
+    return Head(linear.weight, vocab_size, linear.bias, scale, getattr(text_config, "final_logit_softcapping", None))
 
 
 def _first_line(error: Exception) -> str:

@@ -116,7 +116,7 @@ def write(rows: list[dict[str, object]], path: Path) -> None:
 def pair_of(model: ModelConfig) -> PairConfig:
     """The model as its own teacher: what loads and checks a pair also finds its stop ids."""
     chat = ChatConfig(system=None, thinking=None, eval_thinking=None, thinking_may_differ=False)
-    return PairConfig(label="bench", attention="sdpa", chat=chat, teacher=model, student=model)
+    return PairConfig(label="bench", attention="sdpa", chat=chat, privileged=None, teacher=model, student=model)
 
 
 if __name__ == "__main__":
