@@ -15,21 +15,27 @@ MODULES = {
 # What may be imported, directly or through others, before a config is accepted and where tables are made.
 WITHOUT_TORCH = ("cli", "config", "launch", "paths", "plan", "report", "scores", "sweeping", "data", "grading")
 # The one module that imports a library.
-ONE_IMPORTER = {"wandb": {"logger"}, "hydra": {"cli", "plan", "sweeping"}}
+ONE_IMPORTER = {"vllm": {"rollout.vllm"}, "wandb": {"logger"}, "hydra": {"cli", "composing", "plan", "sweeping"}}
 # Modules that know nothing of the rest of the package but what is named.
 MAY_IMPORT = {
     "scores": set(),
-    "divergence": set(),
-    "heads": set(),
+    "divergence": {"moments"},
+    "gradients": set(),
+    "heads": {"gradients"},
     "meter": set(),
     "paths": set(),
     "selection": {"scores"},
-    "scoring": {"divergence", "heads", "scores"},
-    "loss": {"divergence", "heads"},
+    "tiles": set(),
+    "moments": {"tiles"},
+    "scoring": {"divergence", "heads", "moments", "scores", "tiles"},
+    "loss": {"divergence", "heads", "moments", "tiles"},
     "batching": {"rollout.types"},
     "rollout.hf": {"rollout.types"},
+    "rollout.proof": {"rollout.types"},
+    "rollout.vllm": {"config", "rollout.types", "rollout.vllm_worker"},
+    "rollout.vllm_worker": set(),
     "rollout.types": set(),
-    "report": {"paths"},
+    "report": {"paths", "runs", "statistics", "summary", "tables"},
 }
 
 

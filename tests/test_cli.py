@@ -203,7 +203,7 @@ def test_a_crash_costs_one_run_of_a_sweep_and_the_next_launch_mends_it(tmp_path:
     (broken / "model.safetensors").write_bytes(weights)
     second = sweep()
     assert second.returncode == 0, second.stderr
-    assert "good: already finished" in second.stdout and (runs / "bad" / "result.json").exists()
+    assert "1 of 2 runs are already finished" in second.stdout and (runs / "bad" / "result.json").exists()
 
 
 def test_a_sweep_with_one_wrong_run_starts_none(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tip_exp import divergence
 from tip_exp.divergence import Divergence
 
-KINDS = ["reverse_kl", "forward_kl", "jsd"]
+KINDS = ["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
 
 
 def naive(kind: str, z: Tensor, t: Tensor, beta: float) -> Tensor:
@@ -23,6 +23,10 @@ def naive(kind: str, z: Tensor, t: Tensor, beta: float) -> Tensor:
         return (p * torch.log(p / q)).sum(-1)
     if kind == "forward_kl":
         return (q * torch.log(q / p)).sum(-1)
+    if kind == "skew_reverse_kl":
+        return (p * torch.log(p / (0.1 * p + 0.9 * q))).sum(-1)
+    if kind == "skew_forward_kl":
+        return (q * torch.log(q / (0.1 * q + 0.9 * p))).sum(-1)
     m = beta * q + (1 - beta) * p
     return beta * (q * torch.log(q / m)).sum(-1) + (1 - beta) * (p * torch.log(p / m)).sum(-1)
 

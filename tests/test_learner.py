@@ -27,7 +27,7 @@ def doubled(pair: Pair) -> Pair:
     """The pair in float64, so that sums in another order agree to many digits."""
     teacher, student = copy.deepcopy(pair.teacher.module).double(), copy.deepcopy(pair.student.module).double()
     models = [Model(module, make_head(module, 406)) for module in (teacher, student)]
-    return Pair(pair.tokenizer, models[0], models[1], pair.stop_ids, pair.pad_id)
+    return Pair(pair.tokenizer, models[0], models[1], pair.stop_ids, pair.pad_id, pair.chat)
 
 
 def sampled(pair: Pair) -> list[Rollout]:

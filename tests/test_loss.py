@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tip_exp.divergence import Divergence
-from tip_exp.heads import TILES_ALIVE, Head
+from tip_exp.heads import Head
 from tip_exp.loss import BACKENDS, fused, materialized
+from tip_exp.scoring import measure
+from tip_exp.tiles import TILES_ALIVE
 
-KINDS = ["reverse_kl", "forward_kl", "jsd"]
+KINDS = ["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
 
 
 def heads(seed: int, vocab: int, extra: int, scale: float, softcap: float | None, bias: bool) -> tuple[Head, Head]:
@@ -42,6 +44,8 @@ def naive(hidden: Tensor, other: Tensor, kept: Tensor, head: Head, teacher_head:
         "reverse_kl": (p * (p / q).log()).sum(-1),
         "forward_kl": (q * (q / p).log()).sum(-1),
         "jsd": 0.3 * (q * (q / m).log()).sum(-1) + 0.7 * (p * (p / m).log()).sum(-1),
+        "skew_reverse_kl": (p * (p / (0.2 * p + 0.8 * q)).log()).sum(-1),
+        "skew_forward_kl": (q * (q / (0.2 * q + 0.8 * p)).log()).sum(-1),
     }[kind]
     loss = (per_row * kept).sum()
     inputs = [h, w] if b is None else [h, w, b]
@@ -76,7 +80,7 @@ def test_value_and_gradients(
     other = torch.randn(n, 7, generator=g, dtype=torch.float64)
     kept = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
     tile_bytes = tile_rows * TILES_ALIVE * vocab * 8
-    got = BACKENDS[backend](hidden, other, kept, head, teacher_head, Divergence(kind, 0.3), tile_bytes)  # pyright: ignore[reportArgumentType]
+    got = BACKENDS[backend](hidden, other, kept, head, teacher_head, Divergence(kind, 0.3, 0.2), tile_bytes)  # pyright: ignore[reportArgumentType]
     value, hidden_grad, weight_grad, *bias_grad = naive(hidden, other, kept, head, teacher_head, kind)
     close = {"rtol": 1e-9, "atol": 1e-11}
     torch.testing.assert_close(got.value, value, **close)
@@ -87,6 +91,56 @@ def test_value_and_gradients(
     if head.bias is not None:
         bias = head.bias.grad if head.bias.grad is not None else torch.zeros_like(head.bias)
         torch.testing.assert_close(bias, bias_grad[0], **close)
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl"])
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 12),
+    vocab=st.integers(3, 20),
+    tile_bytes=st.integers(1, 3000),
+    shape=st.sampled_from([(1.0, None, False), (0.5, 3.0, True)]),
+    kept=st.lists(st.booleans(), min_size=12, max_size=12),
+)
+def test_scorings_normalizers_change_nothing_but_the_work(
+    kind: str, seed: int, n: int, vocab: int, tile_bytes: int, shape: tuple, kept: list[bool]
+) -> None:
+    """Weighted, over columns of rows: the same value and gradients as whole rows by autograd."""
+    head, teacher_head = heads(seed, vocab, 0, *shape)
+    g = torch.Generator().manual_seed(seed + 1)
+    hidden, other = torch.randn(n, 5, generator=g).double(), torch.randn(n, 7, generator=g).double()
+    mask, weights = torch.tensor(kept[:n]), torch.rand(n, generator=g).double()
+    ids, wanted = torch.zeros(n, dtype=torch.long), frozenset({"entropy", "reverse_kl"})
+    scored = measure(hidden, other, ids, head, teacher_head, wanted=wanted, tile_bytes=tile_bytes)
+    assert scored.normalizers is not None
+    got = fused(
+        hidden,
+        other,
+        mask,
+        head,
+        teacher_head,
+        Divergence(kind),  # pyright: ignore[reportArgumentType]
+        tile_bytes,
+        normalizers=scored.normalizers,
+        weights=weights,
+    )
+    value, hidden_grad, weight_grad, *_ = naive(hidden, other, mask * weights, head, teacher_head, kind)
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(got.value, value, **close)
+    torch.testing.assert_close(got.hidden_grad, hidden_grad, **close)
+    found = head.weight.grad if head.weight.grad is not None else torch.zeros_like(head.weight)
+    torch.testing.assert_close(found, weight_grad, **close)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_weights_multiply_each_tokens_divergence(backend: str) -> None:
+    head, teacher_head = heads(0, 9, 0, 1.0, None, False)
+    hidden, other = torch.randn(6, 5).double(), torch.randn(6, 7).double()
+    mask, weights = torch.tensor([1, 1, 0, 1, 1, 0]).bool(), torch.tensor([0.5, 2, 7, 0, 1, 7]).double()
+    got = BACKENDS[backend](hidden, other, mask, head, teacher_head, Divergence("jsd", 0.3), 1, weights=weights)
+    value, hidden_grad, *_ = naive(hidden, other, mask * weights, head, teacher_head, "jsd")
+    torch.testing.assert_close(got.value, value)
+    torch.testing.assert_close(got.hidden_grad, hidden_grad)
 
 
 def test_head_gradients_add_to_what_is_there() -> None:
@@ -101,19 +155,25 @@ def test_head_gradients_add_to_what_is_there() -> None:
     torch.testing.assert_close(head.weight.grad, 2 * once)
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
-def test_relative_gradient_error_in_low_precision(dtype: torch.dtype, limit: float) -> None:
+def test_relative_gradient_error_in_low_precision(dtype: torch.dtype, limit: float, kind: str, known: bool) -> None:
     """Against float64 sums over the *same* rounded weights and hidden states."""
     g = torch.Generator().manual_seed(0)
-    n, d, vocab = 64, 32, 300
+    n, d, vocab = 256, 32, 300
     draw = lambda *shape: (torch.randn(*shape, generator=g) * d**-0.25).to(dtype)  # noqa: E731
     hidden, other, weight, teacher_weight = draw(n, d), draw(n, d), draw(vocab, d), draw(vocab, d)
     kept = torch.arange(n) % 2 == 0
     head, teacher_head = Head(weight.requires_grad_(), vocab), Head(teacher_weight, vocab)
-    got = fused(hidden, other, kept, head, teacher_head, Divergence("reverse_kl"), 1 << 16)
+    one, ids = Divergence(kind, 0.3, 0.2), torch.zeros(n, dtype=torch.long)  # pyright: ignore[reportArgumentType]
+    scored = measure(hidden, other, ids, head, teacher_head, wanted=frozenset({"reverse_kl"}), tile_bytes=1 << 16)
+    got = fused(
+        hidden, other, kept, head, teacher_head, one, 1 << 16, normalizers=scored.normalizers if known else None
+    )
     exact = replace(head, weight=weight.detach().double().requires_grad_())
     teacher_exact = replace(teacher_head, weight=teacher_weight.double())
-    want = materialized(hidden.double(), other.double(), kept, exact, teacher_exact, Divergence("reverse_kl"), 0)
+    want = materialized(hidden.double(), other.double(), kept, exact, teacher_exact, one, 0)
     assert head.weight.grad is not None and exact.weight.grad is not None
     for mine, truth in ((got.hidden_grad, want.hidden_grad), (head.weight.grad, exact.weight.grad)):
         assert float((mine.double() - truth).norm() / truth.norm()) < limit

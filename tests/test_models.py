@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from tip_exp.batching import micro_batches
-from tip_exp.config import ConfigError, RunConfig
+from tip_exp.config import ChatConfig, ConfigError, RunConfig
 from tip_exp.models import Pair, check_context, load_pair, make_head, shared_vocab
 from tip_exp.paths import resolve_model
 from tip_exp.rollout.types import Rollout
@@ -55,6 +56,19 @@ def test_prompts_are_the_chat_templates(tiny_pair: Pair) -> None:
     ids = tiny_pair.prompt_ids("Tom has 7 pens.")
     assert tiny_pair.tokenizer.decode(ids) == "<|im_start|>user\nTom has 7 pens.<|im_end|>\n<|im_start|>assistant\n"
     assert tiny_pair.stop_ids == [2]
+
+
+def test_system_message_and_thinking_switch_reach_the_template(tiny_pair: Pair) -> None:
+    tiny_pair.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if enable_thinking is defined %}[think {{ enable_thinking }}]{% endif %}"
+    )
+    chat = ChatConfig(system="Be brief.", thinking=False, eval_thinking=True, thinking_may_differ=True)
+    pair = replace(tiny_pair, chat=chat)
+    assert pair.decode(pair.prompt_ids("Hi")) == "[system]Be brief.[user]Hi[think False]"
+    assert pair.decode(pair.prompt_ids("Hi", evaluating=True)) == "[system]Be brief.[user]Hi[think True]"
+    silent = replace(tiny_pair, chat=tiny_pair.chat)
+    assert silent.decode(silent.prompt_ids("Hi")) == "[user]Hi"
 
 
 def test_teacher_is_frozen_and_student_is_not(tiny_pair: Pair) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests import synthetic_runs
 
+from tests import synthetic_runs
 from tip_exp.config import RunConfig
 from tip_exp.logger import append_rows
 from tip_exp.overlaps import overlaps

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tests.synthetic_runs import finish, write_config
 
+from tests.synthetic_runs import finish, write_config
 from tip_exp import outcomes as outcomes_module
 from tip_exp.config import RunConfig
 from tip_exp.outcomes import final_outcomes

@@ -68,7 +68,7 @@ def test_evaluation_alone_leaves_a_result_for_the_same_table(tmp_path: Path, com
 def test_prompts_that_are_too_long_are_left_out_or_refused(compose_run: Run) -> None:
     config = compose_run("data.max_prompt_tokens=30")
     pair = load_pair(config.pair, torch.device("cpu"))
-    everything = load_data(config.data.train).problems
+    everything = load_data(config.data.train)
     problems, prompts = render_prompts(config, pair, everything)
     assert 0 < len(problems) == len(prompts) < config.data.train.num_problems
     assert max(map(len, prompts)) <= 30

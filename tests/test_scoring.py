@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tip_exp.heads import TILES_ALIVE, Head
+from tip_exp.heads import Head
 from tip_exp.scores import STATISTICS, STUDENT_STATISTICS
 from tip_exp.scoring import normalized_entropy, score_tokens
+from tip_exp.tiles import TILES_ALIVE
 
 ALL = frozenset(STATISTICS)
 

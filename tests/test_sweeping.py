@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from tests import synthetic_runs
 
+from tests import synthetic_runs
 from tip_exp import lease
 from tip_exp.composing import RunComposer
 from tip_exp.config import RunConfig, digest

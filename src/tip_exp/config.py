@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from tip_exp.deepplanning.tools import UPSTREAM_BUGS
 from tip_exp.grading import GRADERS
-from tip_exp.paths import SHIPPED, resolve_model
+from tip_exp.paths import SHIPPED, conf_dir, resolve_model
 from tip_exp.scores import SCORES, STATISTICS, UNBUDGETED, UNIT_INTERVAL, reads
 
 
@@ -65,9 +66,17 @@ class ModelConfig(_Strict):
     dtype: Literal["float32", "bfloat16"]
 
 
+class ChatConfig(_Strict):
+    system: str | None
+    thinking: bool | None
+    eval_thinking: bool | None
+    thinking_may_differ: bool
+
+
 class PairConfig(_Strict):
     label: FileName
     attention: Literal["sdpa", "eager", "flash_attention_2"]
+    chat: ChatConfig
     teacher: ModelConfig
     student: ModelConfig
 
@@ -121,7 +130,45 @@ class TableConfig(_Strict):
     grader: Grader
 
 
-DatasetConfig = Annotated[WordSumsConfig | TableConfig, Field(discriminator="kind")]
+class TravelConfig(_Strict):
+    kind: Literal["travel"]
+    label: FileName
+    split: Split
+    world: Literal["official", "trips", "errands"]
+    root: str | None
+    split_file: str | None
+    langs: Annotated[list[Literal["en", "zh"]], Field(min_length=1)]
+    num_problems: Count | None
+    seed: CountOrZero
+    prompt: Literal["none", "compact", "official"]
+    show_schemas: bool
+    corrected: list[Annotated[str, _one_of(tuple(UPSTREAM_BUGS), "bug of the official tools")]]
+    official_join: bool
+
+
+class CalculatorConfig(_Strict):
+    kind: Literal["calculator"]
+    label: FileName
+    split: Split
+    num_problems: Count
+    seed: CountOrZero
+
+
+class AgentConfig(_Strict):
+    label: FileName
+    thinking: bool
+    max_turns: Count
+    max_turn_tokens: Count | None
+    max_calls_per_turn: Count | None
+    surplus_calls: Literal["tell", "drop"]
+    max_observation: Count | None
+    observation_unit: Literal["tokens", "characters"]
+    observation_cut: Literal["rows", "middle"]
+    max_train_tokens: Count | None
+
+
+TOOL_TASKS = (TravelConfig, CalculatorConfig)
+DatasetConfig = Annotated[WordSumsConfig | TableConfig | TravelConfig | CalculatorConfig, Field(discriminator="kind")]
 
 
 class DataConfig(_Strict):
@@ -132,12 +179,32 @@ class DataConfig(_Strict):
     max_response_tokens: Count
 
 
+class GapConfig(_Strict):
+    mean: Positive | None
+    max: Positive | None
+
+
+class VllmConfig(_Strict):
+    separate_process: bool
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    gpu_memory_utilization: Share
+    tensor_parallel_size: Count
+    max_num_seqs: Count
+    max_model_len: Count | None
+    kv_cache_memory_mib: Count | None
+    enforce_eager: bool | None
+    sleep_level: Literal[0, 1, 2]
+    engine_args: dict[str, Any]
+
+
 class RolloutConfig(_Strict):
-    backend: Literal["hf"]
+    backend: Literal["auto", "hf", "vllm"]
     temperature: Positive
     top_p: Share
     top_k: CountOrZero
     batch_size: Count
+    max_logprob_gap: GapConfig
+    vllm: VllmConfig
 
 
 class SelectorConfig(_Strict):
@@ -209,6 +276,7 @@ class RunConfig(_Strict):
     quadrants: QuadrantConfig
     pair: PairConfig
     data: DataConfig
+    agent: AgentConfig | None
     rollout: RolloutConfig
     selector: SelectorConfig
     learner: LearnerConfig
@@ -302,7 +370,10 @@ def _without_kind(path: list[str]) -> list[str]:
 def _fields_at(path: list[str]) -> list[str]:
     """Names of the keys beside a wrong one."""
     if path[:2] in (["data", "train"], ["eval", "benchmarks"]):
-        return sorted(set(WordSumsConfig.model_fields) | set(TableConfig.model_fields))
+        kinds = (WordSumsConfig, TableConfig, *TOOL_TASKS)
+        return sorted({field for kind in kinds for field in kind.model_fields})
+    if path == ["agent"]:
+        return list(AgentConfig.model_fields)
     model: Any = RunConfig
     for part in path:
         model = model.model_fields[part].annotation
@@ -334,10 +405,22 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
     if learner.warmup_steps >= learner.num_steps and learner.warmup_steps:
         yield f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps})"
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    if config.agent is not None and config.agent.max_train_tokens is not None:
+        if config.agent.max_train_tokens <= config.data.max_prompt_tokens:
+            yield (
+                f"agent.max_train_tokens ({config.agent.max_train_tokens}) leaves nothing to train on behind a prompt "
+                f"of data.max_prompt_tokens ({config.data.max_prompt_tokens})"
+            )
+        longest = min(longest, config.agent.max_train_tokens)
     if learner.micro_batch_tokens < longest:
         yield (
             f"learner.micro_batch_tokens ({learner.micro_batch_tokens}) cannot hold one rollout of "
             f"data.max_prompt_tokens + data.max_response_tokens = {longest}"
+        )
+    if (given := config.rollout.vllm.max_model_len) is not None and given < longest:
+        yield (
+            f"rollout.vllm.max_model_len ({given}) is below data.max_prompt_tokens + data.max_response_tokens "
+            f"= {longest}; null takes what the run needs"
         )
     if not evaluation.greedy and evaluation.samples == 0:
         yield "eval.greedy=false and eval.samples=0 evaluate nothing; set one of them"
@@ -345,6 +428,10 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
     datasets |= {f"eval.benchmarks.{name}": dataset for name, dataset in evaluation.benchmarks.items()}
     for key, dataset in datasets.items():
         yield from _broken_dataset(key, dataset)
+        if isinstance(dataset, TOOL_TASKS) and config.agent is None:
+            yield f"{key} is a tool task, so it needs limits: choose agent=default, official or base_code"
+    if config.agent is not None and not any(isinstance(dataset, TOOL_TASKS) for dataset in datasets.values()):
+        yield f"agent={config.agent.label} would do nothing: no data set of this run has tools; choose agent=none"
     if (split := config.data.train.split) != "train":
         yield f"data.train.split must be train, so that nothing is trained on what is evaluated; got {split}"
     for name, dataset in evaluation.benchmarks.items():
@@ -352,11 +439,21 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
             yield f"eval.benchmarks.{name}.num_problems: a standard error takes at least 2 problems; got 1"
         if dataset.split == "train":
             yield f"eval.benchmarks.{name}.split is train: the run would be evaluated on what it trains on"
+    chat = config.pair.chat
+    if chat.thinking != chat.eval_thinking and not chat.thinking_may_differ:
+        yield (
+            f"pair.chat.thinking is {chat.thinking}, but pair.chat.eval_thinking is {chat.eval_thinking}: the student "
+            "would be evaluated in another mode than it is trained in (pair.chat.thinking_may_differ=true allows it)"
+        )
     for role in ("teacher", "student"):
         yield from _missing_folder(f"pair.{role}.path", getattr(config.pair, role).path)
 
 
-def _broken_dataset(key: str, dataset: WordSumsConfig | TableConfig) -> Iterator[str]:
+def _broken_dataset(key: str, dataset: DatasetConfig) -> Iterator[str]:
+    if isinstance(dataset, TravelConfig):
+        yield from _broken_travel(key, dataset)
+    if isinstance(dataset, TOOL_TASKS):
+        return
     if isinstance(dataset, WordSumsConfig):
         if dataset.min_steps > dataset.max_steps:
             yield f"{key}.min_steps ({dataset.min_steps}) is above max_steps ({dataset.max_steps})"
@@ -369,6 +466,21 @@ def _broken_dataset(key: str, dataset: WordSumsConfig | TableConfig) -> Iterator
         path = Path(dataset.root).expanduser() / dataset.root_file
         if not path.is_file():
             yield f"{key}: data.root is {dataset.root}, but there is no {path}"
+
+
+def _broken_travel(key: str, dataset: TravelConfig) -> Iterator[str]:
+    if dataset.world == "official":
+        if dataset.root is None or not Path(dataset.root).expanduser().is_dir():
+            yield f"{key}: the official queries and databases are read from data.root, a folder; got {dataset.root}"
+        if dataset.split_file is None or not (conf_dir() / dataset.split_file).is_file():
+            yield f"{key}.split_file: a file of ids in {conf_dir()}; got {dataset.split_file}"
+        return
+    if dataset.num_problems is None:
+        yield f"{key}.num_problems: world={dataset.world} is generated, so it needs the number of tasks"
+    if dataset.langs != ["en"]:
+        yield f"{key}.langs: world={dataset.world} is written in en alone; got {', '.join(dataset.langs)}"
+    if dataset.prompt == "official":
+        yield f"{key}.prompt=official is read from data.root, so it needs world=official"
 
 
 def _missing_folder(key: str, path: str) -> Iterator[str]:

@@ -1,4 +1,9 @@
-"""Teacher-student divergences of one chunk of log-probabilities: value, and gradient with respect to student logits."""
+"""Teacher-student divergences of log-probabilities: value, and gradient with respect to the student's logits.
+
+Every one is a sum over the vocabulary of g(p, q), p the student's and q the teacher's probabilities, so with f = dg/dp
+    d D / d logits = p (f - E_p f):
+one formula, five f's. `gradient_` works in place on whole rows; `streamed_gradient_` on any columns of them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Kind = Literal["reverse_kl", "forward_kl", "jsd"]
+from tip_exp.moments import Normalizers
+
+Kind = Literal["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
 
 
 def entropy(logprobs: Float[Tensor, "n v"]) -> Float[Tensor, " n"]:
@@ -45,10 +52,20 @@ def jsd(
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """The divergence a run trains on. `beta` is the teacher's weight in JSD's mixture, unused by the two KLs."""
+    """The divergence a run trains on, over the full vocabulary.
+
+    `beta` is the teacher's weight in JSD's mixture. `skew` is the weight that a skewed KL's own side has in the mixture
+    it is measured against (Ko et al. 2024, DistiLLM): KL(P_T || skew P_T + (1 - skew) P_S); P_S, P_T exchanged.
+    """
 
     kind: Kind
     beta: float = 0.5
+    skew: float = 0.1
+
+    @property
+    def streams(self) -> bool:
+        """Whether scoring's normalisers are enough for the gradient at some columns without the rest of the row."""
+        return self.kind in ("reverse_kl", "forward_kl")
 
     def value(
         self, student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"]
@@ -58,27 +75,70 @@ class Divergence:
             return reverse_kl(student_logprobs, teacher_logprobs)
         if self.kind == "forward_kl":
             return forward_kl(student_logprobs, teacher_logprobs)
-        return jsd(student_logprobs, teacher_logprobs, self.beta)
+        if self.kind == "jsd":
+            return jsd(student_logprobs, teacher_logprobs, self.beta)
+        if self.kind == "skew_reverse_kl":
+            return reverse_kl(student_logprobs, mixture(student_logprobs, teacher_logprobs, 1 - self.skew))
+        return reverse_kl(teacher_logprobs, mixture(student_logprobs, teacher_logprobs, self.skew))
 
     def value_and_logit_grad(
         self, student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"]
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n v"]]:
-        """Divergence per token and its gradient with respect to the student's logits.
+        """Divergence per token and its gradient with respect to the student's logits; the arguments stay."""
+        grad = student_logprobs.clone()
+        value = self.gradient_(grad, student_logprobs.exp(), teacher_logprobs.clone(), teacher_logprobs.exp())
+        return value, grad
 
-        With p, q the student's and teacher's probabilities, m their mixture and z the student's logits:
-            d KL(p||q) / dz = p (log p/q - KL(p||q))
-            d KL(q||p) / dz = p - q                                (TIP, App. A.1)
-            d JSD / dz      = (1 - beta) p (log p/m - KL(p||m))
+    def gradient_(
+        self, logp: Float[Tensor, "n v"], p: Float[Tensor, "n v"], logq: Float[Tensor, "n v"], q: Float[Tensor, "n v"]
+    ) -> Float[Tensor, " n"]:
+        """The divergence per token; `logp` becomes the gradient at the student's logits, the rest is scratch.
+
+        With m the mixture, f is  log p/q (reverse),  -q/p (forward: p - q, TIP, App. A.1),  (1 - beta) log p/m (JSD),
+        log p/m - skew p/m (skewed reverse),  -(1 - skew) q/m (skewed forward), each but for a constant.
         """
-        student = student_logprobs.exp()
-        if self.kind == "forward_kl":
-            return forward_kl(student_logprobs, teacher_logprobs), student - teacher_logprobs.exp()
         if self.kind == "reverse_kl":
-            log_ratio = student_logprobs - teacher_logprobs
-            value = torch.linalg.vecdot(student, log_ratio)
-            return value, log_ratio.sub_(value[:, None]).mul_(student)
-        middle = mixture(student_logprobs, teacher_logprobs, self.beta)
-        log_ratio = student_logprobs - middle
-        to_middle = torch.linalg.vecdot(student, log_ratio)
-        value = self.beta * reverse_kl(teacher_logprobs, middle) + (1 - self.beta) * to_middle
-        return value, log_ratio.sub_(to_middle[:, None]).mul_(student).mul_(1 - self.beta)
+            torch.sub(logp, logq, out=logq)
+            value = torch.linalg.vecdot(p, logq)
+            torch.mul(p, logq.sub_(value[:, None]), out=logp)
+            return value
+        if self.kind == "forward_kl":
+            value = torch.linalg.vecdot(q, logq.sub_(logp))
+            torch.sub(p, q, out=logp)
+            return value
+        if self.kind == "jsd":
+            logm = _log_mixture(p, q, self.beta)
+            ours, theirs = torch.linalg.vecdot(p, logp.sub_(logm)), torch.linalg.vecdot(q, logq.sub_(logm))
+            logp.sub_(ours[:, None]).mul_(p).mul_(1 - self.beta)
+            return self.beta * theirs + (1 - self.beta) * ours
+        if self.kind == "skew_reverse_kl":
+            logm = _log_mixture(p, q, 1 - self.skew)
+            value = torch.linalg.vecdot(p, logp.sub_(logm))
+            logp.addcmul_(p, logm.neg_().exp_(), value=-self.skew)
+        else:
+            logm = _log_mixture(p, q, self.skew)
+            value = torch.linalg.vecdot(q, logq.sub_(logm))
+            torch.mul(q, logm.neg_().exp_(), out=logp).mul_(self.skew - 1)
+        logp.sub_(torch.linalg.vecdot(p, logp)[:, None]).mul_(p)
+        return value
+
+    def streamed_gradient_(
+        self, z: Float[Tensor, "n c"], t: Float[Tensor, "n c"], p: Float[Tensor, "n c"], known: Normalizers
+    ) -> None:
+        """Some columns of student and teacher logits: `z` becomes the gradient there, the rest is scratch."""
+        torch.exp(z.sub_(known.student[:, None]), out=p)
+        t.sub_(known.teacher[:, None])
+        if self.kind == "reverse_kl":
+            torch.sub(z, t, out=t)
+            torch.mul(p, t.sub_(known.reverse_kl[:, None]), out=z)
+        else:
+            torch.sub(p, t.exp_(), out=z)
+
+    def known_value(self, known: Normalizers) -> Float[Tensor, " n"]:
+        """The divergence per token, from scoring."""
+        return known.reverse_kl if self.kind == "reverse_kl" else known.forward_kl
+
+
+def _log_mixture(p: Tensor, q: Tensor, beta: float) -> Tensor:
+    """log(beta q + (1 - beta) p); where both vanish the log is merely finite, and nothing depends on it."""
+    return torch.mul(p, 1 - beta).add_(q, alpha=beta).clamp_(min=torch.finfo(p.dtype).tiny).log_()

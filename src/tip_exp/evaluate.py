@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tip_exp.agent.sampler import prompt_ids, with_tools
+from tip_exp.agent.summary import evaluate_episodes
 from tip_exp.data import Problem, load
 from tip_exp.grading import GradeAll, Verdict, open_grader, strict
 from tip_exp.rollout.types import Rollout, Sampler, Sampling
 
 if TYPE_CHECKING:
-    from tip_exp.config import EvalConfig
+    from tip_exp.config import AgentConfig, EvalConfig
     from tip_exp.logger import RunLogger
     from tip_exp.meter import Meter
     from tip_exp.models import Pair
@@ -24,13 +26,18 @@ if TYPE_CHECKING:
 class Evaluations:
     """The benchmarks of a run: rendered once, then asked of the teacher and of the student at some steps."""
 
-    def __init__(self, settings: EvalConfig, pair: Pair, meter: Meter, logger: RunLogger) -> None:
-        self._settings, self._pair, self._meter, self._logger = settings, pair, meter, logger
+    def __init__(
+        self, settings: EvalConfig, pair: Pair, meter: Meter, logger: RunLogger, agent: AgentConfig | None
+    ) -> None:
+        self._settings, self._pair, self._meter, self._logger, self._agent = settings, pair, meter, logger, agent
         self.loaded = {name: load(dataset) for name, dataset in settings.benchmarks.items()}
         self._problems = {name: loaded.problems for name, loaded in self.loaded.items()}
-        self._prompts = {
-            name: [pair.prompt_ids(problem.prompt) for problem in problems] for name, problems in self._problems.items()
-        }
+        self._prompts = {name: prompt_ids(pair, loaded, agent, evaluating=True) for name, loaded in self.loaded.items()}
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with the longest response that it may get."""
+        return max(len(ids) for prompts in self._prompts.values() for ids in prompts) + self._settings.max_tokens
 
     def __call__(self, sampler: Sampler, *, model: str, step: int) -> dict[str, float]:
         """{"eval/word_sums/mean@4": …}; of the teacher: {"teacher/word_sums/mean@4": …}. Rows go to eval.jsonl."""
@@ -39,26 +46,29 @@ class Evaluations:
         with self._meter.span("eval"):
             for name in self._problems:
                 for protocol, sampling in self._protocols().items():
-                    graded = self._ask(sampler, name, sampling)
-                    rows = [one.row() | {"protocol": protocol} for of_problem in graded for one in of_problem]
-                    self._logger.eval_rows(step, model, name, rows)
-                    found |= {
-                        f"{stage}/{name}/{key}": value for key, value in _named(protocol, summarize(graded)).items()
-                    }
+                    rows, summary = self._ask(sampler, name, sampling)
+                    self._logger.eval_rows(step, model, name, [row | {"protocol": protocol} for row in rows])
+                    found |= {f"{stage}/{name}/{key}": value for key, value in _named(protocol, summary).items()}
         return found
 
-    def first_problems(self) -> dict[str, Problem]:
-        """The first problem of each benchmark."""
-        return {name: problems[0] for name, problems in self._problems.items()}
+    def first_prompts(self) -> dict[str, list[int]]:
+        """The first prompt of each benchmark."""
+        return {name: prompts[0] for name, prompts in self._prompts.items()}
 
     def _protocols(self) -> dict[str, Sampling]:
         s = self._settings
         protocols = {"sampled": Sampling(s.samples, s.temperature, s.top_p, s.top_k, s.max_tokens)} if s.samples else {}
         return protocols | ({"greedy": Sampling(1, 0.0, 1.0, 0, s.max_tokens)} if s.greedy else {})
 
-    def _ask(self, sampler: Sampler, name: str, sampling: Sampling) -> list[list[Graded]]:
-        with open_grader(self._settings.benchmarks[name].grader) as grade_all:
-            return evaluate(
+    def _ask(self, sampler: Sampler, name: str, sampling: Sampling) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """A row a response, and their summary."""
+        dataset, loaded = self._settings.benchmarks[name], self.loaded[name]
+        if loaded.tools is not None:
+            player = with_tools(sampler, self._pair, loaded, self._agent)
+            return evaluate_episodes(player, loaded, self._prompts[name], sampling, self._settings.seed)
+        assert dataset.kind == "table" or dataset.kind == "word_sums", "the others have tools"
+        with open_grader(dataset.grader) as grade_all:
+            graded = evaluate(
                 sampler,
                 self._problems[name],
                 self._prompts[name],
@@ -67,12 +77,14 @@ class Evaluations:
                 decode=self._pair.decode,
                 grade_all=grade_all,
             )
+        return [one.row() for of_problem in graded for one in of_problem], summarize(graded)
 
 
 def _named(protocol: str, summary: dict[str, float]) -> dict[str, float]:
     """Of the greedy response the accuracy alone is of interest: {"greedy": …, "greedy_se": …}."""
     if protocol == "greedy":
-        return {"greedy": summary["mean@1"], "greedy_se": summary["mean@1_se"]}
+        greedy = {"greedy": summary["mean@1"], "greedy_se": summary["mean@1_se"]}
+        return greedy | ({"floor": summary["floor"]} if "floor" in summary else {})
     return summary
 
 

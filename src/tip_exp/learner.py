@@ -16,9 +16,11 @@ from tip_exp.divergence import Divergence
 from tip_exp.loss import BACKENDS
 from tip_exp.meter import MIB, Meter
 from tip_exp.models import Pair
+from tip_exp.ranks import Ranks
+from tip_exp.rollout.proof import gap_metrics, sampler_logprobs
 from tip_exp.rollout.types import Rollout
 from tip_exp.scores import STATISTICS
-from tip_exp.scoring import Statistics, normalized_entropy, score_tokens, top_tokens
+from tip_exp.scoring import Scored, Statistics, measure, normalized_entropy, top_tokens
 from tip_exp.selection import Selection, Selector, Tokens
 
 SHOWN_TOKENS = 5  # of each model, at each position that is shown
@@ -51,6 +53,7 @@ class Learner:
 
     def __init__(self, pair: Pair, selector: Selector, settings: LearnerConfig, *, seed: int, meter: Meter) -> None:
         self.pair, self.selector, self.settings, self.seed, self.meter = pair, selector, settings, seed, meter
+        self.ranks = Ranks()
         self.divergence = Divergence(settings.divergence, settings.jsd_beta)
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
         beta1, beta2 = settings.betas
@@ -61,7 +64,8 @@ class Learner:
     def step(self, rollouts: list[Rollout], step: int, *, show: int = 0) -> StepReport:
         """One optimizer step, number `step` (from 1), on the tokens the selector keeps.
 
-        Of the first `show` rollouts the report says what both models would have written, before the update.
+        `rollouts` are this rank's share of the step; the selector sees the tokens of all ranks. Of the first `show`
+        rollouts the report says what both models would have written, before the update.
         """
         device = self.pair.student.module.device
         batches = [
@@ -77,17 +81,24 @@ class Learner:
             if keep_graph or wanted or show:
                 with torch.set_grad_enabled(keep_graph):
                     student_hidden = [self.pair.student.final_hidden(batch) for batch in batches]
+            proving = all(rollout.sampler_logprobs for rollout in rollouts)
+            # Where rows of log-probs are formed anyway, the sampled token's is one more gather.
+            measured = wanted | {"student_logprob"} if wanted and proving else wanted
             with self.meter.span("score", allocations=True):
-                statistics = self._score(batches, student_hidden, teacher_hidden, wanted)
+                scored = self._score(batches, student_hidden, teacher_hidden, measured)
             likeliest = self._likeliest(batches, student_hidden, teacher_hidden, show)
-            tokens = _tokens(batches)
+            own = {name: torch.cat([one.statistics[name] for one in scored]) for name in sorted(measured)}
+            gap = self._sampler_gap(rollouts, batches, student_hidden, own) if proving else {}
+            statistics = {name: self.ranks.gather(values) for name, values in own.items() if name in wanted}
+            tokens, mine = self._everyones_tokens(batches, len(rollouts))
             selection = self.selector(statistics, tokens, self._generator(step))
-            loss_sum = self._backward(batches, teacher_hidden, student_hidden if keep_graph else None, selection.kept)
+            student = student_hidden if keep_graph else None
+            loss_sum = self._backward(batches, teacher_hidden, student, scored, selection.kept[mine])
             metrics = self._update(loss_sum, int(selection.kept.sum()), step)
         metrics["select/kept_tokens"] = float(selection.kept.sum())
         metrics["select/response_tokens"] = float(len(tokens))
         metrics["select/kept_frac"] = metrics["select/kept_tokens"] / max(1, len(tokens))
-        metrics |= token_metrics(statistics, tokens, selection, self.selector)
+        metrics |= gap | token_metrics(statistics, tokens, selection, self.selector)
         if "entropy" in statistics and len(tokens):
             width = self.pair.student.head.vocab_size
             metrics["score/entropy_norm_mean"] = float(normalized_entropy(statistics["entropy"], width).mean())
@@ -107,11 +118,11 @@ class Learner:
 
     def _score(
         self, batches: list[MicroBatch], student: list[Tensor], teacher: list[Tensor], wanted: frozenset[str]
-    ) -> Statistics:
+    ) -> list[Scored]:
         if not wanted:
-            return {}
-        scored = [
-            score_tokens(
+            return []
+        return [
+            measure(
                 ours.detach(),
                 theirs,
                 batch.token_ids,
@@ -123,7 +134,25 @@ class Learner:
             )
             for batch, ours, theirs in zip(batches, student, teacher, strict=True)
         ]
-        return {name: torch.cat([one[name] for one in scored]) for name in wanted}
+
+    def _sampler_gap(
+        self, rollouts: list[Rollout], batches: list[MicroBatch], student: list[Tensor], statistics: Statistics
+    ) -> dict[str, float]:
+        """How far sampler and learner are apart on all tokens; if nothing was scored, on the first micro-batch's.
+
+        The first holds the longest rollouts, where errors had the most time to grow.
+        """
+        proven = batches if "student_logprob" in statistics else batches[:1]
+        tokens = _tokens(proven)
+        if "student_logprob" not in statistics:
+            with torch.no_grad():
+                hidden = student[:1] or [self.pair.student.final_hidden(batches[0])]
+            (scored,) = self._score(proven, hidden, hidden, frozenset({"student_logprob"}))  # reads no teacher
+            statistics = scored.statistics
+        sampled = sampler_logprobs(rollouts, tokens.rollout, tokens.position)
+        learned = statistics["student_logprob"].double()
+        # Over all ranks, so that they stop together.
+        return gap_metrics(self.ranks.gather(sampled.to(learned)), self.ranks.gather(learned))
 
     def _likeliest(
         self, batches: list[MicroBatch], student: list[Tensor], teacher: list[Tensor], show: int
@@ -141,7 +170,12 @@ class Learner:
         return found
 
     def _backward(
-        self, batches: list[MicroBatch], teacher: list[Tensor], student: list[Tensor] | None, kept: Tensor
+        self,
+        batches: list[MicroBatch],
+        teacher: list[Tensor],
+        student: list[Tensor] | None,
+        scored: list[Scored],
+        kept: Tensor,
     ) -> float:
         """Gradients of the *summed* divergence of all kept tokens into `.grad`; returns that sum, nats."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -160,6 +194,7 @@ class Learner:
                     self.pair.teacher.head,
                     self.divergence,
                     self.settings.tile_mib * MIB,
+                    normalizers=scored[i].normalizers if scored else None,
                 )
             hidden.backward(result.hidden_grad)
             total += float(result.value)
@@ -171,6 +206,8 @@ class Learner:
         metrics = {"train/lr": lr, "train/loss": 0.0, "train/grad_norm": 0.0, "train/skipped": float(num_kept == 0)}
         if num_kept == 0:
             return metrics  # nothing to learn from: the weights stay
+        if self.ranks.size > 1:  # a rank that kept nothing has no gradients, but must join in their sum
+            self.ranks.sum_(p.grad if p.grad is not None else _zero_grad(p) for p in self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         for gradient in gradients:
             gradient.div_(num_kept)
@@ -182,7 +219,22 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        return metrics | {"train/loss": loss_sum / num_kept, "train/grad_norm": norm}
+        everyones = torch.tensor(loss_sum, dtype=torch.float64, device=self.parameters[0].device)
+        self.ranks.sum_([everyones])
+        return metrics | {"train/loss": float(everyones) / num_kept, "train/grad_norm": norm}
+
+    def _everyones_tokens(self, batches: list[MicroBatch], num_rollouts: int) -> tuple[Tokens, slice]:
+        """Tokens of all ranks, numbered as one process would number them, and where this rank's are among them."""
+        tokens, device, rank = _tokens(batches), self.parameters[0].device, self.ranks.rank
+        first_rollout = sum(self.ranks.counts(num_rollouts, device)[:rank])
+        first_batch = sum(self.ranks.counts(len(batches), device)[:rank])
+        first_token = sum(self.ranks.counts(len(tokens), device)[:rank])
+        everyones = Tokens(
+            rollout=self.ranks.gather(tokens.rollout + first_rollout),
+            micro_batch=self.ranks.gather(tokens.micro_batch + first_batch),
+            position=self.ranks.gather(tokens.position),
+        )
+        return everyones, slice(first_token, first_token + len(tokens))
 
     def _generator(self, step: int) -> torch.Generator:
         """The selectors' chance is a function of seed and step, so a resumed run draws the same."""
@@ -198,6 +250,11 @@ def learning_rate(step: int, settings: LearnerConfig) -> float:
     progress = (step - settings.warmup_steps) / max(1, settings.num_steps - settings.warmup_steps)
     left = 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return settings.lr * (settings.final_lr_frac + (1 - settings.final_lr_frac) * left)
+
+
+def _zero_grad(parameter: Tensor) -> Tensor:
+    parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def _tokens(batches: list[MicroBatch]) -> Tokens:

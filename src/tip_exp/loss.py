@@ -14,8 +14,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tip_exp import moments
 from tip_exp.divergence import Divergence
 from tip_exp.heads import Head
+from tip_exp.moments import Normalizers
+from tip_exp.tiles import Workspace, tiling
+
+# Lower tiles of whole rows read and write the head's gradient so often that knowing the normalisers first is cheaper.
+FEWEST_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +41,48 @@ def fused(
     teacher_head: Head,
     divergence: Divergence,
     tile_bytes: int,
+    *,
+    normalizers: Normalizers | None = None,
+    weights: Float[Tensor, " n"] | None = None,
 ) -> LossAndGrad:
     """Select before the head: memory is one tile whatever the retention, time falls with it.
 
+    Four products of kept rows x V x D: both logits, both gradients. With scoring's `normalizers` (of all N tokens)
+    tiles may be cut anywhere; without, they are whole rows. `weights` multiply each kept token's divergence.
     Adds the head's gradient into `student_head.weight.grad`.
     """
+    rows = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
+    num_kept = len(kept) if rows is None else len(rows)
+    size = num_kept, student_head.vocab_size, student_head.dtype, tile_bytes
+    known = None
+    if divergence.streams:
+        if normalizers is not None:
+            known = normalizers if rows is None else normalizers[rows]
+        elif tiling(*size, whole_rows=True).height < min(FEWEST_ROWS, num_kept):
+            known = _first_pass(student_hidden, teacher_hidden, rows, student_head, teacher_head, size)
+    cut = tiling(*size, whole_rows=known is None)
+    work = Workspace(cut, student_hidden, student_head.dtype, spare=1 if known else 2)
     value = torch.zeros((), dtype=student_head.dtype, device=student_hidden.device)
     hidden_grad = torch.zeros_like(student_hidden)
-    kept_rows = kept.nonzero().squeeze(-1)
-    for tile in student_head.row_tiles(len(kept_rows), tile_bytes):
-        rows = kept_rows[tile]
-        hidden = student_hidden[rows]
-        logits = student_head.logits(hidden)
-        per_token, logit_grad = divergence.value_and_logit_grad(
-            logits.log_softmax(-1), teacher_head.logprobs(teacher_hidden[rows])
-        )
-        value += per_token.sum()
-        hidden_grad[rows] = student_head.backward(hidden, logit_grad, logits)
+    for tile in cut.rows():
+        chosen = tile if rows is None else rows[tile]
+        hidden, other = student_hidden[chosen].to(student_head.dtype), teacher_hidden[chosen]
+        weight = None if weights is None else weights[chosen]
+        grad = torch.zeros_like(hidden)
+        here = None if known is None else known[tile]
+        for columns in cut.columns():
+            z, t = (work.tile(i, len(hidden), columns.stop - columns.start) for i in (0, 1))
+            student_head.logits_into(z, hidden, columns)
+            teacher_head.logits_into(t, other, columns)
+            if here is None:
+                value += _whole_rows(z, t, student_head, divergence, weight, work)
+            else:
+                _some_columns(z, t, student_head, divergence, weight, here, work)
+            student_head.backward(hidden, z, grad, columns)
+        if here is not None:
+            per_token = divergence.known_value(here)
+            value += (per_token if weight is None else per_token * weight).sum()
+        hidden_grad[chosen] = grad.to(hidden_grad.dtype)
     return LossAndGrad(value, hidden_grad)
 
 
@@ -63,16 +94,97 @@ def materialized(
     teacher_head: Head,
     divergence: Divergence,
     tile_bytes: int,
+    *,
+    normalizers: Normalizers | None = None,
+    weights: Float[Tensor, " n"] | None = None,
 ) -> LossAndGrad:
-    """Logits of every token at once, then the mask, then autograd; `tile_bytes` is not used."""
+    """Logits of every token at once, then the mask, then autograd; `tile_bytes` and `normalizers` are not used."""
     hidden = student_hidden.detach().requires_grad_()
     with torch.no_grad():
         teacher_logits = teacher_head.logits(teacher_hidden)
     student_logits = student_head.logits(hidden)
-    value = divergence.value(student_logits[kept].log_softmax(-1), teacher_logits[kept].log_softmax(-1)).sum()
+    per_token = divergence.value(student_logits[kept].log_softmax(-1), teacher_logits[kept].log_softmax(-1))
+    value = (per_token if weights is None else per_token * weights[kept]).sum()
     value.backward()
     assert hidden.grad is not None, "every hidden state is an input of the loss"
     return LossAndGrad(value.detach(), hidden.grad)
 
 
 BACKENDS = {"fused": fused, "materialized": materialized}
+
+
+def _whole_rows(
+    z: Tensor, t: Tensor, head: Head, divergence: Divergence, weight: Tensor | None, work: Workspace
+) -> Tensor:
+    """Logits of whole rows to the gradient at the student's, in `z`; returns the summed divergence."""
+    value = z.new_zeros(())
+    for rows in work.blocks(len(z)):
+        logits, theirs = z[rows], t[rows]
+        capped = logits.clone() if head.softcap is not None else None
+        p, q = work.spare(0, logits), work.spare(1, logits)
+        _normalize_(logits, p)
+        _normalize_(theirs, q)
+        per_token = divergence.gradient_(logits, p, theirs, q)
+        if weight is not None:
+            per_token = per_token * weight[rows]
+            logits.mul_(weight[rows, None])
+        if capped is not None:
+            head.slope_(logits, capped)
+        value += per_token.sum()
+    return value
+
+
+def _some_columns(
+    z: Tensor,
+    t: Tensor,
+    head: Head,
+    divergence: Divergence,
+    weight: Tensor | None,
+    known: Normalizers,
+    work: Workspace,
+) -> None:
+    """Logits of some columns to the gradient at the student's, in `z`."""
+    for rows in work.blocks(len(z)):
+        logits = z[rows]
+        capped = logits.clone() if head.softcap is not None else None
+        divergence.streamed_gradient_(logits, t[rows], work.spare(0, logits), known[rows])
+        if weight is not None:
+            logits.mul_(weight[rows, None])
+        if capped is not None:
+            head.slope_(logits, capped)
+
+
+def _normalize_(logits: Tensor, probabilities: Tensor) -> None:
+    """Logits become log-probabilities in place; the other argument is filled with the probabilities."""
+    logits.sub_(logits.amax(-1, keepdim=True))
+    total = torch.exp(logits, out=probabilities).sum(-1, keepdim=True)
+    logits.sub_(total.log())
+    probabilities.div_(total)
+
+
+def _first_pass(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    rows: Tensor | None,
+    student_head: Head,
+    teacher_head: Head,
+    size: tuple[int, int, torch.dtype, int],
+) -> Normalizers:
+    """The normalisers of kept rows by two products of their own."""
+    cut = tiling(*size, whole_rows=False)
+    work = Workspace(cut, student_hidden, student_head.dtype, spare=1)
+    found = []
+    for tile in cut.rows():
+        chosen = tile if rows is None else rows[tile]
+        hidden, other = student_hidden[chosen], teacher_hidden[chosen]
+        sums = None
+        for columns in cut.columns():
+            z, t = (work.tile(i, len(hidden), columns.stop - columns.start) for i in (0, 1))
+            student_head.logits_into(z, hidden, columns)
+            teacher_head.logits_into(t, other, columns)
+            ours, theirs = moments.of_tile(z, t, work)
+            assert theirs is not None, "the teacher was projected"
+            sums = (ours, theirs) if sums is None else (sums[0].merged(ours), sums[1].merged(theirs))
+        assert sums is not None, "a vocabulary has at least one column"
+        found.append(moments.normalizers(*sums))
+    return moments.joined(found)

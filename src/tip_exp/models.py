@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from tip_exp.batching import MicroBatch
-from tip_exp.config import ConfigError, ModelConfig, PairConfig
+from tip_exp.config import ChatConfig, ConfigError, ModelConfig, PairConfig
+from tip_exp.gradients import embedded, is_plain
 from tip_exp.heads import Head
 from tip_exp.paths import resolve_model
 
@@ -36,9 +37,12 @@ class Model:
         """The hidden states that predict the batch's response tokens, after the final norm."""
         positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
         backbone: nn.Module = self.module.base_model
-        output = backbone(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False
-        )
+        embedding = self.module.get_input_embeddings()
+        if isinstance(embedding, nn.Embedding) and is_plain(embedding):
+            tokens = {"inputs_embeds": embedded(embedding, batch.input_ids)}
+        else:
+            tokens = {"input_ids": batch.input_ids}
+        output = backbone(**tokens, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False)
         return output.last_hidden_state[batch.rows, batch.columns]
 
 
@@ -49,17 +53,20 @@ class Pair:
     student: Model
     stop_ids: list[int]
     pad_id: int
+    chat: ChatConfig
 
     def decode(self, ids: list[int], *, with_special: bool = False) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=not with_special)
         assert isinstance(text, str), "one sequence decodes to one text"
         return text
 
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """The chat template's rendering of one user message, ready for the answer."""
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
+    def prompt_ids(self, prompt: str, *, evaluating: bool = False) -> list[int]:
+        """The chat template's rendering of one user message, ready for the answer: both models' prompt."""
+        thinking = self.chat.eval_thinking if evaluating else self.chat.thinking
+        messages = [] if self.chat.system is None else [{"role": "system", "content": self.chat.system}]
+        messages.append({"role": "user", "content": prompt})
+        switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
         return self.tokenizer.encode(text, add_special_tokens=False)  # pyright: ignore[reportArgumentType]
 
 
@@ -86,9 +93,8 @@ def load_pair(config: PairConfig, device: torch.device, student_from: Path | Non
     teacher, student = _load(config, "teacher", device, shared), _load(config, "student", device, shared)
     teacher.module.requires_grad_(False)
     pad = student_tokenizer.pad_token_id
-    return Pair(
-        student_tokenizer, teacher, student, stops["student"], pad if isinstance(pad, int) else stops["student"][0]
-    )
+    pad = pad if isinstance(pad, int) else stops["student"][0]
+    return Pair(student_tokenizer, teacher, student, stops["student"], pad, config.chat)
 
 
 def shared_vocab(

@@ -3,8 +3,6 @@
 tip-report outputs/sweeps/demo --markdown results/demo.md --csv results/demo.csv
 tip-report outputs --table table5 --latex table5.tex     (rows and columns of the paper, our number over the paper's)
 tip-report outputs --html report.html                    (plots and the token viewer, in one file)
-tip-report results outputs --out results                 (everything we can fill, with a README)
-tip-report wandb | sync …                                (dashboards.py)
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -119,9 +117,7 @@ def _text(name: str, value: object) -> str:
 def _tables(arguments: list[str]) -> None:
     from tip_exp.paper import LAYOUTS, paper_tables
 
-    parser = argparse.ArgumentParser(
-        prog="tip-report", description="Tables from run folders; also: tip-report results | wandb | sync --help."
-    )
+    parser = argparse.ArgumentParser(prog="tip-report", description="Tables from run folders.")
     parser.add_argument("roots", nargs="*", type=Path, default=[Path("outputs")], help="folders that hold runs")
     parser.add_argument("--table", choices=list(LAYOUTS), help="a table of the paper instead of the overview")
     parser.add_argument("--markdown", type=Path, help="also write the table as Markdown")
@@ -149,17 +145,7 @@ def _tables(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if arguments[:1] == ["results"]:
-        from tip_exp.results_page import main as results
-
-        results(arguments[1:])
-    elif arguments[:1] in (["wandb"], ["sync"]):
-        from tip_exp.dashboards import main as dashboards
-
-        dashboards(arguments)
-    else:
-        _tables(arguments)
+    _tables(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from tip_exp.outcomes import final_outcomes
 from tip_exp.paths import PACKAGE, RunFolder
 
 
-def write_result(config: RunConfig, folder: RunFolder, datasets: dict[str, Any]) -> dict[str, Any]:
+def write_result(
+    config: RunConfig, folder: RunFolder, datasets: dict[str, Any], rollout: dict[str, Any]
+) -> dict[str, Any]:
     """Sum up metrics.jsonl: first and last evaluation, totals over all steps, peaks over all processes of the run."""
     rows = read_rows(folder.metrics)
     result = {
@@ -37,6 +39,7 @@ def write_result(config: RunConfig, folder: RunFolder, datasets: dict[str, Any])
         },
         "memory": {key: max(row.get(key, 0.0) for row in rows) for key in rows[-1] if key.startswith("memory/")},
         "datasets": datasets,
+        "rollout": rollout,
         "versions": {name: version(name) for name in ("tip_exp", "torch", "transformers", "hydra-core")}
         | {"python": platform.python_version()},
         "git_revision": git_revision(),

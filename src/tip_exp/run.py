@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import ExitStack, closing
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from tip_exp import checkpoint, data
+from tip_exp.agent.sampler import episode_metrics, prompt_ids, with_tools
 from tip_exp.config import ConfigError, RunConfig
 from tip_exp.data import Loaded, Problem
 from tip_exp.data.contamination import overlap
@@ -18,11 +21,12 @@ from tip_exp.evaluate import Evaluations
 from tip_exp.learner import Learner
 from tip_exp.logger import RunLogger, make_listeners
 from tip_exp.meter import Meter
-from tip_exp.models import Model, Pair, check_context, load_pair
+from tip_exp.models import Pair, check_context, load_pair
 from tip_exp.paths import RunFolder
 from tip_exp.result import write_card, write_result
-from tip_exp.rollout.hf import HfSampler
-from tip_exp.rollout.types import Rollout, Sampler, Sampling
+from tip_exp.rollout.backends import Backend, choose
+from tip_exp.rollout.proof import check_gap, limits_for
+from tip_exp.rollout.types import Rollout, Sampling
 from tip_exp.samples import sample_rows
 from tip_exp.selection import Quadrants, Selector
 
@@ -33,28 +37,41 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     seed_everything(config.seed)
+    backend = choose(config.rollout, device, config.pair.student.dtype)
+    print(backend)
     if config.mode == "eval":
-        return evaluate_only(config, folder, device)
+        return evaluate_only(config, folder, backend, device)
     saved = checkpoint.newest(folder.checkpoints)
     check_context(config.pair, config.data.max_prompt_tokens, config.data.max_response_tokens)
     pair = load_pair(config.pair, device, student_from=saved.path if saved else None)
     train = data.load(config.data.train)
-    problems, prompts = render_prompts(config, pair, train.problems)
+    problems, prompts = render_prompts(config, pair, train)
     meter = Meter(device)
     learner = Learner(pair, make_selector(config), config.learner, seed=config.seed, meter=meter)
-    if saved:
-        state = saved.learner_state()
-        learner.load_state_dict(state["optimizer"])
-        checkpoint.restore_random_states(state["random"])
     start, last = saved.step if saved else 0, config.learner.num_steps
     order, sampling = data.Order(len(problems), config.seed), training_sampling(config)
-    sampler = make_sampler(config, pair, pair.student)
-    with RunLogger(folder, make_listeners(config, folder), resume_at=saved.step if saved else None) as logger:
-        evaluations = Evaluations(config.eval, pair, meter, logger)
+    limits = limits_for(backend.dtype, config.pair.student.dtype, **config.rollout.max_logprob_gap.model_dump())
+    with ExitStack() as stack:
+        logger = stack.enter_context(
+            RunLogger(folder, make_listeners(config, folder), resume_at=saved.step if saved else None)
+        )
+        evaluations = Evaluations(config.eval, pair, meter, logger, config.agent)
         datasets = describe_data(config, train, evaluations.loaded)
-        write_first_prompts(folder, pair, {"training": problems[0]} | evaluations.first_problems())
-        if not saved:
-            evaluate_both(config, pair, sampler, evaluations, meter, logger)
+        write_first_prompts(folder, pair, {"training": prompts[0]} | evaluations.first_prompts())
+        longest = max(config.data.max_prompt_tokens + config.data.max_response_tokens, evaluations.longest)
+        metrics: dict[str, float] = {}
+        if not saved and config.eval.teacher:  # before the student: a process holds one engine at a time
+            with closing(backend.make(pair.teacher, pair, config.rollout, longest)) as of_teacher:
+                metrics = evaluations(of_teacher, model="teacher", step=0)
+        with meter.span("startup"):
+            sampler = stack.enter_context(closing(backend.make(pair.student, pair, config.rollout, longest)))
+        writer = with_tools(sampler, pair, train, config.agent)  # of tool tasks it writes whole episodes
+        if saved:
+            restore(saved, learner, backend)
+        else:
+            metrics = evaluations(sampler, model="student", step=0) | metrics
+            logger.log(0, metrics | meter.drain_seconds() | meter.memory())
+            print(learning_curve_point(0, metrics))
         progress = tqdm(range(start + 1, last + 1), initial=start, total=last, desc=config.name, mininterval=1.0)
         for step in progress:
             evaluating = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
@@ -62,14 +79,13 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             with meter.span("step"):
                 chosen = order.batch(step, config.learner.prompts_per_step)
                 with meter.span("rollout"):  # the student writes
-                    rollouts = sampler.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
+                    rollouts = writer.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
                 show = config.logger.rollouts_per_sample if evaluating else 0
-                report = learner.step(
-                    rollouts, step, show=show
-                )  # the teacher reads -> scores -> mask -> loss -> update
+                report = learner.step(rollouts, step, show=show)  # teacher reads -> scores -> mask -> loss -> update
+                check_gap(report.metrics, limits, step)
                 with meter.span("sync"):  # on-policy again
                     sampler.sync()
-            metrics = report.metrics | rollout_metrics(rollouts)
+            metrics = report.metrics | rollout_metrics(rollouts) | episode_metrics(writer)
             if evaluating:
                 metrics |= evaluations(sampler, model="student", step=step)
                 texts = [problems[i] for i in chosen for _ in range(sampling.samples)]
@@ -81,39 +97,35 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             if evaluating:
                 progress.write(learning_curve_point(step, metrics))
             if step == last or step % config.learner.checkpoint_every == 0:
-                state = {"optimizer": learner.state_dict(), "random": checkpoint.random_states()}
+                state: dict[str, Any] = {"optimizer": learner.state_dict(), "random": checkpoint.random_states()}
+                state["backend"] = backend.name
                 checkpoint.save(folder.checkpoints, step, pair.student.module, pair.tokenizer, state)
-        sampler.close()
-        result = write_result(config, folder, datasets)
+        result = write_result(config, folder, datasets, asdict(backend))
         if trained := checkpoint.newest(folder.checkpoints):
             write_card(config, result, trained.path)
         logger.finish(result)
 
 
-def evaluate_only(config: RunConfig, folder: RunFolder, device: torch.device) -> None:
+def evaluate_only(config: RunConfig, folder: RunFolder, backend: Backend, device: torch.device) -> None:
     """The benchmarks, of student and (if asked) teacher, as a run without steps: it lands in the same tables."""
     pair, meter = load_pair(config.pair, device), Meter(device)
     with RunLogger(folder, make_listeners(config, folder), resume_at=None) as logger:
-        evaluations = Evaluations(config.eval, pair, meter, logger)
-        write_first_prompts(folder, pair, evaluations.first_problems())
-        evaluate_both(config, pair, make_sampler(config, pair, pair.student), evaluations, meter, logger)
-        logger.finish(write_result(config, folder, describe_data(config, None, evaluations.loaded)))
+        evaluations = Evaluations(config.eval, pair, meter, logger, config.agent)
+        write_first_prompts(folder, pair, evaluations.first_prompts())
+        metrics: dict[str, float] = {}
+        for name, model in {"teacher": pair.teacher, "student": pair.student}.items():
+            if name == "student" or config.eval.teacher:
+                with closing(backend.make(model, pair, config.rollout, evaluations.longest)) as sampler:
+                    metrics = evaluations(sampler, model=name, step=0) | metrics
+        logger.log(0, metrics | meter.drain_seconds() | meter.memory())
+        print(learning_curve_point(0, metrics))
+        datasets = describe_data(config, None, evaluations.loaded)
+        logger.finish(write_result(config, folder, datasets, asdict(backend)))
 
 
-def evaluate_both(
-    config: RunConfig, pair: Pair, sampler: Sampler, evaluations: Evaluations, meter: Meter, logger: RunLogger
-) -> None:
-    """Step 0: where the student starts, and the ceiling its teacher sets."""
-    metrics = evaluations(sampler, model="student", step=0)
-    if config.eval.teacher:
-        metrics |= evaluations(make_sampler(config, pair, pair.teacher), model="teacher", step=0)
-    logger.log(0, metrics | meter.drain_seconds() | meter.memory())
-    print(learning_curve_point(0, metrics))
-
-
-def write_first_prompts(folder: RunFolder, pair: Pair, problems: dict[str, Problem]) -> None:
+def write_first_prompts(folder: RunFolder, pair: Pair, prompts: dict[str, list[int]]) -> None:
     """The first prompt of each use, as the models get it: a wrong template is seen at a glance."""
-    rendered = {use: pair.decode(pair.prompt_ids(p.prompt), with_special=True) for use, p in problems.items()}
+    rendered = {use: pair.decode(ids, with_special=True) for use, ids in prompts.items()}
     folder.prompts.write_text(json.dumps(rendered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
@@ -136,14 +148,26 @@ def step_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def render_prompts(config: RunConfig, pair: Pair, problems: list[Problem]) -> tuple[list[Problem], list[list[int]]]:
+def render_prompts(config: RunConfig, pair: Pair, train: Loaded) -> tuple[list[Problem], list[list[int]]]:
     """Training problems with their rendered prompts; prompts above the limit are left out."""
-    rendered = [(problem, pair.prompt_ids(problem.prompt)) for problem in problems]
+    rendered = list(zip(train.problems, prompt_ids(pair, train, config.agent), strict=True))
     fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= config.data.max_prompt_tokens]
     if not fitting:
         limit, shortest = config.data.max_prompt_tokens, min(len(ids) for _, ids in rendered)
         raise ConfigError(f"data.max_prompt_tokens={limit} leaves no prompt: the shortest has {shortest} tokens")
     return [problem for problem, _ in fitting], [ids for _, ids in fitting]
+
+
+def restore(saved: checkpoint.Checkpoint, learner: Learner, backend: Backend) -> None:
+    """Optimizer and random states of a checkpoint; its steps must have been sampled as the next ones will be."""
+    state = saved.learner_state()
+    if state["backend"] != backend.name:
+        raise ConfigError(
+            f"{saved.path} was sampled by {state['backend']}, but here rollouts come by {backend.name} "
+            f"({backend.reason}); go on where {state['backend']} is available, or start a run under another name"
+        )
+    learner.load_state_dict(state["optimizer"])
+    checkpoint.restore_random_states(state["random"])
 
 
 def describe_data(config: RunConfig, train: Loaded | None, tests: dict[str, Loaded]) -> dict[str, Any]:
@@ -160,10 +184,6 @@ def describe_data(config: RunConfig, train: Loaded | None, tests: dict[str, Load
 
 def _read(loaded: Loaded) -> dict[str, Any]:
     return {"source": loaded.source, "sha256": loaded.sha256, "rows": len(loaded.problems)}
-
-
-def make_sampler(config: RunConfig, pair: Pair, model: Model) -> Sampler:
-    return HfSampler(model.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=config.rollout.batch_size)
 
 
 def make_selector(config: RunConfig) -> Selector:
@@ -196,6 +216,8 @@ def learning_curve_point(step: int, metrics: dict[str, float]) -> str:
     shown = [f"step {step:>5}"]
     accuracies = {name: value for name, value in metrics.items() if f"{name}_se" in metrics}
     shown += [f"{name.removeprefix('eval/')} {100 * value:.1f} %" for name, value in accuracies.items()]
+    floors = {name: value for name, value in metrics.items() if name.startswith("eval/") and name.endswith("/floor")}
+    shown += [f"{name.removeprefix('eval/')} {100 * value:.1f} %" for name, value in floors.items()]
     if "score/reverse_kl_mean" in metrics:
         shown.append(f"reverse KL {metrics['score/reverse_kl_mean']:.3f}")
     return "   ".join(shown)

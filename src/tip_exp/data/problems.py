@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tip_exp.agent.tasks import ToolTasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class Loaded:
     problems: list[Problem]
     source: str
     sha256: str
+    tools: ToolTasks | None = None  # of tasks that are played in an environment instead of answered at once
 
 
 @dataclass(slots=True)

@@ -1,0 +1,1 @@
+"""Benchmarks against named peers: ratios from interleaved runs, written to results/bench/."""

