@@ -8,14 +8,16 @@ tip-report sync outputs/sweeps/demo                                 (offline run
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tip_exp.paths import RunFolder
 from tip_exp.report import gather
-from tip_exp.runs import RunRecord, find_runs
+from tip_exp.runs import RunRecord, find_runs, read_run
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -25,7 +27,7 @@ QUADRANTS = ("q1", "q2", "q3", "q4")
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """One offline run that W&B does not have yet; `goes_on`: it continues the run that was uploaded before it."""
+    """One offline folder that W&B does not have yet; `goes_on`: a later part of a run that was killed and resumed."""
 
     folder: Path
     goes_on: bool
@@ -37,7 +39,7 @@ def workspace(records: list[RunRecord], entity: str, project: str) -> Workspace:
     import wandb_workspaces.workspaces as ws
 
     accuracies = sorted({name for record in records for name in _accuracies(record)})
-    sweeps = sorted({record.config["sweep"] for record in records if record.config["sweep"]})
+    sweeps = sorted({sweep for record in records if (sweep := group_of(record))})
     retention, selector = panels.Config("selector.retention"), panels.Config("selector.label")
 
     def curves(title: str, *metrics: str) -> panels.LinePlot:
@@ -79,21 +81,47 @@ def workspace(records: list[RunRecord], entity: str, project: str) -> Workspace:
     )
 
 
+def group_of(record: RunRecord) -> str | None:
+    """The W&B group a run's numbers lie in: its sweep, or the sweep of the run that its files are linked from."""
+    original = RunFolder(Path((record.result or {}).get("reused_from", record.folder)))
+    config = read_run(original).config if original.config.exists() else record.config
+    return config["sweep"]
+
+
 def uploads(roots: list[Path]) -> list[Upload]:
     """Offline runs below the roots without W&B's mark of an upload; a resumed run has several, the oldest first."""
     found: list[Upload] = []
     for run in find_runs(roots):
         folders = sorted((run.root / "wandb").glob("offline-run-*"))
         for i, folder in enumerate(folders):
-            if not any(folder.glob("*.wandb.synced")):
+            if not _is_uploaded(folder):
                 found.append(Upload(folder, goes_on=i > 0))
     return found
 
 
 def sync_command(upload: Upload) -> list[str]:
-    wandb = Path(sys.executable).with_name("wandb")
     run_id = upload.folder.name.rsplit("-", 1)[1]
-    return [str(wandb), "sync", "--yes", *(["--id", run_id] if upload.goes_on else []), str(upload.folder)]
+    goes_on = ["--id", run_id] if upload.goes_on else []
+    return [sys.executable, "-m", "wandb", "sync", "--yes", *goes_on, str(upload.folder)]
+
+
+def send(todo: list[Upload]) -> list[Upload]:
+    """Upload each folder once, in order, and give those that W&B did not take.
+
+    A run's later part waits for its earlier one. Taken means both: `wandb sync` ended well and left its mark.
+    """
+    failed: list[Upload] = []
+    for upload in todo:
+        waits = upload.goes_on and any(one.folder.parent == upload.folder.parent for one in failed)
+        if not waits:
+            print(f"uploading {upload.folder}", flush=True)
+        if waits or subprocess.run(sync_command(upload)).returncode != 0 or not _is_uploaded(upload.folder):
+            failed.append(upload)
+    return failed
+
+
+def _is_uploaded(folder: Path) -> bool:
+    return any(folder.glob("*.wandb.synced"))
 
 
 def _accuracies(record: RunRecord) -> list[str]:
@@ -131,11 +159,15 @@ def _sync(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     gather(given.roots)
     todo = uploads(given.roots)
-    for upload in todo:
-        print(" ".join(sync_command(upload)))
-        if not given.dry_run and subprocess.run(sync_command(upload)).returncode != 0:
-            sys.exit(f"error: {upload.folder} was not uploaded; the same command goes on from here")
-    print(f"{len(todo)} offline runs {'to upload' if given.dry_run else 'uploaded'}")
+    if given.dry_run:
+        lines = [shlex.join(sync_command(upload)) for upload in todo]
+        print("\n".join([*lines, f"{len(todo)} offline runs to upload"]))
+        return
+    failed = send(todo)
+    print(f"{len(todo) - len(failed)} of {len(todo)} offline runs uploaded")
+    if failed:
+        names = "".join(f"\n  {upload.folder}" for upload in failed)
+        sys.exit(f"error: W&B did not take{names}\nthe same command tries them again")
 
 
 def main(arguments: list[str]) -> None:

@@ -3,6 +3,8 @@
 tip-report outputs/sweeps/demo --markdown results/demo.md --csv results/demo.csv
 tip-report outputs --table table5 --latex table5.tex     (rows and columns of the paper, our number over the paper's)
 tip-report outputs --html report.html                    (plots and the token viewer, in one file)
+tip-report results outputs/sweeps results                (every table that can be filled, and what cannot, in a folder)
+tip-report wandb | sync …                                (a W&B workspace; upload of offline runs: see dashboards.py)
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -49,6 +51,8 @@ SAMPLES = (
     "vs full: difference to training on every token [95 % interval], points; paired bootstrap over problems, and over "
     "seeds where both have two or more (*: one seed, so it speaks for these students alone)"
 )
+
+COMMANDS = "Other commands, each with its own --help: tip-report wandb, tip-report sync."
 
 
 def overview(summary: pd.DataFrame) -> Table:
@@ -117,7 +121,7 @@ def _text(name: str, value: object) -> str:
 def _tables(arguments: list[str]) -> None:
     from tip_exp.paper import LAYOUTS, paper_tables
 
-    parser = argparse.ArgumentParser(prog="tip-report", description="Tables from run folders.")
+    parser = argparse.ArgumentParser(prog="tip-report", description="Tables from run folders.", epilog=COMMANDS)
     parser.add_argument("roots", nargs="*", type=Path, default=[Path("outputs")], help="folders that hold runs")
     parser.add_argument("--table", choices=list(LAYOUTS), help="a table of the paper instead of the overview")
     parser.add_argument("--markdown", type=Path, help="also write the table as Markdown")
@@ -145,7 +149,13 @@ def _tables(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    _tables(sys.argv[1:])
+    arguments = sys.argv[1:]
+    if arguments[:1] in (["wandb"], ["sync"]):
+        from tip_exp import dashboards
+
+        dashboards.main(arguments)
+    else:
+        _tables(arguments)
 
 
 if __name__ == "__main__":
