@@ -3,7 +3,7 @@
 tip-report outputs/sweeps/demo --markdown results/demo.md --csv results/demo.csv
 tip-report outputs --table table5 --latex table5.tex     (rows and columns of the paper, our number over the paper's)
 tip-report outputs --html report.html                    (plots and the token viewer, in one file)
-tip-report results outputs/sweeps results                (every table that can be filled, and what cannot, in a folder)
+tip-report results outputs --out results                 (every table that can be filled, and what cannot: README.md)
 tip-report wandb | sync …                                (a W&B workspace; upload of offline runs: see dashboards.py)
 """
 
@@ -52,7 +52,7 @@ SAMPLES = (
     "seeds where both have two or more (*: one seed, so it speaks for these students alone)"
 )
 
-COMMANDS = "Other commands, each with its own --help: tip-report wandb, tip-report sync."
+COMMANDS = "Other commands, each with its own --help: tip-report results, tip-report wandb, tip-report sync."
 
 
 def overview(summary: pd.DataFrame) -> Table:
@@ -148,12 +148,26 @@ def _tables(arguments: list[str]) -> None:
         write(given.html, page(records, summary))
 
 
+def _results(arguments: list[str]) -> None:
+    from tip_exp.results_page import write_results
+
+    parser = argparse.ArgumentParser(prog="tip-report results", description="Every table that run folders can fill.")
+    parser.add_argument("roots", nargs="*", type=Path, default=[Path("outputs")], help="folders that hold runs")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="where README.md and the tables go")
+    given = parser.parse_args(arguments)
+    roots = " ".join(str(root) for root in given.roots)
+    write_results(gather(given.roots), given.out, f"tip-report results {roots} --out {given.out}")
+    print(f"{given.out / 'README.md'} written")
+
+
 def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] in (["wandb"], ["sync"]):
         from tip_exp import dashboards
 
         dashboards.main(arguments)
+    elif arguments[:1] == ["results"]:
+        _results(arguments[1:])
     else:
         _tables(arguments)
 
