@@ -57,9 +57,9 @@ demos-quick: install ## the same at a size for CI: one seed, few steps, into out
 	@$(BIN)/tip-report results outputs/quick --out outputs/quick/results
 	@$(BIN)/tip-report outputs/quick --html outputs/quick/report.html
 
-results: install ## results/README.md, its tables and results/demo/report.html from outputs/sweeps
+results: install ## results/README.md, its tables, results/demo/report.html and its figures from outputs/sweeps
 	@$(BIN)/tip-report results outputs/sweeps --out results
-	@$(BIN)/tip-report outputs/sweeps --html results/demo/report.html >/dev/null
+	@$(BIN)/tip-report outputs/sweeps/demo_* --html results/demo/report.html --png results/demo >/dev/null
 
 report: install ## the table of all runs in outputs/
 	@$(BIN)/tip-report outputs

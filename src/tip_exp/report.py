@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import subprocess
 import sys
 from pathlib import Path
 
@@ -128,6 +129,7 @@ def _tables(arguments: list[str]) -> None:
     parser.add_argument("--csv", type=Path, help="also write the numbers as CSV")
     parser.add_argument("--latex", type=Path, help="also write the table as LaTeX (booktabs)")
     parser.add_argument("--html", type=Path, help="also write one page with plots and the token viewer")
+    parser.add_argument("--png", type=Path, help="also draw the page's figures into this folder (needs a Chromium)")
     given = parser.parse_args(arguments)
     records = gather(given.roots)
     summary = summarize(runs_frame(records))
@@ -146,6 +148,13 @@ def _tables(arguments: list[str]) -> None:
         from tip_exp.page import page
 
         write(given.html, page(records, summary))
+    if given.png:
+        from tip_exp.pictures import write_pictures
+
+        try:
+            write_pictures(records, summary, given.png)
+        except (FileNotFoundError, RuntimeError, subprocess.TimeoutExpired) as error:
+            sys.exit(f"error: --png: {error}")
 
 
 def _results(arguments: list[str]) -> None:
