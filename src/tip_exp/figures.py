@@ -96,7 +96,7 @@ def plane(found: Overlaps, cuts: dict[str, float], colours: dict[str, str], sele
     for i, arm in enumerate(arms):
         for is_kept in (False, True):
             inside = [j for j, kept in enumerate(found.kept[arm][:MAX_POINTS]) if kept is is_kept]
-            figure.add_scattergl(
+            figure.add_scatter(
                 x=[x[j] for j in inside], y=[y[j] for j in inside], mode="markers", visible=i == 0,
                 name="kept" if is_kept else "left out", text=[repr(found.tokens[j]) for j in inside],
                 marker={
