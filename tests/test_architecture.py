@@ -15,7 +15,11 @@ MODULES = {
 # What may be imported, directly or through others, before a config is accepted and where tables are made.
 WITHOUT_TORCH = ("cli", "config", "launch", "paths", "plan", "report", "scores", "sweeping", "data", "grading")
 # The one module that imports a library.
-ONE_IMPORTER = {"vllm": {"rollout.vllm"}, "wandb": {"logger"}, "hydra": {"cli", "composing", "plan", "sweeping"}}
+ONE_IMPORTER = {
+    "vllm": {"rollout.vllm"},
+    "wandb": {"dashboards", "logger"},
+    "hydra": {"cli", "composing", "plan", "sweeping"},
+}
 # Modules that know nothing of the rest of the package but what is named.
 MAY_IMPORT = {
     "scores": set(),
