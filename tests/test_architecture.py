@@ -18,6 +18,7 @@ WITHOUT_TORCH = ("cli", "config", "launch", "paths", "plan", "report", "scores",
 ONE_IMPORTER = {
     "vllm": {"rollout.vllm"},
     "wandb": {"dashboards", "logger"},
+    "peft": {"lora"},
     "hydra": {"cli", "composing", "plan", "sweeping"},
 }
 # Modules that know nothing of the rest of the package but what is named.
@@ -26,6 +27,7 @@ MAY_IMPORT = {
     "divergence": {"moments"},
     "estimators": {"divergence"},
     "gradients": set(),
+    "lora": {"config"},
     "heads": {"gradients"},
     "meter": set(),
     "paths": set(),
@@ -37,7 +39,7 @@ MAY_IMPORT = {
     "batching": {"rollout.types"},
     "rollout.hf": {"rollout.types"},
     "rollout.proof": {"rollout.types"},
-    "rollout.vllm": {"config", "rollout.types", "rollout.vllm_worker"},
+    "rollout.vllm": {"config", "lora", "rollout.types", "rollout.vllm_worker"},
     "rollout.vllm_worker": set(),
     "rollout.types": set(),
     "report": {"paths", "runs", "statistics", "summary", "tables"},

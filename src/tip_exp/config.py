@@ -66,6 +66,31 @@ class ModelConfig(_Strict):
     dtype: Literal["float32", "bfloat16"]
 
 
+def _plain(value: list[str] | str) -> list[str] | str:
+    if isinstance(value, str) and value != "all-linear":
+        raise ValueError("a list of layer names, or all-linear (every linear layer but the head)")
+    if not value:
+        raise ValueError("names no layer; a list such as [q_proj, v_proj], or all-linear")
+    return value
+
+
+def _zero(value: float) -> float:
+    if value != 0:
+        raise ValueError("must be 0, for rollouts, scores and gradients have to see one and the same network")
+    return value
+
+
+class LoraConfig(_Strict):
+    rank: Count
+    alpha: Positive
+    dropout: Annotated[float, AfterValidator(_zero)]
+    target_modules: Annotated[list[str] | str, AfterValidator(_plain)]
+
+
+class StudentConfig(ModelConfig):
+    lora: LoraConfig | None
+
+
 class ChatConfig(_Strict):
     system: str | None
     thinking: bool | None
@@ -90,7 +115,7 @@ class PairConfig(_Strict):
     chat: ChatConfig
     privileged: PrivilegedConfig | None
     teacher: ModelConfig
-    student: ModelConfig
+    student: StudentConfig
 
 
 class WordSumsConfig(_Strict):

@@ -1,7 +1,8 @@
 """What a run will take, before it starts: memory from its sizes, time from finished runs of the same shape.
 
 The memory model (bytes; P parameters, w bytes of a weight), summed over all GPUs, responses at their longest:
-    Python and torch themselves, teacher P w, student P (w + w gradient + 2 w AdamW),
+    Python and torch themselves, teacher P w, student P (w + w gradient + 2 w AdamW; of LoRA, in float32,
+    the adapters alone have the last three),
     activations of a micro-batch: a token and layer w (4 I + 4 Q + T) + (2 w + 4) (2 H + [Q + K]), for MLP width I,
     widths Q and K of queries and keys, sequences of T tokens (the mask), hidden size H; [] where Q and K are normed.
     It is what torch keeps for the backward pass of a Llama or Qwen with sdpa, counted; norms compute in float32,
@@ -19,7 +20,7 @@ import json
 from dataclasses import dataclass
 from statistics import median
 
-from tip_exp.config import RunConfig, deciding_values
+from tip_exp.config import LoraConfig, RunConfig, deciding_values
 from tip_exp.runs import RunRecord
 from tip_exp.shapes import ModelShape, shape_of
 from tip_exp.summary import flatten
@@ -80,8 +81,12 @@ def memory(config: RunConfig) -> dict[str, float]:
         rollouts = learner.prompts_per_step * learner.samples_per_prompt
         tokens = min(learner.micro_batch_tokens, rollouts * longest)
         responses = rollouts * config.data.max_response_tokens
-        parts["gradients"] = student.parameters * ours
-        parts["AdamW"] = 2 * student.parameters * ours
+        trained = student.parameters * ours
+        if pair.student.lora is not None:
+            trained = adapter_parameters(student, pair.student.lora) * BYTES["float32"]
+        parts["gradients"], parts["AdamW"] = trained, 2 * trained
+        if pair.student.lora is not None:
+            parts["student weights"] += trained
         parts["activations"] = tokens * student.layers * activation_bytes(student, ours, longest)
         hidden = teacher.hidden * theirs + (student.hidden * ours if rollouts * longest > tokens else 0)
         parts["hidden states"] = responses * hidden
@@ -90,6 +95,15 @@ def memory(config: RunConfig) -> dict[str, float]:
         else:
             parts["logits"] = 2 * 4 * tokens * config.selector.retention * student.vocabulary
     return {PROCESS: PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
+
+
+def adapter_parameters(model: ModelShape, lora: LoraConfig) -> float:
+    """Of all layers: rank x (inputs + outputs) of every linear layer that has an adapter."""
+    hidden, query, key, inner = model.hidden, model.query, model.key, model.intermediate
+    sides = {"q_proj": hidden + query, "k_proj": hidden + key, "v_proj": hidden + key, "o_proj": query + hidden}
+    sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + inner)
+    names = list(sides) if lora.target_modules == "all-linear" else lora.target_modules
+    return model.layers * lora.rank * sum(sides.get(name, hidden + inner) for name in names)
 
 
 def activation_bytes(model: ModelShape, width: int, length: int) -> float:

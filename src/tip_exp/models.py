@@ -24,6 +24,8 @@ from tip_exp.batching import MicroBatch
 from tip_exp.config import ChatConfig, ConfigError, ModelConfig, PairConfig, PrivilegedConfig
 from tip_exp.data.problems import Problem
 from tip_exp.heads import Head
+from tip_exp.lora import FOLDER as ADAPTER
+from tip_exp.lora import attach, load_adapter
 from tip_exp.paths import resolve_model
 from tip_exp.privileged import render
 
@@ -75,7 +77,8 @@ def load_pair(config: PairConfig, device: torch.device, student_from: Path | Non
 
     `student_from`: a checkpoint's folder, to go on from instead of the student's own weights.
     """
-    if student_from is not None:
+    lora = config.student.lora
+    if student_from is not None and lora is None:
         student_config = config.student.model_copy(update={"path": str(student_from), "revision": None})
         config = config.model_copy(update={"student": student_config})
     tokenizers = {role: _tokenizer(config, role) for role in ("teacher", "student")}
@@ -92,6 +95,10 @@ def load_pair(config: PairConfig, device: torch.device, student_from: Path | Non
         raise ConfigError(f"pair.student.path: the tokenizer of {config.student.path} has no chat template")
     teacher, student = _load(config, "teacher", device, shared), _load(config, "student", device, shared)
     teacher.module.requires_grad_(False)
+    if lora is not None:  # a checkpoint's own weights are merged: base and adapter are exact, their sum is rounded
+        attach(student.module, lora, config.student.path)
+        if student_from is not None:
+            load_adapter(student.module, student_from / ADAPTER)
     pad = student_tokenizer.pad_token_id
     pad = pad if isinstance(pad, int) else stops["student"][0]
     return Pair(student_tokenizer, teacher, student, stops["student"], pad, config.chat, config.privileged)
