@@ -58,6 +58,9 @@ BAD = {
     "Soft-OR of nats": ("selector.normalizer=none", "soft_or needs its statistics in [0, 1]"),
     "scores that cannot be compared": ("selector.scope=batch selector.population=rollout", "normalises each alone"),
     "sampling by rank": ("selector.order=sample selector.normalizer=rank", "in proportion to the score"),
+    "weights of a yes-or-no rule": ("selector=q1 selector.soft=true", "got selector.score=q1, selector.order=all"),
+    "weights of noise": ("selector=random selector.soft=true", "got selector.score=random, selector.order=top"),
+    "weights of the bottom": ("selector=soft_or_bottom selector.soft=true", "selector.order=bottom"),
     "steps 0": ("learner.num_steps=0", "learner.num_steps: input should be greater than or equal to 1; got 0"),
     "steps a fraction": ("learner.num_steps=2.5", "learner.num_steps: input should be a valid integer; got 2.5"),
     "lr negative": ("learner.lr=-1e-3", "learner.lr: input should be greater than 0; got -0.001"),
@@ -161,6 +164,7 @@ def test_bad_input_is_one_clear_message(overrides: str, message: str) -> None:
         "learner.estimator=sampled_k1",
         "learner.divergence=skew_forward_kl learner.skew=0.2",
         "learner.divergence=reverse_kl learner.jsd_beta=0.3",
+        "selector.soft=true selector.retention=1",
     ],
 )
 def test_what_has_a_meaning_is_allowed(overrides: str) -> None:

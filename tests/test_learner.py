@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tip_exp.config import LearnerConfig, RunConfig
-from tip_exp.learner import Learner, learning_rate
+from tip_exp.learner import Learner, StepReport, learning_rate
 from tip_exp.meter import Meter
 from tip_exp.models import Model, Pair, make_head
 from tip_exp.rollout.hf import HfSampler
@@ -36,7 +36,12 @@ def sampled(pair: Pair) -> list[Rollout]:
 
 
 def make(
-    pair: Pair, settings: LearnerConfig, score: str = "soft_or", retention: float = 0.5, **changes: Any
+    pair: Pair,
+    settings: LearnerConfig,
+    score: str = "soft_or",
+    retention: float = 0.5,
+    soft: bool = False,
+    **changes: Any,
 ) -> Learner:
     rule = Selector(
         score=score,
@@ -49,6 +54,7 @@ def make(
         scope="rollout",
         retention=retention,
         quadrants=Quadrants(0.3, 0.3),
+        soft=soft,
     )
     return Learner(pair, rule, settings.model_copy(update=changes), seed=0, meter=Meter(torch.device("cpu")))
 
@@ -58,6 +64,28 @@ def gradients(learner: Learner, rollouts: list[Rollout]) -> tuple[dict[str, Tens
     metrics = learner.step(rollouts, step=1).metrics
     named = learner.pair.student.module.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.grad is not None}, metrics
+
+
+def by_autograd(pair: Pair, rollouts: list[Rollout], report: StepReport) -> tuple[dict[str, Tensor], float]:
+    """Naively: each rollout alone, whole logits, reverse KL of kept tokens, averaged with the selection's weights."""
+    pair.student.module.zero_grad()
+    total, mass = torch.zeros((), dtype=torch.float64), 0.0
+    for i, rollout in enumerate(rollouts):
+        ids = torch.tensor([rollout.token_ids])
+        places = [t - 1 for t, mine in enumerate(rollout.response_mask) if mine]
+        z = pair.student.module(ids).logits[0, places].log_softmax(-1)
+        with torch.no_grad():
+            t = pair.teacher.module(ids).logits[0, places].log_softmax(-1)
+        own = report.tokens.rollout == i
+        order = report.tokens.position[own].argsort()
+        weight = report.selection.kept[own][order].double()
+        if report.selection.weights is not None:
+            weight = weight * report.selection.weights[own][order]
+        total = total + ((z.exp() * (z - t)).sum(-1) * weight).sum()
+        mass += float(weight.sum())
+    (total / mass).backward()
+    named = pair.student.module.named_parameters()
+    return {name: p.grad.clone() for name, p in named if p.grad is not None}, float(total.detach()) / mass
 
 
 @pytest.mark.parametrize("backend", ["fused", "materialized"])
@@ -91,32 +119,20 @@ def test_any_micro_batching_gives_the_same_gradient(
             assert float(difference) < 1e-5, name
 
 
+@pytest.mark.parametrize("soft", [False, True])
 def test_gradient_is_that_of_the_mean_over_kept_tokens_by_plain_autograd(
-    tiny_pair: Pair, tiny_config: RunConfig
+    tiny_pair: Pair, tiny_config: RunConfig, soft: bool
 ) -> None:
-    """Naively: each rollout alone, whole logits, reverse KL of kept tokens summed, divided by their number."""
     pair, rollouts = doubled(tiny_pair), sampled(tiny_pair)
-    learner = make(pair, tiny_config.learner, grad_clip=1e9, lr=1e-30)
+    learner = make(pair, tiny_config.learner, soft=soft, grad_clip=1e9, lr=1e-30)
     report = learner.step(rollouts, step=1)
     got = {name: p.grad.clone() for name, p in pair.student.module.named_parameters() if p.grad is not None}
-    pair.student.module.zero_grad()
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for i, rollout in enumerate(rollouts):
-        ids = torch.tensor([rollout.token_ids])
-        places = [t - 1 for t, mine in enumerate(rollout.response_mask) if mine]
-        z = pair.student.module(ids).logits[0, places].log_softmax(-1)
-        with torch.no_grad():
-            t = pair.teacher.module(ids).logits[0, places].log_softmax(-1)
-        kept = report.selection.kept[report.tokens.rollout == i]
-        total = total + ((z.exp() * (z - t)).sum(-1) * kept).sum()
-        count += int(kept.sum())
-    (total / count).backward()
-    total = total.detach()
-    assert report.metrics["train/loss"] == pytest.approx(float(total) / count, rel=1e-8)
-    for name, p in pair.student.module.named_parameters():
-        assert p.grad is not None
+    expected, loss = by_autograd(pair, rollouts, report)
+    assert report.metrics["train/loss"] == pytest.approx(loss, rel=1e-8)
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
         # Qwen3's norms and rotary embedding compute in float32 whatever the weights are: 1e-6, not 1e-12
-        assert float((got[name] - p.grad).norm() / p.grad.norm()) < 1e-5, name
+        assert float((got[name] - gradient).norm() / gradient.norm()) < 1e-5, name
 
 
 @pytest.mark.parametrize(
@@ -225,7 +241,8 @@ def test_learning_rate(tiny_config: RunConfig, schedule: str, step: int, expecte
 def test_every_objective_gives_both_backends_the_same_gradient(
     tiny_pair: Pair, tiny_config: RunConfig, changes: dict[str, str]
 ) -> None:
-    rollouts, settings = sampled(tiny_pair), {"grad_clip": 1e9, "lr": 1e-30, **changes}
+    rollouts = sampled(tiny_pair)
+    settings: dict[str, Any] = {"grad_clip": 1e9, "lr": 1e-30, **changes}
     settings["topk"] = tiny_config.learner.topk.model_copy(update={"k": 8})
     one, metrics = gradients(make(doubled(tiny_pair), tiny_config.learner, **settings), rollouts)
     settings |= {"loss_backend": "materialized", "micro_batch_tokens": 300}

@@ -316,3 +316,19 @@ def test_jaccard() -> None:
     a, b = torch.tensor([True, True, False]), torch.tensor([False, True, True])
     assert jaccard(a, b) == pytest.approx(1 / 3)
     assert jaccard(a & False, b & False) == 1.0
+
+
+def test_soft_selection_weighs_kept_tokens_by_their_score() -> None:
+    """Entropies 0, 1, 3, 4 to scores 0, .25, .75, 1; of two kept the mass is 0.75 + 1, not 2."""
+    stats, four = {"entropy": torch.tensor([0.0, 3.0, 4.0, 1.0])}, tokens(4)
+    hard = selector(score="entropy")(stats, four, chance())
+    soft = selector(score="entropy", soft=True)(stats, four, chance())
+    assert hard.weights is None and hard.mass == 2.0
+    assert soft.kept.tolist() == hard.kept.tolist() == [False, True, True, False]
+    assert soft.weights is not None and soft.weights.tolist() == [0.0, 0.75, 1.0, 0.25]
+    assert soft.mass == 1.75
+
+
+def test_soft_selection_where_nothing_stands_out_has_no_mass() -> None:
+    soft = selector(score="entropy", soft=True)({"entropy": torch.ones(4)}, tokens(4), chance())
+    assert soft.mass == 0.0  # all scores are 0: the step is skipped, not divided by zero

@@ -255,6 +255,7 @@ class SelectorConfig(_Strict):
     rounding: Literal["floor", "ceil", "at_least_one"]
     scope: Literal["rollout", "batch"]
     retention: Share
+    soft: bool
 
 
 class TopKConfig(_Strict):
@@ -450,6 +451,11 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
             yield f"selector.score={selector.score} says yes or no: selector.order must be all, not {selector.order}"
     elif selector.order == "all":
         yield f"selector.order=all keeps every positive score, so it needs a yes-or-no rule; {selector.score} is none"
+    if selector.soft and (selector.order != "top" or selector.score in {*UNBUDGETED, "random"}):
+        yield (
+            f"selector.soft weighs kept tokens by their score, which means something for the top of a ranking; got "
+            f"selector.score={selector.score}, selector.order={selector.order}"
+        )
     if selector.score in UNIT_INTERVAL and selector.normalizer == "none":
         yield f"selector.score={selector.score} needs its statistics in [0, 1], but selector.normalizer is none"
     for statistic in sorted(set(selector.clip) - reads(selector.score)):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from tip_exp.backbone import enable_packing
 from tip_exp.batching import MicroBatch, micro_batches
 from tip_exp.config import ConfigError, ModelConfig, RunConfig
 from tip_exp.forecast import GIB, memory
@@ -79,19 +80,23 @@ def _step(config: RunConfig, shapes: dict[str, PretrainedConfig], shared: int) -
     rollouts = learner.prompts_per_step * learner.samples_per_prompt
     prompt, response = data.max_prompt_tokens, data.max_response_tokens
     longest = Rollout([0] * (prompt + response), [False] * prompt + [True] * response, "length", [])
-    batches = micro_batches([longest] * rollouts, learner.micro_batch_tokens, pad_id=0)
+    batches = micro_batches([longest] * rollouts, learner.micro_batch_tokens, pad_id=0, packing=learner.packing)
     first = batches[0]
     read = first  # by the teacher, unless a self pair's prompt is longer
     if pair.privileged is not None:
         reads = behind([0] * pair.privileged.max_tokens, longest)
-        read = micro_batches([reads] * rollouts, learner.micro_batch_tokens, pad_id=0)[0]
+        read = micro_batches([reads] * rollouts, learner.micro_batch_tokens, pad_id=0, packing=learner.packing)[0]
     height, width = first.input_ids.shape
     with FakeTensorMode(allow_non_fake_inputs=True):
         models = {role: build(shapes[role], getattr(pair, role), pair.attention, shared) for role in shapes}
+        if learner.packing:
+            for model in models.values():
+                enable_packing(model.module)
         models["teacher"].module.requires_grad_(False)
         with torch.no_grad():
             teacher = models["teacher"].final_hidden(read)
         student, counted = activations(models["student"], first)
+    recomputed = ", less what checkpointing computes again" if learner.activation_checkpointing else ""
     kept = "as many as are in its quadrant"
     if config.selector.order != "all":
         per_rollout = budgets(first.rollout, config.selector.retention, config.selector.rounding)
@@ -103,7 +108,7 @@ def _step(config: RunConfig, shapes: dict[str, PretrainedConfig], shared: int) -
         _row("hidden", f"teacher {_shape(teacher)}, student {_shape(student)}"),
         _row("kept", f"{config.selector.label}: {kept}"),
         _row("logits", _tiles(config, first.num_tokens, models["student"].head, models["teacher"].head)),
-        _row("activations", f"{counted / GIB:.2f} GiB kept for the backward pass, counted on these shapes"),
+        _row("activations", f"{counted / GIB:.2f} GiB kept for the backward pass, counted on these shapes{recomputed}"),
     ]
 
 

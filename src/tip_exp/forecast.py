@@ -87,7 +87,10 @@ def memory(config: RunConfig) -> dict[str, float]:
         parts["gradients"], parts["AdamW"] = trained, 2 * trained
         if pair.student.lora is not None:
             parts["student weights"] += trained
-        parts["activations"] = tokens * student.layers * activation_bytes(student, ours, longest)
+        # of a packed row there is no mask; of a checkpointed layer the input is kept, and one layer lives at a time
+        a_layer = activation_bytes(student, ours, 0 if learner.packing else longest)
+        kept = student.layers * student.hidden * ours + a_layer
+        parts["activations"] = tokens * (kept if learner.activation_checkpointing else student.layers * a_layer)
         hidden = teacher.hidden * theirs + (student.hidden * ours if rollouts * longest > tokens else 0)
         parts["hidden states"] = responses * hidden
         if learner.loss_backend == "fused":

@@ -100,8 +100,11 @@ class Learner:
             tokens, mine = self._everyones_tokens(batches, len(rollouts))
             selection = self.selector(statistics, tokens, self._generator(step))
             student = student_hidden if keep_graph else None
-            loss_sum, cut = self._backward(rollouts, batches, teacher_hidden, student, scored, selection.kept[mine])
-            metrics = self._update(loss_sum, int(selection.kept.sum()), step)
+            weights = None if selection.weights is None else selection.weights[mine]
+            loss_sum, cut = self._backward(
+                rollouts, batches, teacher_hidden, student, scored, selection.kept[mine], weights
+            )
+            metrics = self._update(loss_sum, selection.mass, step)
         metrics["learner/tail_cut_frac"] = cut
         metrics["select/kept_tokens"] = float(selection.kept.sum())
         metrics["select/response_tokens"] = float(len(tokens))
@@ -197,53 +200,57 @@ class Learner:
         student: list[Tensor] | None,
         scored: list[Scored],
         kept: Tensor,
+        weights: Tensor | None,
     ) -> tuple[float, float]:
-        """Gradients of the *summed* divergence of all kept tokens into `.grad`; returns that sum, nats.
+        """Gradients of the *summed* (weighted) divergence of kept tokens into `.grad`; returns that sum, nats.
 
         Without hidden states of the student that hold a graph they are computed here, less each sequence's tail behind
         its last kept token; the second figure is the share of the backbone's tokens that this saved.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss = BACKENDS[self.settings.loss_backend]
+        sizes = [batch.num_tokens for batch in batches]
+        shares = [None] * len(sizes) if weights is None else weights.split(sizes)
         total, computed = 0.0, 0
-        for i, (batch, mask) in enumerate(zip(batches, kept.split([b.num_tokens for b in batches]), strict=True)):
-            theirs, known, hidden = teacher[i], scored[i].normalizers if scored else None, None
+        for i, (batch, mask, share) in enumerate(zip(batches, kept.split(sizes), shares, strict=True)):
+            hidden, left = None, slice(None)
             if student:
                 hidden = student[i]
                 computed += batch.input_ids.numel()
             elif shorter := without_tails(batch, rollouts, mask, self.pair.pad_id):
-                smaller, left = shorter
-                hidden, theirs, mask = self._student_hidden(smaller), theirs[left], mask[left]
-                known = None if known is None else known[left]
-                computed += smaller.input_ids.numel()
+                batch, left = shorter
+                hidden = self._student_hidden(batch)
+                computed += batch.input_ids.numel()
             if hidden is None or not mask.any():
                 continue
+            known = scored[i].normalizers if scored else None
             with self.meter.span("loss", allocations=True):
                 result = loss(
                     hidden.detach(),
-                    theirs,
-                    mask,
+                    teacher[i][left],
+                    mask[left],
                     self.pair.student.head,
                     self.pair.teacher.head,
                     objective(self.settings, batch.token_ids),
                     self.settings.tile_mib * MIB,
-                    normalizers=known,
+                    normalizers=None if known is None else known[left],
+                    weights=None if share is None else share[left],
                 )
             hidden.backward(result.hidden_grad)
             total += float(result.value)
         return total, 1 - computed / sum(batch.input_ids.numel() for batch in batches)
 
-    def _update(self, loss_sum: float, num_kept: int, step: int) -> dict[str, float]:
-        """Turn sums into means per kept token of the whole step (TIP, Eq. 8), clip, and step the optimizer."""
+    def _update(self, loss_sum: float, mass: float, step: int) -> dict[str, float]:
+        """Turn sums into means over the kept tokens of the whole step (TIP, Eq. 8), clip, and step the optimizer."""
         lr = learning_rate(step, self.settings)
-        metrics = {"train/lr": lr, "train/loss": 0.0, "train/grad_norm": 0.0, "train/skipped": float(num_kept == 0)}
-        if num_kept == 0:
+        metrics = {"train/lr": lr, "train/loss": 0.0, "train/grad_norm": 0.0, "train/skipped": float(mass == 0)}
+        if mass == 0:
             return metrics  # nothing to learn from: the weights stay
         if self.ranks.size > 1:  # a rank that kept nothing has no gradients, but must join in their sum
             self.ranks.sum_(p.grad if p.grad is not None else _zero_grad(p) for p in self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         for gradient in gradients:
-            gradient.div_(num_kept)
+            gradient.div_(mass)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.grad_clip))
         if not math.isfinite(norm):
             raise FloatingPointError(
@@ -254,7 +261,7 @@ class Learner:
         self.optimizer.step()
         everyones = torch.tensor(loss_sum, dtype=torch.float64, device=self.parameters[0].device)
         self.ranks.sum_([everyones])
-        return metrics | {"train/loss": float(everyones) / num_kept, "train/grad_norm": norm}
+        return metrics | {"train/loss": float(everyones) / mass, "train/grad_norm": norm}
 
     def _everyones_tokens(self, batches: list[MicroBatch], num_rollouts: int) -> tuple[Tokens, slice]:
         """Tokens of all ranks, numbered as one process would number them, and where this rank's are among them."""

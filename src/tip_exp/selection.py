@@ -21,10 +21,20 @@ from tip_exp.scores import SCORES, STATISTICS, reads
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """`kept`: (N,) bool. `score`: (N,) what the rule gave, before any sampling."""
+    """`kept`: (N,) bool. `score`: (N,) what the rule gave, before any sampling.
+
+    `weights`: (N,) factors of the kept tokens' divergences, at least 0; None: each counts once. They matter relative to
+    each other alone, for the loss is divided by `mass`.
+    """
 
     kept: Tensor
     score: Tensor
+    weights: Tensor | None = None
+
+    @property
+    def mass(self) -> float:
+        """What the summed divergence is divided by: the number of kept tokens, or their weights' sum."""
+        return float(self.kept.sum() if self.weights is None else self.weights[self.kept].sum(dtype=torch.float64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,7 @@ class Selector:
     scope: Literal["rollout", "batch"]
     retention: float
     quadrants: Quadrants
+    soft: bool = False  # the default is for records of runs from before this key
 
     @property
     def reads(self) -> frozenset[str]:
@@ -92,7 +103,8 @@ class Selector:
         rule = SCORES[self.score]
         axes = [self._axis(name, statistics, tokens, generator) for name in inspect.signature(rule).parameters]
         score = rule(*axes).float()
-        return Selection(self._choose(score, tokens, generator), score)
+        weights = score.clamp(min=0) if self.soft else None
+        return Selection(self._choose(score, tokens, generator), score, weights)
 
     def _axis(self, name: str, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Tensor:
         device = tokens.rollout.device
