@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from tip_exp.bench import loss, rollout
+from tip_exp.bench import e2e, loss, rollout, step
 
 # name: (module, what --help says)
 COMMANDS: dict[str, tuple[Any, str]] = {
     "loss": (loss, "the masked update alone: ours, TRL's, Liger's, naive, and its matrix products"),
+    "step": (step, "a whole optimizer step, with each loss in the same backbone"),
+    "e2e": (e2e, "whole trainings by TRL's DistillationTrainer and by ours"),
     "rollout": (rollout, "tokens a second of vllm and of hf"),
 }
 

@@ -56,13 +56,13 @@ class Gradients:
 
 
 def make_case(tokens: int, vocab: int, hidden: int, teacher_hidden: int, tile_bytes: int, seed: int = 0) -> Case:
-    """Logits of standard deviation 2 in both models; every token is kept."""
+    """Logits of standard deviation 1 in both models; every token is kept."""
     g = torch.Generator().manual_seed(seed)
     return Case(
         hidden=torch.randn(tokens, hidden, generator=g),
         other=torch.randn(tokens, teacher_hidden, generator=g),
-        weight=torch.randn(vocab, hidden, generator=g).mul_(2 * hidden**-0.5).requires_grad_(),
-        other_weight=torch.randn(vocab, teacher_hidden, generator=g).mul_(2 * teacher_hidden**-0.5),
+        weight=torch.randn(vocab, hidden, generator=g).mul_(hidden**-0.5).requires_grad_(),
+        other_weight=torch.randn(vocab, teacher_hidden, generator=g).mul_(teacher_hidden**-0.5),
         token_ids=torch.randint(vocab, (tokens,), generator=g),
         kept=torch.ones(tokens, dtype=torch.bool),
         tile_bytes=tile_bytes,

@@ -68,6 +68,14 @@ def write_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str], path
         table.writerows(rows)
 
 
+def read_csv(path: Path) -> list[dict[str, object]]:
+    """The rows that are there, every value as text; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def _give_back_freed_pages() -> None:
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)

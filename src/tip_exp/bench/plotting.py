@@ -14,16 +14,14 @@ def loss(table: Path) -> Path | None:
     if measuring.missing(["matplotlib"]):
         measuring.tell_missing(["matplotlib"], "no plot is drawn")
         return None
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
     rows = pd.read_csv(table)
     sizes = rows.groupby(["vocab", "tokens"]).size()
-    vocab, tokens = sizes.index[int(sizes.to_numpy().argmax())]
+    vocab, tokens = list(sizes.index)[int(sizes.to_numpy().argmax())]
     here = rows[(rows.vocab == vocab) & (rows.tokens == tokens)]
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    axes = figure.subplots(1, 3)
     panels = (
         (here, "retention", "cpu_s", f"CPU seconds, {tokens} tokens, vocabulary {vocab:,}"),
         (here, "retention", "peak_extra_mib", f"peak extra MiB, {tokens} tokens, vocabulary {vocab:,}"),
@@ -44,5 +42,4 @@ def loss(table: Path) -> Path | None:
         axis.legend(fontsize=7)
     out = table.with_suffix(".svg")
     figure.savefig(out)
-    plt.close(figure)
     return out
