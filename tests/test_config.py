@@ -27,6 +27,7 @@ NEEDS = {  # what an option cannot go without: tools have limits, limits have to
     "agent=default": "data=mini_travel",
     "agent=official": "data=calculator",
     "agent=base_code": "data=mini_travel",
+    "experiment=quick_tools": "data=mini_travel eval=mini_travel agent=default",
 }
 SWEEPS = sorted((conf_dir().parent / "sweeps").glob("*.yaml"))
 
