@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tip_exp.paths import RunFolder
-from tip_exp.report import gather
-from tip_exp.runs import RunRecord, find_runs, read_run
+from tip_exp.runs import RunRecord, find_runs, gather, read_run
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace

@@ -19,8 +19,8 @@ from plotly.offline import get_plotlyjs
 from tip_exp import figures
 from tip_exp.logger import read_rows
 from tip_exp.overlaps import overlaps
+from tip_exp.overview import overview
 from tip_exp.paths import PACKAGE, RunFolder
-from tip_exp.report import overview
 from tip_exp.runs import RunRecord
 from tip_exp.scores import STATISTICS
 from tip_exp.summary import differing_keys

@@ -16,11 +16,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from tip_exp.overview import SAMPLES, csv_frame, overview
 from tip_exp.paper import BENCHMARKS, LAYOUTS, METHODS, PAIRS, THEIRS, paper_numbers, paper_tables
-from tip_exp.report import SAMPLES, csv_frame, overview, write
 from tip_exp.runs import RunRecord
 from tip_exp.summary import runs_frame, summarize
-from tip_exp.tables import Table, latex, markdown
+from tip_exp.tables import Table, latex, markdown, write
 
 SINGLE = "single runs"  # the heading of runs that belong to no sweep
 SWEPT = ("seed=", "selector=", "selector.")  # overrides that a sweep's own file and the seeds give
