@@ -2,7 +2,7 @@
 
 With logits z (student) and t (teacher), p and q their softmaxes: log-normalisers and E_p z, E_p t, E_q t, E_q z give
     H(p) = log Z_p - E_p z       KL(p || q) = (E_p z - log Z_p) - (E_p t - log Z_q)       and both with p, q exchanged.
-All are kept relative to the largest logit seen so far, so that a peaked row loses no digits.
+All are kept relative to the largest logit seen so far, so that a peaked row loses no digits, and in float64.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Normalizers:
-    """What scoring learned about N tokens and the loss need not learn again; each (N,), nats."""
+    """What scoring learned about N tokens and the loss need not learn again; each (N,), float64, nats."""
 
     student: Tensor  # log Z_p
     teacher: Tensor  # log Z_q
@@ -92,7 +92,8 @@ def of_tile(
     With `jsd_beta`, the teacher's weight in the mixture, also the JSD, (n,), of rows that must then be whole.
     """
     n = len(z)
-    top, total, own, other, t_top, t_total, t_own, t_other, mixed = z.new_empty(9, n).unbind()
+    found = z.new_empty(9, n)
+    top, total, own, other, t_top, t_total, t_own, t_other, mixed = found.unbind()
     for rows in work.blocks(n):
         block = z[rows]
         weight = work.spare(0, block)
@@ -113,6 +114,8 @@ def of_tile(
         if jsd_beta is not None:
             share = jsd_beta / (1 - jsd_beta) * total[rows] / t_total[rows]
             _mixed(block, weight, t_weight, share, mixed[rows])
+    # What follows cancels large numbers, so it is done in float64: a few numbers a row.
+    top, total, own, other, t_top, t_total, t_own, t_other, mixed = found.double().unbind()
     student = Moments(top, total, own, None if t is None else t_top, None if t is None else other)
     if t is None:
         return student, None, None

@@ -99,7 +99,7 @@ def measure(
         nothing = torch.zeros(0, dtype=student_head.dtype, device=student_hidden.device)
         return Scored({name: nothing for name in wanted}, Normalizers(*[nothing] * 4) if both else None)
     tiles = [one.statistics(wanted) for one in found]
-    statistics = {name: torch.cat([tile[name] for tile in tiles]) for name in wanted}
+    statistics = {name: torch.cat([tile[name] for tile in tiles]).to(student_head.dtype) for name in wanted}
     if not both:
         return Scored(statistics, None)
     known = [moments.normalizers(one.student, one.teacher) for one in found if one.teacher is not None]

@@ -110,8 +110,9 @@ def train(pair: Pair, settings: LearnerConfig, prompts: list[str], retention: fl
 
 def trl_trainer(pair: Pair, settings: LearnerConfig, prompts: list[str], seed: int) -> Any:
     """TRL's trainer with the same prompts, rendered, and the same optimizer and learning rates."""
-    from datasets import Dataset
-    from trl import DistillationConfig, DistillationTrainer
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from trl.trainer.distillation_config import DistillationConfig  # pyright: ignore[reportMissingImports]
+    from trl.trainer.distillation_trainer import DistillationTrainer  # pyright: ignore[reportMissingImports]
 
     student = pair.student.module
     beta1, beta2 = settings.betas

@@ -167,35 +167,35 @@ def _floor(case: Case) -> Gradients:
     return Gradients(hidden_grad, weight_grad)
 
 
-def _trl(case: Case, tile: tuple[int, int], *, kept_alone: bool = False) -> Gradients:
-    """TRL 1.16's function. On a CPU its trainer projects every token and masks after; on a GPU the kept alone."""
-    from trl.kernels import chunked_divergence
+def trl_divergence(
+    hidden: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor, tile: tuple[int, int]
+) -> Tensor:
+    """TRL 1.16's differentiable reverse KL per token. Its tiles are constants of a module, read in both directions."""
+    from trl.kernels import chunked_divergence as kernel  # pyright: ignore[reportMissingImports]
 
-    hidden, other = case.hidden, case.other
-    shipped = chunked_divergence.TOKEN_CHUNK_SIZE, chunked_divergence.VOCAB_CHUNK_SIZE
-    chunked_divergence.TOKEN_CHUNK_SIZE, chunked_divergence.VOCAB_CHUNK_SIZE = tile
+    kernel.TOKEN_CHUNK_SIZE, kernel.VOCAB_CHUNK_SIZE = tile
+    return kernel.ChunkedDivergenceFunction.apply(hidden, weight, None, other, other_weight, None, 1.0)[0]
 
-    def divergence(rows: Tensor, others: Tensor) -> Tensor:
-        function = chunked_divergence.ChunkedDivergenceFunction
-        return function.apply(rows, case.weight, None, others, case.other_weight, None, 1.0)[0]
 
-    try:
-        if kept_alone:
-            with torch.no_grad():
-                divergence(hidden, other)  # what a selection would be made from: divergence and entropy
-            leaf = hidden.clone().requires_grad_()
-            divergence(leaf[case.kept], other[case.kept]).sum().backward()
-        else:
-            leaf = hidden.clone().requires_grad_()
-            (divergence(leaf, other) * case.kept).sum().backward()
-    finally:
-        chunked_divergence.TOKEN_CHUNK_SIZE, chunked_divergence.VOCAB_CHUNK_SIZE = shipped
-    return _by_autograd(case, leaf)
+def _trl(case: Case, tile: tuple[int, int]) -> Gradients:
+    """As TRL's trainer on a CPU: every token is projected, the mask comes after."""
+    hidden = case.hidden.clone().requires_grad_()
+    (trl_divergence(hidden, case.weight, case.other, case.other_weight, tile) * case.kept).sum().backward()
+    return _by_autograd(case, hidden)
+
+
+def _trl_kept_alone(case: Case) -> Gradients:
+    """As a selection with TRL's function could be: a pass without gradient for the scores, then kept rows alone."""
+    with torch.no_grad():
+        trl_divergence(case.hidden, case.weight, case.other, case.other_weight, TRL_BEST_TILE)
+    hidden, other = case.hidden.clone().requires_grad_(), case.other[case.kept]
+    trl_divergence(hidden[case.kept], case.weight, other, case.other_weight, TRL_BEST_TILE).sum().backward()
+    return _by_autograd(case, hidden)
 
 
 def _liger(case: Case) -> Gradients:
     """Liger's fused linear JSD at beta = 1, which is KL(student || teacher); in its default chunks, not compiled."""
-    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss  # pyright: ignore[reportMissingImports]
 
     loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0, compiled=False)
     hidden = case.hidden.clone().requires_grad_()
@@ -224,7 +224,7 @@ IMPLEMENTATIONS: dict[str, Callable[[Case], Gradients]] = {
     "materialized": _materialized,
     "trl": lambda case: _trl(case, TRL_DEFAULT_TILE),
     "trl_best": lambda case: _trl(case, TRL_BEST_TILE),
-    "trl_kept_alone": lambda case: _trl(case, TRL_BEST_TILE, kept_alone=True),
+    "trl_kept_alone": _trl_kept_alone,
     "liger": _liger,
     "naive": _naive,
 }

@@ -73,7 +73,7 @@ def read_csv(path: Path) -> list[dict[str, object]]:
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [dict(row) for row in csv.DictReader(file)]
 
 
 def _give_back_freed_pages() -> None:

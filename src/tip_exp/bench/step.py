@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from tip_exp.bench import measuring, tiny
-from tip_exp.bench.implementations import TRL_BEST_TILE, TRL_DEFAULT_TILE
+from tip_exp.bench.implementations import TRL_BEST_TILE, TRL_DEFAULT_TILE, trl_divergence
 from tip_exp.config import LearnerConfig
 from tip_exp.divergence import Divergence
 from tip_exp.heads import Head
@@ -128,7 +128,6 @@ def random_pair(layers: int) -> Pair:
             num_key_value_heads=8,
             head_dim=128,
             tie_word_embeddings=True,
-            attn_implementation="sdpa",
         )
         module = Qwen3ForCausalLM(config).eval()
         models.append(Model(module, make_head(module, config.vocab_size)))
@@ -158,18 +157,11 @@ def _trl(tile: tuple[int, int]) -> Callable[..., LossAndGrad]:
         tile_bytes: int,
         **_: object,
     ) -> LossAndGrad:
-        from trl.kernels import chunked_divergence
-
         assert divergence.kind == "reverse_kl" and len(student_head.weight) == len(teacher_head.weight)
         hidden = student_hidden.detach().requires_grad_()
-        sizes = {"TOKEN_CHUNK_SIZE": tile[0], "VOCAB_CHUNK_SIZE": tile[1]}
-        with patch.multiple(chunked_divergence, **sizes):
-            function = chunked_divergence.ChunkedDivergenceFunction
-            per_token = function.apply(
-                hidden, student_head.weight, None, teacher_hidden, teacher_head.weight, None, 1.0
-            )[0]
-            value = (per_token * kept).sum()
-            value.backward()
+        per_token = trl_divergence(hidden, student_head.weight, teacher_hidden, teacher_head.weight, tile)
+        value = (per_token * kept).sum()
+        value.backward()
         assert hidden.grad is not None
         return LossAndGrad(value.detach(), hidden.grad)
 
