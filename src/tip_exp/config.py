@@ -66,6 +66,10 @@ class ModelConfig(_Strict):
     dtype: Literal["float32", "bfloat16"]
 
 
+class TeacherConfig(ModelConfig):
+    placement: Literal["resident", "offload", "two_phase"]
+
+
 class ChatConfig(_Strict):
     system: str | None
     thinking: bool | None
@@ -77,7 +81,7 @@ class PairConfig(_Strict):
     label: FileName
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     chat: ChatConfig
-    teacher: ModelConfig
+    teacher: TeacherConfig
     student: ModelConfig
 
 
@@ -246,6 +250,9 @@ class LearnerConfig(_Strict):
     loss_backend: Literal["fused", "materialized"]
     tile_mib: Count
     micro_batch_tokens: Count
+    packing: bool
+    activation_checkpointing: bool
+    teacher_cache_mib: CountOrZero
     diagnostics_every: CountOrZero
     checkpoint_every: Count
 
@@ -418,6 +425,8 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
     if selector.scope == "batch" and selector.population == "rollout" and selector.normalizer != "none":
         yield "selector.scope=batch compares rollouts, but selector.population=rollout normalises each alone"
     yield from _broken_estimator(config)
+    if learner.packing and config.pair.attention == "eager":
+        yield "learner.packing=true with pair.attention=eager: eager attention would mix sequences; choose sdpa"
     if learner.warmup_steps >= learner.num_steps and learner.warmup_steps:
         yield f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps})"
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens

@@ -125,7 +125,8 @@ def _flops(teacher: float, student: float, config: dict) -> float:
 
 def _flops_of(record: RunRecord) -> float:
     pair = record.config["pair"]
-    sizes = [model_size(ModelConfig(**pair[role])).parameters for role in ("teacher", "student")]
+    models = [{key: pair[role][key] for key in ModelConfig.model_fields} for role in ("teacher", "student")]
+    sizes = [model_size(ModelConfig(**model)).parameters for model in models]
     return _flops(sizes[0], sizes[1], record.config)
 
 

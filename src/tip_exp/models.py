@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tip_exp.backbone import packed_inputs
 from tip_exp.batching import MicroBatch
 from tip_exp.config import ChatConfig, ConfigError, ModelConfig, PairConfig
 from tip_exp.gradients import embedded, is_plain
 from tip_exp.heads import Head
 from tip_exp.paths import resolve_model
+from tip_exp.placement import Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +39,18 @@ class Model:
 
     def final_hidden(self, batch: MicroBatch) -> Float[Tensor, "n d"]:
         """The hidden states that predict the batch's response tokens, after the final norm."""
-        positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+        if batch.lengths is None:
+            positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+            rows: dict[str, Any] = {"attention_mask": batch.attention_mask, "position_ids": positions}
+        else:
+            rows = packed_inputs(self.module, batch.lengths, batch.input_ids.device)
         backbone: nn.Module = self.module.base_model
         embedding = self.module.get_input_embeddings()
         if isinstance(embedding, nn.Embedding) and is_plain(embedding):
             tokens = {"inputs_embeds": embedded(embedding, batch.input_ids)}
         else:
             tokens = {"input_ids": batch.input_ids}
-        output = backbone(**tokens, attention_mask=batch.attention_mask, position_ids=positions, use_cache=False)
+        output = backbone(**tokens, **rows, use_cache=False)
         return output.last_hidden_state[batch.rows, batch.columns]
 
 
@@ -54,6 +62,8 @@ class Pair:
     stop_ids: list[int]
     pad_id: int
     chat: ChatConfig
+    placement: Placement = "resident"  # of the teacher
+    reload_teacher: Callable[[], PreTrainedModel] | None = None  # its module anew from its files; None: not known
 
     def decode(self, ids: list[int], *, with_special: bool = False) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=not with_special)
@@ -94,7 +104,9 @@ def load_pair(config: PairConfig, device: torch.device, student_from: Path | Non
     teacher.module.requires_grad_(False)
     pad = student_tokenizer.pad_token_id
     pad = pad if isinstance(pad, int) else stops["student"][0]
-    return Pair(student_tokenizer, teacher, student, stops["student"], pad, config.chat)
+    pair = Pair(student_tokenizer, teacher, student, stops["student"], pad, config.chat)
+    reload = partial(_load_module, config, "teacher", device)
+    return replace(pair, placement=config.teacher.placement, reload_teacher=reload)
 
 
 def shared_vocab(
@@ -174,6 +186,11 @@ def _stop_ids(config: PairConfig, role: str, tokenizer: PreTrainedTokenizerBase)
 
 
 def _load(config: PairConfig, role: str, device: torch.device, shared: int) -> Model:
+    module = _load_module(config, role, device)
+    return Model(module, make_head(module, shared))
+
+
+def _load_module(config: PairConfig, role: str, device: torch.device) -> PreTrainedModel:
     path, options = _source(config, role)
     dtype = getattr(torch, getattr(config, role).dtype)
     try:
@@ -182,8 +199,7 @@ def _load(config: PairConfig, role: str, device: torch.device, shared: int) -> M
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"pair.{role}.path: cannot load {path}: {_first_line(error)}") from error
-    module = module.to(device).eval()  # pyright: ignore[reportArgumentType]  # no dropout: score and gradient must see the same network
-    return Model(module, make_head(module, shared))
+    return module.to(device).eval()  # pyright: ignore[reportArgumentType]  # no dropout: score and gradient must see the same network
 
 
 def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
