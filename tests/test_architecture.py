@@ -25,7 +25,7 @@ ONE_IMPORTER = {
 MAY_IMPORT = {
     "scores": set(),
     "divergence": {"moments"},
-    "estimators": {"divergence"},
+    "estimators": {"config", "divergence"},
     "gradients": set(),
     "lora": {"config"},
     "heads": {"gradients"},
@@ -36,6 +36,9 @@ MAY_IMPORT = {
     "moments": {"tiles"},
     "scoring": {"heads", "moments", "scores", "tiles"},
     "loss": {"divergence", "estimators", "heads", "moments", "tiles"},
+    "backbone": set(),
+    "hidden_cache": {"meter"},
+    "placement": {"heads"},
     "batching": {"rollout.types"},
     "rollout.hf": {"rollout.types"},
     "rollout.proof": {"rollout.types"},

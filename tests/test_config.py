@@ -93,6 +93,11 @@ BAD = {
     "unknown schedule": ("learner.schedule=step", "'constant', 'linear' or 'cosine'; got 'step'"),
     "warm-up as long as the run": ("learner.warmup_steps=80", "learner.warmup_steps (80) must be below"),
     "micro-batch below one rollout": ("learner.micro_batch_tokens=100", "cannot hold one rollout of"),
+    "packed for eager attention": ("learner.packing=true pair.attention=eager", "eager attention would mix sequences"),
+    "unknown placement": (
+        "pair.teacher.placement=disk",
+        "pair.teacher.placement: input should be 'resident', 'offload' or 'two_phase'; got 'disk'",
+    ),
     "unknown backend": ("learner.loss_backend=magic", "'fused' or 'materialized'; got 'magic'"),
     "temperature 0 in training": ("rollout.temperature=0", "rollout.temperature: input should be greater than 0"),
     "top-p of 0": ("rollout.top_p=0", "rollout.top_p: input should be greater than 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from tip_exp.meter import Meter
 from tip_exp.models import Model, Pair, make_head
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.types import Rollout, Sampling
-from tip_exp.selection import Quadrants, Selector
+from tip_exp.selection import Quadrants, Selector, Tokens, budgets, keep_top
 
 QUESTIONS = [
     f"{who} has {n} pens. He finds 2. He gives {n % 5 + 2}. How many pens?"
@@ -119,6 +120,35 @@ def test_any_micro_batching_gives_the_same_gradient(
             assert float(difference) < 1e-5, name
 
 
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("score", ["soft_or", "first"])
+def test_packed_cut_and_recomputed_the_gradient_is_autograds(
+    tiny_pair: Pair, tiny_config: RunConfig, packing: bool, recomputed: bool, score: str
+) -> None:
+    """In one micro-batch and in several; `first` keeps the first tenth of each response, so most can be cut."""
+    pair, rollouts = doubled(tiny_pair), sampled(tiny_pair)
+    for budget in (100_000, 300):
+        settings = {"micro_batch_tokens": budget, "packing": packing, "activation_checkpointing": recomputed}
+        learner = make(pair, tiny_config.learner, grad_clip=1e9, lr=1e-30, **settings)
+        if score == "first":
+            learner.selector = FirstTenth(**{f.name: getattr(learner.selector, f.name) for f in fields(Selector)})
+        report = learner.step(rollouts, step=1)
+        got = {name: p.grad.clone() for name, p in pair.student.module.named_parameters() if p.grad is not None}
+        expected, loss = by_autograd(pair, rollouts, report)
+        assert report.metrics["train/loss"] == pytest.approx(loss, rel=1e-8)
+        for name, gradient in expected.items():
+            assert float((got[name] - gradient).norm() / gradient.norm()) < 1e-5, name
+        cut = report.metrics["train/backbone_cut_frac"]
+        assert cut > 0.4 if score == "first" else (cut == 0 if budget == 100_000 else 0 < cut < 0.4)
+
+
+class FirstTenth(Selector):
+    def _choose(self, score: Tensor, tokens: Tokens, generator: torch.Generator) -> Tensor:
+        groups = tokens.groups("rollout")
+        return keep_top(-tokens.position.double(), groups, budgets(groups, 0.1, "ceil"))
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_gradient_is_that_of_the_mean_over_kept_tokens_by_plain_autograd(
     tiny_pair: Pair, tiny_config: RunConfig, soft: bool
@@ -135,32 +165,9 @@ def test_gradient_is_that_of_the_mean_over_kept_tokens_by_plain_autograd(
         assert float((got[name] - gradient).norm() / gradient.norm()) < 1e-5, name
 
 
-@pytest.mark.parametrize(
-    "settings", [{"packing": True}, {"activation_checkpointing": True}], ids=lambda s: next(iter(s))
-)
-@pytest.mark.parametrize("budget", [100_000, 400])
-def test_packing_and_checkpointing_change_no_gradient(
-    tiny_pair: Pair, tiny_config: RunConfig, settings: dict[str, Any], budget: int
-) -> None:
-    rollouts, still = sampled(tiny_pair), {"grad_clip": 1e9, "lr": 1e-30}
-    plain, expected = gradients(make(doubled(tiny_pair), tiny_config.learner, **still), rollouts)
-    learner = make(doubled(tiny_pair), tiny_config.learner, micro_batch_tokens=budget, **still, **settings)
-    found, metrics = gradients(learner, rollouts)
-    assert metrics["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-6)
-    for name, gradient in plain.items():
-        assert float((found[name] - gradient).norm() / gradient.norm()) < 1e-5, name
-
-
-def test_tails_are_cut_where_the_backbone_runs_again(tiny_pair: Pair, tiny_config: RunConfig) -> None:
-    """By one micro-batch the graph of scoring is used; by several what follows the last kept token is saved."""
-    rollouts = sampled(tiny_pair)
-    _, one = gradients(make(doubled(tiny_pair), tiny_config.learner, retention=0.1), rollouts)
-    _, more = gradients(make(doubled(tiny_pair), tiny_config.learner, retention=0.1, micro_batch_tokens=400), rollouts)
-    assert one["learner/tail_cut_frac"] == 0.0 and 0.0 < more["learner/tail_cut_frac"] < 1.0
-
-
 def test_full_is_retention_one(tiny_pair: Pair, tiny_config: RunConfig) -> None:
-    rollouts, settings = sampled(tiny_pair), {"grad_clip": 1e9, "lr": 1e-30}
+    rollouts = sampled(tiny_pair)
+    settings: dict[str, Any] = {"grad_clip": 1e9, "lr": 1e-30}
     full, _ = gradients(make(doubled(tiny_pair), tiny_config.learner, "full", 1.0, **settings), rollouts)
     everything, metrics = gradients(make(doubled(tiny_pair), tiny_config.learner, "soft_or", 1.0, **settings), rollouts)
     assert metrics["select/kept_frac"] == 1.0

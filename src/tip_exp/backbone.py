@@ -1,121 +1,83 @@
-"""How hidden states are computed: sequences padded or packed end to end, with or without activation checkpointing."""
+"""How a backbone is run: packed rows whose sequences do not see each other, layers that recompute activations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tip_exp.batching import MicroBatch
-from tip_exp.config import ConfigError
-from tip_exp.gradients import embedded, is_plain
-
-PACKED_SDPA = "sdpa_packed"
+BY_SEQUENCE = "sdpa_by_sequence"
 
 
-def enable_packing(module: PreTrainedModel) -> None:
-    """Let a model read packed batches; what it reads otherwise (rollouts, probes) it reads as before."""
-    config = module.config.get_text_config()
-    attention = config._attn_implementation
-    if attention == "flash_attention_2" or attention == PACKED_SDPA:
-        return
-    if attention != "sdpa":
-        raise ConfigError(
-            f"learner.packing=true needs pair.attention=sdpa or flash_attention_2; {attention} would need a mask of "
-            "all packed tokens by all of them"
-        )
-    if "sliding_attention" in (getattr(config, "layer_types", None) or []):
-        raise ConfigError(
-            f"learner.packing=true: {type(module).__name__} has layers with a sliding window, which packed sdpa does "
-            "not apply; choose pair.attention=flash_attention_2 or learner.packing=false"
-        )
-    module.set_attn_implementation(PACKED_SDPA)
+def packed_inputs(module: PreTrainedModel, lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+    """What a backbone has to be told beside the tokens of one row in which sequences of `lengths` follow each other.
+
+    Flash attention knows such rows; for scaled dot products `by_sequence` takes its place, for a mask of the whole row
+    would be quadratic in the row, and so would be the work.
+    """
+    ends = list(accumulate(lengths))
+    position_ids = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
+    if module.config._attn_implementation == "sdpa":
+        AttentionInterface.register(BY_SEQUENCE, by_sequence)
+        AttentionMaskInterface.register(BY_SEQUENCE, sdpa_mask)  # for rows that are not packed
+        module.set_attn_implementation(BY_SEQUENCE)
+    if module.config._attn_implementation == BY_SEQUENCE:
+        unused = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)  # a ready mask: none is made
+        return {"attention_mask": unused, "position_ids": position_ids, "sequence_lengths": lengths}
+    bounds = torch.tensor([0, *ends], dtype=torch.int32, device=device)
+    varlen = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
+    varlen |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+    return {"attention_mask": None, "position_ids": position_ids, **varlen}
 
 
-def last_hidden(module: PreTrainedModel, batch: MicroBatch, *, checkpointing: bool = False) -> Tensor:
-    """Hidden states after the final norm, (B, T, D); with `checkpointing` the backward pass computes them again."""
-    embedding = module.get_input_embeddings()
-    tokens: dict[str, Any] = {"input_ids": batch.input_ids}
-    if isinstance(embedding, nn.Embedding) and is_plain(embedding):
-        tokens = {"inputs_embeds": embedded(embedding, batch.input_ids)}
-    backbone: nn.Module = module.base_model
-    with _checkpointed(backbone, checkpointing and torch.is_grad_enabled()):
-        output = backbone(
-            **tokens,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.positions,
-            use_cache=False,
-            **({} if batch.attention_mask is not None else _bounds(batch, module)),
-        )
-    return output.last_hidden_state
-
-
-def _bounds(batch: MicroBatch, module: PreTrainedModel) -> dict[str, Any]:
-    """Where packed sequences begin and end, as the model's attention wants to be told."""
-    if module.config.get_text_config()._attn_implementation == PACKED_SDPA:
-        return {"sequence_lengths": batch.lengths}
-    lengths = torch.tensor([0, *batch.lengths], device=batch.input_ids.device)
-    bounds, longest = lengths.cumsum(0).to(torch.int32), max(batch.lengths)
-    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
-
-
-def _packed_sdpa(
+def by_sequence(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    *,
     sequence_lengths: tuple[int, ...] | None = None,
+    sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Block-diagonal causal attention without its mask: each sequence of a row, (1, H, T, D), by itself."""
+    """Causal attention of each sequence of a packed row (1, heads, T, d) by itself; else what `sdpa` is."""
     if sequence_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     parts = zip(*(tensor.split(sequence_lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **options)[0] for q, k, v in parts], dim=1), None
+    found = [sdpa_attention_forward(module, q, k, v, _band(q, sliding_window), **options)[0] for q, k, v in parts]
+    return torch.cat(found, dim=1), None
 
 
-def _packed_mask(
-    batch_size: int, q_length: int, kv_length: int, *args: Any, attention_mask: Tensor | None = None, **options: Any
-) -> Tensor | None:
-    """No mask where `_packed_sdpa` needs none: a whole row without padding. Else that of sdpa."""
-    if attention_mask is None and q_length == kv_length:
+def _band(query: Tensor, window: int | None) -> Tensor | None:
+    """The mask of a sliding window that is shorter than the sequence; None: plain causal attention."""
+    length = query.shape[2]
+    if window is None or length <= window:
         return None
-    return sdpa_mask(batch_size, q_length, kv_length, *args, attention_mask=attention_mask, **options)
-
-
-AttentionInterface.register(PACKED_SDPA, _packed_sdpa)
-AttentionMaskInterface.register(PACKED_SDPA, _packed_mask)
+    at = torch.arange(length, device=query.device)
+    behind = at[:, None] - at[None, :]
+    return ((behind >= 0) & (behind < window))[None, None]
 
 
 @contextmanager
-def _checkpointed(backbone: nn.Module, wanted: bool) -> Iterator[None]:
-    """Within, every decoder layer keeps its input alone for the backward pass.
+def recomputing(module: PreTrainedModel) -> Iterator[None]:
+    """Inside, the module's layers keep their inputs alone for backward.
 
-    Transformers does so in training mode, which also switches dropout on and the cache of rollouts off; here the
-    layers alone are told, and only for one forward pass.
+    transformers asks for training mode: the layers alone get it, what is in them (dropout) does not.
     """
-    layers = [layer for layer in backbone.modules() if wanted and isinstance(layer, GradientCheckpointingLayer)]
-    if wanted and not layers:
-        raise ConfigError(
-            f"learner.activation_checkpointing=true: {type(backbone).__name__} has no layers that transformers can "
-            "checkpoint"
-        )
-    for layer in layers:
-        layer.training = layer.gradient_checkpointing = True
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # pyright: ignore[reportArgumentType]
+    module.gradient_checkpointing_enable({"use_reentrant": False})
+    layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
     try:
+        for layer in layers:
+            layer.training = True
         yield
     finally:
         for layer in layers:
-            layer.training = layer.gradient_checkpointing = False
+            layer.training = False

@@ -66,6 +66,10 @@ class ModelConfig(_Strict):
     dtype: Literal["float32", "bfloat16"]
 
 
+class TeacherConfig(ModelConfig):
+    placement: Literal["resident", "offload", "two_phase"]
+
+
 def _plain(value: list[str] | str) -> list[str] | str:
     if isinstance(value, str) and value != "all-linear":
         raise ValueError("a list of layer names, or all-linear (every linear layer but the head)")
@@ -114,7 +118,7 @@ class PairConfig(_Strict):
     model: SourceConfig | None = None  # where teacher and student of a self pair are both from: written once
     chat: ChatConfig
     privileged: PrivilegedConfig | None
-    teacher: ModelConfig
+    teacher: TeacherConfig
     student: StudentConfig
 
 
@@ -285,6 +289,7 @@ class LearnerConfig(_Strict):
     micro_batch_tokens: Count
     packing: bool
     activation_checkpointing: bool
+    teacher_cache_mib: CountOrZero
     diagnostics_every: CountOrZero
     checkpoint_every: Count
 
@@ -465,6 +470,8 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
     if selector.scope == "batch" and selector.population == "rollout" and selector.normalizer != "none":
         yield "selector.scope=batch compares rollouts, but selector.population=rollout normalises each alone"
     yield from _broken_estimator(config)
+    if learner.packing and config.pair.attention == "eager":
+        yield "learner.packing=true with pair.attention=eager: eager attention would mix sequences; choose sdpa"
     if learner.warmup_steps >= learner.num_steps and learner.warmup_steps:
         yield f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps})"
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens

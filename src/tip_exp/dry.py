@@ -13,7 +13,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from tip_exp.backbone import enable_packing
 from tip_exp.batching import MicroBatch, micro_batches
 from tip_exp.config import ConfigError, ModelConfig, RunConfig
 from tip_exp.forecast import GIB, memory
@@ -89,9 +88,6 @@ def _step(config: RunConfig, shapes: dict[str, PretrainedConfig], shared: int) -
     height, width = first.input_ids.shape
     with FakeTensorMode(allow_non_fake_inputs=True):
         models = {role: build(shapes[role], getattr(pair, role), pair.attention, shared) for role in shapes}
-        if learner.packing:
-            for model in models.values():
-                enable_packing(model.module)
         models["teacher"].module.requires_grad_(False)
         with torch.no_grad():
             teacher = models["teacher"].final_hidden(read)

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tip_exp.config import LearnerConfig
 from tip_exp.divergence import Divergence
 
 Side = Literal["student", "teacher"]
@@ -129,3 +130,11 @@ class SampledK1:
 
 
 Objective = Divergence | TopK | SampledK1
+
+
+def objective(settings: LearnerConfig, token_ids: Int[Tensor, " n"]) -> Objective:
+    """What a run minimises at the response tokens `token_ids`."""
+    divergence = Divergence(settings.divergence, settings.jsd_beta, settings.skew)
+    if settings.estimator == "topk":
+        return TopK(divergence, settings.topk.k, settings.topk.support, settings.topk.rest)
+    return SampledK1(token_ids) if settings.estimator == "sampled_k1" else divergence

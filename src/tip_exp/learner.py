@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tip_exp.backbone import enable_packing
-from tip_exp.batching import MicroBatch, micro_batches, without_tails
+from tip_exp.backbone import recomputing
+from tip_exp.batching import MicroBatch, cut, micro_batches
 from tip_exp.config import LearnerConfig
 from tip_exp.diagnostics import token_metrics
-from tip_exp.divergence import Divergence
-from tip_exp.estimators import Objective, SampledK1, TopK
+from tip_exp.estimators import objective
+from tip_exp.hidden_cache import HiddenCache
 from tip_exp.loss import BACKENDS
 from tip_exp.meter import MIB, Meter
 from tip_exp.models import Pair
+from tip_exp.placement import Visitor
 from tip_exp.privileged import aligned
 from tip_exp.ranks import Ranks
 from tip_exp.rollout.proof import gap_metrics, sampler_logprobs
@@ -27,6 +31,9 @@ from tip_exp.scoring import Scored, Statistics, measure, normalized_entropy, top
 from tip_exp.selection import Selection, Selector, Tokens
 
 SHOWN_TOKENS = 5  # of each model, at each position that is shown
+# A graph that scoring has recorded costs a backward of twice the forward's work; a cut batch is run again for three
+# times its part of it. Below 2/3 that is less; a hair below, for what is left is not always the cheaper part.
+RUN_AGAIN_BELOW = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +58,33 @@ class StepReport:
     likeliest: dict[str, Likeliest]
 
 
+@dataclass(frozen=True, slots=True)
+class _Backward:
+    """`value`: the summed divergence, nats. `num_cut`: places of the backbone that no gradient went through."""
+
+    value: float
+    num_cut: int
+
+
 class Learner:
     """Holds the optimizer; `step` makes one update from one batch of rollouts."""
 
-    def __init__(self, pair: Pair, selector: Selector, settings: LearnerConfig, *, seed: int, meter: Meter) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        selector: Selector,
+        settings: LearnerConfig,
+        *,
+        seed: int,
+        meter: Meter,
+        scratch: Path | None = None,
+    ) -> None:
+        """`scratch`: where hidden states go that memory does not take; None: the system's folder for such files."""
         self.pair, self.selector, self.settings, self.seed, self.meter = pair, selector, settings, seed, meter
-        self.ranks = Ranks()
+        self.ranks, self.scratch = Ranks(), scratch
+        device, teacher = pair.student.module.device, pair.teacher
+        self.teacher = Visitor(teacher.module, teacher.head, pair.placement, device, pair.reload_teacher)
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
-        if settings.packing:
-            enable_packing(pair.teacher.module)
-            enable_packing(pair.student.module)
         beta1, beta2 = settings.betas
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.lr, betas=(beta1, beta2), weight_decay=settings.weight_decay, fused=True
@@ -75,9 +99,8 @@ class Learner:
         rollouts the report says what both models would have written, before the update. `teacher_reads`: the same
         responses behind other prompts, where the teacher's differ.
         """
-        device = self.pair.student.module.device
-        budget, packing = self.settings.micro_batch_tokens, self.settings.packing
-        batches = [b.to(device) for b in micro_batches(rollouts, budget, self.pair.pad_id, packing=packing)]
+        self.optimizer.zero_grad(set_to_none=True)  # before the teacher comes
+        batches = self._micro_batches(rollouts)
         with self.meter.span("teacher"), torch.no_grad():
             teacher_hidden = self._teacher_hidden(batches, teacher_reads)
         with self.meter.span("learner"):
@@ -87,7 +110,7 @@ class Learner:
             student_hidden: list[Tensor] = []
             if keep_graph or wanted or show:
                 with torch.set_grad_enabled(keep_graph):
-                    student_hidden = [self._student_hidden(batch) for batch in batches]
+                    student_hidden = [self._student(batch) for batch in batches]
             proving = all(rollout.sampler_logprobs for rollout in rollouts)
             # Where rows of log-probs are formed anyway, the sampled token's is one more gather.
             measured = wanted | {"student_logprob"} if wanted and proving else wanted
@@ -99,16 +122,15 @@ class Learner:
             statistics = {name: self.ranks.gather(values) for name, values in own.items() if name in wanted}
             tokens, mine = self._everyones_tokens(batches, len(rollouts))
             selection = self.selector(statistics, tokens, self._generator(step))
-            student = student_hidden if keep_graph else None
-            weights = None if selection.weights is None else selection.weights[mine]
-            loss_sum, cut = self._backward(
-                rollouts, batches, teacher_hidden, student, scored, selection.kept[mine], weights
-            )
-            metrics = self._update(loss_sum, selection.mass, step)
-        metrics["learner/tail_cut_frac"] = cut
+            if not keep_graph:
+                student_hidden = []
+            backward = self._backward(batches, teacher_hidden, student_hidden, scored, selection, mine)
+            metrics = self._update(backward.value, selection.mass, step)
         metrics["select/kept_tokens"] = float(selection.kept.sum())
         metrics["select/response_tokens"] = float(len(tokens))
         metrics["select/kept_frac"] = metrics["select/kept_tokens"] / max(1, len(tokens))
+        metrics["train/backbone_cut_frac"] = self._everyones_share(backward.num_cut, batches)
+        metrics |= teacher_hidden.metrics(self.pair.teacher.head.vocab_size)
         metrics |= gap | token_metrics(statistics, tokens, selection, self.selector)
         if "entropy" in statistics and len(tokens):
             width = self.pair.student.head.vocab_size
@@ -122,14 +144,43 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state)
 
-    def _teacher_hidden(self, batches: list[MicroBatch], reads: list[Rollout] | None) -> list[Tensor]:
+    def _micro_batches(self, rollouts: list[Rollout]) -> list[MicroBatch]:
+        settings, device = self.settings, self.pair.student.module.device
+        made = micro_batches(rollouts, settings.micro_batch_tokens, self.pair.pad_id, packing=settings.packing)
+        return [batch.to(device) for batch in made]
+
+    def _teacher_hidden(self, batches: list[MicroBatch], reads: list[Rollout] | None) -> HiddenCache:
         """Hidden states of the teacher at the tokens of the student's batches, whatever stands before the responses."""
-        if reads is None:
-            return [self.pair.teacher.final_hidden(batch) for batch in batches]
-        device, budget = self.pair.teacher.module.device, self.settings.micro_batch_tokens
-        own = micro_batches(reads, budget, self.pair.pad_id, packing=self.settings.packing)
-        own = [batch.to(device) for batch in own]
-        return aligned(batches, own, [self.pair.teacher.final_hidden(batch) for batch in own])
+        found = HiddenCache(self.settings.teacher_cache_mib * MIB, self.scratch)
+        with self.teacher.present(self._students):
+            if reads is None:
+                for batch in batches:
+                    found.append(self.pair.teacher.final_hidden(batch))
+            else:
+                own = self._micro_batches(reads)
+                for hidden in aligned(batches, own, [self.pair.teacher.final_hidden(batch) for batch in own]):
+                    found.append(hidden)
+        return found
+
+    def _student(self, batch: MicroBatch) -> Tensor:
+        """The student's hidden states, with the graph that the settings ask for if one is recorded."""
+        recomputed = self.settings.activation_checkpointing and torch.is_grad_enabled()
+        with recomputing(self.pair.student.module) if recomputed else nullcontext():
+            return self.pair.student.final_hidden(batch)
+
+    def _students(self) -> Iterator[Tensor]:
+        """All that the student has on the device between steps."""
+        yield from self.pair.student.module.parameters()
+        yield from self.pair.student.module.buffers()
+        for state in self.optimizer.state.values():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+    def _everyones_share(self, num_cut: int, batches: list[MicroBatch]) -> float:
+        """Places that no gradient went through, over all that there are, of all ranks."""
+        counts = torch.tensor([num_cut, sum(b.num_places for b in batches)], dtype=torch.float64)
+        counts = counts.to(self.parameters[0].device)
+        self.ranks.sum_([counts])
+        return float(counts[0] / counts[1])
 
     def _wanted(self, step: int) -> frozenset[str]:
         """Statistics to measure: all on a diagnostic step, else what the selector reads."""
@@ -137,7 +188,7 @@ class Learner:
         return frozenset(STATISTICS) if every and step % every == 0 else self.selector.reads
 
     def _score(
-        self, batches: list[MicroBatch], student: list[Tensor], teacher: list[Tensor], wanted: frozenset[str]
+        self, batches: list[MicroBatch], student: list[Tensor], teacher: Iterable[Tensor], wanted: frozenset[str]
     ) -> list[Scored]:
         if not wanted:
             return []
@@ -166,7 +217,7 @@ class Learner:
         tokens = _tokens(proven)
         if "student_logprob" not in statistics:
             with torch.no_grad():
-                hidden = student[:1] or [self._student_hidden(batches[0])]
+                hidden = student[:1] or [self._student(batches[0])]
             (scored,) = self._score(proven, hidden, hidden, frozenset({"student_logprob"}))  # reads no teacher
             statistics = scored.statistics
         sampled = sampler_logprobs(rollouts, tokens.rollout, tokens.position)
@@ -175,7 +226,7 @@ class Learner:
         return gap_metrics(self.ranks.gather(sampled.to(learned)), self.ranks.gather(learned))
 
     def _likeliest(
-        self, batches: list[MicroBatch], student: list[Tensor], teacher: list[Tensor], show: int
+        self, batches: list[MicroBatch], student: list[Tensor], teacher: Iterable[Tensor], show: int
     ) -> dict[str, Likeliest]:
         if not show:
             return {}
@@ -189,56 +240,58 @@ class Learner:
             found[name] = Likeliest(*top_tokens(torch.cat(rows), model.head, SHOWN_TOKENS, tile_bytes))
         return found
 
-    def _student_hidden(self, batch: MicroBatch) -> Tensor:
-        return self.pair.student.final_hidden(batch, checkpointing=self.settings.activation_checkpointing)
-
     def _backward(
         self,
-        rollouts: list[Rollout],
         batches: list[MicroBatch],
-        teacher: list[Tensor],
-        student: list[Tensor] | None,
+        teacher: HiddenCache,
+        graphs: list[Tensor],
         scored: list[Scored],
-        kept: Tensor,
-        weights: Tensor | None,
-    ) -> tuple[float, float]:
-        """Gradients of the *summed* (weighted) divergence of kept tokens into `.grad`; returns that sum, nats.
+        selection: Selection,
+        mine: slice,
+    ) -> _Backward:
+        """Gradients of the *summed* (weighted) divergence of kept tokens into `.grad`.
 
-        Without hidden states of the student that hold a graph they are computed here, less each sequence's tail behind
-        its last kept token; the second figure is the share of the backbone's tokens that this saved.
+        `graphs`: student's hidden states with their graph, or none; emptied where a cut batch is run again instead.
+        `mine`: which of the selection's tokens the batches hold.
         """
-        self.optimizer.zero_grad(set_to_none=True)
         loss = BACKENDS[self.settings.loss_backend]
-        sizes = [batch.num_tokens for batch in batches]
-        shares = [None] * len(sizes) if weights is None else weights.split(sizes)
-        total, computed = 0.0, 0
-        for i, (batch, mask, share) in enumerate(zip(batches, kept.split(sizes), shares, strict=True)):
-            hidden, left = None, slice(None)
-            if student:
-                hidden = student[i]
-                computed += batch.input_ids.numel()
-            elif shorter := without_tails(batch, rollouts, mask, self.pair.pad_id):
-                batch, left = shorter
-                hidden = self._student_hidden(batch)
-                computed += batch.input_ids.numel()
-            if hidden is None or not mask.any():
+        total, num_cut, start = 0.0, 0, mine.start
+        for i, batch in enumerate(batches):
+            own = slice(start, start + batch.num_tokens)
+            start, kept = own.stop, selection.kept[own]
+            weights = None if selection.weights is None else selection.weights[own]
+            normalizers = scored[i].normalizers if scored else None
+            other = teacher[i]
+            if not kept.any():
+                num_cut += batch.num_places
                 continue
-            known = scored[i].normalizers if scored else None
+            # `materialized` stands for whole logits of every token, so there nothing is cut.
+            part = cut(batch, kept) if self.settings.loss_backend == "fused" else batch
+            if graphs and part.num_places > RUN_AGAIN_BELOW * batch.num_places:
+                part, hidden = batch, graphs[i]
+            else:
+                graphs.clear()
+                hidden = self._student(part)
+            if part is not batch:
+                num_cut += batch.num_places - part.num_places
+                other, weights = other[kept], None if weights is None else weights[kept]
+                normalizers = None if normalizers is None else normalizers[kept]
+                kept = torch.ones_like(part.token_ids, dtype=torch.bool)
             with self.meter.span("loss", allocations=True):
                 result = loss(
                     hidden.detach(),
-                    teacher[i][left],
-                    mask[left],
+                    other,
+                    kept,
                     self.pair.student.head,
                     self.pair.teacher.head,
-                    objective(self.settings, batch.token_ids),
+                    objective(self.settings, part.token_ids),
                     self.settings.tile_mib * MIB,
-                    normalizers=None if known is None else known[left],
-                    weights=None if share is None else share[left],
+                    normalizers=normalizers,
+                    weights=weights,
                 )
             hidden.backward(result.hidden_grad)
             total += float(result.value)
-        return total, 1 - computed / sum(batch.input_ids.numel() for batch in batches)
+        return _Backward(total, num_cut)
 
     def _update(self, loss_sum: float, mass: float, step: int) -> dict[str, float]:
         """Turn sums into means over the kept tokens of the whole step (TIP, Eq. 8), clip, and step the optimizer."""
@@ -279,14 +332,6 @@ class Learner:
     def _generator(self, step: int) -> torch.Generator:
         """The selectors' chance is a function of seed and step, so a resumed run draws the same."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-
-
-def objective(settings: LearnerConfig, token_ids: Tensor) -> Objective:
-    """What is minimised at the response tokens `token_ids`, (N,)."""
-    divergence = Divergence(settings.divergence, settings.jsd_beta, settings.skew)
-    if settings.estimator == "topk":
-        return TopK(divergence, settings.topk.k, settings.topk.support, settings.topk.rest)
-    return SampledK1(token_ids) if settings.estimator == "sampled_k1" else divergence
 
 
 def learning_rate(step: int, settings: LearnerConfig) -> float:

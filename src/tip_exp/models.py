@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tip_exp.backbone import last_hidden
+from tip_exp.backbone import packed_inputs
 from tip_exp.batching import MicroBatch
 from tip_exp.config import ChatConfig, ConfigError, ModelConfig, PairConfig, PrivilegedConfig
 from tip_exp.data.problems import Problem
+from tip_exp.gradients import embedded, is_plain
 from tip_exp.heads import Head
 from tip_exp.lora import FOLDER as ADAPTER
 from tip_exp.lora import attach, load_adapter
 from tip_exp.paths import resolve_model
+from tip_exp.placement import Placement
 from tip_exp.privileged import render
 
 
@@ -37,9 +41,21 @@ class Model:
     module: PreTrainedModel
     head: Head
 
-    def final_hidden(self, batch: MicroBatch, *, checkpointing: bool = False) -> Float[Tensor, "n d"]:
+    def final_hidden(self, batch: MicroBatch) -> Float[Tensor, "n d"]:
         """The hidden states that predict the batch's response tokens, after the final norm."""
-        return last_hidden(self.module, batch, checkpointing=checkpointing)[batch.rows, batch.columns]
+        if batch.lengths is None:
+            positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+            rows: dict[str, Any] = {"attention_mask": batch.attention_mask, "position_ids": positions}
+        else:
+            rows = packed_inputs(self.module, batch.lengths, batch.input_ids.device)
+        backbone: nn.Module = self.module.base_model
+        embedding = self.module.get_input_embeddings()
+        if isinstance(embedding, nn.Embedding) and is_plain(embedding):
+            tokens = {"inputs_embeds": embedded(embedding, batch.input_ids)}
+        else:
+            tokens = {"input_ids": batch.input_ids}
+        output = backbone(**tokens, **rows, use_cache=False)
+        return output.last_hidden_state[batch.rows, batch.columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,8 @@ class Pair:
     pad_id: int
     chat: ChatConfig
     privileged: PrivilegedConfig | None = None
+    placement: Placement = "resident"  # of the teacher
+    reload_teacher: Callable[[], PreTrainedModel] | None = None  # its module anew from its files; None: not known
 
     def decode(self, ids: list[int], *, with_special: bool = False) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=not with_special)
@@ -101,7 +119,18 @@ def load_pair(config: PairConfig, device: torch.device, student_from: Path | Non
             load_adapter(student.module, student_from / ADAPTER)
     pad = student_tokenizer.pad_token_id
     pad = pad if isinstance(pad, int) else stops["student"][0]
-    return Pair(student_tokenizer, teacher, student, stops["student"], pad, config.chat, config.privileged)
+    reload = partial(_load_module, config, "teacher", device)
+    return Pair(
+        tokenizer=student_tokenizer,
+        teacher=teacher,
+        student=student,
+        stop_ids=stops["student"],
+        pad_id=pad,
+        chat=config.chat,
+        privileged=config.privileged,
+        placement=config.teacher.placement,
+        reload_teacher=reload,
+    )
 
 
 def shared_vocab(
@@ -184,6 +213,11 @@ def _stop_ids(config: PairConfig, role: str, tokenizer: PreTrainedTokenizerBase)
 
 
 def _load(config: PairConfig, role: str, device: torch.device, shared: int) -> Model:
+    module = _load_module(config, role, device)
+    return Model(module, make_head(module, shared))
+
+
+def _load_module(config: PairConfig, role: str, device: torch.device) -> PreTrainedModel:
     path, options = _source(config, role)
     dtype = getattr(torch, getattr(config, role).dtype)
     try:
@@ -192,8 +226,7 @@ def _load(config: PairConfig, role: str, device: torch.device, shared: int) -> M
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(f"pair.{role}.path: cannot load {path}: {_first_line(error)}") from error
-    module = module.to(device).eval()  # pyright: ignore[reportArgumentType]  # no dropout: score and gradient must see the same network
-    return Model(module, make_head(module, shared))
+    return module.to(device).eval()  # pyright: ignore[reportArgumentType]  # no dropout: score and gradient must see the same network
 
 
 def make_head(module: PreTrainedModel, vocab_size: int) -> Head:

@@ -50,7 +50,9 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     train = data.load(config.data.train)
     problems, prompts = render_prompts(config, pair, train)
     meter = Meter(device)
-    learner = Learner(pair, make_selector(config), config.learner, seed=config.seed, meter=meter)
+    learner = Learner(pair, make_selector(config), config.learner, seed=config.seed, meter=meter, scratch=folder.root)
+    if config.pair.teacher.placement != "resident":
+        print(learner.teacher)
     start, last = saved.step if saved else 0, config.learner.num_steps
     order, sampling = data.Order(len(problems), config.seed), training_sampling(config)
     limits = limits_for(backend.dtype, config.pair.student.dtype, **config.rollout.max_logprob_gap.model_dump())
