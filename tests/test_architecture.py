@@ -15,20 +15,26 @@ MODULES = {
 # What may be imported, directly or through others, before a config is accepted and where tables are made.
 WITHOUT_TORCH = ("cli", "config", "launch", "paths", "plan", "report", "scores", "sweeping", "data", "grading")
 # The one module that imports a library.
-ONE_IMPORTER = {"vllm": {"rollout.vllm"}, "wandb": {"logger"}, "hydra": {"cli", "composing", "plan", "sweeping"}}
+ONE_IMPORTER = {
+    "vllm": {"rollout.vllm"},
+    "wandb": {"dashboards", "logger"},
+    "peft": {"lora"},
+    "hydra": {"cli", "composing", "plan", "sweeping"},
+}
 # Modules that know nothing of the rest of the package but what is named.
 MAY_IMPORT = {
     "scores": set(),
     "divergence": {"moments"},
     "estimators": {"config", "divergence"},
     "gradients": set(),
+    "lora": {"config"},
     "heads": {"gradients"},
     "meter": set(),
     "paths": set(),
     "selection": {"scores"},
     "tiles": set(),
     "moments": {"tiles"},
-    "scoring": {"divergence", "heads", "moments", "scores", "tiles"},
+    "scoring": {"heads", "moments", "scores", "tiles"},
     "loss": {"divergence", "estimators", "heads", "moments", "tiles"},
     "backbone": set(),
     "hidden_cache": {"meter"},
@@ -36,10 +42,11 @@ MAY_IMPORT = {
     "batching": {"rollout.types"},
     "rollout.hf": {"rollout.types"},
     "rollout.proof": {"rollout.types"},
-    "rollout.vllm": {"config", "rollout.types", "rollout.vllm_worker"},
+    "rollout.vllm": {"config", "lora", "rollout.types", "rollout.vllm_worker"},
     "rollout.vllm_worker": set(),
     "rollout.types": set(),
-    "report": {"paths", "runs", "statistics", "summary", "tables"},
+    "report": {"overview", "runs", "summary", "tables"},
+    "overview": {"statistics", "summary", "tables"},
 }
 
 

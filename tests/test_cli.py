@@ -154,7 +154,7 @@ def wait_until_free(folder: RunFolder) -> None:
     import fcntl
 
     with folder.lock.open() as lock:
-        for _ in range(500):
+        for _ in range(2000):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -162,6 +162,17 @@ def wait_until_free(folder: RunFolder) -> None:
             else:
                 return
     raise AssertionError("the child outlived its launcher")
+
+
+def test_a_run_in_the_background_is_ended_with_its_launcher(tmp_path: Path) -> None:
+    """A shell starts a script's background jobs with SIGINT ignored, and their children inherit that."""
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command(tmp_path / "run", "learner.num_steps=5000")]
+    launcher = subprocess.Popen(ignoring, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_step(tmp_path / "run", 2, launcher)
+    launcher.terminate()
+    assert launcher.wait(timeout=20) == -signal.SIGTERM
+    wait_until_free(RunFolder(tmp_path / "run"))
+    assert not RunFolder(tmp_path / "run").result.exists()
 
 
 def test_a_second_launch_says_who_holds_the_run(tmp_path: Path) -> None:

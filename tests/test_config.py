@@ -27,6 +27,7 @@ NEEDS = {  # what an option cannot go without: tools have limits, limits have to
     "agent=default": "data=mini_travel",
     "agent=official": "data=calculator",
     "agent=base_code": "data=mini_travel",
+    "experiment=quick_tools": "data=mini_travel eval=mini_travel agent=default",
 }
 SWEEPS = sorted((conf_dir().parent / "sweeps").glob("*.yaml"))
 
@@ -197,8 +198,8 @@ def test_a_pair_that_has_to_be_made_first_says_so(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_every_run_of_every_sweep_passes_the_rules(path: Path) -> None:
-    planned = plan(path, [])
+def test_every_run_of_every_sweep_passes_the_rules(path: Path, tmp_path: Path) -> None:
+    planned = plan(path, [f"data.root={tmp_path}"] if path.stem == "table7" else [])
     assert len(planned) > 1
     assert [one.error for one in planned] == [None] * len(planned)
     names = [one.config.name for one in planned if one.config]

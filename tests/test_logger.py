@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tip_exp.config import RunConfig
-from tip_exp.logger import RunLogger, append_rows, keep_rows_upto, make_listeners, read_rows
+from tip_exp.logger import SAMPLE_COLUMNS, RunLogger, append_rows, keep_rows_upto, make_listeners, read_rows
 from tip_exp.paths import RunFolder
 
 
@@ -53,6 +53,9 @@ def test_listeners_hear_each_row_once_and_are_told_of_a_crash(tmp_path: Path) ->
         def log(self, step: int, metrics: dict) -> None:
             self.heard.append((step, metrics))
 
+        def samples(self, step: int, rows: list[dict]) -> None:
+            self.heard.append((step, rows))
+
         def finish(self, summary: dict) -> None:
             self.heard.append(("finish", summary))
 
@@ -69,23 +72,37 @@ def test_listeners_hear_each_row_once_and_are_told_of_a_crash(tmp_path: Path) ->
     assert bad.heard == ["abort"]
 
 
-def test_wandb_offline_holds_the_same_numbers(tmp_path: Path, tiny_config: RunConfig) -> None:
-    """Read back by W&B's own tool: every metric of every row, the config, the group's parts, the id for a resume."""
+def test_wandb_offline_holds_what_metrics_jsonl_holds(tmp_path: Path, tiny_config: RunConfig) -> None:
+    """Read back by W&B's own tool: every number of every row, config, group, tags, samples, peaks, id for a resume."""
     folder = RunFolder(tmp_path)
     config = tiny_config.model_copy(update={"sweep": "demo"})
-    rows = [{"train/loss": 0.5 / (step + 1), "eval/word_sums/mean@4": 0.25 * step} for step in range(3)]
+    sample = {"prompt": "1+1?", "answer": "2", "finish": "stop", "tokens": ["2", "!"], "kept": [True, False]}
+    sample |= {"entropy": [0.25, 0.75], "reverse_kl": [0.5, 4.0]}
     with RunLogger(folder, make_listeners(config, folder), resume_at=None) as logger:
-        for step, row in enumerate(rows):
-            logger.log(step, row)
-        logger.finish({"memory/process_peak_gib": 0.5})
+        for step in range(3):
+            if step == 2:
+                logger.samples(step, [sample])
+            logger.log(step, {"train/loss": 0.5 / (step + 1), "eval/word_sums/mean@4": 0.25 * step})
+        logger.finish({"name": "x", "memory": {"memory/process_peak_gib": 0.5}, "outcomes": {"word_sums": {}}})
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     wandb = str(Path(sys.executable).parent / "wandb")
     told = subprocess.run([wandb, "leet", "inspect", "--json", str(run)], capture_output=True, text=True, timeout=60)
     records = [json.loads(line) for line in told.stdout.splitlines()]
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
-    assert [{key: row[key] for key in expected} for row, expected in zip(history, rows, strict=True)] == rows
+    expected = [{key: value for key, value in row.items() if key != "step"} for row in read_rows(folder.metrics)]
+    assert len(expected) == 3
+    assert [
+        {key: row[key] for key in row if not key.startswith("_") and not key.startswith("samples")} for row in history
+    ] == expected
+    assert [row["_step"] for row in history] == [row["step"] for row in read_rows(folder.metrics)]
+    (table,) = run.glob("files/media/table/*.json")
+    found = json.loads(table.read_text())
+    assert found["columns"] == list(SAMPLE_COLUMNS)
+    assert found["data"] == [[2, "1+1?", "2", "2!", "stop", 2, 1, 0.5, "!"]]
     assert (tmp_path / "wandb_id").read_text().strip() in run.name
-    assert "demo" in told.stdout and "soft_or" in told.stdout
+    for part in ("demo", "soft_or", "word_sums", "tiny", "memory/process_peak_gib", "retention"):
+        assert part in told.stdout, part
+    assert '"outcomes"' not in told.stdout
 
 
 def test_off_is_no_listener(tmp_path: Path, tiny_config: RunConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import html
 import json
 import re
@@ -12,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plotly.offline import get_plotlyjs
 
 from tests import synthetic_runs
+from tip_exp import figures
 from tip_exp.config import RunConfig
 from tip_exp.logger import append_rows
 from tip_exp.overlaps import overlaps
 from tip_exp.page import page
+from tip_exp.pictures import write_pictures
 from tip_exp.runs import read_runs
 from tip_exp.scores import STATISTICS
-from tip_exp.summary import runs_frame, summarize
+from tip_exp.summary import Measured, runs_frame, summarize
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TOKENS = ["Now", " 1", "2", "-", "8", "=", "</script><b>", "4"]
@@ -67,8 +72,10 @@ def written(folder: Path) -> str:
 
 def test_the_page_is_one_file_without_addresses(folder: Path) -> None:
     text = written(folder)
-    without_plotly = re.sub(r"<script>/\*\*.*?</script>", "", text, count=1, flags=re.DOTALL)
-    assert len(without_plotly) < 1_000_000 < len(text)
+    packed = re.search(r'<script id="plotly" type="application/gzip">(.*?)</script>', text, flags=re.DOTALL)
+    assert packed and gzip.decompress(base64.b64decode(packed[1])).decode() == get_plotlyjs()
+    without_plotly = text.replace(packed[1], "")
+    assert len(without_plotly) < 100_000 and len(text) < 2_500_000
     assert not re.search(r"""(src|href)\s*=\s*["']?https?:""", without_plotly)
     found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, flags=re.DOTALL)
     assert found
@@ -150,3 +157,35 @@ def test_in_a_browser(folder: Path, theme: str, ground: str) -> None:
     for part in ('"4"', "token 8 of 8", "left out", "reverse_kl", "5.000", "student", "teacher", '"s"', '"t"', "0.900"):
         assert part in told["tip"], part
     assert (told["run"], told["rollouts"]) == ("q3 12.5 %, seed 0", 2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
+def test_pictures(folder: Path) -> None:
+    records = read_runs([folder])
+    written = write_pictures(records, summarize(runs_frame(records)), folder / "png")
+    kinds = {"accuracy-word_sums", "curves-word_sums", "memory", "quadrants", "plane", "overlap"}
+    assert {path.name for path in written} == {f"tiny_word_sums.{kind}.png" for kind in kinds}
+    for path in written:
+        # an empty page of this size is 4 kB as PNG
+        assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 8_000, path
+
+
+def test_pictures_without_a_browser(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    records = read_runs([folder])
+    with pytest.raises(FileNotFoundError, match="pictures need one of chromium"):
+        write_pictures(records, summarize(runs_frame(records)), folder / "png")
+
+
+def test_arms_far_below_are_named_and_do_not_press_the_others_together(folder: Path) -> None:
+    summary = summarize(runs_frame(read_runs([folder])))
+    shown = figures.accuracy(summary, figures.colour_of(list(summary["selector"])))
+    assert shown.layout.yaxis.range is None  # all at 45 %
+    low = summary.copy()
+    low["final"] = [
+        Measured(0.02, 0.01) if name == "q3" else one for name, one in zip(low["selector"], low["final"], strict=True)
+    ]
+    shown = figures.accuracy(low, figures.colour_of(list(low["selector"])))
+    assert shown.layout.yaxis.range == (37, 50)  # 45 - 8, 45 + 5
+    assert [note.text for note in shown.layout.annotations] == ["below: q3 12.5 %: 2.0"]

@@ -18,8 +18,8 @@ from tests.synthetic_runs import finish, write_config
 from tip_exp import outcomes as outcomes_module
 from tip_exp.config import RunConfig
 from tip_exp.outcomes import final_outcomes
+from tip_exp.overview import csv_frame, overview
 from tip_exp.paper import LAYOUTS, METHODS, paper_numbers, paper_tables
-from tip_exp.report import csv_frame, overview
 from tip_exp.runs import INDEX, find_runs, read_runs
 from tip_exp.summary import differing_keys, runs_frame, summarize
 from tip_exp.tables import Table, latex, markdown

@@ -19,13 +19,14 @@ from tests import synthetic_runs
 from tip_exp import lease
 from tip_exp.composing import RunComposer
 from tip_exp.config import RunConfig, digest
-from tip_exp.forecast import Forecaster, flops, learner_gib, model_size
+from tip_exp.forecast import Forecaster, flops, learner_gib, memory
 from tip_exp.launch import State, launch, state_of
 from tip_exp.lease import leased_gpus, visible_gpus
 from tip_exp.paths import RunFolder, conf_dir
 from tip_exp.plan import clock, plan, told
 from tip_exp.reuse import finished_digests
 from tip_exp.runs import read_runs
+from tip_exp.shapes import shape_of
 from tip_exp.summary import runs_frame, summarize
 from tip_exp.sweeping import expand
 
@@ -180,19 +181,27 @@ def test_forecast_measures_scales_or_bounds(tmp_path: Path, compose_run: Callabl
 
 def test_memory_model(compose_run: Callable[..., RunConfig]) -> None:
     tiny = compose_run()
-    size = model_size(tiny.pair.student)
-    assert size.parameters == pytest.approx(100_160, rel=0.05) and (size.hidden, size.layers) == (64, 2)
-    # 347,648 x 4 + 100,160 x 16 bytes, 12,800 tokens x 2 layers x 64 x 17 x 4 bytes, a tile of 64 MiB, and 0.4 GiB
-    expected = 0.4 + (347_648 * 4 + 100_160 * 16 + 12_800 * 2 * 64 * 17 * 4 + 64 * 2**20) / 2**30
-    assert learner_gib(tiny) == pytest.approx(expected, rel=0.01)
+    size = shape_of(tiny.pair.student.path, None)
+    assert (size.parameters, size.hidden, size.layers) == (100_160, 64, 2)
+    # 347,648 x 4 + 100,160 x 16 bytes of states; 12,800 tokens x 2 layers x (4 (4 x 128 + 4 x 64 + 200) + 12 (2 x 64
+    # + 64 + 32)) bytes; 64 x 72 teacher's hidden states of 128 x 4 bytes; a tile of 64 MiB; and 0.4 GiB
+    layer = 4 * (4 * 128 + 4 * 64 + 200) + 12 * (2 * 64 + 64 + 32)
+    states = 347_648 * 4 + 100_160 * 16
+    expected = 0.4 + (states + 12_800 * 2 * layer + 64 * 72 * 128 * 4 + 64 * 2**20) / 2**30
+    assert learner_gib(tiny) == pytest.approx(expected, rel=1e-6)
     whole, half = (
         learner_gib(compose_run("learner.loss_backend=materialized", f"selector.retention={r}")) for r in (1.0, 0.5)
     )
     assert whole - half == pytest.approx(2 * 4 * 12_800 * 0.5 * size.vocabulary / 2**30)
-    paper = compose_run("experiment=tip_qwen3")
-    assert model_size(paper.pair.teacher).parameters == 8e9 and model_size(paper.pair.student).parameters == 4e9
-    # the states alone: 8e9 x 2 + 4e9 x 16 bytes = 74.5 GiB
-    assert learner_gib(paper) > 74.5
+    parts = memory(compose_run("experiment=tip_qwen3"))
+    # 8.19e9 x 2 bytes; 4.02e9 x 4, with gradients and two moments of the same size
+    assert parts["teacher weights"] == pytest.approx(8.19e9 * 2 / 2**30, rel=1e-3)
+    assert parts["student weights"] == parts["gradients"] == parts["AdamW"] / 2
+    assert parts["AdamW"] == pytest.approx(4.022e9 * 8 / 2**30, rel=1e-3)
+    # 128 responses of 8,192 tokens: 4,096 x 2 bytes of the teacher, 2,560 x 4 of the student
+    assert parts["hidden states"] == 128 * 8192 * (4096 * 2 + 2560 * 4) / 2**30
+    weights = {"Python and torch", "teacher weights", "student weights"}
+    assert memory(compose_run("experiment=evaluate")).keys() == weights
 
 
 @pytest.mark.parametrize(
@@ -273,9 +282,18 @@ def test_launchers_compose(name: str) -> None:
 
 
 def test_quick_demos_share_what_they_can() -> None:
-    """All quick demos with one seed: how many runs, and how many of them are run at all (20 minutes at 45 s each)."""
+    """All quick demos with one seed: how many runs, and how many of them are run at all (20 minutes at 40 s each)."""
     digests: list[str] = []
     for path in sorted(SWEEPS.glob("demo_*.yaml")):
-        digests += [digest(one.config) for one in plan(path, ["experiment=quick", "seed=0"]) if one.config]
+        tools = path.stem == "demo_table7"
+        planned = plan(path, ["experiment=quick_tools" if tools else "experiment=quick", "seed=0"])
+        assert [one.error for one in planned] == [None] * len(planned)
+        assert {one.folder.root.parent for one in planned if one.folder} == {Path("outputs/quick") / path.stem}
+        digests += [digest(one.config) for one in planned if one.config]
     assert len(digests) > len(set(digests))
-    assert len(set(digests)) <= 26
+    assert len(set(digests)) <= 28
+
+
+def test_make_demos_runs_every_demo_sweep() -> None:
+    (line,) = [line for line in (SWEEPS.parent / "Makefile").read_text().splitlines() if line.startswith("DEMOS")]
+    assert set(line.split()[2:]) == {path.stem for path in SWEEPS.glob("demo_*.yaml")}

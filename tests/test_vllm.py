@@ -13,13 +13,14 @@ from torch import Tensor
 from tip_exp.config import RunConfig
 from tip_exp.data import load
 from tip_exp.learner import Learner
+from tip_exp.lora import merged_tensors
 from tip_exp.meter import Meter
 from tip_exp.models import Pair, load_pair
 from tip_exp.rollout import vllm_worker
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.proof import MAX, SyncError, check_gap, limits_for
 from tip_exp.rollout.types import Rollout, Sampling
-from tip_exp.rollout.vllm import EngineDiedError, VllmSampler, full_tensors, request_seed
+from tip_exp.rollout.vllm import EngineDiedError, VllmSampler, request_seed
 from tip_exp.run import make_selector
 
 pytestmark = [
@@ -186,11 +187,11 @@ def test_sharded_weights_are_gathered(
 
     other = load_pair(tiny_config.pair, torch.device("cpu"))
     shaken(other, seed=3)
-    expected = {name: value.clone() for name, value in full_tensors(other.student.module)}
+    expected = {name: value.clone() for name, value in merged_tensors(other.student.module)}
     theirs = hf(other).generate(prompts, GREEDY, seed=0)
     fully_shard(other.student.module, mesh=init_device_mesh("cpu", (1,)))
     assert all(isinstance(parameter, DTensor) for parameter in other.student.module.parameters())
-    for name, value in full_tensors(other.student.module):
+    for name, value in merged_tensors(other.student.module):
         assert not isinstance(value, DTensor) and value.equal(expected[name]), name
     engine.model = other.student.module
     try:

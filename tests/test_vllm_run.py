@@ -78,15 +78,18 @@ def sampled_tokens(folder: Path) -> list[list[str]]:
     return [row["tokens"] for row in read_rows(RunFolder(folder).samples)]
 
 
-def test_a_run_learns_and_stays_on_policy(tmp_path: Path) -> None:
-    overrides = ["learner.num_steps=30", "learner.prompts_per_step=64", "learner.schedule=constant", "eval.greedy=true"]
-    output = finish(tmp_path / "run", *overrides, "eval.benchmarks.word_sums.num_problems=200")
-    assert "rollouts by vllm" in output and "rollout.backend=vllm" in output
+def test_the_default_run_learns_as_with_transformers_and_stays_on_policy(tmp_path: Path) -> None:
+    """Five seeds of `rollout=hf` end at 82.0 % mean@4, 1.6 points the deviation between seeds (results/vllm.md)."""
     folder = RunFolder(tmp_path / "run")
+    line = [sys.executable, "-m", "tip_exp", f"hydra.run.dir={folder.root}", "rollout=vllm", "logger=files"]
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stderr
+    assert "rollouts by vllm" in done.stdout and "rollout.backend=vllm" in done.stdout
     rows = read_rows(folder.metrics)
-    assert rows[-1]["eval/word_sums/greedy"] > rows[0]["eval/word_sums/greedy"] + 0.15  # se 0.035
-    assert rows[0]["teacher/word_sums/greedy"] > 0.98
-    assert all(0 < row["rollout/logprob_gap_max"] < 1e-3 for row in rows[1:])
+    assert 0.30 < rows[0]["eval/word_sums/mean@4"] < 0.43 and rows[0]["teacher/word_sums/greedy"] > 0.98
+    assert 0.82 - 4 * 0.016 < rows[-1]["eval/word_sums/mean@4"] < 0.82 + 4 * 0.016
+    assert len(rows) == 81 and all(0 < row["rollout/logprob_gap_max"] < 1e-3 for row in rows[1:])
     result = json.loads(folder.result.read_text())
     assert result["rollout"]["name"] == "vllm" and result["rollout"]["dtype"] == "float32"
     assert result["rollout"]["version"].split(".")[1].isdigit()

@@ -1,7 +1,8 @@
 """Checkpoints that a crash cannot spoil: written aside, checksummed, renamed; a torn one is passed over.
 
 checkpoint/step_00040/ is a plain Hugging Face folder of the student (weights, tokenizer, generation config) with two
-files more: learner.pt (optimizer, random states) and checksums.json, written last.
+files more: learner.pt (optimizer, random states) and checksums.json, written last. Of a LoRA student the weights are
+merged, and adapter/ is the adapter alone.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tip_exp.lora import FOLDER, has_adapters, merged_tensors, save_adapter
 
 log = logging.getLogger(__name__)
 KEPT = 2  # newest checkpoints that stay on disk
@@ -47,12 +50,17 @@ def save(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(parents=True)
-        student.save_pretrained(aside)
+        if has_adapters(student):  # a plain folder all the same; the adapter beside it is what a resumed run takes
+            student.save_pretrained(aside, state_dict=dict(merged_tensors(student)))
+            save_adapter(student, aside / FOLDER)
+        else:
+            student.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
         torch.save(state, aside / _LEARNER)
-        sums = {path.name: _checksum(path) for path in sorted(aside.iterdir())}
+        files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
+        sums = {path.relative_to(aside).as_posix(): _checksum(path) for path in files}
         (aside / _CHECKSUMS).write_text(json.dumps(sums, indent=2))
-        for path in aside.iterdir():
+        for path in [*aside.rglob("*"), aside]:
             _flush(path)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)

@@ -1,4 +1,7 @@
-"""`tip-exp`: compose a run (or a sweep, with -m), check it, and finish it in a process of its own."""
+"""`tip-exp`: compose a run (or a sweep, with -m), check it, and finish it in a process of its own.
+
+`tip-exp --dry …` walks one step of the run through on shapes alone instead: no weights, no network, nothing written.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from tip_exp.launch import RunFailedError, launch
 from tip_exp.paths import RunFolder, conf_dir
 
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
+DRY = "--dry"
 ERRORS = (ConfigError, HydraException, OmegaConfBaseException, RunFailedError, OSError)
 
 
@@ -33,13 +37,27 @@ def _task(raw: DictConfig) -> None:
         sys.exit(_tell(error))
 
 
+@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+def _dry_task(raw: DictConfig) -> None:
+    from tip_exp.dry import walk  # torch, which a real run leaves to its own process
+
+    print("\n".join(walk(parse(raw, with_weights=False))))
+
+
 def main() -> None:
     """Every error a user can make is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
     register_resolvers()
+    task = _task
+    if DRY in sys.argv[1:]:
+        task = _dry_task
+        sys.argv = [argument for argument in sys.argv if argument != DRY]
+        if {"-m", "--multirun"} & set(sys.argv):
+            sys.exit(_tell(ConfigError(f"{DRY} walks through one run; `tip-plan sweeps/x.yaml` checks a sweep")))
+        sys.argv += ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # so that nothing is written
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us instead of printing them
     try:
-        _task()
+        task()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except ERRORS as error:

@@ -70,6 +70,31 @@ class TeacherConfig(ModelConfig):
     placement: Literal["resident", "offload", "two_phase"]
 
 
+def _plain(value: list[str] | str) -> list[str] | str:
+    if isinstance(value, str) and value != "all-linear":
+        raise ValueError("a list of layer names, or all-linear (every linear layer but the head)")
+    if not value:
+        raise ValueError("names no layer; a list such as [q_proj, v_proj], or all-linear")
+    return value
+
+
+def _zero(value: float) -> float:
+    if value != 0:
+        raise ValueError("must be 0, for rollouts, scores and gradients have to see one and the same network")
+    return value
+
+
+class LoraConfig(_Strict):
+    rank: Count
+    alpha: Positive
+    dropout: Annotated[float, AfterValidator(_zero)]
+    target_modules: Annotated[list[str] | str, AfterValidator(_plain)]
+
+
+class StudentConfig(ModelConfig):
+    lora: LoraConfig | None
+
+
 class ChatConfig(_Strict):
     system: str | None
     thinking: bool | None
@@ -77,12 +102,24 @@ class ChatConfig(_Strict):
     thinking_may_differ: bool
 
 
+class SourceConfig(_Strict):
+    path: str
+    revision: str | None
+
+
+class PrivilegedConfig(_Strict):
+    template: str
+    max_tokens: Count
+
+
 class PairConfig(_Strict):
     label: FileName
     attention: Literal["sdpa", "eager", "flash_attention_2"]
+    model: SourceConfig | None = None  # where teacher and student of a self pair are both from: written once
     chat: ChatConfig
+    privileged: PrivilegedConfig | None
     teacher: TeacherConfig
-    student: ModelConfig
+    student: StudentConfig
 
 
 class WordSumsConfig(_Strict):
@@ -289,6 +326,7 @@ class RunConfig(_Strict):
     sweep: FileName | None
     seed: CountOrZero
     device: Literal["auto", "cpu", "cuda"]
+    ignore_memory: bool
     num_threads: Count | None
     quadrants: QuadrantConfig
     pair: PairConfig
@@ -310,8 +348,11 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("percent", percent, replace=True)
 
 
-def parse(raw: DictConfig) -> RunConfig:
-    """Turn a composed config into a typed one, or raise one ConfigError that lists everything wrong with it."""
+def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
+    """Turn a composed config into a typed one, or raise one ConfigError that lists everything wrong with it.
+
+    `with_weights`: local models have to be there; a dry run does without.
+    """
     try:
         values = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, ValueError) as error:
@@ -320,7 +361,11 @@ def parse(raw: DictConfig) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise _config_error([_told(detail) for detail in error.errors()]) from None
-    if problems := list(_broken_rules(config)):
+    problems = list(_broken_rules(config))
+    if with_weights:
+        for role in ("teacher", "student"):
+            problems += _missing_folder(f"pair.{role}.path", getattr(config.pair, role).path)
+    if problems:
         raise _config_error(problems)
     return config
 
@@ -334,7 +379,7 @@ def load(path: Path) -> RunConfig:
 
 def deciding_values(config: RunConfig) -> dict[str, Any]:
     """Everything that decides a run's numbers, flat: where it logs and what it is called do not."""
-    return flatten(config.model_dump(exclude={"name", "sweep", "logger"}))
+    return flatten(config.model_dump(exclude={"name", "sweep", "logger", "ignore_memory"}))
 
 
 def digest(config: RunConfig) -> str:
@@ -398,7 +443,7 @@ def _fields_at(path: list[str]) -> list[str]:
 
 
 def _broken_rules(config: RunConfig) -> Iterator[str]:
-    """Rules over several keys, and paths that have to exist."""
+    """Rules over several keys, and data files that have to exist."""
     selector, learner, evaluation = config.selector, config.learner, config.eval
     if selector.score in UNBUDGETED:
         if selector.retention != 1.0:
@@ -437,11 +482,15 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
                 f"of data.max_prompt_tokens ({config.data.max_prompt_tokens})"
             )
         longest = min(longest, config.agent.max_train_tokens)
+    if config.pair.privileged is not None:
+        yield from _broken_privileged(config, config.pair.privileged)
     if learner.micro_batch_tokens < longest:
         yield (
             f"learner.micro_batch_tokens ({learner.micro_batch_tokens}) cannot hold one rollout of "
             f"data.max_prompt_tokens + data.max_response_tokens = {longest}"
         )
+    if learner.packing and config.pair.attention == "eager":
+        yield "learner.packing=true needs pair.attention=sdpa or flash_attention_2, not eager"
     if (given := config.rollout.vllm.max_model_len) is not None and given < longest:
         yield (
             f"rollout.vllm.max_model_len ({given}) is below data.max_prompt_tokens + data.max_response_tokens "
@@ -470,8 +519,20 @@ def _broken_rules(config: RunConfig) -> Iterator[str]:
             f"pair.chat.thinking is {chat.thinking}, but pair.chat.eval_thinking is {chat.eval_thinking}: the student "
             "would be evaluated in another mode than it is trained in (pair.chat.thinking_may_differ=true allows it)"
         )
-    for role in ("teacher", "student"):
-        yield from _missing_folder(f"pair.{role}.path", getattr(config.pair, role).path)
+
+
+def _broken_privileged(config: RunConfig, privileged: PrivilegedConfig) -> Iterator[str]:
+    key, template = "pair.privileged", privileged.template
+    if "{prompt}" not in template or not ("{solution}" in template or "{answer}" in template):
+        yield f"{key}.template needs {{prompt}}, and {{solution}} or {{answer}}; got {template!r}"
+    if isinstance(config.data.train, TOOL_TASKS):
+        yield f"{key}: tool tasks have no solution to read; choose another data set or pair.privileged=null"
+    longest = privileged.max_tokens + config.data.max_response_tokens
+    if config.learner.micro_batch_tokens < longest:
+        yield (
+            f"learner.micro_batch_tokens ({config.learner.micro_batch_tokens}) cannot hold what the teacher reads: "
+            f"{key}.max_tokens + data.max_response_tokens = {longest}"
+        )
 
 
 def _broken_estimator(config: RunConfig) -> Iterator[str]:

@@ -130,13 +130,15 @@ class Divergence:
         self, z: Float[Tensor, "n c"], t: Float[Tensor, "n c"], p: Float[Tensor, "n c"], known: Normalizers
     ) -> None:
         """Some columns of student and teacher logits: `z` becomes the gradient there, the rest is scratch."""
-        torch.exp(z.sub_(known.student[:, None]), out=p)
-        t.sub_(known.teacher[:, None])
+        student = known.student.to(z.dtype)[:, None]
         if self.kind == "reverse_kl":
             torch.sub(z, t, out=t)
-            torch.mul(p, t.sub_(known.reverse_kl[:, None]), out=z)
+            # log p/q - KL = z - t - constant; of three large numbers the small sum is rounded, once.
+            t.sub_((known.student - known.teacher + known.reverse_kl).to(z.dtype)[:, None])
+            torch.mul(torch.exp(z.sub_(student), out=p), t, out=z)
         else:
-            torch.sub(p, t.exp_(), out=z)
+            torch.exp(z.sub_(student), out=p)
+            torch.sub(p, t.sub_(known.teacher.to(z.dtype)[:, None]).exp_(), out=z)
 
     def known_value(self, known: Normalizers) -> Float[Tensor, " n"]:
         """The divergence per token, from scoring."""

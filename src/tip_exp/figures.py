@@ -16,6 +16,7 @@ from tip_exp.overlaps import Overlaps
 # Okabe and Ito (2008), but for black and yellow, which vanish on one of the two backgrounds; then tints between them.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A7A2F", "#7F6BB3", "#7A7A7A")
 DASHES = ("solid", "dash", "dot", "dashdot")  # arms of one selector share its colour
+MAX_POINTS = 900  # tokens of the plane: each arm draws them anew
 FLOOR = 1e-5  # nats; what is below lies on the axis of a logarithmic plot
 Z95 = 1.96
 
@@ -43,6 +44,7 @@ def accuracy(summary: pd.DataFrame, colours: dict[str, str]) -> go.Figure:
             error_y={"array": errors, "visible": len(ratios) == 1},
             hovertemplate="%{x:g} % of tokens: %{y:.1f} ± %{customdata[0]:.1f} (n=%{customdata[1]})",
         )  # fmt: skip
+    _cut_what_is_far_below(figure, summary)
     return _labelled(figure, "retention, % of response tokens", "accuracy, %")
 
 
@@ -88,13 +90,13 @@ def learning_curves(
 def plane(found: Overlaps, cuts: dict[str, float], colours: dict[str, str], selectors: dict[str, str]) -> go.Figure:
     """The (entropy, divergence) plane of one set of tokens, with quadrants; a menu chooses whose kept tokens show."""
     figure = go.Figure()
-    x = [max(FLOOR, value) for value in found.statistics["entropy"]]
-    y = [max(FLOOR, value) for value in found.statistics["reverse_kl"]]
+    x = [_drawn(value) for value in found.statistics["entropy"][:MAX_POINTS]]
+    y = [_drawn(value) for value in found.statistics["reverse_kl"][:MAX_POINTS]]
     arms = list(found.kept)
     for i, arm in enumerate(arms):
         for is_kept in (False, True):
-            inside = [j for j, kept in enumerate(found.kept[arm]) if kept is is_kept]
-            figure.add_scattergl(
+            inside = [j for j, kept in enumerate(found.kept[arm][:MAX_POINTS]) if kept is is_kept]
+            figure.add_scatter(
                 x=[x[j] for j in inside], y=[y[j] for j in inside], mode="markers", visible=i == 0,
                 name="kept" if is_kept else "left out", text=[repr(found.tokens[j]) for j in inside],
                 marker={
@@ -117,8 +119,8 @@ def plane(found: Overlaps, cuts: dict[str, float], colours: dict[str, str], sele
             text=name, x=0.98 if right else 0.02, y=0.97 if top else 0.03, xref="paper", yref="paper",
             showarrow=False, font_size=15, opacity=0.7,
         )  # fmt: skip
-    figure.update_xaxes(type="log", exponentformat="power")
-    figure.update_yaxes(type="log", exponentformat="power")
+    figure.update_xaxes(type="log", exponentformat="power", dtick=1)
+    figure.update_yaxes(type="log", exponentformat="power", dtick=1, title_standoff=14)
     _labelled(figure, f"student's entropy, nats (below {FLOOR:g} on the axis)", "KL(student ‖ teacher), nats")
     return figure.update_layout(legend={"x": 1, "xanchor": "right"})
 
@@ -143,12 +145,33 @@ def _heatmap(values: list[list[float]], x: list[str], y: list[str], hover: str, 
         )
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(tickangle=-45 if len(x) > 4 else 0)
     return _labelled(figure, "", "")
 
 
 def _curves(summary: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     done = summary[summary["seeds"] > 0]
     return [(str(name), arms.sort_values("retention")) for name, arms in done.groupby("selector", sort=False)]
+
+
+def _cut_what_is_far_below(figure: go.Figure, summary: pd.DataFrame) -> None:
+    """Arms below half of the best would press the others into a line: they are named at the bottom instead."""
+    arms = summary[summary["seeds"] > 0]
+    means = [100 * one.mean for one in arms["final"]]
+    names = [f"{name} {100 * ratio:g} %" for name, ratio in zip(arms["selector"], arms["retention"], strict=True)]
+    far = [f"{name}: {mean:.1f}" for name, mean in zip(names, means, strict=True) if mean < max(means) / 2]
+    if not far:
+        return
+    near = [mean for mean in means if mean >= max(means) / 2]
+    figure.update_yaxes(range=[min(near) - 8, max(near) + 5])
+    figure.add_annotation(
+        text="below: " + ", ".join(far), x=0.01, y=0.01, xref="paper", yref="paper", showarrow=False, xanchor="left",
+        yanchor="bottom",
+    )  # fmt: skip
+
+
+def _drawn(value: float) -> float:
+    return float(f"{max(FLOOR, value):.4g}")
 
 
 def _across(figure: go.Figure, mean: float, error: float, colour: str, seeds: int) -> None:

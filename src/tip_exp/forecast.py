@@ -1,11 +1,14 @@
 """What a run will take, before it starts: memory from its sizes, time from finished runs of the same shape.
 
-The memory model (bytes; P parameters, w bytes of a weight): Python and torch themselves + teacher P w + student
-P (w + w gradient + 2 w AdamW) + activations of one micro-batch + logits, summed over all GPUs. Activations are 34 bytes
-a token, layer and hidden unit at 16 bits (Korthikanti et al. 2022, Eq. 2, without attention's matrices). Logits are
-`tile_mib` (fused), or two rows of vocabulary, value and gradient, for each kept token of the micro-batch
-(materialized). A sampling engine's cache is not in it. Sizes are read from the model's folder, or guessed from its
-name ("…-8B").
+The memory model (bytes; P parameters, w bytes of a weight), summed over all GPUs, responses at their longest:
+    Python and torch themselves, teacher P w, student P (w + w gradient + 2 w AdamW; of LoRA, in float32,
+    the adapters alone have the last three),
+    activations of a micro-batch: a token and layer w (4 I + 4 Q + T) + (2 w + 4) (2 H + [Q + K]), for MLP width I,
+    widths Q and K of queries and keys, sequences of T tokens (the mask), hidden size H; [] where Q and K are normed.
+    It is what torch keeps for the backward pass of a Llama or Qwen with sdpa, counted; norms compute in float32,
+    hidden states of all response tokens of a step: the teacher's, and the student's if it has several micro-batches,
+    logits: `tile_mib` (fused), or two rows of vocabulary, value and gradient, a kept token (materialized).
+A sampling engine's cache is not in it.
 
 Time is measured, not modelled, wherever a run of the same shape (all but seed, selector and name) is finished; else it
 is scaled, by floating-point operations, from finished runs of the same pair; else it is a lower bound for one H200.
@@ -14,23 +17,20 @@ is scaled, by floating-point operations, from finished runs of the same pair; el
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
-from tip_exp.config import ModelConfig, RunConfig, deciding_values
-from tip_exp.paths import resolve_model
+from tip_exp.config import LoraConfig, RunConfig, deciding_values
 from tip_exp.runs import RunRecord
+from tip_exp.shapes import ModelShape, shape_of
 from tip_exp.summary import flatten
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
-ACTIVATION = 17  # numbers a token, layer and hidden unit
 H200_FLOPS = 0.4 * 989e12  # 40 % of its dense bfloat16 peak
+PROCESS = "Python and torch"
 PROCESS_GIB = 0.4  # resident after import, measured
 MEAN_LENGTH = 0.5  # of max_response_tokens, for evaluations and rollouts alike
-VOCABULARY = 152_000  # where the model's config is not at hand; Qwen's
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +40,6 @@ class Forecast:
     gib: float
     seconds: float
     basis: str  # measured | scaled | lower bound on one H200
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSize:
-    parameters: float
-    hidden: float
-    layers: float
-    vocabulary: int
 
 
 class Forecaster:
@@ -68,52 +60,71 @@ class Forecaster:
             peaks = [_peak_gib(record) for record in own]
             return Forecast(median(peaks), median(_seconds(record) for record in own), "measured")
         if same_pair := self._by_pair.get(config.pair.label):
-            rate = median(_flops_of(record) / _seconds(record) for record in same_pair)
+            rate = median(_flops_of(record.config) / _seconds(record) for record in same_pair)
             return Forecast(gib, flops(config) / rate, "scaled")
         return Forecast(gib, flops(config) / H200_FLOPS, "lower bound on one H200")
 
 
 def learner_gib(config: RunConfig) -> float:
     """Peak of the learner's process by the model at the head of this file."""
-    teacher, student = model_size(config.pair.teacher), model_size(config.pair.student)
-    learner, width = config.learner, BYTES[config.pair.student.dtype]
-    states = teacher.parameters * BYTES[config.pair.teacher.dtype] + 4 * student.parameters * width
-    tokens = learner.micro_batch_tokens
-    held = learner.prompts_per_step * learner.samples_per_prompt
-    tokens = min(tokens, held * (config.data.max_prompt_tokens + config.data.max_response_tokens))
-    activations = tokens * student.layers * student.hidden * ACTIVATION * width
-    if learner.loss_backend == "fused":
-        logits = learner.tile_mib * 2.0**20
-    else:
-        logits = 2 * 4 * tokens * config.selector.retention * student.vocabulary
-    return PROCESS_GIB + (states + activations + logits) / GIB
+    return sum(memory(config).values())
+
+
+def memory(config: RunConfig) -> dict[str, float]:
+    """GiB of the learner's process at its peak, by what they are for; an evaluation holds weights alone."""
+    pair, learner = config.pair, config.learner
+    teacher, student = (shape_of(model.path, model.revision) for model in (pair.teacher, pair.student))
+    theirs, ours = BYTES[pair.teacher.dtype], BYTES[pair.student.dtype]
+    parts = {"teacher weights": teacher.parameters * theirs, "student weights": student.parameters * ours}
+    if config.mode == "train":
+        longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+        rollouts = learner.prompts_per_step * learner.samples_per_prompt
+        tokens = min(learner.micro_batch_tokens, rollouts * longest)
+        responses = rollouts * config.data.max_response_tokens
+        trained = student.parameters * ours
+        if pair.student.lora is not None:
+            trained = adapter_parameters(student, pair.student.lora) * BYTES["float32"]
+        parts["gradients"], parts["AdamW"] = trained, 2 * trained
+        if pair.student.lora is not None:
+            parts["student weights"] += trained
+        # of a packed row there is no mask; of a checkpointed layer the input is kept, and one layer lives at a time
+        a_layer = activation_bytes(student, ours, 0 if learner.packing else longest)
+        kept = student.layers * student.hidden * ours + a_layer
+        parts["activations"] = tokens * (kept if learner.activation_checkpointing else student.layers * a_layer)
+        hidden = teacher.hidden * theirs + (student.hidden * ours if rollouts * longest > tokens else 0)
+        parts["hidden states"] = responses * hidden
+        if learner.loss_backend == "fused":
+            parts["logits"] = learner.tile_mib * 2.0**20
+        else:
+            parts["logits"] = 2 * 4 * tokens * config.selector.retention * student.vocabulary
+    return {PROCESS: PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
+
+
+def adapter_parameters(model: ModelShape, lora: LoraConfig) -> float:
+    """Of all layers: rank x (inputs + outputs) of every linear layer that has an adapter."""
+    hidden, query, key, inner = model.hidden, model.query, model.key, model.intermediate
+    sides = {"q_proj": hidden + query, "k_proj": hidden + key, "v_proj": hidden + key, "o_proj": query + hidden}
+    sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + inner)
+    names = list(sides) if lora.target_modules == "all-linear" else lora.target_modules
+    return model.layers * lora.rank * sum(sides.get(name, hidden + inner) for name in names)
+
+
+def activation_bytes(model: ModelShape, width: int, length: int) -> float:
+    """Kept for the backward pass of one token in one layer; `width` bytes a weight, sequences of `length` tokens."""
+    normed = 2 * model.hidden + (model.query + model.key if model.qk_norm else 0)
+    return width * (4 * model.intermediate + 4 * model.query + length) + (2 * width + 4) * normed
 
 
 def flops(config: RunConfig) -> float:
     """Floating-point operations of a whole run: 2 P a token forward, 4 P backward; sampling counts as a forward."""
-    return _flops(
-        model_size(config.pair.teacher).parameters,
-        model_size(config.pair.student).parameters,
-        config.model_dump(),
+    return _flops_of(config.model_dump())
+
+
+def _flops_of(config: dict) -> float:
+    learner, evaluation, pair = config["learner"], config["eval"], config["pair"]
+    teacher, student = (
+        shape_of(pair[role]["path"], pair[role]["revision"]).parameters for role in ("teacher", "student")
     )
-
-
-def model_size(model: ModelConfig) -> ModelSize:
-    """From config.json and the weights' files if the model is a folder, else from "…-8B" in its name."""
-    folder = Path(resolve_model(model.path)).expanduser()
-    if (folder / "config.json").is_file():
-        shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        width = BYTES.get(shape.get("dtype") or shape.get("torch_dtype"), 4)
-        return ModelSize(stored / width, shape["hidden_size"], shape["num_hidden_layers"], shape["vocab_size"])
-    named = re.findall(r"(\d+(?:\.\d+)?)B", model.path)
-    parameters = float(named[-1]) * 1e9 if named else 1e9
-    hidden = (100 * parameters / 12) ** (1 / 3)  # P = 12 L h^2 with layers about a hundred units wide each
-    return ModelSize(parameters, hidden, hidden / 100, VOCABULARY)
-
-
-def _flops(teacher: float, student: float, config: dict) -> float:
-    learner, evaluation = config["learner"], config["eval"]
     length = config["data"]["max_prompt_tokens"] + MEAN_LENGTH * config["data"]["max_response_tokens"]
     rollouts = learner["num_steps"] * learner["prompts_per_step"] * learner["samples_per_prompt"]
     training = rollouts * length * (2 * teacher + (2 + 6) * student)
@@ -121,13 +132,6 @@ def _flops(teacher: float, student: float, config: dict) -> float:
     problems = sum(benchmark["num_problems"] or 500 for benchmark in evaluation["benchmarks"].values())
     asked = problems * (evaluation["samples"] + evaluation["greedy"]) * MEAN_LENGTH * evaluation["max_tokens"]
     return training + asked * 2 * (times * student + evaluation["teacher"] * teacher)
-
-
-def _flops_of(record: RunRecord) -> float:
-    pair = record.config["pair"]
-    models = [{key: pair[role][key] for key in ModelConfig.model_fields} for role in ("teacher", "student")]
-    sizes = [model_size(ModelConfig(**model)).parameters for model in models]
-    return _flops(sizes[0], sizes[1], record.config)
 
 
 def _seconds(record: RunRecord) -> float:
@@ -142,6 +146,6 @@ def _peak_gib(record: RunRecord) -> float:
 
 def _shape(flat: dict) -> str:
     """What decides time and memory but for the selector: a seed, a name, a quadrant's cut does not."""
-    skipped = ("selector.", "seed", "name", "sweep", "logger.", "quadrants.")
+    skipped = ("selector.", "seed", "name", "sweep", "logger.", "quadrants.", "ignore_memory")
     kept = {key: value for key, value in flat.items() if not key.startswith(skipped) and value is not None}
     return json.dumps(kept, sort_keys=True)

@@ -22,6 +22,7 @@ from tip_exp.loss import BACKENDS
 from tip_exp.meter import MIB, Meter
 from tip_exp.models import Pair
 from tip_exp.placement import Visitor
+from tip_exp.privileged import aligned
 from tip_exp.ranks import Ranks
 from tip_exp.rollout.proof import gap_metrics, sampler_logprobs
 from tip_exp.rollout.types import Rollout
@@ -89,19 +90,19 @@ class Learner:
             self.parameters, lr=settings.lr, betas=(beta1, beta2), weight_decay=settings.weight_decay, fused=True
         )
 
-    def step(self, rollouts: list[Rollout], step: int, *, show: int = 0) -> StepReport:
+    def step(
+        self, rollouts: list[Rollout], step: int, *, show: int = 0, teacher_reads: list[Rollout] | None = None
+    ) -> StepReport:
         """One optimizer step, number `step` (from 1), on the tokens the selector keeps.
 
         `rollouts` are this rank's share of the step; the selector sees the tokens of all ranks. Of the first `show`
-        rollouts the report says what both models would have written, before the update.
+        rollouts the report says what both models would have written, before the update. `teacher_reads`: the same
+        responses behind other prompts, where the teacher's differ.
         """
         self.optimizer.zero_grad(set_to_none=True)  # before the teacher comes
         batches = self._micro_batches(rollouts)
         with self.meter.span("teacher"), torch.no_grad():
-            teacher_hidden = HiddenCache(self.settings.teacher_cache_mib * MIB, self.scratch)
-            with self.teacher.present(self._students):
-                for batch in batches:
-                    teacher_hidden.append(self.pair.teacher.final_hidden(batch))
+            teacher_hidden = self._teacher_hidden(batches, teacher_reads)
         with self.meter.span("learner"):
             wanted = self._wanted(step)
             # With one micro-batch its graph is kept from here to the loss, else each is run again with gradient.
@@ -147,6 +148,19 @@ class Learner:
         settings, device = self.settings, self.pair.student.module.device
         made = micro_batches(rollouts, settings.micro_batch_tokens, self.pair.pad_id, packing=settings.packing)
         return [batch.to(device) for batch in made]
+
+    def _teacher_hidden(self, batches: list[MicroBatch], reads: list[Rollout] | None) -> HiddenCache:
+        """Hidden states of the teacher at the tokens of the student's batches, whatever stands before the responses."""
+        found = HiddenCache(self.settings.teacher_cache_mib * MIB, self.scratch)
+        with self.teacher.present(self._students):
+            if reads is None:
+                for batch in batches:
+                    found.append(self.pair.teacher.final_hidden(batch))
+            else:
+                own = self._micro_batches(reads)
+                for hidden in aligned(batches, own, [self.pair.teacher.final_hidden(batch) for batch in own]):
+                    found.append(hidden)
+        return found
 
     def _student(self, batch: MicroBatch) -> Tensor:
         """The student's hidden states, with the graph that the settings ask for if one is recorded."""

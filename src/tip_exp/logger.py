@@ -13,9 +13,12 @@ from typing import Any, Protocol
 from tip_exp.config import RunConfig
 from tip_exp.paths import RunFolder
 
+SAMPLE_COLUMNS = ("step", "problem", "answer", "response", "finish", "tokens", "kept", "mean_entropy", "most_divergent")
+
 
 class Listener(Protocol):
     def log(self, step: int, metrics: dict[str, float]) -> None: ...
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None: ...
     def finish(self, summary: dict[str, Any]) -> None: ...
     def abort(self) -> None: ...
 
@@ -39,7 +42,10 @@ class RunLogger:
         append_rows(self._folder.eval_rows, [head | row for row in rows])
 
     def samples(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
-        append_rows(self._folder.samples, [{"step": step, **row} for row in rows])
+        told = [{"step": step, **row} for row in rows]
+        append_rows(self._folder.samples, told)
+        for listener in self._listeners:
+            listener.samples(step, told)
 
     def finish(self, summary: dict[str, Any]) -> None:
         for listener in self._listeners:
@@ -89,12 +95,30 @@ class WandbListener:
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._run.log(metrics, step=step)
 
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """A table of rollouts; every token's numbers are in samples.jsonl and the HTML report."""
+        import wandb
+
+        table = wandb.Table(columns=list(SAMPLE_COLUMNS), data=[sample_cells(row) for row in rows])
+        self._run.log({"samples": table}, step=step)
+
     def finish(self, summary: dict[str, Any]) -> None:
-        self._run.summary.update(summary)
+        """The result, with the peaks of memory at the top, where a dashboard's axes find them."""
+        told = {key: value for key, value in summary.items() if key not in ("outcomes", "datasets", "memory")}
+        self._run.summary.update(told | summary.get("memory", {}))
         self._run.finish()
 
     def abort(self) -> None:
         self._run.finish(exit_code=1)
+
+
+def sample_cells(row: dict[str, Any]) -> list[Any]:
+    """A row of samples.jsonl as SAMPLE_COLUMNS; what was not measured is None."""
+    entropy, divergence = row.get("entropy"), row.get("reverse_kl")
+    worst = row["tokens"][max(range(len(divergence)), key=divergence.__getitem__)] if divergence else None
+    mean = sum(entropy) / len(entropy) if entropy else None
+    text, length = "".join(row["tokens"]), len(row["tokens"])
+    return [row["step"], row["prompt"], row["answer"], text, row["finish"], length, sum(row["kept"]), mean, worst]
 
 
 def make_listeners(config: RunConfig, folder: RunFolder) -> list[Listener]:

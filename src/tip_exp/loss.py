@@ -99,13 +99,16 @@ def materialized(
     normalizers: Normalizers | None = None,
     weights: Float[Tensor, " n"] | None = None,
 ) -> LossAndGrad:
-    """Logits of every token at once, then the mask, then autograd; `tile_bytes` and `normalizers` are not used."""
+    """Logits of every token at once, then the mask, then autograd; `tile_bytes` and `normalizers` are not used.
+
+    Whole logits live until their kept rows are copied, so memory falls with retention from some seven times kept rows
+    of logits to little more than once all of them, which is what the student's gradient takes.
+    """
     hidden = student_hidden.detach().requires_grad_()
     with torch.no_grad():
-        teacher_logits = teacher_head.logits(teacher_hidden)
-    student_logits = student_head.logits(hidden)
-    logprobs = student_logits[kept].log_softmax(-1), teacher_logits[kept].log_softmax(-1)
-    per_token = divergence.at(kept).value(*logprobs)
+        teacher_logprobs = teacher_head.logits(teacher_hidden)[kept].log_softmax(-1)
+    student_logprobs = student_head.logits(hidden)[kept].log_softmax(-1)
+    per_token = divergence.at(kept).value(student_logprobs, teacher_logprobs)
     value = (per_token if weights is None else per_token * weights[kept]).sum()
     value.backward()
     assert hidden.grad is not None, "every hidden state is an input of the loss"
@@ -184,7 +187,7 @@ def _first_pass(
             z, t = (work.tile(i, len(hidden), columns.stop - columns.start) for i in (0, 1))
             student_head.logits_into(z, hidden, columns)
             teacher_head.logits_into(t, other, columns)
-            ours, theirs = moments.of_tile(z, t, work)
+            ours, theirs, _ = moments.of_tile(z, t, work)
             assert theirs is not None, "the teacher was projected"
             sums = (ours, theirs) if sums is None else (sums[0].merged(ours), sums[1].merged(theirs))
         assert sums is not None, "a vocabulary has at least one column"

@@ -75,7 +75,7 @@ class Meter:
 
     def _note_peak(self) -> None:
         """Credit the high-water mark to the innermost open span and to the process, then reset it."""
-        process = _status_bytes("VmHWM")
+        process = status_bytes("VmHWM")
         peak = torch.cuda.max_memory_allocated(self._device) if self._cuda else process
         if self._open:
             self._open[-1] = max(self._open[-1], peak)
@@ -109,7 +109,7 @@ def reset_high_water() -> None:
         _CLEAR_REFS.write_text("5")
 
 
-def _status_bytes(field: str) -> float:
+def status_bytes(field: str) -> float:
     """A field of /proc/self/status in bytes; 0 where there is no such file."""
     if not _STATUS.exists():
         return 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,15 @@ from transformers import (
 
 from tip_exp.backbone import packed_inputs
 from tip_exp.batching import MicroBatch
-from tip_exp.config import ChatConfig, ConfigError, ModelConfig, PairConfig
+from tip_exp.config import ChatConfig, ConfigError, ModelConfig, PairConfig, PrivilegedConfig
+from tip_exp.data.problems import Problem
 from tip_exp.gradients import embedded, is_plain
 from tip_exp.heads import Head
+from tip_exp.lora import FOLDER as ADAPTER
+from tip_exp.lora import attach, load_adapter
 from tip_exp.paths import resolve_model
 from tip_exp.placement import Placement
+from tip_exp.privileged import render
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Pair:
     stop_ids: list[int]
     pad_id: int
     chat: ChatConfig
+    privileged: PrivilegedConfig | None = None
     placement: Placement = "resident"  # of the teacher
     reload_teacher: Callable[[], PreTrainedModel] | None = None  # its module anew from its files; None: not known
 
@@ -69,6 +74,11 @@ class Pair:
         text = self.tokenizer.decode(ids, skip_special_tokens=not with_special)
         assert isinstance(text, str), "one sequence decodes to one text"
         return text
+
+    def privileged_ids(self, problem: Problem) -> list[int]:
+        """What the teacher alone reads before a response: the problem with its solution, in the same chat template."""
+        assert self.privileged is not None, "of a self pair"
+        return self.prompt_ids(render(self.privileged.template, problem))
 
     def prompt_ids(self, prompt: str, *, evaluating: bool = False) -> list[int]:
         """The chat template's rendering of one user message, ready for the answer: both models' prompt."""
@@ -85,7 +95,8 @@ def load_pair(config: PairConfig, device: torch.device, student_from: Path | Non
 
     `student_from`: a checkpoint's folder, to go on from instead of the student's own weights.
     """
-    if student_from is not None:
+    lora = config.student.lora
+    if student_from is not None and lora is None:
         student_config = config.student.model_copy(update={"path": str(student_from), "revision": None})
         config = config.model_copy(update={"student": student_config})
     tokenizers = {role: _tokenizer(config, role) for role in ("teacher", "student")}
@@ -102,11 +113,24 @@ def load_pair(config: PairConfig, device: torch.device, student_from: Path | Non
         raise ConfigError(f"pair.student.path: the tokenizer of {config.student.path} has no chat template")
     teacher, student = _load(config, "teacher", device, shared), _load(config, "student", device, shared)
     teacher.module.requires_grad_(False)
+    if lora is not None:  # a checkpoint's own weights are merged: base and adapter are exact, their sum is rounded
+        attach(student.module, lora, config.student.path)
+        if student_from is not None:
+            load_adapter(student.module, student_from / ADAPTER)
     pad = student_tokenizer.pad_token_id
     pad = pad if isinstance(pad, int) else stops["student"][0]
-    pair = Pair(student_tokenizer, teacher, student, stops["student"], pad, config.chat)
     reload = partial(_load_module, config, "teacher", device)
-    return replace(pair, placement=config.teacher.placement, reload_teacher=reload)
+    return Pair(
+        tokenizer=student_tokenizer,
+        teacher=teacher,
+        student=student,
+        stop_ids=stops["student"],
+        pad_id=pad,
+        chat=config.chat,
+        privileged=config.privileged,
+        placement=config.teacher.placement,
+        reload_teacher=reload,
+    )
 
 
 def shared_vocab(
@@ -137,9 +161,12 @@ def check_context(config: PairConfig, prompt: int, response: int) -> None:
     for role in ("teacher", "student"):
         path, options = _source(config, role)
         limit = getattr(AutoConfig.from_pretrained(path, **options).get_text_config(), "max_position_embeddings", None)
-        if limit is not None and prompt + response > limit:
+        key, longest = "data.max_prompt_tokens", prompt
+        if role == "teacher" and config.privileged is not None and config.privileged.max_tokens > prompt:
+            key, longest = "pair.privileged.max_tokens", config.privileged.max_tokens
+        if limit is not None and longest + response > limit:
             raise ConfigError(
-                f"data.max_prompt_tokens + data.max_response_tokens = {prompt + response}, but the {role} {path} has "
+                f"{key} + data.max_response_tokens = {longest + response}, but the {role} {path} has "
                 f"{limit} positions; lower one of them"
             )
 
@@ -203,20 +230,9 @@ def _load_module(config: PairConfig, role: str, device: torch.device) -> PreTrai
 
 
 def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
-    """Take the output head out of a model, and prove on a few tokens that it gives the model's own logits.
-
-    Scaling and soft-capping after the last matrix product are read from the model's config; a model that does anything
-    else there is refused, not distilled wrongly.
-    """
-    linear = module.get_output_embeddings()
-    text_config = module.config.get_text_config()
-    if not isinstance(linear, nn.Linear):
-        raise ConfigError(f"{type(module).__name__} has no linear output head, so its loss cannot be formed by rows")
-    scale = float(getattr(text_config, "logit_scale", None) or 1.0) / float(
-        getattr(text_config, "logits_scaling", None) or 1.0
-    )
-    head = Head(linear.weight, vocab_size, linear.bias, scale, getattr(text_config, "final_logit_softcapping", None))
-    probe = torch.arange(4, device=linear.weight.device)[None]
+    """Take the output head out of a model, and prove on a few tokens that it gives the model's own logits."""
+    head = head_of(module, vocab_size)
+    probe = torch.arange(4, device=head.weight.device)[None]
     with torch.no_grad():
         expected = module(probe, use_cache=False).logits[0, :, :vocab_size].to(head.dtype)
         got = head.logits(module.base_model(probe, use_cache=False).last_hidden_state[0])
@@ -225,6 +241,22 @@ def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
             f"{type(module).__name__} does more to its logits than scaling or soft-capping: not supported"
         )
     return head
+
+
+def head_of(module: PreTrainedModel, vocab_size: int) -> Head:
+    """A model's output head, unproven.
+
+    Scaling and soft-capping after the last matrix product are read from the model's config; a model that does anything
+    else there must be refused, not distilled wrongly: `make_head` does.
+    """
+    linear = module.get_output_embeddings()
+    text_config = module.config.get_text_config()
+    if not isinstance(linear, nn.Linear):
+        raise ConfigError(f"{type(module).__name__} has no linear output head, so its loss cannot be formed by rows")
+    scale = float(getattr(text_config, "logit_scale", None) or 1.0) / float(
+        getattr(text_config, "logits_scaling", None) or 1.0
+    )
+    return Head(linear.weight, vocab_size, linear.bias, scale, getattr(text_config, "final_logit_softcapping", None))
 
 
 def _first_line(error: Exception) -> str:

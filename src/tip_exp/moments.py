@@ -2,11 +2,12 @@
 
 With logits z (student) and t (teacher), p and q their softmaxes: log-normalisers and E_p z, E_p t, E_q t, E_q z give
     H(p) = log Z_p - E_p z       KL(p || q) = (E_p z - log Z_p) - (E_p t - log Z_q)       and both with p, q exchanged.
-All are kept relative to the largest logit seen so far, so that a peaked row loses no digits.
+All are kept relative to the largest logit seen so far, so that a peaked row loses no digits, and in float64.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +63,7 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Normalizers:
-    """What scoring learned about N tokens and the loss need not learn again; each (N,), nats."""
+    """What scoring learned about N tokens and the loss need not learn again; each (N,), float64, nats."""
 
     student: Tensor  # log Z_p
     teacher: Tensor  # log Z_q
@@ -83,10 +84,16 @@ def joined(parts: list[Normalizers]) -> Normalizers:
     return Normalizers(*(torch.cat(field) for field in fields))
 
 
-def of_tile(z: Tensor, t: Tensor | None, work: Workspace) -> tuple[Moments, Moments | None]:
-    """Moments of one tile of student logits (n, c) and, if given, teacher logits; both end relative to their tops."""
+def of_tile(
+    z: Tensor, t: Tensor | None, work: Workspace, *, jsd_beta: float | None = None
+) -> tuple[Moments, Moments | None, Tensor | None]:
+    """Moments of one tile of student logits (n, c) and, if given, teacher logits; both end relative to their tops.
+
+    With `jsd_beta`, the teacher's weight in the mixture, also the JSD, (n,), of rows that must then be whole.
+    """
     n = len(z)
-    top, total, own, other, t_top, t_total, t_own, t_other = z.new_empty(8, n).unbind()
+    found = z.new_empty(9, n)
+    top, total, own, other, t_top, t_total, t_own, t_other, mixed = found.unbind()
     for rows in work.blocks(n):
         block = z[rows]
         weight = work.spare(0, block)
@@ -99,10 +106,29 @@ def of_tile(z: Tensor, t: Tensor | None, work: Workspace) -> tuple[Moments, Mome
         theirs = t[rows]
         theirs.sub_(torch.amax(theirs, -1, out=t_top[rows])[:, None])
         torch.linalg.vecdot(weight, theirs, out=other[rows])
-        torch.exp(theirs, out=weight)
-        torch.sum(weight, -1, out=t_total[rows])
-        torch.linalg.vecdot(weight, theirs, out=t_own[rows])
-        torch.linalg.vecdot(weight, block, out=t_other[rows])
+        t_weight = weight if jsd_beta is None else work.spare(1, block)
+        torch.exp(theirs, out=t_weight)
+        torch.sum(t_weight, -1, out=t_total[rows])
+        torch.linalg.vecdot(t_weight, theirs, out=t_own[rows])
+        torch.linalg.vecdot(t_weight, block, out=t_other[rows])
+        if jsd_beta is not None:
+            share = jsd_beta / (1 - jsd_beta) * total[rows] / t_total[rows]
+            _mixed(block, weight, t_weight, share, mixed[rows])
+    # What follows cancels large numbers, so it is done in float64: a few numbers a row.
+    top, total, own, other, t_top, t_total, t_own, t_other, mixed = found.double().unbind()
+    student = Moments(top, total, own, None if t is None else t_top, None if t is None else other)
     if t is None:
-        return Moments(top, total, own, None, None), None
-    return Moments(top, total, own, t_top, other), Moments(t_top, t_total, t_own, top, t_other)
+        return student, None, None
+    teacher = Moments(t_top, t_total, t_own, top, t_other)
+    if jsd_beta is None:
+        return student, teacher, None
+    # With m = beta q + (1 - beta) p, JSD = beta KL(q || p) - sum of m log(m / p).
+    return student, teacher, jsd_beta * teacher.kl(student) - (1 - jsd_beta) * mixed / total - math.log1p(-jsd_beta)
+
+
+def _mixed(z: Tensor, p: Tensor, q: Tensor, share: Tensor, out: Tensor) -> None:
+    """Fill `out` with the sum of m (log m - z), m = p + share q, all unnormalised; `p` and `q` are overwritten."""
+    p.addcmul_(q, share[:, None])
+    p.clamp_(min=torch.finfo(p.dtype).tiny)  # where both vanish the log is merely finite: it has no weight
+    torch.log(p, out=q)
+    torch.linalg.vecdot(p, q.sub_(z), out=out)

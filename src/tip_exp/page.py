@@ -1,47 +1,41 @@
 """One HTML page of a report: plots and the token viewer, self-contained, for reading without a server or a network."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportReturnType=false
 # (pandas types a column of a frame as a Series, a frame or anything)
 from __future__ import annotations
 
+import base64
+import gzip
 import html
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from tip_exp import figures
 from tip_exp.logger import read_rows
 from tip_exp.overlaps import overlaps
+from tip_exp.overview import overview
 from tip_exp.paths import PACKAGE, RunFolder
-from tip_exp.report import overview
 from tip_exp.runs import RunRecord
 from tip_exp.scores import STATISTICS
 from tip_exp.summary import differing_keys
 
-SHOWN_SAMPLES = 8  # rollouts of an arm in the viewer, from its first and last evaluation
+SHOWN_SAMPLES = 2  # rollouts of an arm in the viewer from its first evaluation, and as many from its last
+MANY_ARMS = 8  # more than these, and a plot that lists arms takes the whole width
 MAX_REFERENCE = 64  # rollouts that the selectors are compared on
 
 
 def page(records: list[RunRecord], summary: pd.DataFrame) -> str:
     """The whole page as text; a section for each setting (everything but selector and seed) and benchmark."""
-    by_folder = {record.folder: record for record in records}
-    colours = figures.colour_of(sorted(summary["selector"], key=lambda name: (name != "full", name)))
     plots: dict[str, Any] = {}
     sections: list[str] = []
     rollouts: list[dict[str, Any]] = []
-    bases = list(dict.fromkeys(summary["base"]))
-    first_of = [summary[summary["base"] == base].iloc[0]["config"] for base in bases]
-    apart = [key for key in differing_keys(first_of) if not key.startswith("selector.")]
-    for number, base in enumerate(bases):
-        setting = summary[summary["base"] == base]
-        runs = [by_folder[folder] for folders in setting["folders"] for folder in folders if by_folder[folder].is_done]
-        runs = list({record.folder: record for record in runs}.values())
-        name = f"{setting.iloc[0]['pair']}, {setting.iloc[0]['data']}"
-        name += "".join(f", {key}={first_of[number].get(key)}" for key in apart if not key.startswith("pair."))
-        made = _setting(setting, runs, colours)
+    for number, (name, setting, runs, made) in enumerate(settings(records, summary)):
         ids = {f"s{number}-{key}": figure for key, figure in made.items()}
         plots |= {key: json.loads(figure.to_json()) for key, figure in ids.items()}
         rollouts += _rollouts(runs, name)
@@ -51,11 +45,29 @@ def page(records: list[RunRecord], summary: pd.DataFrame) -> str:
     parts = {
         "<!--sections-->": "\n".join(sections),
         "/*data*/": json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
-        "/*plotly*/": get_plotlyjs(),
+        "<!--plotly-->": base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
     }
     for mark, text in parts.items():
         template = template.replace(mark, text, 1)
     return template
+
+
+def settings(
+    records: list[RunRecord], summary: pd.DataFrame
+) -> Iterator[tuple[str, pd.DataFrame, list[RunRecord], dict[str, go.Figure]]]:
+    """Each setting's name, rows of the summary, finished runs, and figures ("accuracy-math500", "plane", …)."""
+    by_folder = {record.folder: record for record in records}
+    colours = figures.colour_of(sorted(summary["selector"], key=lambda name: (name != "full", name)))
+    bases = list(dict.fromkeys(summary["base"]))
+    first_of = [summary[summary["base"] == base].iloc[0]["config"] for base in bases]
+    apart = [key for key in differing_keys(first_of) if not key.startswith("selector.")]
+    for config, base in zip(first_of, bases, strict=True):
+        setting = summary[summary["base"] == base]
+        runs = [by_folder[folder] for folders in setting["folders"] for folder in folders if by_folder[folder].is_done]
+        runs = list({record.folder: record for record in runs}.values())
+        name = f"{setting.iloc[0]['pair']}, {setting.iloc[0]['data']}"
+        name += "".join(f", {key}={config.get(key)}" for key in apart if not key.startswith(("pair.", "data.")))
+        yield name, setting, runs, _figures(setting, runs, colours)
 
 
 TITLES = {
@@ -70,14 +82,14 @@ NOTES = {
     "accuracy": "± 1.96 standard errors, over seeds if there are several, else over problems. Dashed: all tokens.",
     "memory": "What the masked loss allocates at its peak above the weights and activations.",
     "curves": "Mean over seeds; the band is from the lowest to the highest seed.",
-    "plane": "Rollouts of the first evaluation, sent through every selector; the menu chooses whose tokens show.",
+    "plane": "Tokens of the first evaluation, sent through every selector; the menu chooses whose kept tokens show.",
     "quadrants": "Share of a quadrant's tokens that was trained on, mean over steps and seeds.",
     "overlap": "Jaccard index: 1 where two selectors keep the same tokens.",
 }
 
 
-def _setting(setting: pd.DataFrame, runs: list[RunRecord], colours: dict[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _figures(setting: pd.DataFrame, runs: list[RunRecord], colours: dict[str, str]) -> dict[str, go.Figure]:
+    found: dict[str, go.Figure] = {}
     selectors = {_arm_name(record.config): record.config["selector"]["label"] for record in runs}
     metrics = {record.folder: read_rows(RunFolder(Path(record.folder)).metrics) for record in runs}
     for benchmark, arms in setting.groupby("benchmark", sort=False):
@@ -158,10 +170,9 @@ def _rollouts(runs: list[RunRecord], setting: str) -> list[dict[str, Any]]:
             key=lambda one: ("student_top" not in (_samples(one) or [{}])[0], one.config["seed"]),
         )
         rows = _samples(record)
-        ends = [row for row in rows if row["step"] in (rows[0]["step"], rows[-1]["step"])]
-        found += [
-            row | {"run": f"{arm}, seed {record.config['seed']}", "setting": setting} for row in ends[:SHOWN_SAMPLES]
-        ]
+        for step in sorted({row["step"] for row in (*rows[:1], *rows[-1:])}):
+            ends = [row for row in rows if row["step"] == step][:SHOWN_SAMPLES]
+            found += [row | {"run": f"{arm}, seed {record.config['seed']}", "setting": setting} for row in ends]
     return found
 
 
@@ -170,12 +181,16 @@ def _section(name: str, ids: list[str], setting: pd.DataFrame) -> str:
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in table.headings)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
     plots = []
+    arms = len(table.rows)
     for plot in ids:
         kind, _, benchmark = plot.split("-", 1)[1].partition("-")
         title = TITLES[kind] + (f": {benchmark}" if benchmark else "")
+        is_wide = arms > MANY_ARMS and kind in ("curves", "overlap")
+        height = max(400, 30 * arms + 130) if is_wide else 400
         plots.append(
-            f"<figure><figcaption><h3>{html.escape(title)}</h3><p>{html.escape(NOTES[kind])}</p></figcaption>"
-            f'<div class="plot" id="{html.escape(plot)}"></div></figure>'
+            f'<figure class="{"whole" if is_wide else "half"}"><figcaption><h3>{html.escape(title)}</h3>'
+            f"<p>{html.escape(NOTES[kind])}</p></figcaption>"
+            f'<div class="plot" style="height:{height}px" id="{html.escape(plot)}"></div></figure>'
         )
     return (
         f'<section><h2>{html.escape(name)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'

@@ -25,7 +25,8 @@ PAIRS = {
     "qwen3_14b_to_1p7b": "qwen3-14b-1.7b",
     "qwen3_32b_to_1p7b": "qwen3-32b-1.7b",
 }
-BENCHMARKS = {"math500": "MATH-500", "aime24": "AIME 2024", "aime25": "AIME 2025", "deepplanning_avg16": "DeepPlanning"}
+BENCHMARKS = {"math500": "MATH-500", "aime24": "AIME 2024", "aime25": "AIME 2025", "deepplanning": "DeepPlanning"}
+THEIRS = {"deepplanning": "deepplanning_avg16"}  # our benchmark -> the paper's number, where the words differ
 METHODS = {
     "full": "Full (all tokens)",
     "entropy_sample": "Entropy sampling",
@@ -165,7 +166,8 @@ def _ours(arm: pd.DataFrame, benchmarks: list[str], memory: bool) -> tuple[list[
 
 def _theirs(pair: str, benchmarks: list[str], selector: str, retention: float, memory: bool) -> list[str]:
     """The paper's cells, or nothing for a pair it does not have."""
-    numbers = [paper_numbers().get((pair, name, selector, retention)) for name in benchmarks]
+    names = [THEIRS.get(name, name) for name in benchmarks]
+    numbers = [paper_numbers().get((pair, name, selector, retention)) for name in names]
     numbers += [paper_numbers().get((pair, "peak_memory", selector, retention))] if memory else []
     if not any(numbers):
         return []

@@ -18,11 +18,13 @@ from tip_exp.config import ConfigError, RunConfig
 from tip_exp.data import Loaded, Problem
 from tip_exp.data.contamination import overlap
 from tip_exp.evaluate import Evaluations
+from tip_exp.headroom import check_memory
 from tip_exp.learner import Learner
 from tip_exp.logger import RunLogger, make_listeners
 from tip_exp.meter import Meter
 from tip_exp.models import Pair, check_context, load_pair
 from tip_exp.paths import RunFolder
+from tip_exp.privileged import behind
 from tip_exp.result import write_card, write_result
 from tip_exp.rollout.backends import Backend, choose
 from tip_exp.rollout.proof import check_gap, limits_for
@@ -39,6 +41,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     seed_everything(config.seed)
     backend = choose(config.rollout, device, config.pair.student.dtype)
     print(backend)
+    check_memory(config, device, backend.name)
     if config.mode == "eval":
         return evaluate_only(config, folder, backend, device)
     saved = checkpoint.newest(folder.checkpoints)
@@ -59,7 +62,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         )
         evaluations = Evaluations(config.eval, pair, meter, logger, config.agent)
         datasets = describe_data(config, train, evaluations.loaded)
-        write_first_prompts(folder, pair, {"training": prompts[0]} | evaluations.first_prompts())
+        write_first_prompts(folder, pair, training_prompts(pair, problems[0], prompts[0]) | evaluations.first_prompts())
         longest = max(config.data.max_prompt_tokens + config.data.max_response_tokens, evaluations.longest)
         metrics: dict[str, float] = {}
         if not saved and config.eval.teacher:  # before the student: a process holds one engine at a time
@@ -83,7 +86,10 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 with meter.span("rollout"):  # the student writes
                     rollouts = writer.generate([prompts[i] for i in chosen], sampling, step_seed(config.seed, step))
                 show = config.logger.rollouts_per_sample if evaluating else 0
-                report = learner.step(rollouts, step, show=show)  # teacher reads -> scores -> mask -> loss -> update
+                reads = teacher_reads(pair, [problems[i] for i in chosen], rollouts)
+                report = learner.step(
+                    rollouts, step, show=show, teacher_reads=reads
+                )  # teacher reads -> scores -> mask -> loss -> update
                 check_gap(report.metrics, limits, step)
                 with meter.span("sync"):  # on-policy again
                     sampler.sync()
@@ -154,10 +160,32 @@ def render_prompts(config: RunConfig, pair: Pair, train: Loaded) -> tuple[list[P
     """Training problems with their rendered prompts; prompts above the limit are left out."""
     rendered = list(zip(train.problems, prompt_ids(pair, train, config.agent), strict=True))
     fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= config.data.max_prompt_tokens]
+    if fitting and pair.privileged is not None:
+        limit = pair.privileged.max_tokens
+        fitting = [(problem, ids) for problem, ids in fitting if len(pair.privileged_ids(problem)) <= limit]
+        if not fitting:
+            raise ConfigError(
+                f"pair.privileged.max_tokens={limit} leaves no problem: every privileged prompt is longer"
+            )
     if not fitting:
         limit, shortest = config.data.max_prompt_tokens, min(len(ids) for _, ids in rendered)
         raise ConfigError(f"data.max_prompt_tokens={limit} leaves no prompt: the shortest has {shortest} tokens")
     return [problem for problem, _ in fitting], [ids for _, ids in fitting]
+
+
+def training_prompts(pair: Pair, problem: Problem, prompt: list[int]) -> dict[str, list[int]]:
+    """The first problem as the student reads it, and as the teacher does where that differs."""
+    privileged = {} if pair.privileged is None else {"teacher": pair.privileged_ids(problem)}
+    return {"training": prompt} | privileged
+
+
+def teacher_reads(pair: Pair, problems: list[Problem], rollouts: list[Rollout]) -> list[Rollout] | None:
+    """The rollouts (prompt-major) behind the privileged prompts of their problems; None where there are none."""
+    if pair.privileged is None:
+        return None
+    samples = len(rollouts) // len(problems)
+    prompts = [ids for problem in problems for ids in [pair.privileged_ids(problem)] * samples]
+    return [behind(ids, rollout) for ids, rollout in zip(prompts, rollouts, strict=True)]
 
 
 def restore(saved: checkpoint.Checkpoint, learner: Learner, backend: Backend) -> None:

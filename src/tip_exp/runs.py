@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -118,3 +119,13 @@ def _write_index(root: Path, records: list[RunRecord]) -> None:
     aside = root / f"{INDEX}.{os.getpid()}"
     aside.write_text("\n".join(lines) + "\n", encoding="utf-8")
     aside.replace(root / INDEX)
+
+
+def gather(roots: list[Path]) -> list[RunRecord]:
+    """The records below the roots, or an exit that says what is wrong."""
+    if missing := [root for root in roots if not root.is_dir()]:
+        sys.exit(f"error: {missing[0]} is not a folder; give folders that hold runs, such as outputs/sweeps/demo")
+    records = read_runs(roots)
+    if not records:
+        sys.exit(f"error: no run (a folder with config.yaml) below {', '.join(map(str, roots))}")
+    return records

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tip_exp import moments
-from tip_exp.divergence import Divergence
 from tip_exp.heads import Head
 from tip_exp.moments import Moments, Normalizers
 from tip_exp.scores import STUDENT_STATISTICS
@@ -100,7 +99,7 @@ def measure(
         nothing = torch.zeros(0, dtype=student_head.dtype, device=student_hidden.device)
         return Scored({name: nothing for name in wanted}, Normalizers(*[nothing] * 4) if both else None)
     tiles = [one.statistics(wanted) for one in found]
-    statistics = {name: torch.cat([tile[name] for tile in tiles]) for name in wanted}
+    statistics = {name: torch.cat([tile[name] for tile in tiles]).to(student_head.dtype) for name in wanted}
     if not both:
         return Scored(statistics, None)
     known = [moments.normalizers(one.student, one.teacher) for one in found if one.teacher is not None]
@@ -197,16 +196,7 @@ def _of_tile(
     # What the summing overwrites is looked up first.
     sampled = tuple(_sampled(tile, ids - columns.start) for tile in tiles)
     best = tuple(_largest(tile, k, columns.start) for tile in tiles) if "topk_overlap" in wanted else ()
-    student, teacher = moments.of_tile(z, t, work)
-    jsd = None
-    if "jsd" in wanted and t is not None and teacher is not None:
-        jsd = torch.empty_like(student.top)
-        for rows in work.blocks(len(z)):
-            logp, logq = z[rows], t[rows]
-            logp.sub_(student.total[rows].log()[:, None])
-            logq.sub_(teacher.total[rows].log()[:, None])
-            p, q = torch.exp(logp, out=work.spare(0, logp)), torch.exp(logq, out=work.spare(1, logq))
-            jsd[rows] = Divergence("jsd", jsd_beta).gradient_(logp, p, logq, q)
+    student, teacher, jsd = moments.of_tile(z, t, work, jsd_beta=jsd_beta if "jsd" in wanted else None)
     return _Rows(student, teacher, sampled, best, jsd)
 
 

@@ -54,7 +54,8 @@ class Workspace:
 
         area = cut.height * cut.width
         self._per_block = max(1, BLOCK_ELEMENTS[like.device.type] // cut.width)
-        self._tiles = [empty(area) for _ in range(tiles)]
+        # One piece: glibc maps what is above 32 MiB, so that it goes back to the system as soon as the pass is over.
+        self._tiles = empty(tiles * area).split(area)
         self._spare = [empty(min(cut.height, self._per_block) * cut.width) for _ in range(spare)]
 
     def tile(self, which: int, height: int, width: int) -> Tensor:

@@ -29,7 +29,7 @@ def as_worker(folder: RunFolder, body: Callable[[], None]) -> None:
         )
         logging.captureWarnings(True)
         faulthandler.enable(log_file)
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGINT is ignored in a script's background job
         _quiet_transformers()
         log = logging.getLogger("tip_exp")
         try:

@@ -95,6 +95,7 @@ def episode_row(problem_id: str, sample: int, episode: Episode) -> dict[str, Any
         "problem_id": problem_id,
         "sample": sample,
         "text": episode.text,
+        "right": next(iter(episode.score.values())),  # the main score, a fraction: what mean@k averages
         **episode.score,
         "turns": episode.turns,
         "calls": episode.calls,

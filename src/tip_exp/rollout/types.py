@@ -34,6 +34,12 @@ class Rollout:
     def num_response_tokens(self) -> int:
         return sum(self.response_mask)
 
+    def upto_response(self, place: int) -> Rollout:
+        """What stood there when response token number `place` (from 0) had been written."""
+        end = [at for at, written in enumerate(self.response_mask) if written][place] + 1
+        logprobs = self.sampler_logprobs[: place + 1]
+        return Rollout(self.token_ids[:end], self.response_mask[:end], self.finish, logprobs)
+
     @property
     def truncated(self) -> bool:
         return self.finish == "length"

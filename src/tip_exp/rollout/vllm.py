@@ -14,16 +14,16 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tip_exp.config import VllmConfig
+from tip_exp.lora import merged_tensors
 from tip_exp.rollout.types import Rollout, Sampling
 from tip_exp.rollout.vllm_worker import RUN_PID, WeightSync
 
@@ -179,13 +179,13 @@ class VllmSampler:
         if "weights" in self._asleep:  # loading into sleeping memory would be undone by the wake-up
             self._wake("weights")
         if self.in_process:
-            self._llm.collective_rpc("tip_load", args=(full_tensors(self.model),))
+            self._llm.collective_rpc("tip_load", args=(merged_tensors(self.model),))
         else:
             shared = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
             with tempfile.TemporaryDirectory(prefix="tip_exp_", dir=shared) as folder:
                 path = Path(folder) / "model.safetensors"
                 dtype = getattr(torch, self.dtype)
-                save_file({name: value.to(dtype).contiguous() for name, value in full_tensors(self.model)}, path)
+                save_file({name: value.to(dtype).contiguous() for name, value in merged_tensors(self.model)}, path)
                 self._llm.collective_rpc("tip_load_file", args=(str(path),))
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM's prefix cache could not be reset: requests are still in flight")
@@ -250,14 +250,6 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
-
-
-def full_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and whole parameters, one at a time; FSDP2's shards are gathered, so every rank must ask."""
-    for name, parameter in model.named_parameters():
-        value = parameter.detach()
-        gather = getattr(value, "full_tensor", None)
-        yield name, gather() if gather is not None else value
 
 
 def request_seed(seed: int, prompt: int, sample: int) -> int:
