@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from tip_exp.config import RunConfig, digest
+from tip_exp.config import RunConfig
+from tip_exp.parsing import digest
 
 SE = {"mean": 0.015, "greedy": 0.01}
 

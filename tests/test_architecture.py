@@ -13,7 +13,20 @@ MODULES = {
     for path in PACKAGE.rglob("*.py")
 }
 # What may be imported, directly or through others, before a config is accepted and where tables are made.
-WITHOUT_TORCH = ("cli", "config", "launch", "paths", "plan", "report", "scores", "sweeping", "data", "grading")
+WITHOUT_TORCH = (
+    "cli",
+    "config",
+    "rules",
+    "parsing",
+    "launch",
+    "paths",
+    "plan",
+    "report",
+    "scores",
+    "sweeping",
+    "data",
+    "grading",
+)
 # The one module that imports a library.
 ONE_IMPORTER = {
     "vllm": {"rollout.vllm"},
@@ -28,6 +41,8 @@ MAY_IMPORT = {
     "estimators": {"config", "divergence"},
     "gradients": set(),
     "lora": {"config"},
+    "rules": {"config", "paths", "scores"},
+    "parsing": {"config", "rules"},
     "heads": {"gradients"},
     "meter": set(),
     "paths": set(),

@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from tip_exp.config import ConfigError, RunConfig, differences, digest, load, parse
+from tip_exp.config import ConfigError, RunConfig
+from tip_exp.parsing import differences, digest, load, parse
 from tip_exp.paths import conf_dir
 from tip_exp.plan import plan
 

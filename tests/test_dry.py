@@ -12,10 +12,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from tip_exp.batching import micro_batches
-from tip_exp.config import ConfigError, RunConfig, parse
+from tip_exp.config import ConfigError, RunConfig
 from tip_exp.dry import activations, walk
 from tip_exp.forecast import activation_bytes, memory
 from tip_exp.models import Pair
+from tip_exp.parsing import parse
 from tip_exp.paths import conf_dir
 from tip_exp.rollout.types import Rollout
 from tip_exp.shapes import model_config, shape_of

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from tip_exp import headroom, run
-from tip_exp.config import ConfigError, RunConfig, digest
+from tip_exp.config import ConfigError, RunConfig
 from tip_exp.forecast import PROCESS_GIB, learner_gib
 from tip_exp.headroom import check_memory, free_gib
+from tip_exp.parsing import digest
 from tip_exp.paths import RunFolder
 
 Compose = Callable[..., RunConfig]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tip_exp.config import RunConfig, load
+from tip_exp.config import RunConfig
 from tip_exp.data import load as load_data
 from tip_exp.logger import read_rows
 from tip_exp.models import load_pair
+from tip_exp.parsing import load
 from tip_exp.paths import RunFolder
 from tip_exp.run import render_prompts, run
 

@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from tests import synthetic_runs
 from tip_exp import lease
 from tip_exp.composing import RunComposer
-from tip_exp.config import RunConfig, digest
+from tip_exp.config import RunConfig
 from tip_exp.forecast import Forecaster, flops, learner_gib, memory
 from tip_exp.launch import State, launch, state_of
 from tip_exp.lease import leased_gpus, visible_gpus
+from tip_exp.parsing import digest
 from tip_exp.paths import RunFolder, conf_dir
 from tip_exp.plan import clock, plan, told
 from tip_exp.reuse import finished_digests

@@ -135,7 +135,7 @@ KILL_THE_ENGINE = """
 import os, signal, sys
 import torch
 from hydra import compose, initialize_config_dir
-from tip_exp.config import parse, register_resolvers
+from tip_exp.parsing import parse, register_resolvers
 from tip_exp.models import load_pair
 from tip_exp.paths import conf_dir
 from tip_exp.rollout.hf import HfSampler

@@ -11,8 +11,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, open_dict
 
 from tip_exp.composing import RunComposer
-from tip_exp.config import ConfigError, parse
+from tip_exp.config import ConfigError
 from tip_exp.launch import State, state_of
+from tip_exp.parsing import parse
 from tip_exp.paths import RunFolder
 from tip_exp.sweeping import expand
 

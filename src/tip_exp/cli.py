@@ -16,8 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from tip_exp.config import ConfigError, parse, register_resolvers
+from tip_exp.config import ConfigError
 from tip_exp.launch import RunFailedError, launch
+from tip_exp.parsing import parse, register_resolvers
 from tip_exp.paths import RunFolder, conf_dir
 
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130

@@ -20,7 +20,8 @@ import json
 from dataclasses import dataclass
 from statistics import median
 
-from tip_exp.config import LoraConfig, RunConfig, deciding_values
+from tip_exp.config import LoraConfig, RunConfig
+from tip_exp.parsing import deciding_values
 from tip_exp.runs import RunRecord
 from tip_exp.shapes import ModelShape, shape_of
 from tip_exp.summary import flatten

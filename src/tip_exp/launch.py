@@ -20,8 +20,9 @@ from typing import IO
 
 from omegaconf import OmegaConf
 
-from tip_exp.config import ConfigError, RunConfig, differences, digest, load
+from tip_exp.config import ConfigError, RunConfig
 from tip_exp.lease import leased_gpus
+from tip_exp.parsing import differences, digest, load
 from tip_exp.paths import OUTPUTS, RunFolder
 from tip_exp.reuse import adopt, find_twin, finished_digests, read_result
 

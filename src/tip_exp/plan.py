@@ -17,9 +17,10 @@ from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tip_exp.composing import RunComposer
-from tip_exp.config import ConfigError, RunConfig, parse, register_resolvers
+from tip_exp.config import ConfigError, RunConfig
 from tip_exp.forecast import Forecast, Forecaster
 from tip_exp.launch import State, changes, state_of
+from tip_exp.parsing import parse, register_resolvers
 from tip_exp.paths import OUTPUTS, RunFolder, conf_dir
 from tip_exp.reuse import find_twin, finished_digests
 from tip_exp.runs import read_runs

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 import yaml
 
-from tip_exp.config import RunConfig, digest
+from tip_exp.config import RunConfig
 from tip_exp.logger import read_rows
 from tip_exp.outcomes import final_outcomes
+from tip_exp.parsing import digest
 from tip_exp.paths import PACKAGE, RunFolder
 
 

@@ -10,7 +10,8 @@ import os
 import shutil
 from pathlib import Path
 
-from tip_exp.config import RunConfig, digest
+from tip_exp.config import RunConfig
+from tip_exp.parsing import digest
 from tip_exp.paths import RunFolder
 from tip_exp.runs import find_runs
 

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tip_exp.config import ConfigError, load
+from tip_exp.config import ConfigError
+from tip_exp.parsing import load
 from tip_exp.paths import RunFolder
 
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
