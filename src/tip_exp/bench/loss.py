@@ -65,7 +65,7 @@ FIGURE = (
     Point(32_768, 2048, 1, {1.0: ("fused", "trl"), 0.2: ("fused",)}, errors=False),
     Point(32_768, 8192, 1, {1.0: ("fused",), 0.2: ("fused",)}, errors=False),
 )
-QUICK = (Point(8192, 256, 5, {1.0: EVERY, 0.2: SELECTED}),)
+QUICK = (Point(4096, 256, 5, {1.0: EVERY, 0.2: SELECTED}),)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
