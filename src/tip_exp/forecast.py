@@ -97,7 +97,19 @@ def memory(config: RunConfig) -> dict[str, float]:
             parts["logits"] = learner.tile_mib * 2.0**20
         else:
             parts["logits"] = 2 * 4 * tokens * config.selector.retention * student.vocabulary
+        parts["teacher weights"] -= _not_beside(config, parts, teacher.parameters - teacher.vocabulary * teacher.hidden)
     return {PROCESS: PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
+
+
+def _not_beside(config: RunConfig, parts: dict[str, float], backbone: float) -> float:
+    """Bytes of the teacher's `backbone` (parameters) that leave before other parts take their place (placement.py)."""
+    placement, on_cpu = config.pair.teacher.placement, config.device == "cpu"  # auto: where one needs to ask, a GPU
+    if placement == "resident" or (placement == "offload" and on_cpu):
+        return 0.0
+    later = ["gradients", "activations", "logits"]
+    if placement == "two_phase" and not on_cpu:
+        later += ["student weights", "AdamW"]
+    return min(backbone * BYTES[config.pair.teacher.dtype], sum(parts[name] for name in later))
 
 
 def adapter_parameters(model: ModelShape, lora: LoraConfig) -> float:
