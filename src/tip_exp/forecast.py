@@ -122,9 +122,12 @@ def adapter_parameters(model: ModelShape, lora: LoraConfig) -> float:
 
 
 def activation_bytes(model: ModelShape, width: int, length: int) -> float:
-    """Kept for the backward pass of one token in one layer; `width` bytes a weight, sequences of `length` tokens."""
+    """Kept for the backward pass of one token in one layer; `width` bytes a weight, sequences of `length` tokens, or 0
+    where no mask is kept."""
     normed = 2 * model.hidden + (model.query + model.key if model.qk_norm else 0)
-    return width * (4 * model.intermediate + 4 * model.query + length) + (2 * width + 4) * normed
+    # Query, key, value, output; sdpa repeats keys and values to the query's heads where it is given a mask.
+    attention = 4 * model.query + length if length else 2 * model.query + 2 * model.key
+    return width * (4 * model.intermediate + attention) + (2 * width + 4) * normed
 
 
 def flops(config: RunConfig) -> float:
