@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from tip_exp.config import LearnerConfig, RunConfig
-from tip_exp.learner import Learner, StepReport, learning_rate
+from tip_exp.learner import Learner, StepReport
 from tip_exp.meter import Meter
 from tip_exp.models import Model, Pair, make_head
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.types import Rollout, Sampling
+from tip_exp.schedule import learning_rate
 from tip_exp.selection import Quadrants, Selector, Tokens, budgets, keep_top
 
 QUESTIONS = [

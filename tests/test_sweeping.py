@@ -181,7 +181,7 @@ def test_forecast_measures_scales_or_bounds(tmp_path: Path, compose_run: Callabl
 
 
 def test_memory_model(compose_run: Callable[..., RunConfig]) -> None:
-    tiny = compose_run()
+    tiny = compose_run("learner.packing=false")
     size = shape_of(tiny.pair.student.path, None)
     assert (size.parameters, size.hidden, size.layers) == (100_160, 64, 2)
     # 347,648 x 4 + 100,160 x 16 bytes of states; 12,800 tokens x 2 layers x (4 (4 x 128 + 4 x 64 + 200) + 12 (2 x 64
@@ -203,6 +203,20 @@ def test_memory_model(compose_run: Callable[..., RunConfig]) -> None:
     assert parts["hidden states"] == 128 * 8192 * (4096 * 2 + 2560 * 4) / 2**30
     weights = {"Python and torch", "teacher weights", "student weights"}
     assert memory(compose_run("experiment=evaluate")).keys() == weights
+
+
+def test_a_teacher_that_leaves_makes_room(compose_run: Callable[..., RunConfig]) -> None:
+    """Qwen3-8B in bfloat16 beside a Qwen3-4B that trains in float32: gone before the rest comes, it is not counted."""
+
+    def weights(placement: str, device: str = "auto") -> float:
+        config = compose_run("experiment=tip_qwen3", f"pair.teacher.placement={placement}", f"device={device}")
+        return memory(config)["teacher weights"]
+
+    head = 151_936 * 4096 * 2 / 2**30
+    resident = weights("resident")
+    assert resident == pytest.approx(8.19e9 * 2 / 2**30, rel=0.01)
+    assert weights("offload") == weights("two_phase") == pytest.approx(head)  # gradients alone take 15 GiB
+    assert weights("offload", "cpu") == resident and weights("two_phase", "cpu") == pytest.approx(head)
 
 
 @pytest.mark.parametrize(

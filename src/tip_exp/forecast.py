@@ -98,7 +98,19 @@ def memory(config: RunConfig) -> dict[str, float]:
             parts["logits"] = learner.tile_mib * 2.0**20
         else:
             parts["logits"] = 2 * 4 * tokens * config.selector.retention * student.vocabulary
+        parts["teacher weights"] -= _not_beside(config, parts, teacher.parameters - teacher.vocabulary * teacher.hidden)
     return {PROCESS: PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
+
+
+def _not_beside(config: RunConfig, parts: dict[str, float], backbone: float) -> float:
+    """Bytes of the teacher's `backbone` (parameters) that leave before other parts take their place (placement.py)."""
+    placement, on_cpu = config.pair.teacher.placement, config.device == "cpu"  # auto: where one needs to ask, a GPU
+    if placement == "resident" or (placement == "offload" and on_cpu):
+        return 0.0
+    later = ["gradients", "activations", "logits"]
+    if placement == "two_phase" and not on_cpu:
+        later += ["student weights", "AdamW"]
+    return min(backbone * BYTES[config.pair.teacher.dtype], sum(parts[name] for name in later))
 
 
 def adapter_parameters(model: ModelShape, lora: LoraConfig) -> float:
@@ -111,9 +123,12 @@ def adapter_parameters(model: ModelShape, lora: LoraConfig) -> float:
 
 
 def activation_bytes(model: ModelShape, width: int, length: int) -> float:
-    """Kept for the backward pass of one token in one layer; `width` bytes a weight, sequences of `length` tokens."""
+    """Kept for the backward pass of one token in one layer; `width` bytes a weight, sequences of `length` tokens, or 0
+    where no mask is kept."""
     normed = 2 * model.hidden + (model.query + model.key if model.qk_norm else 0)
-    return width * (4 * model.intermediate + 4 * model.query + length) + (2 * width + 4) * normed
+    # Query, key, value, output; sdpa repeats keys and values to the query's heads where it is given a mask.
+    attention = 4 * model.query + length if length else 2 * model.query + 2 * model.key
+    return width * (4 * model.intermediate + attention) + (2 * width + 4) * normed
 
 
 def flops(config: RunConfig) -> float:

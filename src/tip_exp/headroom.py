@@ -11,7 +11,7 @@ from tip_exp.forecast import GIB, PROCESS, memory
 
 # What lowers each part of the forecast.
 LOWERED_BY = {
-    "teacher weights": "pair.teacher.dtype",
+    "teacher weights": "pair.teacher.dtype, pair.teacher.placement",
     "student weights": "pair.student.dtype",
     "gradients": "pair.student.dtype",
     "AdamW": "pair.student.dtype",

@@ -26,6 +26,7 @@ from tip_exp.privileged import aligned
 from tip_exp.ranks import Ranks
 from tip_exp.rollout.proof import gap_metrics, sampler_logprobs
 from tip_exp.rollout.types import Rollout
+from tip_exp.schedule import learning_rate
 from tip_exp.scores import STATISTICS
 from tip_exp.scoring import Scored, Statistics, measure, normalized_entropy, top_tokens
 from tip_exp.selection import Selection, Selector, Tokens
@@ -332,17 +333,6 @@ class Learner:
     def _generator(self, step: int) -> torch.Generator:
         """The selectors' chance is a function of seed and step, so a resumed run draws the same."""
         return torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-
-
-def learning_rate(step: int, settings: LearnerConfig) -> float:
-    """Linear warm-up, then constant, linear or half a cosine to `final_lr_frac` at the last step (steps from 1)."""
-    if step <= settings.warmup_steps:
-        return settings.lr * step / settings.warmup_steps
-    if settings.schedule == "constant":
-        return settings.lr
-    progress = (step - settings.warmup_steps) / max(1, settings.num_steps - settings.warmup_steps)
-    left = 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return settings.lr * (settings.final_lr_frac + (1 - settings.final_lr_frac) * left)
 
 
 def _zero_grad(parameter: Tensor) -> Tensor:
