@@ -16,6 +16,8 @@ from tip_exp.config import RunConfig
 from tip_exp.models import Pair
 from tip_exp.ranks import Ranks
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_one_process_is_the_identity() -> None:
     ranks, rows = Ranks(), torch.arange(3)
@@ -38,7 +40,12 @@ def test_two_ranks_make_the_step_of_one(tmp_path: Path, tiny_pair: Pair, tiny_co
     children = [
         subprocess.Popen(
             [sys.executable, __file__, str(tmp_path)],
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "PYTHONPATH": str(Path(__file__).parents[1])},
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
+            },
         )
         for rank in (0, 1)
     ]

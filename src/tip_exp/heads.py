@@ -36,8 +36,10 @@ class Head:
 
     def logits(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
         """Whole logits, differentiable, the product in the weight's own precision: what the model itself does."""
-        bias = None if self.bias is None else self.bias[: self.vocab_size]
-        raw = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight[: self.vocab_size], bias)
+        weight, bias = self.weight, self.bias
+        if len(weight) > self.vocab_size:  # the backward of a cut makes a second gradient of the whole weight
+            weight, bias = weight[: self.vocab_size], None if bias is None else bias[: self.vocab_size]
+        raw = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
         logits = raw.to(self.dtype) * self.scale if self.scale != 1.0 else raw.to(self.dtype)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
