@@ -46,6 +46,11 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
     raise AssertionError(f"step {step} was not reached")
 
 
+def heed_ctrl_c() -> None:
+    """Also where these tests run as a background job, whose children would ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def kill_at(folder: Path, step: int, how: signal.Signals) -> subprocess.CompletedProcess[str]:
     """Start the run and send a signal to launcher and child at once, as a terminal does, when a step is logged."""
     process = subprocess.Popen(
@@ -55,6 +60,7 @@ def kill_at(folder: Path, step: int, how: signal.Signals) -> subprocess.Complete
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     wait_for_step(folder, step, process)
     os.killpg(process.pid, how)

@@ -25,6 +25,11 @@ pytestmark = [
 SMOKE = ["experiment=smoke", "logger=files", "rollout=vllm"]
 
 
+def heed_ctrl_c() -> None:
+    """Also where these tests run as a background job, whose children would ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tip_exp", f"hydra.run.dir={folder}", *SMOKE, *overrides],
@@ -33,6 +38,7 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,  # a process group of its own: Ctrl-C reaches all of it, as from a terminal
+        preexec_fn=heed_ctrl_c,
     )
 
 

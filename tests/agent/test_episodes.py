@@ -132,8 +132,8 @@ def test_teacher_and_student_read_the_same_ids(
     seen: dict[int, list[torch.Tensor]] = {}
     original = Model.final_hidden
 
-    def spied(self: Model, batch):
-        hidden = original(self, batch)
+    def spied(self: Model, batch, **options):
+        hidden = original(self, batch, **options)
         seen.setdefault(id(self), []).append(batch.input_ids)
         assert len(hidden) == sum(r.num_response_tokens for r in rollouts)
         return hidden
