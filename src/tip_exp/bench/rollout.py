@@ -140,6 +140,7 @@ def pair_of(model: ModelConfig) -> PairConfig:
     """The model as its own teacher: what loads and checks a pair also finds its stop ids."""
     teacher = TeacherConfig(**model.model_dump(), placement="resident")
     student = StudentConfig(**model.model_dump(), lora=None)
+    teacher = TeacherConfig(**model.model_dump(), placement="resident")
     chat = ChatConfig(system=None, thinking=None, eval_thinking=None, thinking_may_differ=False)
     return PairConfig(label="bench", attention="sdpa", chat=chat, privileged=None, teacher=teacher, student=student)
 
