@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_ARGS ?=
 SWEEP ?= demo
+# With a CUDA device vLLM writes the rollouts, and brings the torch it was built for; elsewhere torch is the tested one.
+GPU := $(shell command -v nvidia-smi 2>/dev/null)
 DEMOS := demo_table5 demo_table3 demo_table4 demo_table6 demo_table8 demo_memory demo_figure3 demo_seeds demo_table7
 
 .DEFAULT_GOAL := help
@@ -16,8 +18,12 @@ install: .venv/.installed ## everything a run and the tests need, in .venv
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tip_exp needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
+ifdef GPU
+	$(BIN)/pip install --quiet $(PIP_ARGS) --editable '.[dev,vllm]'
+else
 	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
 	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+endif
 	@touch $@
 
 demo: install ## train eight selections on the embedded pair and print the table
