@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from tip_exp.config import ChatConfig, ModelConfig, PairConfig, RolloutConfig, StudentConfig
+from tip_exp.config import ChatConfig, ModelConfig, PairConfig, RolloutConfig, StudentConfig, TeacherConfig
 from tip_exp.data import word_sums
 from tip_exp.models import Pair, load_pair
 from tip_exp.paths import conf_dir
@@ -139,8 +139,9 @@ def write(rows: list[dict[str, object]], path: Path) -> None:
 def pair_of(model: ModelConfig) -> PairConfig:
     """The model as its own teacher: what loads and checks a pair also finds its stop ids."""
     student = StudentConfig(**model.model_dump(), lora=None)
+    teacher = TeacherConfig(**model.model_dump(), placement="resident")
     chat = ChatConfig(system=None, thinking=None, eval_thinking=None, thinking_may_differ=False)
-    return PairConfig(label="bench", attention="sdpa", chat=chat, privileged=None, teacher=model, student=student)
+    return PairConfig(label="bench", attention="sdpa", chat=chat, privileged=None, teacher=teacher, student=student)
 
 
 if __name__ == "__main__":
