@@ -101,7 +101,7 @@ def _run_row(record: RunRecord, benchmark: str) -> dict[str, Any]:
         "state": "done" if result else "unfinished",
         "outcomes": record.outcomes.get(benchmark),
     }
-    row |= dict.fromkeys([*ACCURACIES, *(f"{name}_se" for name in ACCURACIES), *COSTS], math.nan)
+    row |= dict.fromkeys([*ACCURACIES, *(f"{name}_se" for name in ACCURACIES), *COSTS, "floor"], math.nan)
     if result is None:
         return row | {"hardware": None, "git_revision": None}
     k = config["eval"]["samples"]
@@ -111,6 +111,7 @@ def _run_row(record: RunRecord, benchmark: str) -> dict[str, Any]:
         row[f"{name}_se"] = result[name].get(f"{accuracy}_se", math.nan)
     row["greedy"] = result["final"].get(f"{benchmark}/greedy", math.nan)
     row["greedy_se"] = result["final"].get(f"{benchmark}/greedy_se", math.nan)
+    row["floor"] = result["final"].get(f"{benchmark}/floor", math.nan)  # what needs no tool call, of tool tasks
     memory = result["memory"]
     row["kept_tokens"], row["wall_s"] = result["totals"]["kept_tokens"], result["totals"]["wall_s"]
     row["loss_mib"] = memory.get("memory/loss_extra_mib", math.nan)
@@ -131,7 +132,7 @@ def _arm_row(group: pd.DataFrame) -> dict[str, Any]:
     row["hardware"] = sorted(set(done["hardware"]))
     for name in ACCURACIES:
         row[name] = _over_seeds(done, name)
-    for name in COSTS:
+    for name in (*COSTS, "floor"):
         row[name] = float(done[name].mean()) if len(done) else math.nan
     unfinished = len(group) - len(done)
     row["state"] = "done" if not unfinished else f"{unfinished} of {len(group)} unfinished"
