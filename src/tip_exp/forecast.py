@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from tip_exp.config import LoraConfig, RunConfig
-from tip_exp.parsing import deciding_values
+from tip_exp.parsing import deciding_values, flatten
 from tip_exp.runs import RunRecord
 from tip_exp.shapes import ModelShape, shape_of
-from tip_exp.summary import flatten
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tip_exp.parsing import flatten
 from tip_exp.runs import RunRecord
 from tip_exp.statistics import Arm, Difference, compare, holm
 
@@ -67,14 +68,6 @@ def differing_keys(configs: list[dict[str, Any]]) -> list[str]:
     """Flat configs -> the keys whose values are not the same in all; a key that is absent counts as null."""
     keys = sorted(set().union(*configs)) if configs else []
     return [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"learner": {"lr": 1}} -> {"learner.lr": 1}"""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _run_row(record: RunRecord, benchmark: str) -> dict[str, Any]:
