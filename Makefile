@@ -75,7 +75,8 @@ demos-quick: install ## the same at a size for CI: one seed, few steps, into out
 
 results: install ## results/README.md, its tables, results/demo/report.html and its figures from outputs/sweeps
 	@$(BIN)/tip-report results outputs/sweeps --out results
-	@$(BIN)/tip-report outputs/sweeps/demo_* --html results/demo/report.html --png results/demo >/dev/null
+	@$(BIN)/tip-report $(filter-out %/demo_memory,$(wildcard outputs/sweeps/demo_*)) \
+		--html results/demo/report.html --png results/demo >/dev/null
 
 report: install ## the table of all runs in outputs/
 	@$(BIN)/tip-report outputs

@@ -165,7 +165,7 @@ def test_pictures(folder: Path) -> None:
     records = read_runs([folder])
     written = write_pictures(records, summarize(runs_frame(records)), folder / "png")
     kinds = {"accuracy-word_sums", "curves-word_sums", "memory", "quadrants", "plane", "overlap"}
-    assert {path.name for path in written} == {f"tiny_word_sums.{kind}.png" for kind in kinds}
+    assert {path.name for path in written} == {f"0_tiny_word_sums.{kind}.png" for kind in kinds}
     for path in written:
         # an empty page of this size is 4 kB as PNG
         assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 8_000, path

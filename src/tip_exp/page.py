@@ -59,13 +59,14 @@ def settings(
     by_folder = {record.folder: record for record in records}
     colours = figures.colour_of(sorted(summary["selector"], key=lambda name: (name != "full", name)))
     bases = list(dict.fromkeys(summary["base"]))
-    first_of = [summary[summary["base"] == base].iloc[0]["config"] for base in bases]
-    apart = [key for key in differing_keys(first_of) if not key.startswith("selector.")]
-    for config, base in zip(first_of, bases, strict=True):
-        setting = summary[summary["base"] == base]
+    first_of = [summary[summary["base"] == base].iloc[0] for base in bases]
+    for first, base in zip(first_of, bases, strict=True):
+        config, setting = first["config"], summary[summary["base"] == base]
+        alike = [row["config"] for row in first_of if (row["pair"], row["data"]) == (first["pair"], first["data"])]
+        apart = [key for key in differing_keys(alike) if not key.startswith("selector.")]
         runs = [by_folder[folder] for folders in setting["folders"] for folder in folders if by_folder[folder].is_done]
         runs = list({record.folder: record for record in runs}.values())
-        name = f"{setting.iloc[0]['pair']}, {setting.iloc[0]['data']}"
+        name = f"{first['pair']}, {first['data']}"
         name += "".join(f", {key}={config.get(key)}" for key in apart if not key.startswith(("pair.", "data.")))
         yield name, setting, runs, _figures(setting, runs, colours)
 

@@ -16,10 +16,11 @@ from tip_exp.runs import RunRecord
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SIZE = (1000, 620)  # pixels
 SECONDS = 120  # for one picture
+LONGEST = 60  # letters of a setting's name in a file's
 
 
 def write_pictures(records: list[RunRecord], summary: pd.DataFrame, out: Path) -> list[Path]:
-    """A PNG a figure of the page, named by setting and figure.
+    """A PNG a figure of the page, named by the setting (its number and name) and the figure.
 
     Raises FileNotFoundError without a Chromium on the PATH, RuntimeError if it draws nothing.
     """
@@ -30,9 +31,10 @@ def write_pictures(records: list[RunRecord], summary: pd.DataFrame, out: Path) -
     written: list[Path] = []
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) / "figure.html"
-        for name, _, _, made in settings(records, summary):
+        for number, (name, _, _, made) in enumerate(settings(records, summary)):
+            slug = f"{number}_{re.sub('[^a-z0-9]+', '_', name.lower())[:LONGEST]}"
             for kind, figure in made.items():
-                path = out / f"{re.sub('[^a-z0-9]+', '_', name.lower())}.{kind}.png"
+                path = out / f"{slug}.{kind}.png"
                 figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=SIZE[0], height=SIZE[1])
                 place.write_text(figure.to_html(config={"displayModeBar": False}), encoding="utf-8")
                 _photograph(browser, place, path.resolve(), scratch)
