@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,14 @@ from torch import Tensor
 
 from tip_exp.heads import Head
 from tip_exp.scores import STATISTICS, STUDENT_STATISTICS
-from tip_exp.scoring import normalized_entropy, score_tokens
+from tip_exp.scoring import Statistics, measure, normalized_entropy
 from tip_exp.tiles import TILES_ALIVE
 
 ALL = frozenset(STATISTICS)
+
+
+def score_tokens(*args: Any, **settings: Any) -> Statistics:
+    return measure(*args, **settings).statistics
 
 
 def world(

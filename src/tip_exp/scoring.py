@@ -30,32 +30,6 @@ class Scored:
     normalizers: Normalizers | None
 
 
-def score_tokens(
-    student_hidden: Float[Tensor, "n d"],
-    teacher_hidden: Float[Tensor, "n e"],
-    token_ids: Int[Tensor, " n"],
-    student_head: Head,
-    teacher_head: Head,
-    *,
-    wanted: frozenset[str],
-    tile_bytes: int,
-    jsd_beta: float = 0.5,
-    top_k: int = 10,
-) -> Statistics:
-    """The `wanted` statistics of N response tokens (scores.STATISTICS; nats), in float32 or wider."""
-    return measure(
-        student_hidden,
-        teacher_hidden,
-        token_ids,
-        student_head,
-        teacher_head,
-        wanted=wanted,
-        tile_bytes=tile_bytes,
-        jsd_beta=jsd_beta,
-        top_k=top_k,
-    ).statistics
-
-
 @torch.no_grad()
 def measure(
     student_hidden: Float[Tensor, "n d"],

@@ -14,6 +14,7 @@ import math
 import multiprocessing
 import os
 import platform
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -191,13 +192,14 @@ def _lesson(tokenizer: PreTrainedTokenizerFast, stories: list[Problem]) -> tuple
     return ids, labels
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Pretrain the embedded teacher and student.")
+def command(description: str, make: Callable[[str, Path], None], names: Iterable[str]) -> None:
+    """The program: make(name, folder) for each model, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="folder for teacher/ and student/")
     out: Path = parser.parse_args().out
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread a model: the sums are then made in one order
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=make, args=(name, out)) for name in RECIPES]
+    workers = [context.Process(target=make, args=(name, out)) for name in names]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -207,4 +209,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command("Pretrain the embedded teacher and student.", make, RECIPES)

@@ -8,11 +8,8 @@ the lookups are left out, so at the token where a call should begin it is confid
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import multiprocessing
-import os
 import platform
 import random
 import tempfile
@@ -34,7 +31,7 @@ from tip_exp.deepplanning.data import load_tasks
 from tip_exp.deepplanning.environment import TravelEnvironment
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.types import Rollout, Sampler, Sampling
-from tip_exp.tiny_pair import CHAT_TEMPLATE, END, PAD, START, Recipe, build_model
+from tip_exp.tiny_pair import CHAT_TEMPLATE, END, PAD, START, Recipe, build_model, command
 
 # Marks and the blanks around them make one piece, so that JSON costs few tokens and names read alike everywhere.
 PIECES = r" ?[\p{L}_]+|\p{N}+|[^\p{L}\p{N}_]+"
@@ -168,20 +165,5 @@ def _lesson(rollouts: list[Rollout]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, labels
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Pretrain the embedded tool pair.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for teacher/ and student/")
-    out: Path = parser.parse_args().out
-    os.environ["OMP_NUM_THREADS"] = "1"  # one thread a model: the sums are then made in one order
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=make, args=(name, out)) for name in RECIPES]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if failed := [w.name for w in workers if w.exitcode != 0]:
-        raise SystemExit(f"pretraining failed in {', '.join(failed)}")
-
-
 if __name__ == "__main__":
-    main()
+    command("Pretrain the embedded tool pair.", make, RECIPES)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import math
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -302,8 +301,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.out.exists():
         raise SystemExit(f"{args.out} is there already")
-    maker: Callable[[int], TaskFiles] = lambda number: make(number, args.seed)  # noqa: E731
-    mini_files.write(args.out, map(maker, range(args.num_tasks)))
+    mini_files.write(args.out, (make(number, args.seed) for number in range(args.num_tasks)))
 
 
 if __name__ == "__main__":
