@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from tip_exp.deepplanning.score import (
     PlanScore,
-    avg_at_k,
     best_at_k,
     best_at_k_bootstrap,
     paired_bootstrap,
@@ -33,7 +32,6 @@ def test_a_task_without_constraints_scores_0() -> None:
 
 def test_avg_and_best_by_hand() -> None:
     scores = [[0.0, 1.0], [0.5, 0.5]]
-    assert avg_at_k(scores) == (0.5 + 0.5) / 2
     assert best_at_k(scores) == (1.0 + 0.5) / 2
     # two draws from (0, 1): 00 01 10 11, the best is 1 in three of four
     assert best_at_k_bootstrap(scores) == pytest.approx((0.75 + 0.5) / 2)

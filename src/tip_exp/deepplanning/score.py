@@ -90,11 +90,6 @@ def score_in_world(plan: Plan | None, meta: dict[str, Any], world: World) -> Ful
         return FullScore(personalized, nothing, malformed=True)
 
 
-def avg_at_k(scores: Sequence[Sequence[float]]) -> float:
-    """Mean over tasks of the mean over that task's k samples; undelivered plans have to be among them, as 0."""
-    return _mean([_mean(samples) for samples in scores])
-
-
 def best_at_k(scores: Sequence[Sequence[float]]) -> float:
     """Mean over tasks of the best of the k samples."""
     return _mean([max(samples) for samples in scores])
