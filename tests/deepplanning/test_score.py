@@ -12,7 +12,6 @@ from tip_exp.deepplanning.score import (
     PlanScore,
     best_at_k,
     best_at_k_bootstrap,
-    paired_bootstrap,
 )
 
 
@@ -62,29 +61,3 @@ def test_best_is_never_below_the_expected_best_nor_that_below_the_mean(scores: l
 def test_no_samples_are_no_score() -> None:
     with pytest.raises(ValueError, match="at least one score"):
         best_at_k([])
-
-
-def test_a_constant_gain_has_no_spread() -> None:
-    interval = paired_bootstrap([0.5, 0.75, 1.0], [0.25, 0.5, 0.75], confidence=0.95, draws=100, seed=0)
-    assert (interval.mean, interval.low, interval.high) == (0.25, 0.25, 0.25)
-
-
-def test_an_interval_is_that_of_the_normal_for_many_tasks() -> None:
-    rng = random.Random(1)
-    b = [rng.random() for _ in range(400)]
-    gains = [rng.gauss(0.1, 0.2) for _ in b]
-    a = [x + gain for x, gain in zip(b, gains, strict=True)]
-    interval = paired_bootstrap(a, b, confidence=0.95, draws=2000, seed=3)
-    mean = sum(gains) / 400
-    error = (sum((gain - mean) ** 2 for gain in gains) / 400 / 400) ** 0.5
-    assert interval.mean == pytest.approx(mean)
-    assert interval.low == pytest.approx(mean - 1.96 * error, abs=0.003)
-    assert interval.high == pytest.approx(mean + 1.96 * error, abs=0.003)
-    assert interval == paired_bootstrap(a, b, confidence=0.95, draws=2000, seed=3)
-    assert interval != paired_bootstrap(a, b, confidence=0.95, draws=2000, seed=4)
-
-
-@pytest.mark.parametrize(("a", "b", "confidence"), [([1.0], [], 0.9), ([], [], 0.9), ([1.0], [0.0], 1.0)])
-def test_an_interval_needs_pairs_and_a_confidence(a: list[float], b: list[float], confidence: float) -> None:
-    with pytest.raises(ValueError, match="got"):
-        paired_bootstrap(a, b, confidence, draws=10, seed=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,32 +108,6 @@ def best_at_k_bootstrap(scores: Sequence[Sequence[float]]) -> float:
         return sum(value * chance for value, chance in zip(sorted(samples), chances, strict=True))
 
     return _mean([expected(samples) for samples in scores])
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean difference between two runs and the bounds of its bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def paired_bootstrap(a: Sequence[float], b: Sequence[float], confidence: float, draws: int, seed: int) -> Interval:
-    """Mean of a - b over tasks, with a percentile interval from drawing tasks with replacement.
-
-    `a` and `b` hold one score a task, of the same tasks in the same order, so what makes a task hard cancels out.
-    """
-    if len(a) != len(b) or not a:
-        raise ValueError(f"a paired interval needs two scores for every task; got {len(a)} and {len(b)}")
-    if not 0 < confidence < 1 or draws < 1:
-        raise ValueError(f"confidence lies between 0 and 1 and draws is positive; got {confidence} and {draws}")
-    gains = [x - y for x, y in zip(a, b, strict=True)]
-    rng = random.Random(f"paired_bootstrap/{seed}")
-    means = sorted(_mean(rng.choices(gains, k=len(gains))) for _ in range(draws))
-    tail = (1 - confidence) / 2
-    low, high = (means[round(share * (draws - 1))] for share in (tail, 1 - tail))
-    return Interval(_mean(gains), low, high)
 
 
 def _mean(values: Sequence[float]) -> float:
