@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.stats import chisquare
 from transformers import GenerationConfig
 
 from tip_exp.models import Pair
+from tip_exp.rollout import hf
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.types import Rollout, Sampling
 
@@ -74,6 +76,56 @@ def test_greedy_is_deterministic_and_batching_does_not_change_it(tiny_pair: Pair
     together = sampler(tiny_pair).generate(prompts, greedy, seed=0)
     apart = sampler(tiny_pair, batch_size=1).generate(prompts, greedy, seed=1)
     assert [r.token_ids for r in together] == [r.token_ids for r in apart]
+
+
+def test_greedy_is_what_transformers_generates(tiny_pair: Pair) -> None:
+    for question in QUESTIONS:
+        ids = tiny_pair.prompt_ids(question)
+        (rollout,) = sampler(tiny_pair).generate([ids], Sampling(1, 0.0, 1.0, 0, 72), seed=0)
+        settings = GenerationConfig(max_new_tokens=72, do_sample=False, eos_token_id=tiny_pair.stop_ids, pad_token_id=0)
+        expected = tiny_pair.student.module.generate(torch.tensor([ids]), generation_config=settings)
+        assert rollout.token_ids == expected[0].tolist()
+
+
+def test_a_response_that_leaves_the_batch_changes_no_other(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
+    sampling = Sampling(8, 1.0, 1.0, 0, 72)
+    leaving = sampler(tiny_pair, batch_size=16).generate(prompts, sampling, seed=0)
+    assert len({rollout.num_response_tokens for rollout in leaving}) > 3, "they must end at different steps"
+    monkeypatch.setattr(hf, "LEAVE_TOGETHER", 2.0)
+    staying = sampler(tiny_pair, batch_size=16).generate(prompts, sampling, seed=0)
+    assert [r.token_ids for r in leaving] == [r.token_ids for r in staying]
+    for one, other in zip(leaving, staying, strict=True):
+        assert one.sampler_logprobs == pytest.approx(other.sampler_logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k", "expected"),
+    [
+        (1.0, 1.0, 0, [0.0, 0.5, 0.3, 0.15, 0.05, 0.0]),
+        (0.5, 1.0, 0, [0.0, 0.25, 0.09, 0.0225, 0.0025, 0.0]),
+        (1.0, 0.75, 0, [0.0, 0.5, 0.3, 0.0, 0.0, 0.0]),
+        (1.0, 1.0, 3, [0.0, 0.5, 0.3, 0.15, 0.0, 0.0]),
+    ],
+)
+def test_tokens_come_as_often_as_the_distribution_says(
+    temperature: float, top_p: float, top_k: int, expected: list[float]
+) -> None:
+    count = 20_000
+    logits = torch.tensor([0.0, 0.5, 0.3, 0.15, 0.05, 0.0]).log().expand(count, -1)
+    chance = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    warpers = hf._warpers(Sampling(1, temperature, top_p, top_k, 1))
+    found = hf._draw(warpers(torch.zeros(count, 1, dtype=torch.long), logits), chance).bincount(minlength=6)
+    possible = torch.tensor(expected) > 0
+    assert int(found[~possible].sum()) == 0
+    wanted = torch.tensor(expected, dtype=torch.float64)[possible]
+    assert chisquare(found[possible].double(), wanted / wanted.sum() * count).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("chance", [0.0, 1 - 2**-53])
+def test_the_ends_of_chance_are_possible_tokens(chance: float) -> None:
+    logits = torch.tensor([[-torch.inf, 1.0, 0.1, -torch.inf]])
+    assert int(hf._draw(logits, torch.tensor([chance], dtype=torch.float64))) == (1 if chance == 0 else 2)
 
 
 def test_rollout_guards_its_shape() -> None:

@@ -36,7 +36,7 @@ def test_twenty_steps_of_soft_or_teach(tmp_path: Path, compose_run: Run, backend
     before, after = rows[0]["eval/word_sums/greedy"], rows[-1]["eval/word_sums/greedy"]
     assert 0.25 < before < 0.5  # se 0.034
     assert after > before + 0.15
-    assert rows[-1]["score/reverse_kl_mean"] < 0.4 * rows[1]["score/reverse_kl_mean"]
+    assert rows[-1]["score/reverse_kl_mean"] < 0.6 * rows[1]["score/reverse_kl_mean"]
 
 
 def test_both_backends_walk_the_same_path(tmp_path: Path, compose_run: Run) -> None:

@@ -1,48 +1,43 @@
-"""Rollouts by transformers' `generate`: every machine, every model it knows; the reference for other backends."""
+"""Rollouts by the very module the learner trains: every machine, every causal model of transformers; the reference."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from tip_exp.rollout.types import Rollout, Sampling
 
-
-class _SampledLogprobs(LogitsProcessor):
-    """Records each sampled token's log-prob: step t's token is seen at step t + 1, so one row of logits is kept."""
-
-    def __init__(self) -> None:
-        self.columns: list[Tensor] = []
-        self._previous: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        self.record(input_ids[:, -1])
-        self._previous = scores.float().log_softmax(-1)
-        return scores
-
-    def record(self, sampled: Tensor) -> None:
-        if self._previous is not None:
-            self.columns.append(self._previous.gather(-1, sampled[:, None]).squeeze(-1))
-            self._previous = None
+# Share of a batch's responses that must have ended before they leave it: leaving copies what stays of the cache.
+LEAVE_TOGETHER = 0.1
 
 
 class HfSampler:
-    """Samples from the very module the learner trains, so its weights are always the newest."""
+    """Samples from the learner's module, so its weights are always the newest.
+
+    A loop of its own, not `generate`, which keeps ended responses in the batch to the last one's end, and at the
+    embedded pair's size spends a third of its time around the model; nothing of model.generation_config is read.
+    """
 
     def __init__(self, model: PreTrainedModel, *, stop_ids: list[int], pad_id: int, batch_size: int) -> None:
-        self.model, self.stop_ids, self.pad_id, self.batch_size = model, stop_ids, pad_id, batch_size
+        self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
+        self.stop_ids = torch.tensor(stop_ids, device=model.device)
 
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
         """Rollouts, prompt-major. The same seed, prompts and weights give the same rollouts."""
         torch.manual_seed(seed)
         expanded = [prompt for prompt in prompts for _ in range(sampling.samples)]
         rollouts: list[Rollout] = []
-        with self._for_generation():
+        with torch.no_grad(), self._evaluating():
             for start in range(0, len(expanded), self.batch_size):
                 rollouts += self._generate_batch(expanded[start : start + self.batch_size], sampling)
         return rollouts
@@ -54,58 +49,86 @@ class HfSampler:
         pass
 
     @contextmanager
-    def _for_generation(self) -> Iterator[None]:
-        """`generate` fills every unset option from model.generation_config (Qwen ships T 0.7, top-k 20): hide it."""
-        own, training = self.model.generation_config, self.model.training
-        self.model.generation_config = GenerationConfig()
+    def _evaluating(self) -> Iterator[None]:
+        training = self.model.training
         self.model.eval()
         try:
             yield
         finally:
-            self.model.generation_config = own
             self.model.train(training)
 
-    @torch.no_grad()
     def _generate_batch(self, prompts: list[list[int]], sampling: Sampling) -> list[Rollout]:
-        width = max(map(len, prompts))
+        device, width, most = self.model.device, max(map(len, prompts)), sampling.max_tokens
         ids = torch.full((len(prompts), width), self.pad_id)
-        mask = torch.zeros_like(ids)
+        mask = torch.ones(len(prompts), width + most, dtype=torch.long)
         for row, prompt in enumerate(prompts):  # padded on the left: new tokens follow the prompt
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            mask[row, width - len(prompt) :] = 1
-        options: dict[str, Any] = {"do_sample": False}
-        if sampling.temperature > 0:
-            options = {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-            }
-        logprobs = _SampledLogprobs()
-        output = self.model.generate(  # pyright: ignore[reportCallIssue]
-            ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            generation_config=GenerationConfig(
-                max_new_tokens=sampling.max_tokens,
-                pad_token_id=self.pad_id,
-                eos_token_id=self.stop_ids,
-                **options,
-            ),
-            logits_processor=LogitsProcessorList([logprobs]),
-        )
-        assert isinstance(output, Tensor)
-        logprobs.record(output[:, -1])
-        new_ids = output[:, width:].tolist()
-        new_logprobs = torch.stack(logprobs.columns, dim=1).tolist()
-        return [self._rollout(*row) for row in zip(prompts, new_ids, new_logprobs, strict=True)]
+            mask[row, : width - len(prompt)] = 0
+        ids, mask = ids.to(device), mask.to(device)
+        places = (mask.cumsum(-1) - 1).clamp_(min=0)
+        written = torch.full((len(prompts), most), self.pad_id, device=device)
+        logprobs = torch.zeros(len(prompts), most, device=device)
+        lengths = torch.full((len(prompts),), most, device=device)
+        stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        # Rows of the batch that are still there, and what the model has seen of them.
+        here, cache, start, warpers = torch.arange(len(prompts), device=device), None, 0, _warpers(sampling)
+        for step in range(most):
+            end = width + step
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask[here, :end],
+                position_ids=places[here, start:end],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache, start, logits = output.past_key_values, end, output.logits[:, -1].float()
+            # One number a prompt, ended or not: a response's chance does not hang on when others end.
+            chance = torch.rand(len(prompts), dtype=torch.float64, device=device)[here]
+            tokens = _draw(warpers(ids, logits), chance) if sampling.temperature > 0 else logits.argmax(-1)
+            written[here, step] = tokens
+            logprobs[here, step] = logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+            ended = torch.isin(tokens, self.stop_ids) & ~stopped[here]
+            lengths[here[ended]], stopped[here[ended]] = step + 1, True
+            ids, going = tokens[:, None], ~stopped[here]
+            num_going = int(going.sum())
+            if num_going == 0:
+                break
+            if len(here) - num_going >= LEAVE_TOGETHER * len(here):
+                cache.batch_select_indices(going.nonzero().squeeze(-1))
+                here, ids = here[going], ids[going]
+        rows = zip(prompts, written.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
+        return [_rollout(*row) for row in rows]
 
-    def _rollout(self, prompt: list[int], ids: list[int], logprobs: list[float]) -> Rollout:
-        """Cut after the first stop token, which is part of the response; without one the response was truncated."""
-        end = next((i + 1 for i, token in enumerate(ids) if token in self.stop_ids), None)
-        length = len(ids) if end is None else end
-        return Rollout(
-            token_ids=prompt + ids[:length],
-            response_mask=[False] * len(prompt) + [True] * length,
-            finish="length" if end is None else "stop",
-            sampler_logprobs=logprobs[:length],
-        )
+
+def _warpers(sampling: Sampling) -> LogitsProcessorList:
+    """transformers' own, in its order; none where a setting changes nothing."""
+    warpers = LogitsProcessorList()
+    if sampling.temperature not in (0, 1):
+        warpers.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k > 0:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    return warpers
+
+
+def _draw(logits: Tensor, chance: Tensor) -> Tensor:
+    """The tokens, (n,), at which the cumulated probabilities pass `chance`, (n,) in [0, 1).
+
+    In float64, where rounding favours no token of a large vocabulary, and one number a row is drawn, not V.
+    """
+    cumulated = logits.double().softmax(-1).cumsum_(-1)
+    # Of the last sum, which is one but for rounding, so that no token of probability zero behind it is drawn.
+    passed = torch.searchsorted(cumulated, (chance * cumulated[:, -1])[:, None], right=True)
+    return passed.squeeze(-1)
+
+
+def _rollout(prompt: list[int], ids: list[int], logprobs: list[float], length: int, stopped: bool) -> Rollout:
+    """The first stop token is part of the response; without one the response was truncated."""
+    return Rollout(
+        token_ids=prompt + ids[:length],
+        response_mask=[False] * len(prompt) + [True] * length,
+        finish="stop" if stopped else "length",
+        sampler_logprobs=logprobs[:length],
+    )
