@@ -68,7 +68,7 @@ class HfSampler:
         places = (mask.cumsum(-1) - 1).clamp_(min=0)
         written = torch.full((len(prompts), most), self.pad_id, device=device)
         logprobs = torch.zeros(len(prompts), most, device=device)
-        lengths = torch.full((len(prompts),), most, device=device)
+        lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
         stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         # Rows of the batch that are still there, and what the model has seen of them.
         here, cache, start, warpers = torch.arange(len(prompts), device=device), None, 0, _warpers(sampling)
@@ -88,8 +88,8 @@ class HfSampler:
             tokens = _draw(warpers(ids, logits), chance) if sampling.temperature > 0 else logits.argmax(-1)
             written[here, step] = tokens
             logprobs[here, step] = logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
-            ended = torch.isin(tokens, self.stop_ids) & ~stopped[here]
-            lengths[here[ended]], stopped[here[ended]] = step + 1, True
+            lengths[here] += ~stopped[here]
+            stopped[here] |= torch.isin(tokens, self.stop_ids)
             ids, going = tokens[:, None], ~stopped[here]
             num_going = int(going.sum())
             if num_going == 0:
