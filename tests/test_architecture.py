@@ -37,7 +37,7 @@ ONE_IMPORTER = {
 # Modules that know nothing of the rest of the package but what is named.
 MAY_IMPORT = {
     "scores": set(),
-    "divergence": {"moments"},
+    "divergence": {"moments", "tiles"},
     "estimators": {"config", "divergence"},
     "gradients": set(),
     "lora": {"config"},

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tip_exp import tiles
 from tip_exp.heads import Head
 from tip_exp.scores import STATISTICS, STUDENT_STATISTICS
 from tip_exp.scoring import Statistics, measure, normalized_entropy
@@ -69,6 +70,20 @@ def test_every_statistic_equals_its_naive_sum_whatever_the_tiles(seed: int, n: i
     )
     expected = naive(hidden, other, ids, head, teacher_head, 0.3, 3)
     assert found.keys() == expected.keys()
+    for name in STATISTICS:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-10, msg=name)
+
+
+@given(seed=st.integers(0, 1000), vocab=st.integers(100, 700), at_once=st.integers(1, 1500), rows=st.integers(1, 7))
+def test_whole_rows_may_be_several_products(seed: int, vocab: int, at_once: int, rows: int) -> None:
+    hidden, other, ids, head, teacher_head = world(seed, 5, vocab)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiles.PRODUCT_ELEMENTS, "cpu", at_once)
+        patch.setitem(tiles.BLOCK_ELEMENTS, "cpu", at_once // 2 + 1)
+        found = score_tokens(
+            hidden, other, ids, head, teacher_head, wanted=ALL, tile_bytes=rows * TILES_ALIVE * vocab * 8, top_k=20
+        )
+    expected = naive(hidden, other, ids, head, teacher_head, 0.5, 20)
     for name in STATISTICS:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-10, msg=name)
 

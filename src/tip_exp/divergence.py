@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tip_exp.moments import Normalizers
+from tip_exp.tiles import exp
 
 Kind = Literal["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
 
@@ -135,10 +136,11 @@ class Divergence:
             torch.sub(z, t, out=t)
             # log p/q - KL = z - t - constant; of three large numbers the small sum is rounded, once.
             t.sub_((known.student - known.teacher + known.reverse_kl).to(z.dtype)[:, None])
-            torch.mul(torch.exp(z.sub_(student), out=p), t, out=z)
+            torch.mul(exp(z.sub_(student), out=p), t, out=z)
         else:
-            torch.exp(z.sub_(student), out=p)
-            torch.sub(p, t.sub_(known.teacher.to(z.dtype)[:, None]).exp_(), out=z)
+            exp(z.sub_(student), out=p)
+            t.sub_(known.teacher.to(z.dtype)[:, None])
+            torch.sub(p, exp(t, out=t), out=z)
 
     def known_value(self, known: Normalizers) -> Float[Tensor, " n"]:
         """The divergence per token, from scoring."""

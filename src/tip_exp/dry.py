@@ -112,14 +112,16 @@ def _tiles(config: RunConfig, num_tokens: int, student: Head, teacher: Head) -> 
     learner, vocab = config.learner, student.vocab_size
     if learner.loss_backend == "materialized":
         return f"materialized: {num_tokens:,} x {vocab:,} of each model at once"
-    cut = tiling(num_tokens, vocab, student.dtype, learner.tile_mib * MIB, whole_rows=False)
+    # As on a GPU; where a cache is to be kept to there are more.
+    cut = tiling(num_tokens, vocab, student.dtype, learner.tile_mib * MIB, whole_rows=False, device="cuda")
     count = len(list(cut.rows())) * len(list(cut.columns()))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         tile = torch.empty(cut.height, cut.width, dtype=student.dtype)
         for head in (student, teacher):
             head.logits_into(tile, torch.empty(cut.height, head.weight.shape[1]), slice(0, cut.width))
     return (
-        f"{count:,} tiles of {cut.height:,} x {cut.width:,} {_type(tile)} of each model ({learner.tile_mib} MiB both)"
+        f"{count:,} or more tiles of {cut.height:,} x {cut.width:,} {_type(tile)} of each model at most "
+        f"({learner.tile_mib} MiB both)"
     )
 
 

@@ -19,10 +19,10 @@ from tip_exp.divergence import Divergence
 from tip_exp.estimators import Objective
 from tip_exp.heads import Head
 from tip_exp.moments import Normalizers
-from tip_exp.tiles import Workspace, tiling
+from tip_exp.tiles import Tiling, Workspace, tiling
 
 # Lower tiles of whole rows read and write the head's gradient so often that knowing the normalisers first is cheaper.
-FEWEST_ROWS = 32
+FEWEST_ROWS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,15 @@ def fused(
     rows = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
     num_kept = len(kept) if rows is None else len(rows)
     size = num_kept, student_head.vocab_size, student_head.dtype, tile_bytes
+    device = student_hidden.device.type
     known, streamed = None, divergence if isinstance(divergence, Divergence) and divergence.streams else None
     if streamed is not None:
         if normalizers is not None:
             known = normalizers if rows is None else normalizers[rows]
-        elif tiling(*size, whole_rows=True).height < min(FEWEST_ROWS, num_kept):
+        elif tiling(*size, whole_rows=True, device=device).height < min(FEWEST_ROWS, num_kept):
             known = _first_pass(student_hidden, teacher_hidden, rows, student_head, teacher_head, size)
-    cut = tiling(*size, whole_rows=known is None)
-    work = Workspace(cut, student_hidden, student_head.dtype, spare=1 if known else 2)
+    cut = tiling(*size, whole_rows=known is None, device=device)
+    work = Workspace(cut, student_hidden, student_head.dtype, spare=1 if known else 3)
     value = torch.zeros((), dtype=student_head.dtype, device=student_hidden.device)
     hidden_grad = torch.zeros_like(student_hidden)
     for tile in cut.rows():
@@ -70,17 +71,22 @@ def fused(
         hidden, other = student_hidden[chosen].to(student_head.dtype), teacher_hidden[chosen]
         weight = None if weights is None else weights[chosen]
         grad = torch.zeros_like(hidden)
-        here = None if known is None else known[tile]
-        for columns in cut.columns():
-            z, t = (work.tile(i, len(hidden), columns.stop - columns.start) for i in (0, 1))
-            student_head.logits_into(z, hidden, columns)
-            teacher_head.logits_into(t, other, columns)
-            if here is None or streamed is None:
-                value += _whole_rows(z, t, student_head, divergence.at(chosen), weight, work)
-            else:
+        if streamed is None:
+            everywhere = slice(0, cut.vocab_size)
+            z, t = (work.tile(i, len(hidden), everywhere) for i in (0, 1))
+            student_head.logits_into(z, hidden, everywhere)
+            teacher_head.logits_into(t, other, everywhere)
+            value += _whole_rows(z, t, student_head, divergence.at(chosen), weight, work)
+            student_head.backward(hidden, z, grad, everywhere)
+        else:
+            here = known[tile] if known is not None else _sums(hidden, other, student_head, teacher_head, cut, work)
+            for columns in cut.columns():
+                z, t = (work.tile(i, len(hidden), columns) for i in (0, 1))
+                if known is not None:
+                    student_head.logits_into(z, hidden, columns)
+                    teacher_head.logits_into(t, other, columns)
                 _some_columns(z, t, student_head, streamed, weight, here, work)
-            student_head.backward(hidden, z, grad, columns)
-        if here is not None and streamed is not None:
+                student_head.backward(hidden, z, grad, columns)
             per_token = streamed.known_value(here)
             value += (per_token if weight is None else per_token * weight).sum()
         hidden_grad[chosen] = grad.to(hidden_grad.dtype)
@@ -137,7 +143,7 @@ def _whole_rows(
 ) -> Tensor:
     """Logits of whole rows to the gradient at the student's, in `z`; returns the summed divergence."""
     value = z.new_zeros(())
-    for rows in work.blocks(len(z)):
+    for rows in work.blocks(z):
         logits, theirs = z[rows], t[rows]
         capped = logits.clone() if head.softcap is not None else None
         p, q = work.spare(0, logits), work.spare(1, logits)
@@ -163,7 +169,7 @@ def _some_columns(
     work: Workspace,
 ) -> None:
     """Logits of some columns to the gradient at the student's, in `z`."""
-    for rows in work.blocks(len(z)):
+    for rows in work.blocks(z):
         logits = z[rows]
         capped = logits.clone() if head.softcap is not None else None
         divergence.streamed_gradient_(logits, t[rows], work.spare(0, logits), known[rows])
@@ -190,20 +196,25 @@ def _first_pass(
     size: tuple[int, int, torch.dtype, int],
 ) -> Normalizers:
     """The normalisers of kept rows by two products of their own."""
-    cut = tiling(*size, whole_rows=False)
-    work = Workspace(cut, student_hidden, student_head.dtype, spare=1)
-    found = []
-    for tile in cut.rows():
-        chosen = tile if rows is None else rows[tile]
-        hidden, other = student_hidden[chosen], teacher_hidden[chosen]
-        sums = None
-        for columns in cut.columns():
-            z, t = (work.tile(i, len(hidden), columns.stop - columns.start) for i in (0, 1))
-            student_head.logits_into(z, hidden, columns)
-            teacher_head.logits_into(t, other, columns)
-            ours, theirs, _ = moments.of_tile(z, t, work)
-            assert theirs is not None, "the teacher was projected"
-            sums = (ours, theirs) if sums is None else (sums[0].merged(ours), sums[1].merged(theirs))
-        assert sums is not None, "a vocabulary has at least one column"
-        found.append(moments.normalizers(*sums))
-    return moments.joined(found)
+    cut = tiling(*size, whole_rows=False, device=student_hidden.device.type)
+    work = Workspace(cut, student_hidden, student_head.dtype, spare=3)
+    chosen = [tile if rows is None else rows[tile] for tile in cut.rows()]
+    return moments.joined(
+        [_sums(student_hidden[at], teacher_hidden[at], student_head, teacher_head, cut, work) for at in chosen]
+    )
+
+
+def _sums(
+    hidden: Tensor, other: Tensor, student_head: Head, teacher_head: Head, cut: Tiling, work: Workspace
+) -> Normalizers:
+    """The normalisers of one tile's rows; if it is of whole rows it ends up full of their logits."""
+    sums = None
+    for columns in cut.columns():
+        z, t = (work.tile(i, len(hidden), columns) for i in (0, 1))
+        student_head.logits_into(z, hidden, columns)
+        teacher_head.logits_into(t, other, columns)
+        ours, theirs = moments.of_tile(z, t, work=work)
+        assert theirs is not None, "the teacher was projected"
+        sums = (ours, theirs) if sums is None else (sums[0].merged(ours), sums[1].merged(theirs))
+    assert sums is not None, "a vocabulary has at least one column"
+    return moments.normalizers(*sums)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tip_exp.tiles import Workspace
+from tip_exp.tiles import GROUP, Workspace, exp
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,50 +85,63 @@ def joined(parts: list[Normalizers]) -> Normalizers:
 
 
 def of_tile(
-    z: Tensor, t: Tensor | None, work: Workspace, *, jsd_beta: float | None = None
-) -> tuple[Moments, Moments | None, Tensor | None]:
-    """Moments of one tile of student logits (n, c) and, if given, teacher logits; both end relative to their tops.
+    z: Tensor, t: Tensor | None = None, *, work: Workspace, maxima: tuple[Tensor, ...] | None = None
+) -> tuple[Moments, Moments | None]:
+    """Moments of one tile of student logits (n, c) and, if given, teacher logits; takes three spare blocks.
 
-    With `jsd_beta`, the teacher's weight in the mixture, also the JSD, (n,), of rows that must then be whole.
+    `maxima`, (n, c // GROUP) of each model, are filled with the largest logit of each whole group of columns.
     """
-    n = len(z)
-    found = z.new_empty(9, n)
-    top, total, own, other, t_top, t_total, t_own, t_other, mixed = found.unbind()
-    for rows in work.blocks(n):
+    found = z.new_empty(8, len(z))
+    top, total, own, other, t_top, t_total, t_own, t_other = found.unbind()
+    for rows in work.blocks(z):
         block = z[rows]
-        weight = work.spare(0, block)
-        block.sub_(torch.amax(block, -1, out=top[rows])[:, None])
-        torch.exp(block, out=weight)
-        torch.sum(weight, -1, out=total[rows])
-        torch.linalg.vecdot(weight, block, out=own[rows])
+        ours, weight = work.spare(0, block), work.spare(1, block)
+        _largest(block, top[rows], None if maxima is None else maxima[0][rows])
+        torch.sub(block, top[rows, None], out=ours)
+        torch.sum(exp(ours, out=weight), -1, out=total[rows])
+        torch.linalg.vecdot(weight, ours, out=own[rows])
         if t is None:
             continue
-        theirs = t[rows]
-        theirs.sub_(torch.amax(theirs, -1, out=t_top[rows])[:, None])
+        block, theirs = t[rows], work.spare(2, block)
+        _largest(block, t_top[rows], None if maxima is None else maxima[1][rows])
+        torch.sub(block, t_top[rows, None], out=theirs)
         torch.linalg.vecdot(weight, theirs, out=other[rows])
-        t_weight = weight if jsd_beta is None else work.spare(1, block)
-        torch.exp(theirs, out=t_weight)
-        torch.sum(t_weight, -1, out=t_total[rows])
-        torch.linalg.vecdot(t_weight, theirs, out=t_own[rows])
-        torch.linalg.vecdot(t_weight, block, out=t_other[rows])
-        if jsd_beta is not None:
-            share = jsd_beta / (1 - jsd_beta) * total[rows] / t_total[rows]
-            _mixed(block, weight, t_weight, share, mixed[rows])
+        torch.sum(exp(theirs, out=weight), -1, out=t_total[rows])
+        torch.linalg.vecdot(weight, theirs, out=t_own[rows])
+        torch.linalg.vecdot(weight, ours, out=t_other[rows])
     # What follows cancels large numbers, so it is done in float64: a few numbers a row.
-    top, total, own, other, t_top, t_total, t_own, t_other, mixed = found.double().unbind()
-    student = Moments(top, total, own, None if t is None else t_top, None if t is None else other)
+    top, total, own, other, t_top, t_total, t_own, t_other = found.double().unbind()
     if t is None:
-        return student, None, None
-    teacher = Moments(t_top, t_total, t_own, top, t_other)
-    if jsd_beta is None:
-        return student, teacher, None
-    # With m = beta q + (1 - beta) p, JSD = beta KL(q || p) - sum of m log(m / p).
-    return student, teacher, jsd_beta * teacher.kl(student) - (1 - jsd_beta) * mixed / total - math.log1p(-jsd_beta)
+        return Moments(top, total, own, None, None), None
+    return Moments(top, total, own, t_top, other), Moments(t_top, t_total, t_own, top, t_other)
 
 
-def _mixed(z: Tensor, p: Tensor, q: Tensor, share: Tensor, out: Tensor) -> None:
-    """Fill `out` with the sum of m (log m - z), m = p + share q, all unnormalised; `p` and `q` are overwritten."""
-    p.addcmul_(q, share[:, None])
-    p.clamp_(min=torch.finfo(p.dtype).tiny)  # where both vanish the log is merely finite: it has no weight
-    torch.log(p, out=q)
-    torch.linalg.vecdot(p, q.sub_(z), out=out)
+def _largest(block: Tensor, out: Tensor, maxima: Tensor | None) -> None:
+    """Fill `out`, (n,), with each row's largest, and `maxima` with those of whole groups of columns."""
+    if maxima is None or maxima.shape[1] == 0:
+        torch.amax(block, -1, out=out)
+        return
+    groups = maxima.shape[1]
+    torch.amax(block[:, : groups * GROUP].unflatten(-1, (groups, GROUP)), -1, out=maxima)
+    torch.amax(maxima, -1, out=out)
+    if groups * GROUP < block.shape[1]:
+        torch.maximum(out, block[:, groups * GROUP :].amax(-1), out=out)
+
+
+def jsd(z: Tensor, t: Tensor, student: Moments, teacher: Moments, beta: float, work: Workspace) -> Tensor:
+    """JSD of whole rows of logits (n, V) whose moments are known, (n,); `beta` is the teacher's weight in the mixture.
+
+    With m = beta q + (1 - beta) p, it is beta KL(q || p) - sum of m log(m / p). Takes three spare blocks.
+    """
+    found = torch.empty_like(z[:, 0])
+    top, t_top = student.top.to(z.dtype), teacher.top.to(z.dtype)
+    share = (beta / (1 - beta) * student.total / teacher.total).to(z.dtype)
+    for rows in work.blocks(z):
+        block = z[rows]
+        ours, m, q = (work.spare(i, block) for i in range(3))  # m and q not yet normalised, nor is p
+        exp(torch.sub(t[rows], t_top[rows, None], out=m), out=q)
+        exp(torch.sub(block, top[rows, None], out=ours), out=m)
+        m.addcmul_(q, share[rows, None])
+        m.clamp_(min=torch.finfo(m.dtype).tiny)  # where both vanish the log is merely finite: it has no weight
+        torch.linalg.vecdot(m, torch.log(m, out=q).sub_(ours), out=found[rows])
+    return beta * teacher.kl(student) - (1 - beta) * found / student.total - math.log1p(-beta)

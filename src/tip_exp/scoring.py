@@ -14,12 +14,11 @@ from tip_exp import moments
 from tip_exp.heads import Head
 from tip_exp.moments import Moments, Normalizers
 from tip_exp.scores import STUDENT_STATISTICS
-from tip_exp.tiles import Workspace, tiling
+from tip_exp.tiles import GROUP, Workspace, tiling
 
 Statistics = dict[str, Tensor]  # name in scores.STATISTICS -> (N,)
 
-# Columns of which only the largest logit is looked at, until it is known which groups can hold a top-k token.
-TOPK_GROUP = 64
+WHOLE_ROWS = frozenset({"jsd", "topk_overlap"})  # need all logits of a token at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,38 +45,50 @@ def measure(
     """Statistics and normalisers of N response tokens by one product with each head.
 
     `student_hidden` and `teacher_hidden` are the final hidden states that predict `token_ids`. The teacher is
-    projected only if a wanted statistic needs it. Beyond the tiles nothing of the vocabulary's size is held; `jsd`
-    needs both normalisers before its first term, so with it a tile is whole rows.
+    projected only if a wanted statistic needs it. Beyond the tiles nothing of the vocabulary's size is held; with what
+    needs a token's whole row (`WHOLE_ROWS`) a tile is whole rows.
     """
-    both = bool(wanted - STUDENT_STATISTICS)
-    cut = tiling(len(token_ids), student_head.vocab_size, student_head.dtype, tile_bytes, whole_rows="jsd" in wanted)
-    work = Workspace(cut, student_hidden, student_head.dtype, spare=2 if "jsd" in wanted else 1, tiles=1 + both)
-    k = min(top_k, student_head.vocab_size)
-    found: list[_Rows] = []
+    both, whole = bool(wanted - STUDENT_STATISTICS), bool(wanted & WHOLE_ROWS)
+    size = len(token_ids), student_head.vocab_size, student_head.dtype, tile_bytes
+    cut = tiling(*size, whole_rows=whole, device=student_hidden.device.type)
+    work = Workspace(cut, student_hidden, student_head.dtype, spare=3, tiles=1 + both)
+    models = [(student_hidden, student_head), (teacher_hidden, teacher_head)][: 1 + both]
+    maxima = None
+    if "topk_overlap" in wanted:
+        maxima = torch.empty(2, cut.height, cut.vocab_size // GROUP, dtype=student_head.dtype, device=token_ids.device)
+    found: list[Statistics] = []
+    known: list[Normalizers] = []
     for rows in cut.rows():
-        hidden, other, ids = student_hidden[rows], teacher_hidden[rows] if both else None, token_ids[rows]
-        one = None
+        ids, sums = token_ids[rows], None
         for columns in cut.columns():
-            size = len(ids), columns.stop - columns.start
-            z = work.tile(0, *size)
-            student_head.logits_into(z, hidden, columns)
-            t = None
-            if other is not None:
-                t = work.tile(1, *size)
-                teacher_head.logits_into(t, other, columns)
-            part = _of_tile(z, t, ids, columns, wanted, k, work, jsd_beta)
-            one = part if one is None else one.merged(part, k)
-        assert one is not None, "a vocabulary has at least one column"
-        found.append(one)
+            tiles = [work.tile(i, len(ids), columns) for i in range(len(models))]
+            for tile, (hidden, head) in zip(tiles, models, strict=True):
+                head.logits_into(tile, hidden[rows], columns)
+            groups = slice(columns.start // GROUP, columns.stop // GROUP)
+            here = None if maxima is None else tuple(maxima[:, : len(ids), groups])
+            sampled = tuple(_sampled(tile, ids - columns.start) for tile in tiles)
+            part = _Columns(*moments.of_tile(*tiles, work=work, maxima=here), sampled)
+            sums = part if sums is None else sums.merged(part)
+        assert sums is not None, "a vocabulary has at least one column"
+        statistics = dict(sums.statistics(wanted))
+        if sums.teacher is not None:
+            known.append(moments.normalizers(sums.student, sums.teacher))
+        if whole and sums.teacher is not None:
+            z, t = (work.tile(i, len(ids), slice(0, cut.vocab_size)) for i in (0, 1))
+            if "jsd" in wanted:
+                statistics["jsd"] = moments.jsd(z, t, sums.student, sums.teacher, jsd_beta, work).clamp(min=0)
+            if maxima is not None:
+                k = min(top_k, cut.vocab_size)
+                ours, theirs = (
+                    _likeliest(tile, most[: len(ids)], k) for tile, most in zip((z, t), maxima, strict=True)
+                )
+                statistics["topk_overlap"] = (ours[:, :, None] == theirs[:, None, :]).any(-1).double().mean(-1)
+        found.append(statistics)
     if not found:
         nothing = torch.zeros(0, dtype=student_head.dtype, device=student_hidden.device)
         return Scored({name: nothing for name in wanted}, Normalizers(*[nothing] * 4) if both else None)
-    tiles = [one.statistics(wanted) for one in found]
-    statistics = {name: torch.cat([tile[name] for tile in tiles]).to(student_head.dtype) for name in wanted}
-    if not both:
-        return Scored(statistics, None)
-    known = [moments.normalizers(one.student, one.teacher) for one in found if one.teacher is not None]
-    return Scored(statistics, moments.joined(known))
+    joined = {name: torch.cat([tile[name] for tile in found]).to(student_head.dtype) for name in wanted}
+    return Scored(joined, moments.joined(known) if both else None)
 
 
 @torch.no_grad()
@@ -100,38 +111,19 @@ def normalized_entropy(entropy: Tensor, vocab_size: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Best:
-    """The k largest logits among the columns seen: values and token ids, (n, k)."""
-
-    values: Tensor
-    ids: Tensor
-
-    def merged(self, more: _Best, k: int) -> _Best:
-        values, at = torch.cat([self.values, more.values], -1), torch.cat([self.ids, more.ids], -1)
-        best = values.topk(min(k, values.shape[-1]))
-        return _Best(best.values, at.gather(-1, best.indices))
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """What is known of some tokens from the vocabulary columns seen so far."""
+class _Columns:
+    """What some vocabulary columns tell about n tokens."""
 
     student: Moments
     teacher: Moments | None
     sampled: tuple[Tensor, ...]  # logit of the sampled token: student's, teacher's; zero in columns without it
-    best: tuple[_Best, ...]
-    jsd: Tensor | None
 
-    def merged(self, more: _Rows, k: int) -> _Rows:
+    def merged(self, more: _Columns) -> _Columns:
         teacher = None if self.teacher is None or more.teacher is None else self.teacher.merged(more.teacher)
         sampled = tuple(a + b for a, b in zip(self.sampled, more.sampled, strict=True))
-        best = tuple(a.merged(b, k) for a, b in zip(self.best, more.best, strict=True))
-        return _Rows(self.student.merged(more.student), teacher, sampled, best, None)
+        return _Columns(self.student.merged(more.student), teacher, sampled)
 
-    def statistics(self, wanted: frozenset[str]) -> Statistics:
-        return dict(self._statistics(wanted))
-
-    def _statistics(self, wanted: frozenset[str]) -> Iterator[tuple[str, Tensor]]:
+    def statistics(self, wanted: frozenset[str]) -> Iterator[tuple[str, Tensor]]:
         student, teacher = self.student, self.teacher
         if "entropy" in wanted:
             yield "entropy", student.entropy
@@ -147,31 +139,6 @@ class _Rows:
             yield "reverse_kl", student.kl(teacher).clamp_(min=0)  # rounding can go below
         if "forward_kl" in wanted:
             yield "forward_kl", teacher.kl(student).clamp_(min=0)
-        if self.jsd is not None:
-            yield "jsd", self.jsd.clamp(min=0)
-        if self.best:
-            ours, theirs = self.best
-            shared = (ours.ids[:, :, None] == theirs.ids[:, None, :]).any(-1)
-            yield "topk_overlap", shared.to(student.top.dtype).mean(-1)
-
-
-def _of_tile(
-    z: Tensor,
-    t: Tensor | None,
-    ids: Tensor,
-    columns: slice,
-    wanted: frozenset[str],
-    k: int,
-    work: Workspace,
-    jsd_beta: float,
-) -> _Rows:
-    """One tile's contribution; overwrites the logits."""
-    tiles = (z,) if t is None else (z, t)
-    # What the summing overwrites is looked up first.
-    sampled = tuple(_sampled(tile, ids - columns.start) for tile in tiles)
-    best = tuple(_largest(tile, k, columns.start) for tile in tiles) if "topk_overlap" in wanted else ()
-    student, teacher, jsd = moments.of_tile(z, t, work, jsd_beta=jsd_beta if "jsd" in wanted else None)
-    return _Rows(student, teacher, sampled, best, jsd)
 
 
 def _sampled(tile: Tensor, ids: Tensor) -> Tensor:
@@ -180,19 +147,13 @@ def _sampled(tile: Tensor, ids: Tensor) -> Tensor:
     return torch.where(inside, logits, 0)
 
 
-def _largest(tile: Tensor, k: int, start: int) -> _Best:
-    """The k largest of each row: they lie in the k groups of columns whose maxima are largest, so few are sorted."""
-    width = tile.shape[-1]
-    k = min(k, width)
-    whole = width // TOPK_GROUP
-    if whole <= k:
-        best = tile.topk(k)
-        return _Best(best.values, best.indices + start)
-    grouped = tile[:, : whole * TOPK_GROUP].unflatten(-1, (whole, TOPK_GROUP))
-    groups = grouped.amax(-1).topk(k).indices
-    best = grouped.gather(1, groups[:, :, None].expand(-1, -1, TOPK_GROUP)).flatten(1).topk(k)
-    ids = groups.gather(-1, best.indices // TOPK_GROUP) * TOPK_GROUP + best.indices % TOPK_GROUP + start
-    found = _Best(best.values, ids)
-    if whole * TOPK_GROUP == width:
-        return found
-    return found.merged(_largest(tile[:, whole * TOPK_GROUP :], k, start + whole * TOPK_GROUP), k)
+def _likeliest(logits: Tensor, maxima: Tensor, k: int) -> Tensor:
+    """Token ids of the k largest of whole rows, (n, k); `maxima` are those of whole groups of columns.
+
+    They lie in the k groups whose maxima are largest, so few logits are read again, and sorted.
+    """
+    groups, device = maxima.shape[1], logits.device
+    chosen = maxima.topk(min(k, groups)).indices[:, :, None] * GROUP + torch.arange(GROUP, device=device)
+    rest = torch.arange(groups * GROUP, logits.shape[1], device=device).expand(len(logits), -1)
+    ids = torch.cat([chosen.flatten(1), rest], -1)
+    return ids.gather(-1, logits.gather(-1, ids).topk(k).indices)

@@ -24,7 +24,7 @@ REVERSE_KL = Divergence("reverse_kl")
 READ_BY_SOFT_OR = frozenset({"entropy", "reverse_kl"})
 # (tokens, vocabulary) of TRL's tiles: what it ships, and the fastest of a dozen measured on a CPU (results/LOG.md).
 TRL_DEFAULT_TILE, TRL_BEST_TILE = (4096, 32768), (2048, 512)
-SMALL_TILE_MIB = 4
+SMALL_TILE_MIB, LARGE_TILE_MIB = 4, 128
 FLOOR_TILE = (1024, 2048)  # rows and columns: as fast as any measured
 
 
@@ -120,6 +120,11 @@ def _fused(case: Case) -> Gradients:
 def _fused_small(case: Case) -> Gradients:
     """In tiles of SMALL_TILE_MIB, for those who want memory rather than time."""
     return _fused(replace(case, tile_bytes=SMALL_TILE_MIB * MIB))
+
+
+def _fused_large(case: Case) -> Gradients:
+    """In tiles of LARGE_TILE_MIB: of a vocabulary of 152k the usual ones hold few whole rows."""
+    return _fused(replace(case, tile_bytes=LARGE_TILE_MIB * MIB))
 
 
 def _fused_scored(case: Case) -> Gradients:
@@ -219,6 +224,7 @@ IMPLEMENTATIONS: dict[str, Callable[[Case], Gradients]] = {
     "floor": _floor,
     "fused": _fused,
     "fused_small": _fused_small,
+    "fused_large": _fused_large,
     "fused_scored": _fused_scored,
     "fused_soft_or": _fused_soft_or,
     "materialized": _materialized,

@@ -47,6 +47,7 @@ EVERY = tuple(name for name in IMPLEMENTATIONS if name != "trl_kept_alone")
 SELECTED = ("floor", "fused", "fused_soft_or", "materialized", "trl", "trl_kept_alone")
 FEW = ("floor", "fused", "trl")
 PARTS = ("floor", "fused", "fused_soft_or", "trl_kept_alone")
+LARGE = ("floor", "fused", "fused_large", "fused_soft_or")
 SLOW = ("materialized", "liger", "naive")
 # The committed figure, some 10 minutes of CPU. TRL's work on a CPU is the same at every retention, so its rows at 1.0
 # serve for all. At 152k the head's float64 copies and the peers' seconds rule out more than 512 tokens; what only shows
@@ -58,9 +59,11 @@ FIGURE = (
         5,
         {1.0: ("floor", "fused", "fused_small", "fused_scored", "trl", "trl_best"), 0.5: PARTS, 0.2: PARTS, 0.1: PARTS},
     ),
-    Point(151_936, 512, 5, {1.0: FEW, 0.2: ("floor", "fused")}, errors=False),
+    Point(151_936, 512, 5, {1.0: (*FEW, "fused_large"), 0.2: LARGE}, errors=False),
     Point(32_768, 512, 5, {1.0: SLOW, 0.5: ("materialized",), 0.1: ("materialized",)}),
     Point(151_936, 512, 1, {1.0: ("fused_small", "trl_best", *SLOW)}, errors=False),
+    Point(151_936, 1024, 2, {1.0: (*FEW, "fused_large"), 0.5: LARGE, 0.2: LARGE, 0.1: LARGE}, errors=False),
+    Point(151_936, 1024, 1, {1.0: ("materialized",)}, errors=False),
     Point(32_768, 1024, 5, {1.0: (*FEW, "trl_best"), 0.5: PARTS, 0.2: PARTS, 0.1: PARTS}),
     Point(32_768, 2048, 1, {1.0: ("fused", "trl"), 0.2: ("fused",)}, errors=False),
     # The paper's curve, where a tenth of the tokens is still large beside what a process keeps of freed small tensors.
