@@ -73,18 +73,16 @@ def fused(
         grad = torch.zeros_like(hidden)
         if streamed is None:
             everywhere = slice(0, cut.vocab_size)
-            z, t = (work.tile(i, len(hidden), everywhere) for i in (0, 1))
-            student_head.logits_into(z, hidden, everywhere)
-            teacher_head.logits_into(t, other, everywhere)
+            z, t = _logits(hidden, other, student_head, teacher_head, everywhere, work)
             value += _whole_rows(z, t, student_head, divergence.at(chosen), weight, work)
             student_head.backward(hidden, z, grad, everywhere)
         else:
             here = known[tile] if known is not None else _sums(hidden, other, student_head, teacher_head, cut, work)
             for columns in cut.columns():
-                z, t = (work.tile(i, len(hidden), columns) for i in (0, 1))
-                if known is not None:
-                    student_head.logits_into(z, hidden, columns)
-                    teacher_head.logits_into(t, other, columns)
+                if known is None:  # they are there
+                    z, t = (work.tile(i, len(hidden), columns) for i in (0, 1))
+                else:
+                    z, t = _logits(hidden, other, student_head, teacher_head, columns, work)
                 _some_columns(z, t, student_head, streamed, weight, here, work)
                 student_head.backward(hidden, z, grad, columns)
             per_token = streamed.known_value(here)
@@ -136,6 +134,16 @@ def _sum_over_kept(
 
 
 BACKENDS = {"fused": fused, "materialized": materialized}
+
+
+def _logits(
+    hidden: Tensor, other: Tensor, student_head: Head, teacher_head: Head, columns: slice, work: Workspace
+) -> tuple[Tensor, Tensor]:
+    """Both models' logits of some columns, in their tiles."""
+    z, t = (work.tile(i, len(hidden), columns) for i in (0, 1))
+    student_head.logits_into(z, hidden, columns)
+    teacher_head.logits_into(t, other, columns)
+    return z, t
 
 
 def _whole_rows(
@@ -210,9 +218,7 @@ def _sums(
     """The normalisers of one tile's rows; if it is of whole rows it ends up full of their logits."""
     sums = None
     for columns in cut.columns():
-        z, t = (work.tile(i, len(hidden), columns) for i in (0, 1))
-        student_head.logits_into(z, hidden, columns)
-        teacher_head.logits_into(t, other, columns)
+        z, t = _logits(hidden, other, student_head, teacher_head, columns, work)
         ours, theirs = moments.of_tile(z, t, work=work)
         assert theirs is not None, "the teacher was projected"
         sums = (ours, theirs) if sums is None else (sums[0].merged(ours), sums[1].merged(theirs))

@@ -73,16 +73,9 @@ def measure(
         statistics = dict(sums.statistics(wanted))
         if sums.teacher is not None:
             known.append(moments.normalizers(sums.student, sums.teacher))
-        if whole and sums.teacher is not None:
+        if whole:
             z, t = (work.tile(i, len(ids), slice(0, cut.vocab_size)) for i in (0, 1))
-            if "jsd" in wanted:
-                statistics["jsd"] = moments.jsd(z, t, sums.student, sums.teacher, jsd_beta, work).clamp(min=0)
-            if maxima is not None:
-                k = min(top_k, cut.vocab_size)
-                ours, theirs = (
-                    _likeliest(tile, most[: len(ids)], k) for tile, most in zip((z, t), maxima, strict=True)
-                )
-                statistics["topk_overlap"] = (ours[:, :, None] == theirs[:, None, :]).any(-1).double().mean(-1)
+            statistics |= _of_whole_rows(z, t, sums, wanted, jsd_beta, min(top_k, cut.vocab_size), maxima, work)
         found.append(statistics)
     if not found:
         nothing = torch.zeros(0, dtype=student_head.dtype, device=student_hidden.device)
@@ -145,6 +138,27 @@ def _sampled(tile: Tensor, ids: Tensor) -> Tensor:
     inside = (ids >= 0) & (ids < tile.shape[-1])
     logits = tile.gather(-1, ids.clamp(0, tile.shape[-1] - 1)[:, None]).squeeze(-1)
     return torch.where(inside, logits, 0)
+
+
+def _of_whole_rows(
+    z: Tensor,
+    t: Tensor,
+    sums: _Columns,
+    wanted: frozenset[str],
+    jsd_beta: float,
+    k: int,
+    maxima: Tensor | None,
+    work: Workspace,
+) -> Statistics:
+    """What both models' logits of whole rows tell beyond their sums; `maxima` of both, if the overlap is wanted."""
+    assert sums.teacher is not None, "the teacher was projected"
+    statistics: Statistics = {}
+    if "jsd" in wanted:
+        statistics["jsd"] = moments.jsd(z, t, sums.student, sums.teacher, jsd_beta, work).clamp(min=0)
+    if maxima is not None:
+        ours, theirs = _likeliest(z, maxima[0, : len(z)], k), _likeliest(t, maxima[1, : len(t)], k)
+        statistics["topk_overlap"] = (ours[:, :, None] == theirs[:, None, :]).any(-1).double().mean(-1)
+    return statistics
 
 
 def _likeliest(logits: Tensor, maxima: Tensor, k: int) -> Tensor:

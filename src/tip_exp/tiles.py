@@ -20,7 +20,7 @@ MOST_ROWS = 1024
 # products are limited by the budget alone.
 PRODUCT_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 40}
 # Elements of a block: 1 MiB of float32, of which four stay in a CPU's caches. On a GPU a block is a kernel's worth.
-BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
+BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}
 # Columns that are never in two products of the same whole rows.
 GROUP = 64
 LOG2_E = 1 / math.log(2)
