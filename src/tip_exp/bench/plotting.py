@@ -14,6 +14,7 @@ def loss(table: Path) -> Path | None:
     if measuring.missing(["matplotlib"]):
         measuring.tell_missing(["matplotlib"], "no plot is drawn")
         return None
+    from matplotlib import colormaps  # pyright: ignore[reportMissingImports]
     from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
 
     rows = pd.read_csv(table)
@@ -27,7 +28,7 @@ def loss(table: Path) -> Path | None:
         (here, "retention", "peak_extra_mib", f"peak extra MiB, {tokens} tokens, vocabulary {vocab:,}"),
         (rows[(rows.vocab == vocab) & (rows.retention == 1)], "tokens", "peak_extra_mib", "peak extra MiB, all kept"),
     )
-    colours = {name: f"C{i}" for i, name in enumerate(sorted(set(rows.implementation)))}
+    colours = {name: colormaps["tab20"](i) for i, name in enumerate(sorted(set(rows.implementation)))}
     for axis, (part, x, y, title) in zip(axes, panels, strict=True):
         for name, group in part.groupby("implementation"):
             if name == "floor" and y == "peak_extra_mib":
