@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tip_exp import tiles
 from tip_exp.divergence import Divergence
 from tip_exp.heads import Head
 from tip_exp.loss import BACKENDS, fused, materialized
@@ -130,6 +131,33 @@ def test_scorings_normalizers_change_nothing_but_the_work(
     torch.testing.assert_close(got.hidden_grad, hidden_grad, **close)
     found = head.weight.grad if head.weight.grad is not None else torch.zeros_like(head.weight)
     torch.testing.assert_close(found, weight_grad, **close)
+
+
+@pytest.mark.parametrize("kind", ["reverse_kl", "forward_kl"])
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 6),
+    vocab=st.integers(60, 400),
+    at_once=st.integers(1, 1000),
+    shape=st.sampled_from([(1.0, None, False), (0.5, 3.0, True)]),
+)
+def test_held_rows_may_be_several_products(
+    kind: str, seed: int, n: int, vocab: int, at_once: int, shape: tuple
+) -> None:
+    """Without normalisers a tile's logits are made once, some columns at a time, and read again for the gradient."""
+    head, teacher_head = heads(seed, vocab, 2, *shape)
+    g = torch.Generator().manual_seed(seed + 1)
+    hidden, other = torch.randn(n, 5, generator=g).double(), torch.randn(n, 7, generator=g).double()
+    every, one = torch.ones(n, dtype=torch.bool), Divergence(kind)  # pyright: ignore[reportArgumentType]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiles.PRODUCT_ELEMENTS, "cpu", at_once)
+        patch.setitem(tiles.BLOCK_ELEMENTS, "cpu", at_once // 2 + 1)
+        got = fused(hidden, other, every, head, teacher_head, one, 1 << 20)
+    value, hidden_grad, weight_grad, *_ = naive(hidden, other, every, head, teacher_head, kind)
+    close = {"rtol": 1e-9, "atol": 1e-11}
+    torch.testing.assert_close(got.value, value, **close)
+    torch.testing.assert_close(got.hidden_grad, hidden_grad, **close)
+    torch.testing.assert_close(head.weight.grad, weight_grad, **close)
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
