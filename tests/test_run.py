@@ -16,7 +16,7 @@ from tip_exp.logger import read_rows
 from tip_exp.models import load_pair
 from tip_exp.parsing import load
 from tip_exp.paths import RunFolder
-from tip_exp.run import render_prompts, run
+from tip_exp.run import pick_threads, render_prompts, run
 
 Run = Callable[..., RunConfig]
 QUICK = ["logger=files", "learner.num_steps=20", "learner.schedule=constant", "eval.every=0", "eval.samples=1"]
@@ -82,3 +82,12 @@ def test_a_run_can_be_replayed_from_its_own_config(tmp_path: Path, compose_run: 
     path = tmp_path / "config.yaml"
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
     assert load(path) == config
+
+
+def test_small_models_run_on_one_thread_unless_told(compose_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair, own = load_pair(compose_run().pair, torch.device("cpu")), torch.get_num_threads()
+    assert pick_threads(None, pair) == 1
+    assert pick_threads(3, pair) == 3
+    monkeypatch.setattr("tip_exp.run.TOO_SMALL_TO_SHARE", 1000)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: own + 7)
+    assert pick_threads(None, pair) == own + 7

@@ -32,12 +32,13 @@ from tip_exp.rollout.types import Rollout, Sampling
 from tip_exp.samples import sample_rows
 from tip_exp.selection import Quadrants, Selector
 
+# Parameters. Two threads take twice one's time for the embedded pair: they wait for each other longer than they work.
+TOO_SMALL_TO_SHARE = 10_000_000
+
 
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Train one student and leave its metrics, evaluations, checkpoint and, last, result.json in `folder`."""
     device = pick_device(config.device)
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
     seed_everything(config.seed)
     backend = choose(config.rollout, device, config.pair.student.dtype)
     print(backend)
@@ -47,6 +48,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     saved = checkpoint.newest(folder.checkpoints)
     check_context(config.pair, config.data.max_prompt_tokens, config.data.max_response_tokens)
     pair = load_pair(config.pair, device, student_from=saved.path if saved else None)
+    torch.set_num_threads(pick_threads(config.num_threads, pair))
     train = data.load(config.data.train)
     problems, prompts = render_prompts(config, pair, train)
     meter = Meter(device)
@@ -117,6 +119,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 def evaluate_only(config: RunConfig, folder: RunFolder, backend: Backend, device: torch.device) -> None:
     """The benchmarks, of student and (if asked) teacher, as a run without steps: it lands in the same tables."""
     pair, meter = load_pair(config.pair, device), Meter(device)
+    torch.set_num_threads(pick_threads(config.num_threads, pair))
     with RunLogger(folder, make_listeners(config, folder), resume_at=None) as logger:
         evaluations = Evaluations(config.eval, pair, meter, logger, config.agent)
         write_first_prompts(folder, pair, evaluations.first_prompts())
@@ -135,6 +138,12 @@ def write_first_prompts(folder: RunFolder, pair: Pair, prompts: dict[str, list[i
     """The first prompt of each use, as the models get it: a wrong template is seen at a glance."""
     rendered = {use: pair.decode(ids, with_special=True) for use, ids in prompts.items()}
     folder.prompts.write_text(json.dumps(rendered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def pick_threads(wanted: int | None, pair: Pair) -> int:
+    """As many as are wanted; else torch's own choice, but one for models that are too small to share."""
+    size = sum(parameter.numel() for parameter in pair.teacher.module.parameters())
+    return wanted or (1 if size < TOO_SMALL_TO_SHARE else torch.get_num_threads())
 
 
 def pick_device(name: str) -> torch.device:
