@@ -62,7 +62,7 @@ plan: install ## check every run of SWEEP and tell its state
 sweep: plan ## run SWEEP (goes on where it was left)
 	$(BIN)/tip-exp -cd sweeps -cn $(SWEEP)
 
-demos: install ## every demo sweep of sweeps/, then results/ from them (overnight on two cores)
+demos: install ## every demo sweep of sweeps/, then results/ from them (about 100 minutes)
 	@for sweep in $(DEMOS); do $(BIN)/tip-exp -cd sweeps -cn $$sweep || exit 1; done
 	@$(MAKE) --no-print-directory results
 

@@ -50,8 +50,8 @@ PARTS = ("floor", "fused", "fused_soft_or", "trl_kept_alone")
 LARGE = ("floor", "fused", "fused_large", "fused_soft_or")
 SLOW = ("materialized", "liger", "naive")
 # The committed figure, some 10 minutes of CPU. TRL's work on a CPU is the same at every retention, so its rows at 1.0
-# serve for all. At 152k the head's float64 copies and the peers' seconds rule out more than 512 tokens; what only shows
-# how memory grows runs once.
+# serve for all. At 152k the head's float64 copies rule out errors, and seconds many runs; what only shows how memory
+# grows runs once.
 FIGURE = (
     Point(
         32_768,
