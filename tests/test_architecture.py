@@ -1,118 +1,119 @@
-"""The arrows of the house, held against the imports: light modules stay light, big libraries have one importer each."""
+"""The dependency rules of the package: which packages may import which, and which module imports a heavy library."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "tip_exp"
-MODULES = {
-    str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".").removesuffix(".__init__"): path
-    for path in PACKAGE.rglob("*.py")
-}
-# What may be imported, directly or through others, before a config is accepted and where tables are made.
-WITHOUT_TORCH = (
-    "cli",
-    "config",
-    "rules",
-    "parsing",
-    "launch",
-    "paths",
-    "plan",
-    "report",
-    "scores",
-    "sweeping",
-    "data",
-    "grading",
-)
-# The one module that imports a library.
-ONE_IMPORTER = {
-    "vllm": {"rollout.vllm"},
-    "wandb": {"dashboards", "logger"},
-    "peft": {"lora"},
-    "hydra": {"cli", "composing", "plan", "sweeping"},
-}
-# Modules that know nothing of the rest of the package but what is named.
+# A package (or top-level module) may import those named after it, and nothing else of tip_exp.
 MAY_IMPORT = {
-    "scores": set(),
-    "divergence": {"moments", "tiles"},
-    "estimators": {"config", "divergence"},
-    "gradients": set(),
-    "lora": {"config"},
-    "rules": {"config", "paths", "scores"},
-    "parsing": {"config", "rules"},
-    "heads": {"gradients"},
-    "meter": set(),
-    "paths": set(),
-    "selection": {"scores"},
-    "tiles": set(),
-    "moments": {"tiles"},
-    "scoring": {"heads", "moments", "scores", "tiles"},
-    "loss": {"divergence", "estimators", "heads", "moments", "tiles"},
-    "backbone": set(),
-    "hidden_cache": {"meter"},
-    "placement": {"heads"},
-    "batching": {"rollout.types"},
-    "rollout.hf": {"rollout.types"},
-    "rollout.proof": {"rollout.types"},
-    "rollout.vllm": {"config", "lora", "rollout.types", "rollout.vllm_worker"},
-    "rollout.vllm_worker": set(),
-    "rollout.types": set(),
-    "report": {"overview", "runs", "summary", "tables"},
-    "overview": {"statistics", "summary", "tables"},
+    "launch": "run estimate records config utils",
+    "run": "eval learner estimate rollout data models envs records config selector types utils",
+    "report": "records config selector utils",
+    "eval": "data models envs grading records config types utils",
+    "learner": "models records losses config selector types utils",
+    "estimate": "models losses records config selector types utils",
+    "rollout": "models config types utils",
+    "data": "models envs config types utils",
+    "models": "losses config types utils",
+    "envs": "grading config types utils",
+    "records": "config utils",
+    "losses": "selector",
+    "config": "selector utils",
+    "grading": "",
+    "selector": "",
+    "types": "",
+    "utils": "",
+}
+ENTRY_POINTS = {"__init__", "__main__", "deepplanning"}  # may import anything; nothing imports them
+# Two packages take only names from selector, so that neither a config nor a loss loads the selection itself.
+ONLY = {("config", "selector"): {"selector.scores"}, ("losses", "selector"): {"selector.scores"}}
+# Modules that may import a library.
+IMPORTERS = {
+    "vllm": {"rollout.vllm"},
+    "wandb": {"records.wandb", "report.wandb"},
+    "peft": {"models.lora"},
+    "hydra": {"launch.cli", "launch.sweep", "launch.plan"},
+    "torch.distributed": {"learner.distributed"},
 }
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names a module imports when it runs; what stands under TYPE_CHECKING or in a function does not count."""
-    found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+MODULES = {dotted(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of all imports of a module, those inside functions and TYPE_CHECKING blocks included."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def ours(path: Path) -> set[str]:
-    names = {name.removeprefix("tip_exp.") for name in imports(path) if name.startswith("tip_exp")}
-    return {name for name in names if name in MODULES}
+def package_of(name: str) -> str:
+    return name.split(".")[0]
 
 
-def reachable(module: str) -> set[str]:
-    seen, todo = set(), [module]
-    while todo:
-        one = todo.pop()
-        if one not in seen:
-            seen.add(one)
-            todo += ours(MODULES[one])
-    return seen
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in ENTRY_POINTS])
+def test_a_module_imports_only_what_its_package_may(module: str) -> None:
+    package = package_of(module)
+    for name in imported(MODULES[module]):
+        if not name.startswith("tip_exp."):
+            continue
+        target = name.removeprefix("tip_exp.")
+        other = package_of(target)
+        assert other == package or other in MAY_IMPORT[package].split(), f"{module} imports {name}"
+        if (package, other) in ONLY:
+            assert any(target.startswith(allowed) for allowed in ONLY[package, other]), f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("module", WITHOUT_TORCH)
-def test_no_torch_before_a_config_is_accepted(module: str) -> None:
-    for name in reachable(module):
-        heavy = {i for i in imports(MODULES[name]) if i.split(".")[0] in {"torch", "transformers", "wandb", "vllm"}}
-        assert not heavy, f"{module} reaches {name}, which imports {heavy}"
-
-
-@pytest.mark.parametrize("library", ONE_IMPORTER)
-def test_big_libraries_have_their_importer(library: str) -> None:
-    importers = {
-        name
-        for name, path in MODULES.items()
-        if f"import {library}" in path.read_text() or f"from {library}" in path.read_text()
-    }
-    assert importers == ONE_IMPORTER[library]
-
-
-@pytest.mark.parametrize("module", MAY_IMPORT)
-def test_arrows(module: str) -> None:
-    assert ours(MODULES[module]) - {"rollout", "data", "grading"} <= MAY_IMPORT[module]
-
-
-def test_nothing_imports_the_loop() -> None:
+def test_every_package_has_a_row_and_a_docstring_of_at_most_five_lines() -> None:
+    assert {package_of(name) for name in MODULES} - ENTRY_POINTS == set(MAY_IMPORT)
     for name, path in MODULES.items():
-        assert "run" not in ours(path), name
+        if path.name == "__init__.py" and path.parent != PACKAGE:
+            docstring = ast.get_docstring(ast.parse(path.read_text()))
+            assert docstring and len(docstring.splitlines()) <= 5, name
+
+
+@pytest.mark.parametrize("library", IMPORTERS)
+def test_heavy_libraries_are_imported_in_one_place(library: str) -> None:
+    importers = {
+        name.removesuffix(".__init__")
+        for name, path in MODULES.items()
+        if any(item == library or item.startswith(f"{library}.") for item in imported(path))
+    }
+    assert importers == IMPORTERS[library]
+
+
+def loaded_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print('\\n'.join(sys.modules))"
+    listing = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(listing.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["config.parse", "launch.cli", "launch.launch", "launch.plan", "report.cli", "data.load", "grading"],
+)
+def test_nothing_heavy_loads_before_a_config_is_accepted(module: str) -> None:
+    assert not loaded_by(f"tip_exp.{module}") & {"torch", "transformers", "wandb", "vllm"}
+
+
+def test_losses_load_no_other_part_of_the_framework() -> None:
+    loaded = loaded_by("tip_exp.losses")
+    assert {name for name in loaded if name.startswith("tip_exp.")} - {
+        "tip_exp.selector",
+        "tip_exp.selector.scores",
+    } <= {name for name in loaded if name.startswith("tip_exp.losses")}
+    assert "hydra" not in loaded

@@ -10,13 +10,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tip_exp.config import RunConfig
-from tip_exp.data import load as load_data
-from tip_exp.logger import read_rows
-from tip_exp.models import load_pair
-from tip_exp.parsing import load
-from tip_exp.paths import RunFolder
+from tip_exp.config.parse import load
+from tip_exp.config.schema import RunConfig
+from tip_exp.data.load import load as load_data
+from tip_exp.models.load import load_pair
+from tip_exp.records.folder import RunFolder
 from tip_exp.run import pick_threads, render_prompts, run
+from tip_exp.utils.io import read_rows
 
 Run = Callable[..., RunConfig]
 QUICK = ["logger=files", "learner.num_steps=20", "learner.schedule=constant", "eval.every=0", "eval.samples=1"]

@@ -10,12 +10,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, open_dict
 
-from tip_exp.composing import RunComposer
-from tip_exp.config import ConfigError
-from tip_exp.launch import State, state_of
-from tip_exp.parsing import parse
-from tip_exp.paths import RunFolder
-from tip_exp.sweeping import expand
+from tip_exp.config.parse import parse
+from tip_exp.launch.launch import State, state_of
+from tip_exp.launch.sweep import RunComposer, expand
+from tip_exp.records.folder import RunFolder
+from tip_exp.utils.errors import ConfigError
 
 
 class RunsSweeper(BasicSweeper):

@@ -1,5 +1,5 @@
 """`python -m tip_exp …` is `tip-exp …`."""
 
-from tip_exp.cli import main
+from tip_exp.launch.cli import main
 
 main()

@@ -12,25 +12,29 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tip_exp import checkpoint, data
-from tip_exp.agent.sampler import episode_metrics, prompt_ids, with_tools
-from tip_exp.config import ConfigError, RunConfig
-from tip_exp.data import Loaded, Problem
+from tip_exp.config.schema import RunConfig
+from tip_exp.data import dataset, load
 from tip_exp.data.contamination import overlap
-from tip_exp.evaluate import Evaluations
-from tip_exp.headroom import check_memory
-from tip_exp.learner import Learner
-from tip_exp.logger import RunLogger, make_listeners
-from tip_exp.meter import Meter
-from tip_exp.models import Pair, check_context, load_pair
-from tip_exp.paths import RunFolder
-from tip_exp.privileged import behind
-from tip_exp.result import write_card, write_result
+from tip_exp.data.dataset import Loaded
+from tip_exp.data.prompts import prompt_ids, with_tools
+from tip_exp.envs.sampler import episode_metrics
+from tip_exp.estimate.memory_check import check_memory
+from tip_exp.eval.evaluate import Evaluations
+from tip_exp.learner import checkpoint
+from tip_exp.learner.learner import Learner
+from tip_exp.learner.on_policy import check_gap, limits_for
+from tip_exp.learner.samples import sample_rows
+from tip_exp.models.load import check_context, load_pair
+from tip_exp.models.pair import Pair
+from tip_exp.models.privileged import behind
+from tip_exp.records.folder import RunFolder
+from tip_exp.records.meter import Meter
+from tip_exp.records.result import write_card, write_result
+from tip_exp.records.writer import RunLogger, make_listeners
 from tip_exp.rollout.backends import Backend, choose
-from tip_exp.rollout.proof import check_gap, limits_for
-from tip_exp.rollout.types import Rollout, Sampling
-from tip_exp.samples import sample_rows
-from tip_exp.selection import Quadrants, Selector
+from tip_exp.selector.selector import Quadrants, Selector
+from tip_exp.types import Problem, Rollout, Sampling
+from tip_exp.utils.errors import ConfigError
 
 # Parameters. Two threads take twice one's time for the embedded pair: they wait for each other longer than they work.
 TOO_SMALL_TO_SHARE = 10_000_000
@@ -49,14 +53,14 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     check_context(config.pair, config.data.max_prompt_tokens, config.data.max_response_tokens)
     pair = load_pair(config.pair, device, student_from=saved.path if saved else None)
     torch.set_num_threads(pick_threads(config.num_threads, pair))
-    train = data.load(config.data.train)
+    train = load.load(config.data.train)
     problems, prompts = render_prompts(config, pair, train)
     meter = Meter(device)
     learner = Learner(pair, make_selector(config), config.learner, seed=config.seed, meter=meter, scratch=folder.root)
     if config.pair.teacher.placement != "resident":
         print(learner.teacher)
     start, last = saved.step if saved else 0, config.learner.num_steps
-    order, sampling = data.Order(len(problems), config.seed), training_sampling(config)
+    order, sampling = dataset.Order(len(problems), config.seed), training_sampling(config)
     limits = limits_for(backend.dtype, config.pair.student.dtype, **config.rollout.max_logprob_gap.model_dump())
     with ExitStack() as stack:
         logger = stack.enter_context(

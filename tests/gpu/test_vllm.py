@@ -8,16 +8,17 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from tip_exp.config import RunConfig
-from tip_exp.learner import Learner
-from tip_exp.meter import Meter
-from tip_exp.models import Pair, load_pair
+from tip_exp.config.schema import RunConfig
+from tip_exp.learner.learner import Learner
+from tip_exp.learner.on_policy import MAX, check_gap, limits_for
+from tip_exp.models.load import load_pair
+from tip_exp.models.pair import Pair
+from tip_exp.records.meter import Meter
 from tip_exp.rollout.backends import choose
 from tip_exp.rollout.hf import HfSampler
-from tip_exp.rollout.proof import MAX, check_gap, limits_for
-from tip_exp.rollout.types import Sampling
 from tip_exp.rollout.vllm import VllmSampler
 from tip_exp.run import make_selector
+from tip_exp.types import Sampling
 
 pytestmark = [
     pytest.mark.gpu,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tip_exp.grading import strict
+from tip_exp.grading import string_match as strict
 
 NORMALISED = [
     # answer, its normal form

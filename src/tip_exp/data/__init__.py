@@ -1,30 +1,4 @@
-"""Problems to train and test on."""
+"""Data sets: a dataset config in, `Problem`s with known answers and their provenance out.
 
-from __future__ import annotations
-
-import hashlib
-from itertools import islice
-from typing import TYPE_CHECKING
-
-from tip_exp.data import table, tool_tasks, word_sums
-from tip_exp.data.problems import Loaded, Order, Problem
-from tip_exp.data.table import DataError
-
-if TYPE_CHECKING:
-    from tip_exp.config import DatasetConfig
-
-__all__ = ["DataError", "Loaded", "Order", "Problem", "load"]
-
-
-def load(dataset: DatasetConfig) -> Loaded:
-    """The problems of a data set, in a fixed order."""
-    if dataset.kind == "table":
-        return table.load(dataset)
-    if dataset.kind == "travel":
-        return tool_tasks.load_travel(dataset)
-    if dataset.kind == "calculator":
-        return tool_tasks.load_calculator(dataset)
-    stories = word_sums.stream(dataset.split, dataset.seed, min_steps=dataset.min_steps, max_steps=dataset.max_steps)
-    problems = list(islice(stories, dataset.num_problems))
-    text = "\n".join(f"{problem.prompt}\t{problem.answer}" for problem in problems)
-    return Loaded(problems, f"word_sums, seed {dataset.seed}", hashlib.sha256(text.encode()).hexdigest())
+Imports envs (tool tasks), types, utils. Imported by run and eval.
+"""

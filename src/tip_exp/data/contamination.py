@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tip_exp.data.problems import Problem
+from tip_exp.types import Problem
 
 NGRAM = 13  # Brown et al. 2020 (GPT-3), App. C
 _WORD = re.compile(r"\w+|[^\w\s]")

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tip_exp.data.problems import Loaded, Problem
+from tip_exp.data.dataset import Loaded
+from tip_exp.types import Problem
+from tip_exp.utils.errors import DataError
 
 if TYPE_CHECKING:
-    from tip_exp.config import TableConfig
-
-
-class DataError(ValueError):
-    """A data set that cannot be read as configured; the message names file, row and field."""
+    from tip_exp.config.schema import TableConfig
 
 
 def load(dataset: TableConfig) -> Loaded:

@@ -11,19 +11,24 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tip_exp.agent import calculator
-from tip_exp.agent.tasks import ToolTasks
-from tip_exp.data.problems import Loaded, Problem
-from tip_exp.deepplanning import errands, mini_files, mini_oracle, mini_world
-from tip_exp.deepplanning.constraints import answers
-from tip_exp.deepplanning.data import DataError, Task, find_databases, load_tasks
-from tip_exp.deepplanning.environment import TravelEnvironment
-from tip_exp.deepplanning.prompts import compact_prompt, official_prompt
-from tip_exp.deepplanning.split import no_tool_floor, read_split
-from tip_exp.paths import conf_dir
+from tip_exp.data.dataset import Loaded
+from tip_exp.envs import calculator
+from tip_exp.envs.base import ToolTasks
+from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks
+from tip_exp.envs.deepplanning.environment import TravelEnvironment
+from tip_exp.envs.deepplanning.mini import errands
+from tip_exp.envs.deepplanning.mini import files as mini_files
+from tip_exp.envs.deepplanning.mini import oracle as mini_oracle
+from tip_exp.envs.deepplanning.mini import trips as mini_world
+from tip_exp.envs.deepplanning.prompts import compact_prompt, official_prompt
+from tip_exp.envs.deepplanning.score.constraints import answers
+from tip_exp.envs.deepplanning.split import no_tool_floor, read_split
+from tip_exp.types import Problem
+from tip_exp.utils.errors import DataError
+from tip_exp.utils.paths import conf_dir
 
 if TYPE_CHECKING:
-    from tip_exp.config import CalculatorConfig, TravelConfig
+    from tip_exp.config.schema import CalculatorConfig, TravelConfig
 
 
 def load_calculator(dataset: CalculatorConfig) -> Loaded:

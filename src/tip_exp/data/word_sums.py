@@ -13,7 +13,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 
-from tip_exp.data.problems import Problem
+from tip_exp.types import Problem
 
 NAMES = ("Tom", "Amy", "Ben", "Eva", "Max", "Zoe", "Leo", "Mia")
 ITEMS = ("apples", "books", "coins", "cards", "pens", "eggs", "cups", "stamps")

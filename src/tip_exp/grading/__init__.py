@@ -1,4 +1,7 @@
-"""Is a response right? Graders by name: texts and known answers in, verdicts out."""
+"""Grading: (response text, reference answer) pairs in, `Verdict`s out.
+
+Imports nothing of tip_exp. Imported by envs and eval.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from tip_exp.grading import boxed, strict
+from tip_exp.grading import boxed
+from tip_exp.grading import string_match as strict
 from tip_exp.grading.types import Verdict
 
 __all__ = ["GRADERS", "GradeAll", "Verdict", "open_grader"]

@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tip_exp.grading import strict
+from tip_exp.grading import string_match as strict
 from tip_exp.grading.pool import TIME_LIMIT_S, GradingPool
 from tip_exp.grading.types import FAILURES, Verdict
 

@@ -237,7 +237,7 @@ def _stop_all(workers: list[_Worker]) -> None:
 
 def serve(replies: int, time_limit: float, memory_limit_mib: int) -> None:
     """A worker's life: a JSON line [given, known] comes in, a line with the outcome goes out, until stdin closes."""
-    from tip_exp.grading.math import compare  # the caller needs no sympy
+    from tip_exp.grading.math import compare
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # elsewhere the kernel refuses it

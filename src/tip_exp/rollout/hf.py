@@ -15,7 +15,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from tip_exp.rollout.types import Rollout, Sampling
+from tip_exp.types import Rollout, Sampling
 
 # Share of a batch's responses that must have ended before they leave it: leaving copies what stays of the cache.
 LEAVE_TOGETHER = 0.1

@@ -22,10 +22,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from tip_exp.config import VllmConfig
-from tip_exp.lora import merged_tensors
-from tip_exp.rollout.types import Rollout, Sampling
+from tip_exp.config.schema import VllmConfig
+from tip_exp.models.lora import merged_tensors
 from tip_exp.rollout.vllm_worker import RUN_PID, WeightSync
+from tip_exp.types import Rollout, Sampling
+from tip_exp.utils.errors import first_line
 
 log = logging.getLogger(__name__)
 _CPU_BLOCK = 128  # tokens of a KV cache block on a CPU
@@ -267,8 +268,3 @@ def _rollout(prompt: list[int], output: Any) -> Rollout:
         finish="stop" if output.finish_reason == "stop" else "length",
         sampler_logprobs=list(output.logprobs.logprobs),
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Of an error's message; its type's name if there is none."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

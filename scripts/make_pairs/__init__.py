@@ -1,0 +1,1 @@
+"""Pretraining of the embedded pairs shipped in src/tip_exp/assets."""

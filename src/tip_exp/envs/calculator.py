@@ -1,0 +1,96 @@
+"""A small tool task: work out a formula with a calculator that takes one operation at a time.
+
+"Work out (12 + 7) * 3."  ->  calculate {"expression": "12 + 7"} -> 19, calculate {"expression": "19 * 3"} -> 57,
+"\\boxed{57}"
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tip_exp.envs.base import Call, Start, error_observation
+from tip_exp.grading import boxed
+
+SCHEMA = {
+    "type": "function",
+    "function": {
+        "name": "calculate",
+        "description": "The value of one sum, difference or product of two whole numbers.",
+        "parameters": {
+            "type": "object",
+            "properties": {"expression": {"type": "string", "description": "for example 12 + 7 or 19 * 3"}},
+            "required": ["expression"],
+        },
+    },
+}
+_OPERATION = re.compile(r"\s*(-?\d{1,9})\s*([-+*])\s*(-?\d{1,9})\s*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """Formula(id="calculator/test/0", text="(12 + 7) * 3", value=57)"""
+
+    id: str
+    text: str
+    value: int
+
+
+class CalculatorEnvironment:
+    """Answers `calculate`; a score of 1 is for the right value in the last box."""
+
+    def reset(self, task: Formula) -> Start:
+        self._task = task
+        question = f"Work out {task.text}. Put the answer within \\boxed{{}}."
+        return Start([{"role": "user", "content": question}], [SCHEMA])
+
+    def step(self, calls: list[Call]) -> list[str]:
+        return [_answer(call) for call in calls]
+
+    def score(self, text: str) -> dict[str, float]:
+        verdict = boxed.grade(text, str(self._task.value))
+        return {"right": float(verdict.right), "delivered": float(verdict.extracted is not None)}
+
+
+def calculate(expression: str) -> int:
+    """The value of one operation on two whole numbers; anything else is a ValueError."""
+    match = _OPERATION.fullmatch(expression)
+    if not match:
+        raise ValueError(f"one +, - or * between two whole numbers of at most 9 digits; got {expression[:80]!r}")
+    a, b = int(match[1]), int(match[3])
+    return a + b if match[2] == "+" else a - b if match[2] == "-" else a * b
+
+
+def stream(split: str, seed: int) -> Iterator[Formula]:
+    """Endless formulas of two or three operations; the same seed gives the same."""
+    rng = random.Random(f"calculator/{split}/{seed}")
+    number = 0
+    while True:
+        value = rng.randint(2, 99)
+        text = str(value)
+        for place in range(rng.randint(2, 3)):
+            sign, n = rng.choice("+-*"), rng.randint(2, 9)
+            text = f"{f'({text})' if place else text} {sign} {n}"
+            value = calculate(f"{value} {sign} {n}")
+        yield Formula(f"calculator/{split}/{number}", text, value)
+        number += 1
+
+
+def _answer(call: Call) -> str:
+    arguments = call.arguments
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except ValueError:
+            return error_observation("the arguments are not valid JSON")
+    if call.name != "calculate":
+        return error_observation(f"tool '{call.name}' not found")
+    if not isinstance(arguments, dict) or not isinstance(arguments.get("expression"), str):
+        return error_observation('calculate takes {"expression": string}')
+    try:
+        return str(calculate(arguments["expression"]))
+    except ValueError as error:
+        return error_observation(str(error))

@@ -1,0 +1,66 @@
+"""Is there memory for the run? Asked before any weight is read, of the device the learner will work on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.estimate.time import PROCESS, memory
+from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.units import GIB
+
+# What lowers each part of the forecast.
+LOWERED_BY = {
+    "teacher weights": "pair.teacher.dtype, pair.teacher.placement",
+    "student weights": "pair.student.dtype",
+    "gradients": "pair.student.dtype",
+    "AdamW": "pair.student.dtype",
+    "activations": "learner.micro_batch_tokens",
+    "hidden states": "learner.prompts_per_step, learner.samples_per_prompt, data.max_response_tokens",
+    "logits": "learner.tile_mib (learner.loss_backend=fused)",
+    "sampling engine": "rollout.vllm.gpu_memory_utilization, rollout.vllm.sleep_level",
+}
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_SMALL = 0.05  # parts below this share of the whole are not worth a word
+
+
+def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
+    """A ConfigError if the forecast is above what is free; says what is needed, what is there and what lowers it.
+
+    The forecast is that of `tip-plan`, plus a vLLM engine that does not sleep while the learner works. Nothing is
+    checked where the system does not tell its free memory, or with ignore_memory=true.
+    """
+    free = free_gib(device)
+    if config.ignore_memory or free is None:
+        return
+    parts = {name: gib for name, gib in memory(config).items() if name != PROCESS}  # which is there by now
+    vllm = config.rollout.vllm
+    if backend == "vllm" and device.type == "cuda" and vllm.sleep_level == 0:
+        total = torch.cuda.get_device_properties(device).total_memory / GIB
+        parts["sampling engine"] = vllm.gpu_memory_utilization * total
+    needed = sum(parts.values())
+    if needed <= free:
+        return
+    large = {name: gib for name, gib in sorted(parts.items(), key=lambda part: -part[1]) if gib >= _SMALL * needed}
+    keys = dict.fromkeys(key for name in large for key in LOWERED_BY[name].split(", "))
+    raise ConfigError(
+        f"this run needs about {needed:.1f} GiB ({', '.join(f'{name} {gib:.1f}' for name, gib in large.items())}), but "
+        f"{device} has {free:.1f} GiB free. What lowers it: {', '.join(keys)}, or a smaller pair. "
+        "ignore_memory=true starts the run all the same"
+    )
+
+
+def free_gib(device: torch.device) -> float | None:
+    """Free memory of a CUDA device, else what the machine and this process's group still have (Linux), else None."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / GIB
+    if not _MEMINFO.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free / GIB

@@ -1,0 +1,51 @@
+"""Every selector of a report on the same tokens: what each would keep of rollouts that were written once.
+
+A run's own samples show what its selector kept of its own student's rollouts, which differ between runs. Here the
+recorded statistics of one set of rollouts go through each selector's own rule (selection.py), so that the kept sets
+can be compared token by token. Normalisation runs over these rollouts, fewer than a training batch has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tip_exp.selector.scores import STATISTICS
+from tip_exp.selector.selector import Quadrants, Selector, Tokens, jaccard
+
+
+@dataclass(frozen=True, slots=True)
+class Overlaps:
+    """Tokens in one order: their statistics, what each arm keeps, and the Jaccard overlap of any two arms."""
+
+    statistics: dict[str, list[float]]
+    tokens: list[str]
+    kept: dict[str, list[bool]]
+    matrix: list[list[float]]
+
+
+def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Overlaps | None:
+    """`rows` of samples.jsonl; `arms`: name -> config of a run. None if the rows lack a statistic that an arm reads."""
+    names = [name for name in STATISTICS if all(name in row for row in rows)]
+    statistics = {name: torch.tensor([value for row in rows for value in row[name]]) for name in names}
+    lengths = [len(row["tokens"]) for row in rows]
+    tokens = Tokens(
+        rollout=torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths)),
+        micro_batch=torch.zeros(sum(lengths), dtype=torch.long),
+        position=torch.cat([torch.arange(length) for length in lengths]),
+    )
+    kept: dict[str, torch.Tensor] = {}
+    for name, config in arms.items():
+        rule = {key: value for key, value in config["selector"].items() if key != "label"}
+        selector = Selector(**rule, quadrants=Quadrants(**config["quadrants"]))
+        if not selector.reads <= statistics.keys():
+            return None
+        kept[name] = selector(statistics, tokens, torch.Generator().manual_seed(0)).kept
+    return Overlaps(
+        statistics={name: values.tolist() for name, values in statistics.items()},
+        tokens=[token for row in rows for token in row["tokens"]],
+        kept={name: mask.tolist() for name, mask in kept.items()},
+        matrix=[[jaccard(one, other) for other in kept.values()] for one in kept.values()],
+    )

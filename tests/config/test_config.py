@@ -1,0 +1,245 @@
+"""Every option composes and passes the rules; every bad input is one clear message naming key, value and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from tip_exp.config.parse import differences, digest, load, parse
+from tip_exp.config.schema import RunConfig
+from tip_exp.launch.plan import plan
+from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.paths import conf_dir
+
+GROUPS = ("pair", "data", "agent", "rollout", "selector", "learner", "eval", "logger", "experiment")
+OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))]
+FOLDER = Path(__file__).parents[1] / "envs" / "deepplanning" / "world"
+NEEDS = {  # what an option cannot go without: tools have limits, limits have tools, official tasks a folder
+    "data=mini_travel": "agent=default",
+    "data=calculator": "agent=default",
+    "data=deepplanning": f"agent=base_code data.root={FOLDER}",
+    "eval=mini_travel": "agent=default",
+    "eval=calculator": "agent=default",
+    "eval=deepplanning": f"agent=base_code data.root={FOLDER}",
+    "agent=default": "data=mini_travel",
+    "agent=official": "data=calculator",
+    "agent=base_code": "data=mini_travel",
+    "experiment=quick_tools": "data=mini_travel eval=mini_travel agent=default",
+}
+SWEEPS = sorted((conf_dir().parent / "sweeps").glob("*.yaml"))
+
+# overrides -> what the message must say
+BAD = {
+    "unknown key": ("selector.retenton=0.5", "Could not override 'selector.retenton'"),
+    "unknown key, added": (
+        "+selector.retenton=0.5",
+        "selector.retenton is not a key; did you mean selector.retention?",
+    ),
+    "unknown group key": ("+lerner=3", "lerner is not a key; did you mean learner?"),
+    "unknown option": ("selector=entropi", "Could not find 'selector/entropi'"),
+    "unknown score rule": ("selector.score=entropi", "did you mean entropy?"),
+    "clip of an unknown statistic": ("+selector.clip.entropi=0.9", "not a statistic; there are entropy, "),
+    "clip of a statistic the rule does not read": ("selector=q3 +selector.clip.jsd=0.9", "q3 does not read jsd"),
+    "clip quantile of 2": ("selector.clip.entropy=2", "selector.clip.entropy: input should be less than or equal to 1"),
+    "retention 0": ("selector.retention=0", "selector.retention: input should be greater than 0; got 0"),
+    "retention 1.5": ("selector.retention=1.5", "selector.retention: input should be less than or equal to 1; got 1.5"),
+    "retention nan": ("selector.retention=nan", "selector.retention: input should be a finite number; got nan"),
+    "retention negative": ("selector.retention=-0.2", "greater than 0; got -0.2"),
+    "retention a word": ("selector.retention=half", "selector.retention: input should be a valid number; got 'half'"),
+    "retention missing": ("selector.retention=null", "selector.retention: input should be a valid number; got None"),
+    "full with a ratio": ("selector=full selector.retention=0.3", "same budget choose selector=random"),
+    "quadrant with a ratio": ("selector=q1 selector.retention=0.3", "keeps every token of its quadrant"),
+    "full in an order": ("selector=full selector.order=top", "selector.order must be all, not top"),
+    "order all of a ranked rule": ("selector.order=all", "needs a yes-or-no rule; soft_or is none"),
+    "unknown order": ("selector.order=upside", "'top', 'bottom', 'sample' or 'all'; got 'upside'"),
+    "unknown normaliser": ("selector.normalizer=z", "'minmax', 'quantile', 'rank' or 'none'; got 'z'"),
+    "Soft-OR of nats": ("selector.normalizer=none", "soft_or needs its statistics in [0, 1]"),
+    "scores that cannot be compared": ("selector.scope=batch selector.population=rollout", "normalises each alone"),
+    "sampling by rank": ("selector.order=sample selector.normalizer=rank", "in proportion to the score"),
+    "weights of a yes-or-no rule": ("selector=q1 selector.soft=true", "got selector.score=q1, selector.order=all"),
+    "weights of noise": ("selector=random selector.soft=true", "got selector.score=random, selector.order=top"),
+    "weights of the bottom": ("selector=soft_or_bottom selector.soft=true", "selector.order=bottom"),
+    "steps 0": ("learner.num_steps=0", "learner.num_steps: input should be greater than or equal to 1; got 0"),
+    "steps a fraction": ("learner.num_steps=2.5", "learner.num_steps: input should be a valid integer; got 2.5"),
+    "lr negative": ("learner.lr=-1e-3", "learner.lr: input should be greater than 0; got -0.001"),
+    "lr infinite": ("learner.lr=inf", "learner.lr: input should be a finite number; got inf"),
+    "lr true": ("learner.lr=true", "learner.lr: input should be a valid number; got True"),
+    "unknown divergence": ("learner.divergence=kl", "'skew_reverse_kl' or 'skew_forward_kl'; got 'kl'"),
+    "skew at its end": ("learner.skew=1", "learner.skew: input should be less than 1; got 1"),
+    "unknown estimator": ("learner.estimator=k3", "'full', 'topk' or 'sampled_k1'; got 'k3'"),
+    "top-k of nothing": ("learner.topk.k=0", "learner.topk.k: input should be greater than or equal to 1; got 0"),
+    "top-k reverse KL without the rest": (
+        "learner.estimator=topk learner.topk.rest=drop",
+        "learner.topk.rest=drop with learner.divergence=reverse_kl: a sum over the top-k tokens alone falls",
+    ),
+    "sampled forward KL": (
+        "learner.estimator=sampled_k1 learner.divergence=forward_kl",
+        "learner.estimator=sampled_k1 with learner.divergence=forward_kl",
+    ),
+    "sampled from a cut distribution": (
+        "learner.estimator=sampled_k1 rollout.top_p=0.9",
+        "learner.estimator=sampled_k1 with rollout.top_p=0.9",
+    ),
+    "sampled from the top tokens": ("learner.estimator=sampled_k1 rollout.top_k=20", "it needs rollout.top_k=0"),
+    "sampled at another temperature": (
+        "learner.estimator=sampled_k1 rollout.temperature=0.7",
+        "it needs rollout.temperature=1",
+    ),
+    "JSD at its end": ("learner.jsd_beta=1", "learner.jsd_beta: input should be less than 1; got 1"),
+    "three betas": ("learner.betas=[0.9,0.99,0.999]", "learner.betas: list should have at most 2 items"),
+    "unknown schedule": ("learner.schedule=step", "'constant', 'linear' or 'cosine'; got 'step'"),
+    "warm-up as long as the run": ("learner.warmup_steps=80", "learner.warmup_steps (80) must be below"),
+    "micro-batch below one rollout": ("learner.micro_batch_tokens=100", "cannot hold one rollout of"),
+    "packed for eager attention": ("learner.packing=true pair.attention=eager", "eager attention would mix sequences"),
+    "unknown placement": (
+        "pair.teacher.placement=disk",
+        "pair.teacher.placement: input should be 'resident', 'offload' or 'two_phase'; got 'disk'",
+    ),
+    "unknown backend": ("learner.loss_backend=magic", "'fused' or 'materialized'; got 'magic'"),
+    "temperature 0 in training": ("rollout.temperature=0", "rollout.temperature: input should be greater than 0"),
+    "top-p of 0": ("rollout.top_p=0", "rollout.top_p: input should be greater than 0"),
+    "unknown device": ("device=tpu", "device: input should be 'auto', 'cpu' or 'cuda'; got 'tpu'"),
+    "missing model folder": ("pair.student.path=./nowhere", "pair.student.path: no model in nowhere"),
+    "missing shipped model": ("pair.teacher.path=package:tiny/nobody", "pair.teacher.path: no model in"),
+    "unknown dtype": ("pair.teacher.dtype=int4", "pair.teacher.dtype: input should be 'float32' or 'bfloat16'"),
+    "evaluated in another mode": ("pair.chat.thinking=true", "pair.chat.eval_thinking is None: the student would be"),
+    "training on the test split": ("data.train.split=test", "nothing is trained on what is evaluated; got test"),
+    "evaluating on the train split": ("eval.benchmarks.word_sums.split=train", "evaluated on what it trains on"),
+    "one test problem": ("eval.benchmarks.word_sums.num_problems=1", "at least 2 problems"),
+    "nothing evaluated": ("eval.greedy=false eval.samples=0", "evaluate nothing; set one of them"),
+    "steps of a story upside down": ("data.train.min_steps=6", "data.train.min_steps (6) is above max_steps (5)"),
+    "name with a slash": ("name=a/b", "one path component"),
+    "empty name": ("name=''", "one path component"),
+    "seed negative": ("seed=-1", "seed: input should be greater than or equal to 0; got -1"),
+    "bad interpolation": ("name=${nobody}", "Interpolation key 'nobody' not found"),
+    "missing value": ("seed=???", "Missing mandatory value: seed"),
+    "unknown W&B mode": ("logger.wandb=sometimes", "'off', 'offline' or 'online'; got 'sometimes'"),
+    "tools without limits": ("data=mini_travel", "data.train is a tool task, so it needs limits: choose agent=default"),
+    "limits without tools": ("agent=default", "agent=default would do nothing: no data set of this run has tools"),
+    "official tasks without a folder": (
+        "data=deepplanning agent=base_code",
+        "are read from data.root, a folder; got None",
+    ),
+    "generated tasks without a number": (
+        "data=mini_travel agent=default data.train.num_problems=null",
+        "data.train.num_problems: world=errands is generated",
+    ),
+    "generated tasks in Chinese": (
+        "data=mini_travel agent=default data.train.langs=[zh]",
+        "is written in en alone; got zh",
+    ),
+    "nothing behind the prompt": (
+        "data=mini_travel agent=default agent.max_train_tokens=72",
+        "agent.max_train_tokens (72) leaves nothing to train on behind a prompt of data.max_prompt_tokens (72)",
+    ),
+    "unknown upstream bug": (
+        "data=mini_travel agent=default data.train.corrected=[hotel_town]",
+        "data.train.corrected.0: input should be 'flight_not_found', 'hotel_city'",
+    ),
+    "unknown key of an agent": (
+        "data=mini_travel agent=default +agent.turns=3",
+        "agent.turns is not a key; did you mean agent.max_turns?",
+    ),
+    "bad override grammar": ("selector.retention", "Error parsing override"),
+}
+
+
+def composed(overrides: str) -> RunConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return parse(compose("config", overrides=overrides.split()))
+
+
+@pytest.mark.parametrize("overrides,message", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_clear_message(overrides: str, message: str) -> None:
+    with pytest.raises((ConfigError, HydraException)) as caught:
+        composed(overrides)
+    told = str(caught.value) + str(caught.value.__cause__ or "")
+    assert message in told
+    assert "Traceback" not in told and "pydantic" not in told
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "learner.estimator=topk",
+        "learner.estimator=topk learner.topk.rest=drop learner.divergence=forward_kl learner.topk.support=teacher",
+        "learner.topk.rest=drop",  # of no matter while the estimator is another
+        "learner.estimator=sampled_k1",
+        "learner.divergence=skew_forward_kl learner.skew=0.2",
+        "learner.divergence=reverse_kl learner.jsd_beta=0.3",
+        "selector.soft=true selector.retention=1",
+    ],
+)
+def test_what_has_a_meaning_is_allowed(overrides: str) -> None:
+    assert composed(overrides)
+
+
+def test_all_broken_rules_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed("learner.divergence=kl selector.retention=0 +learner.speed=9 rollout.top_p=7")
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "this configuration cannot run:" and len(lines) == 5
+    for key in ("learner.divergence", "selector.retention", "learner.speed", "rollout.top_p"):
+        assert any(line.startswith(f"  - {key}") for line in lines)
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if "smollm2" not in option])
+def test_every_option_composes_and_passes_the_rules(option: str) -> None:
+    assert composed(f"{option} {NEEDS.get(option, '')}").name
+
+
+def test_a_pair_that_has_to_be_made_first_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"pair\.teacher\.path: no model in models/smollm2/teacher"):
+        composed("pair=smollm2")
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_run_of_every_sweep_passes_the_rules(path: Path, tmp_path: Path) -> None:
+    planned = plan(path, [f"data.root={tmp_path}"] if path.stem == "table7" else [])
+    assert len(planned) > 1
+    assert [one.error for one in planned] == [None] * len(planned)
+    names = [one.config.name for one in planned if one.config]
+    assert len(set(names)) == len(names), "two runs of a sweep would write to one folder"
+    assert {one.config.sweep for one in planned if one.config} == {path.stem}
+
+
+def test_every_yaml_says_on_its_first_line_what_it_is() -> None:
+    for path in [*conf_dir().rglob("*.yaml"), *SWEEPS]:
+        lines = path.read_text().splitlines()
+        text = lines[1] if lines[0].startswith("# @package") else lines[0]
+        assert text.startswith("# ") and len(text) > 20, path
+
+
+def test_names_spell_a_ratio_in_one_way(compose_run: Callable[..., RunConfig]) -> None:
+    names = {compose_run(f"selector.retention={ratio}").name for ratio in ("0.5", "0.50", "5e-1")}
+    assert names == {"tiny.word_sums.soft_or.r50.s0"}
+    assert compose_run("selector=full").name == "tiny.word_sums.full.r100.s0"
+
+
+def test_an_experiment_wins_over_the_defaults_and_the_command_line_over_both(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    assert compose_run("experiment=evaluate").mode == "eval"
+    assert compose_run("experiment=evaluate").name == "eval.tiny.word_sums.s0"
+    assert compose_run("experiment=smoke").name == "smoke.tiny.word_sums.soft_or.r50.s0"
+    assert compose_run("experiment=smoke", "learner.num_steps=7").learner.num_steps == 7
+
+
+def test_digest_is_of_what_decides_the_numbers(compose_run: Callable[..., RunConfig]) -> None:
+    base = compose_run()
+    assert digest(compose_run("name=other", "logger=files", "sweep=x")) == digest(base)
+    assert digest(compose_run("seed=1")) != digest(base)
+    assert differences(base, compose_run("learner.lr=1e-6", "logger=files")) == ["learner.lr: 0.002 -> 1e-06"]
+
+
+def test_a_written_config_reads_back_equal(tmp_path: Path, compose_run: Callable[..., RunConfig]) -> None:
+    config = compose_run("selector=q3")
+    path = tmp_path / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
+    assert load(path) == config

@@ -1,0 +1,85 @@
+"""A run that cannot fit is refused before any weight is read, with what is needed, what is there and what lowers it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tip_exp import run
+from tip_exp.config.parse import digest
+from tip_exp.config.schema import RunConfig
+from tip_exp.estimate import memory_check as headroom
+from tip_exp.estimate.memory_check import check_memory, free_gib
+from tip_exp.estimate.time import PROCESS_GIB, learner_gib
+from tip_exp.records.folder import RunFolder
+from tip_exp.utils.errors import ConfigError
+
+Compose = Callable[..., RunConfig]
+CPU = torch.device("cpu")
+
+
+def with_free(monkeypatch: pytest.MonkeyPatch, gib: float | None) -> None:
+    monkeypatch.setattr(headroom, "free_gib", lambda device: gib)
+
+
+def test_the_message_names_need_supply_and_remedies(compose_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free(monkeypatch, 139.0)
+    large = compose_run("experiment=tip_qwen3", "learner.activation_checkpointing=false")
+    with pytest.raises(ConfigError) as caught:
+        check_memory(large, CPU, "hf")
+    needed = learner_gib(large) - PROCESS_GIB
+    told = str(caught.value)
+    assert told.startswith(f"this run needs about {needed:.1f} GiB (activations ") and "cpu has 139.0 GiB free" in told
+    for key in ("learner.micro_batch_tokens", "pair.student.dtype", "pair.teacher.dtype", "ignore_memory=true"):
+        assert key in told
+    assert "tile_mib" not in told  # a quarter of a GiB would not help
+    assert len(told.splitlines()) == 1
+
+
+def test_what_fits_passes_and_so_does_what_is_ignored_or_unknown(
+    compose_run: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = compose_run()
+    needed = learner_gib(tiny) - PROCESS_GIB
+    with_free(monkeypatch, needed)
+    check_memory(tiny, CPU, "hf")
+    with_free(monkeypatch, 0.99 * needed)
+    with pytest.raises(ConfigError):
+        check_memory(tiny, CPU, "hf")
+    check_memory(compose_run("ignore_memory=true"), CPU, "hf")
+    with_free(monkeypatch, None)
+    check_memory(tiny, CPU, "hf")
+
+
+def test_the_switch_decides_no_numbers(compose_run: Compose) -> None:
+    assert digest(compose_run("ignore_memory=true")) == digest(compose_run())
+
+
+def test_a_group_with_a_limit_has_less_than_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")  # 8 GiB
+    monkeypatch.setattr(headroom, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(headroom, "_CGROUP", tmp_path)
+    assert free_gib(CPU) == 8.0
+    (tmp_path / "memory.current").write_text(f"{2**30}\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_gib(CPU) == 8.0
+    (tmp_path / "memory.max").write_text(f"{4 * 2**30}\n")
+    assert free_gib(CPU) == 3.0  # 4 - 1
+    monkeypatch.setattr(headroom, "_MEMINFO", tmp_path / "absent")
+    assert free_gib(CPU) is None
+
+
+def test_it_is_asked_before_weights_are_read(
+    compose_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_args, **_kwargs) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(run, "load_pair", never)
+    with_free(monkeypatch, 1e-4)
+    for mode in ("train", "eval"):
+        with pytest.raises(ConfigError, match="this run needs about"):
+            run.run(compose_run(f"mode={mode}"), RunFolder(tmp_path))

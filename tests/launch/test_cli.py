@@ -1,0 +1,232 @@
+"""The commands as a user types them: real processes, real files, kills and refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tip_exp.records.folder import RunFolder
+from tip_exp.utils.io import read_rows
+from tip_exp.utils.paths import resolve_model
+
+SMALL = ["experiment=smoke", "logger=files", "eval.teacher=false", "num_threads=1", "learner.checkpoint_every=3"]
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "tip_exp", f"hydra.run.dir={folder}", *SMALL, *overrides]
+
+
+def tip_exp(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *overrides), capture_output=True, text=True, timeout=300, cwd=folder.parent)
+
+
+def numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """A metrics row without what a clock or the memory measured."""
+    measured = ("time/", "memory/")
+    return {key: value for key, value in row.items() if not key.startswith(measured) and not key.endswith("_per_s")}
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        rows = read_rows(RunFolder(folder).metrics)
+        if rows and rows[-1]["step"] >= step:
+            return
+        assert process.poll() is None, f"ended before step {step}"
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+def heed_ctrl_c() -> None:
+    """Also where these tests run as a background job, whose children would ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def kill_at(folder: Path, step: int, how: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Start the run and send a signal to launcher and child at once, as a terminal does, when a step is logged."""
+    process = subprocess.Popen(
+        command(folder),
+        cwd=folder.parent,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=heed_ctrl_c,
+    )
+    wait_for_step(folder, step, process)
+    os.killpg(process.pid, how)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """One uninterrupted small run."""
+    folder = tmp_path_factory.mktemp("cli") / "whole"
+    done = tip_exp(folder)
+    assert done.returncode == 0, done.stderr
+    return RunFolder(folder)
+
+
+def test_help_and_wrong_keys_answer_without_torch() -> None:
+    code = (
+        "import sys, tip_exp.launch.cli, tip_exp.launch.plan, tip_exp.report.cli, hydra_plugins.tip_exp_sweeper; "
+        "heavy = {'torch', 'transformers', 'wandb', 'vllm'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_wrong_key_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    wrong = tip_exp(tmp_path / "x", "selector.retenton=0.5")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: Could not override 'selector.retenton'")
+    rule = tip_exp(tmp_path / "x", "selector=full", "selector.retention=0.5")
+    assert rule.returncode == 2 and rule.stderr.startswith("error: this configuration cannot run: selector.score=full")
+    assert "Traceback" not in wrong.stderr + rule.stderr
+    assert not RunFolder(tmp_path / "x").config.exists()
+
+
+def test_an_unwritable_output_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = [sys.executable, "-m", "tip_exp", f"hydra.run.dir={tmp_path}/file/x"]
+    refused = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: ") and f"{tmp_path}/file" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_run_leaves_its_files(finished: RunFolder) -> None:
+    rows = read_rows(finished.metrics)
+    assert [row["step"] for row in rows] == list(range(11))
+    assert 0 <= rows[0]["eval/word_sums/mean@2"] <= 1 and "eval/word_sums/greedy" in rows[-1]
+    for name in ("train/loss", "select/kept_frac", "quadrant/q3_share", "time/rollout_s", "memory/process_peak_gib"):
+        assert name in rows[5], name
+    # floor(0.5 x length) of every rollout: a little under a half
+    assert all(0.47 < row["select/kept_frac"] <= 0.5 for row in rows[1:])
+    evaluated = read_rows(finished.eval_rows)
+    assert len(evaluated) == 2 * 32 * 3  # before and after, 32 problems, 2 samples and 1 greedy
+    assert {"problem_id", "text", "answer", "extracted", "rule", "right", "truncated", "protocol"} <= evaluated[
+        0
+    ].keys()
+    samples = read_rows(finished.samples)
+    assert len(samples) == 4 and len(samples[0]["tokens"]) == len(samples[0]["entropy"]) == len(samples[0]["kept"])
+    result = json.loads(finished.result.read_text())
+    assert result["final"] == {k.removeprefix("eval/"): v for k, v in rows[-1].items() if k.startswith("eval/")}
+    assert result["totals"]["kept_tokens"] == sum(row.get("select/kept_tokens", 0) for row in rows)
+    card = (finished.checkpoints / "step_00010" / "README.md").read_text()
+    assert card.startswith("---\nbase_model: package:tiny/student") and "word_sums/greedy" in card
+    assert {path.name for path in finished.checkpoints.iterdir()} == {"step_00009", "step_00010"}
+
+
+def test_the_same_command_skips_and_a_changed_config_is_refused(finished: RunFolder) -> None:
+    before = finished.result.read_bytes()
+    again = tip_exp(finished.root)
+    assert again.returncode == 0 and "already finished" in again.stdout
+    changed = tip_exp(finished.root, "learner.lr=1e-3")
+    assert changed.returncode == 2 and "learner.lr: 0.002 -> 0.001" in changed.stderr
+    assert finished.result.read_bytes() == before
+
+
+def test_killed_and_interrupted_runs_end_bit_for_bit_as_if_they_had_not_been(
+    finished: RunFolder, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "killed")
+    killed = kill_at(folder.root, 5, signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL and not folder.result.exists()
+    wait_until_free(folder)
+    interrupted = kill_at(folder.root, 7, signal.SIGINT)
+    assert interrupted.returncode == 130 and "goes on from the last checkpoint" in interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
+    done = tip_exp(folder.root)
+    assert done.returncode == 0, done.stderr
+    whole, pieced = read_rows(finished.metrics), read_rows(folder.metrics)
+    assert [numbers(row) for row in pieced] == [numbers(row) for row in whole]
+    assert read_rows(folder.eval_rows) == read_rows(finished.eval_rows)
+    assert read_rows(folder.samples) == read_rows(finished.samples)
+    ours, theirs = (load_file(f.checkpoints / "step_00010" / "model.safetensors") for f in (folder, finished))
+    assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def wait_until_free(folder: RunFolder) -> None:
+    """The killed launcher's child gets its own signal; the lock is free when it has gone."""
+    import fcntl
+
+    with folder.lock.open() as lock:
+        for _ in range(2000):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.02)
+            else:
+                return
+    raise AssertionError("the child outlived its launcher")
+
+
+def test_a_run_in_the_background_is_ended_with_its_launcher(tmp_path: Path) -> None:
+    """A shell starts a script's background jobs with SIGINT ignored, and their children inherit that."""
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command(tmp_path / "run", "learner.num_steps=5000")]
+    launcher = subprocess.Popen(ignoring, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for_step(tmp_path / "run", 2, launcher)
+    launcher.terminate()
+    assert launcher.wait(timeout=20) == -signal.SIGTERM
+    wait_until_free(RunFolder(tmp_path / "run"))
+    assert not RunFolder(tmp_path / "run").result.exists()
+
+
+def test_a_second_launch_says_who_holds_the_run(tmp_path: Path) -> None:
+    folder = tmp_path / "held"
+    first = subprocess.Popen(command(folder), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (RunFolder(folder).config.exists() or first.poll() is not None):
+            time.sleep(0.02)
+        second = tip_exp(folder)
+        assert second.returncode == 1 and f"is held by process {first.pid} on " in second.stderr
+    finally:
+        first.send_signal(signal.SIGKILL)  # its child gets a signal of its own when its parent dies
+        first.wait()
+        wait_until_free(RunFolder(folder))
+
+
+def test_a_crash_costs_one_run_of_a_sweep_and_the_next_launch_mends_it(tmp_path: Path) -> None:
+    broken = tmp_path / "student"
+    shutil.copytree(resolve_model("package:tiny/student"), broken)
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[:1000])
+    small = "learner.num_steps=1 learner.warmup_steps=0 eval.greedy=false"
+    (tmp_path / "two.yaml").write_text(
+        "# a sweep of two runs, of which one cannot load its student\n"
+        "defaults: [config, override experiment: smoke, override logger: files, _self_]\n"
+        "sweep: two\neval: {teacher: false}\n"
+        "hydra:\n  mode: MULTIRUN\n  sweeper:\n    runs:\n"
+        f'      - "{small} name=bad pair.student.path={broken}"\n      - "{small} name=good"\n'
+    )
+
+    def sweep() -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "tip_exp", "-cd", str(tmp_path), "-cn", "two"]
+        return subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+
+    first = sweep()
+    runs = tmp_path / "outputs" / "sweeps" / "two"
+    assert first.returncode == 1 and "error: pair.student.path: cannot load" in first.stderr
+    assert (runs / "good" / "result.json").exists() and not (runs / "bad" / "result.json").exists()
+    (broken / "model.safetensors").write_bytes(weights)
+    second = sweep()
+    assert second.returncode == 0, second.stderr
+    assert "1 of 2 runs are already finished" in second.stdout and (runs / "bad" / "result.json").exists()
+
+
+def test_a_sweep_with_one_wrong_run_starts_none(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "tip_exp", "-m", "experiment=smoke", "selector.retention=0.5,7", "seed=1"]
+    refused = subprocess.run(line, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert refused.returncode == 2 and "no run of this sweep was started" in refused.stderr
+    assert "selector.retention=7" in refused.stderr
+    assert not list(tmp_path.rglob("config.yaml"))

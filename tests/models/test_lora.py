@@ -1,0 +1,193 @@
+"""LoRA students: adapters alone learn, the head gets no gradient, and everybody else sees plain merged weights."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.estimate.shapes import shape_of
+from tip_exp.estimate.time import adapter_parameters, memory
+from tip_exp.learner import checkpoint
+from tip_exp.learner.learner import Learner
+from tip_exp.models import lora
+from tip_exp.models.load import load_pair
+from tip_exp.models.lora import has_adapters, merged_tensors
+from tip_exp.models.pair import Pair
+from tip_exp.records.folder import RunFolder
+from tip_exp.records.meter import Meter
+from tip_exp.rollout.hf import HfSampler
+from tip_exp.run import make_selector, run
+from tip_exp.types import Rollout, Sampling
+from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.io import read_rows
+from tip_exp.utils.paths import resolve_model
+
+peft = pytest.importorskip("peft")
+Compose = Callable[..., RunConfig]
+LORA = "pair.student.lora={rank: 4, alpha: 8, dropout: 0, target_modules: all-linear}"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def config(compose_run: Compose) -> RunConfig:
+    return compose_run(LORA, "learner.warmup_steps=0")
+
+
+@pytest.fixture
+def pair(config: RunConfig) -> Pair:
+    return load_pair(config.pair, CPU)
+
+
+def learner_of(config: RunConfig, pair: Pair, **changes) -> Learner:
+    return Learner(pair, make_selector(config), config.learner.model_copy(update=changes), seed=0, meter=Meter(CPU))
+
+
+def sampled(pair: Pair) -> list[Rollout]:
+    sampler = HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=8)
+    return sampler.generate(
+        [pair.prompt_ids("Tom has 7 pens. He gives 3. How many pens?")], Sampling(4, 1.0, 1.0, 0, 40), 0
+    )
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(3, 40)[None]).logits
+
+
+def test_adapters_start_as_nothing_and_are_all_that_is_trainable(pair: Pair, tiny_pair: Pair) -> None:
+    assert logits(pair.student.module).equal(logits(tiny_pair.student.module))
+    trainable = {name for name, p in pair.student.module.named_parameters() if p.requires_grad}
+    assert trainable and all(".lora_" in name for name in trainable)
+    assert len(trainable) == 2 * 7 * 2  # A and B of seven matrices in two layers
+    assert not has_adapters(tiny_pair.student.module) and has_adapters(pair.student.module)
+
+
+@pytest.mark.parametrize("backend", ["fused", "materialized"])
+def test_a_step_moves_adapters_alone_and_gives_the_head_no_gradient(config: RunConfig, backend: str) -> None:
+    pair = load_pair(config.pair, CPU)
+    before = {name: p.detach().clone() for name, p in pair.student.module.named_parameters()}
+    learner, rollouts = learner_of(config, pair, loss_backend=backend), sampled(pair)
+    losses = [learner.step(rollouts, step).metrics["train/loss"] for step in (1, 2, 3, 4)]
+    assert losses[-1] < losses[0]
+    for name, parameter in pair.student.module.named_parameters():
+        assert parameter.equal(before[name]) == (".lora_" not in name), name
+        assert (parameter.grad is None) == (".lora_" not in name), name
+    assert pair.student.head.weight.grad is None
+
+
+def test_both_backends_give_the_adapters_the_same_gradient(config: RunConfig) -> None:
+    found = []
+    for backend in ("fused", "materialized"):
+        torch.manual_seed(0)
+        pair = load_pair(config.pair, CPU)
+        learner_of(config, pair, loss_backend=backend, lr=1e-30, grad_clip=1e9).step(sampled(pair), 1)
+        found.append({n: p.grad for n, p in pair.student.module.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and any(float(g.norm()) > 1e-4 for g in found[0].values())
+    for name, gradient in found[0].items():
+        assert float((found[1][name] - gradient).norm()) <= 1e-4 * float(gradient.norm()) + 1e-6, name
+
+
+def test_merged_tensors_are_the_plain_models_names_and_the_adapted_models_function(
+    config: RunConfig, pair: Pair, tiny_pair: Pair
+) -> None:
+    plain = tiny_pair.student.module
+    learner_of(config, pair).step(sampled(pair), 1)
+    merged = dict(merged_tensors(pair.student.module))
+    assert list(merged) == [name for name, _ in plain.named_parameters()]
+    plain.load_state_dict(merged, strict=False)
+    torch.testing.assert_close(logits(plain), logits(pair.student.module), rtol=1e-4, atol=1e-4)
+    # by hand, for one matrix: W + 8/4 B A
+    name = "model.layers.0.self_attn.q_proj"
+    parts = dict(pair.student.module.named_parameters())
+    product = parts[f"{name}.lora_B.default.weight"] @ parts[f"{name}.lora_A.default.weight"]
+    torch.testing.assert_close(merged[f"{name}.weight"], parts[f"{name}.base_layer.weight"] + 2 * product)
+    untouched = dict(merged_tensors(tiny_pair.teacher.module))
+    assert all(untouched[n].equal(p) for n, p in tiny_pair.teacher.module.named_parameters())
+
+
+def test_a_checkpoint_is_a_plain_folder_with_an_adapter_that_peft_takes(
+    config: RunConfig, pair: Pair, tmp_path: Path
+) -> None:
+    learner_of(config, pair).step(sampled(pair), 1)
+    saved = checkpoint.save(tmp_path, 1, pair.student.module, pair.tokenizer, {"step": 1})
+    expected = logits(pair.student.module)
+    plain = AutoModelForCausalLM.from_pretrained(saved.path)
+    assert not has_adapters(plain)
+    torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-4)
+    base = AutoModelForCausalLM.from_pretrained(resolve_model("package:tiny/student"))
+    with_adapter = peft.PeftModel.from_pretrained(base, saved.path / "adapter")
+    torch.testing.assert_close(logits(with_adapter), expected, rtol=1e-5, atol=1e-5)
+    again = load_pair(config.pair, CPU, student_from=saved.path)
+    assert logits(again.student.module).equal(expected)  # base and adapter: bit for bit
+    (saved.path / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
+    assert checkpoint.newest(tmp_path) is None
+
+
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(compose_run: Compose, tmp_path: Path) -> None:
+    def go(folder: Path, steps: int) -> list[dict]:
+        folder.mkdir(exist_ok=True)
+        few = [f"learner.num_steps={steps}", "learner.warmup_steps=0", "learner.schedule=constant"]
+        few += ["learner.prompts_per_step=4", "eval.every=0", "eval.samples=0", "eval.teacher=false", "logger=files"]
+        few += ["eval.benchmarks.word_sums.num_problems=4", "learner.checkpoint_every=2"]
+        run(compose_run(LORA, *few), RunFolder(folder))
+        return read_rows(RunFolder(folder).metrics)
+
+    whole = go(tmp_path / "whole", 4)
+    go(tmp_path / "pieces", 2)
+    (tmp_path / "pieces" / "result.json").unlink()
+    pieces = go(tmp_path / "pieces", 4)
+    for name in ("train/loss", "train/grad_norm", "score/reverse_kl_mean", "rollout/response_len"):
+        assert [row[name] for row in pieces[3:]] == [row[name] for row in whole[3:]], name
+    assert whole[1]["rollout/logprob_gap_max"] < 1e-4  # sampled from the adapters as they are
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("{rank: 4, alpha: 8, dropout: 0.1, target_modules: all-linear}", "dropout: must be 0, for rollouts, scores"),
+        ("{rank: 0, alpha: 8, dropout: 0, target_modules: all-linear}", "rank: input should be greater than or equal"),
+        ("{rank: 4, alpha: 8, dropout: 0, target_modules: []}", "names no layer; a list such as"),
+        ("{rank: 4, alpha: 8, dropout: 0, target_modules: q_proj}", "a list of layer names, or all-linear"),
+    ],
+)
+def test_bad_settings_are_one_clear_message(compose_run: Compose, settings: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_run(f"pair.student.lora={settings}")
+    assert message in str(caught.value) and "pair.student.lora" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("modules", "message"),
+    [("[embed_tokens]", "cannot have an adapter"), ("[no_such]", r"pair\.student\.lora\.target_modules: .*no_such")],
+)
+def test_layers_that_cannot_be_adapted_are_refused(compose_run: Compose, modules: str, message: str) -> None:
+    changed = compose_run(f"pair.student.lora={{rank: 4, alpha: 8, dropout: 0, target_modules: {modules}}}")
+    with pytest.raises(ConfigError, match=message):
+        load_pair(changed.pair, CPU)
+
+
+def test_without_peft_there_is_one_line(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = builtins.__import__
+
+    def without(name: str, *args, **kwargs):
+        if name == "peft":
+            raise ImportError("No module named 'peft'")
+        return own(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"pair\.student\.lora needs peft, .* pip install 'tip_exp\[lora\]'"):
+        lora._peft()
+
+
+def test_memory_of_adapters_is_counted(config: RunConfig, pair: Pair) -> None:
+    settings = config.pair.student.lora
+    assert settings is not None
+    trained = sum(p.numel() for p in pair.student.module.parameters() if p.requires_grad)
+    assert adapter_parameters(shape_of("package:tiny/student", None), settings) == trained
+    assert memory(config)["AdamW"] == 8 * trained / 2**30

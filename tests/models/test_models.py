@@ -1,0 +1,154 @@
+"""The pair: hidden states times head are the model's own logits; what cannot be distilled rightly is refused."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoTokenizer,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from tip_exp.config.schema import ChatConfig, RunConfig
+from tip_exp.models.load import check_context, load_pair, make_head, shared_vocab
+from tip_exp.models.micro_batch import micro_batches
+from tip_exp.models.pair import Pair
+from tip_exp.types import Rollout
+from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.paths import resolve_model
+
+CPU = torch.device("cpu")
+SMALL = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8}
+SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(resolve_model("package:tiny/student"))
+
+
+def test_final_hidden_are_the_states_that_predict_the_response(tiny_pair: Pair) -> None:
+    """Padded in one batch, they give the logits each sequence gets alone; a tool's token in the middle is skipped."""
+    rollouts = [
+        Rollout([1, 50, 60, 70, 80, 2], [False, False, True, False, True, True], "stop", []),
+        Rollout([1, 90, 91], [False, True, True], "stop", []),
+    ]
+    (batch,) = micro_batches(rollouts, 1000, tiny_pair.pad_id)
+    with torch.no_grad():
+        for model in (tiny_pair.student, tiny_pair.teacher):
+            got = model.head.logits(model.final_hidden(batch))
+            alone = []
+            for rollout in rollouts:
+                logits = model.module(torch.tensor([rollout.token_ids])).logits[0]
+                alone += [logits[t - 1] for t, mine in enumerate(rollout.response_mask) if mine]
+            torch.testing.assert_close(got, torch.stack(alone), rtol=1e-4, atol=1e-4)
+    assert batch.token_ids.tolist() == [60, 80, 2, 90, 91]
+
+
+def test_prompts_are_the_chat_templates(tiny_pair: Pair) -> None:
+    ids = tiny_pair.prompt_ids("Tom has 7 pens.")
+    assert tiny_pair.tokenizer.decode(ids) == "<|im_start|>user\nTom has 7 pens.<|im_end|>\n<|im_start|>assistant\n"
+    assert tiny_pair.stop_ids == [2]
+
+
+def test_system_message_and_thinking_switch_reach_the_template(tiny_pair: Pair) -> None:
+    tiny_pair.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if enable_thinking is defined %}[think {{ enable_thinking }}]{% endif %}"
+    )
+    chat = ChatConfig(system="Be brief.", thinking=False, eval_thinking=True, thinking_may_differ=True)
+    pair = replace(tiny_pair, chat=chat)
+    assert pair.decode(pair.prompt_ids("Hi")) == "[system]Be brief.[user]Hi[think False]"
+    assert pair.decode(pair.prompt_ids("Hi", evaluating=True)) == "[system]Be brief.[user]Hi[think True]"
+    silent = replace(tiny_pair, chat=tiny_pair.chat)
+    assert silent.decode(silent.prompt_ids("Hi")) == "[user]Hi"
+
+
+def test_teacher_is_frozen_and_student_is_not(tiny_pair: Pair) -> None:
+    assert not any(p.requires_grad for p in tiny_pair.teacher.module.parameters())
+    assert all(p.requires_grad for p in tiny_pair.student.module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        (Gemma2Config(**SMALL, final_logit_softcapping=5.0), Gemma2ForCausalLM),
+        (CohereConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}, logit_scale=0.25), CohereForCausalLM),
+        (GraniteConfig(**{k: v for k, v in SMALL.items() if k != "head_dim"}, logits_scaling=8.0), GraniteForCausalLM),
+    ],
+    ids=["gemma2 soft-caps", "cohere scales", "granite divides"],
+)
+def test_scaled_and_capped_heads_give_the_models_own_logits(config, model) -> None:
+    torch.manual_seed(0)
+    module = model(config).eval()
+    head = make_head(module, 40)
+    assert head.softcap is not None or head.scale != 1.0
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        mine = head.logits(module.base_model(ids).last_hidden_state[0])
+        torch.testing.assert_close(mine, module(ids).logits[0].float(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_does_something_unknown_is_refused(tiny_pair: Pair) -> None:
+    module = tiny_pair.student.module
+    own_forward = type(module).forward
+
+    class Odd(type(module)):
+        def forward(self, *args, **kwargs):
+            out = own_forward(self, *args, **kwargs)
+            out.logits = out.logits.pow(3)
+            return out
+
+    module.__class__ = Odd
+    with pytest.raises(ConfigError, match="more to its logits than scaling or soft-capping"):
+        make_head(module, 406)
+
+
+def test_padded_vocabularies_are_cut_to_the_shared_width() -> None:
+    assert shared_vocab(tokenizer(), tokenizer(), teacher_width=512, student_width=448) == 448
+    with pytest.raises(ConfigError, match="share only 300 logits"):
+        shared_vocab(tokenizer(), tokenizer(), teacher_width=300, student_width=448)
+
+
+def test_other_tokenizer_is_refused_with_an_example() -> None:
+    other = tokenizer()
+    other.add_tokens(["<tool>"])
+    with pytest.raises(ConfigError, match=r"1 tokens differ.*'<tool>' is id 406 to the teacher and None"):
+        shared_vocab(other, tokenizer(), 512, 512)
+
+
+def test_a_response_beyond_the_positions_is_refused(tiny_config: RunConfig) -> None:
+    check_context(tiny_config.pair, 128, 384)
+    with pytest.raises(ConfigError, match=r"max_response_tokens = 513, but the teacher .* has 512 positions"):
+        check_context(tiny_config.pair, 128, 385)
+
+
+def test_stop_token_mismatch_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(resolve_model("package:tiny/student"), student)
+    generation = student / "generation_config.json"
+    generation.write_text(generation.read_text().replace('"eos_token_id": 2', '"eos_token_id": [0, 2]'))
+    pair = tiny_config.pair.model_copy(
+        update={"student": tiny_config.pair.student.model_copy(update={"path": str(student)})}
+    )
+    with pytest.raises(ConfigError, match=r"teacher stops at token ids \[2\], the student at \[0, 2\]"):
+        load_pair(pair, CPU)
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "config.json", "model.safetensors"])
+def test_a_folder_that_lacks_a_file_is_one_clear_error(tiny_config: RunConfig, tmp_path: Path, missing: str) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(resolve_model("package:tiny/student"), student)
+    (student / missing).unlink()
+    changed = tiny_config.pair.student.model_copy(update={"path": str(student)})
+    with pytest.raises(ConfigError, match=r"pair\.student\.path: .*student"):
+        load_pair(tiny_config.pair.model_copy(update={"student": changed}), CPU)

@@ -1,0 +1,177 @@
+"""A self pair: the teacher reads the solution before the student's very response, and nobody else ever sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.data.load import load
+from tip_exp.learner.learner import Learner
+from tip_exp.models.load import check_context, load_pair
+from tip_exp.models.micro_batch import micro_batches
+from tip_exp.models.pair import Pair
+from tip_exp.models.privileged import aligned, behind, render
+from tip_exp.records.folder import RunFolder
+from tip_exp.records.meter import Meter
+from tip_exp.rollout.hf import HfSampler
+from tip_exp.run import make_selector, render_prompts, run, teacher_reads, training_prompts
+from tip_exp.types import Problem, Rollout, Sampling
+from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.io import read_rows
+
+Compose = Callable[..., RunConfig]
+F, T = False, True
+
+
+@pytest.fixture(scope="module")
+def config(compose_run: Compose) -> RunConfig:
+    return compose_run("pair=self", "pair.model.path=package:tiny/teacher", "data.train.num_problems=64")
+
+
+@pytest.fixture
+def pair(config: RunConfig) -> Pair:
+    return load_pair(config.pair, torch.device("cpu"))
+
+
+def step_of(config: RunConfig, pair: Pair) -> tuple[list[Problem], list[Rollout], list[Rollout]]:
+    """Four problems, two rollouts each, and what the teacher reads of them."""
+    problems = load(config.data.train).problems[:4]
+    sampler = HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=8)
+    rollouts = sampler.generate([pair.prompt_ids(p.prompt) for p in problems], Sampling(2, 1.0, 1.0, 0, 24), seed=0)
+    reads = teacher_reads(pair, problems, rollouts)
+    assert reads is not None
+    return problems, rollouts, reads
+
+
+def test_a_template_takes_the_problems_texts_and_leaves_their_braces_alone() -> None:
+    problem = Problem("x/1", "Set {answer}?", "7", "So \\boxed{7}, {prompt}.")
+    assert render("{prompt} | {solution} | {answer} {other}", problem) == (
+        "Set {answer}? | So \\boxed{7}, {prompt}. | 7 {other}"
+    )
+    with pytest.raises(ConfigError, match=r"asks for \{solution\}, but the problem x/2 has none"):
+        render("{prompt}{solution}", Problem("x/2", "?", "7"))
+
+
+def test_another_prompt_leaves_the_response_as_it_was() -> None:
+    rollout = Rollout([5, 6, 7, 8, 9], [F, F, T, F, T], "stop", [-0.1, -0.2])  # a tool spoke between
+    moved = behind([1, 2, 3], rollout)
+    assert moved.token_ids == [1, 2, 3, 7, 8, 9] and moved.response_mask == [F, F, F, T, F, T]
+    assert moved.response_ids == rollout.response_ids and moved.sampler_logprobs == [-0.1, -0.2]
+
+
+def test_the_teacher_reads_the_solution_and_the_student_never_does(config: RunConfig, pair: Pair) -> None:
+    problems, rollouts, reads = step_of(config, pair)
+    for i, (rollout, read) in enumerate(zip(rollouts, reads, strict=True)):
+        problem = problems[i // 2]
+        steps = problem.solution.rsplit(" ", 1)[0]
+        start = rollout.response_mask.index(True)
+        assert rollout.token_ids[:start] == pair.prompt_ids(problem.prompt)
+        assert steps not in pair.decode(rollout.token_ids[:start])
+        assert steps in pair.decode(read.token_ids[: read.response_mask.index(True)])
+        assert read.response_ids == rollout.response_ids
+    shown = training_prompts(pair, problems[0], pair.prompt_ids(problems[0].prompt))
+    assert problems[0].solution in pair.decode(shown["teacher"])
+    assert problems[0].solution not in pair.decode(shown["training"])
+
+
+@pytest.mark.parametrize("budget", [100_000, 500, 330])
+def test_hidden_states_are_those_of_each_response_alone_token_by_token(
+    config: RunConfig, pair: Pair, budget: int
+) -> None:
+    """Whatever the micro-batches: one by one through the teacher's own forward pass gives the same logits."""
+    _, rollouts, reads = step_of(config, pair)
+    student, teacher = (micro_batches(r, budget, pair.pad_id) for r in (rollouts, reads))
+    with torch.no_grad():
+        hidden = aligned(student, teacher, [pair.teacher.final_hidden(batch) for batch in teacher])
+        for batch, states in zip(student, hidden, strict=True):
+            got = pair.teacher.head.logits(states)
+            naive: list[Tensor] = []
+            for rollout, position in zip(batch.rollout.tolist(), batch.position.tolist(), strict=True):
+                read = reads[rollout]
+                place = read.response_mask.index(True) + position - 1
+                naive.append(pair.teacher.module(torch.tensor([read.token_ids])).logits[0, place])
+            torch.testing.assert_close(got, torch.stack(naive), rtol=1e-4, atol=1e-3)
+
+
+def test_responses_that_differ_are_an_invariant_broken(config: RunConfig, pair: Pair) -> None:
+    _, rollouts, reads = step_of(config, pair)
+    reads[0].token_ids[-1] += 1
+    student, teacher = (micro_batches(r, 10_000, pair.pad_id) for r in (rollouts, reads))
+    hidden = [torch.zeros(batch.num_tokens, 2) for batch in teacher]
+    with pytest.raises(AssertionError, match="read the same responses"):
+        aligned(student, teacher, hidden)
+
+
+def test_the_teacher_is_a_frozen_copy_of_the_initial_weights(config: RunConfig, pair: Pair) -> None:
+    _, rollouts, reads = step_of(config, pair)
+    before = {name: value.clone() for name, value in pair.teacher.module.state_dict().items()}
+    learner = Learner(pair, make_selector(config), config.learner, seed=0, meter=Meter(torch.device("cpu")))
+    equal = learner.step(
+        rollouts, 1, teacher_reads=rollouts
+    )  # with the student's own prompts there is nothing to learn
+    assert equal.metrics["score/reverse_kl_mean"] == pytest.approx(0.0, abs=1e-6)
+    privileged = learner.step(rollouts, 2, teacher_reads=reads)
+    assert privileged.metrics["score/reverse_kl_mean"] > 0.01
+    assert all(value.equal(before[name]) for name, value in pair.teacher.module.state_dict().items())
+    assert not all(value.equal(before[name]) for name, value in pair.student.module.state_dict().items())
+
+
+def test_problems_whose_privileged_prompt_is_too_long_are_left_out(config: RunConfig, pair: Pair) -> None:
+    train = load(config.data.train)
+    lengths = sorted(len(pair.privileged_ids(problem)) for problem in train.problems)
+    middle = lengths[len(lengths) // 2]
+    assert pair.privileged is not None
+
+    def limited(limit: int) -> Pair:
+        privileged = config.pair.privileged
+        assert privileged is not None
+        changed = config.pair.model_copy(update={"privileged": privileged.model_copy(update={"max_tokens": limit})})
+        return load_pair(changed, torch.device("cpu"))
+
+    problems, _ = render_prompts(config, limited(middle), train)
+    assert len(problems) == sum(length <= middle for length in lengths) < len(train.problems)
+    with pytest.raises(ConfigError, match=r"pair\.privileged\.max_tokens=3 leaves no problem"):
+        render_prompts(config, limited(3), train)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["pair.privileged.template='{prompt} only'"],
+            "pair.privileged.template needs {prompt}, and {solution} or {answer}",
+        ),
+        (["pair.privileged.max_tokens=16384"], "cannot hold what the teacher reads: pair.privileged.max_tokens"),
+        (["data=calculator", "eval=calculator", "agent=default"], "tool tasks have no solution to read"),
+    ],
+)
+def test_what_cannot_work_is_refused(compose_run: Compose, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_run("pair=self", *overrides)
+    assert message in str(caught.value)
+
+
+def test_the_teachers_longer_prompt_has_to_fit_its_positions(compose_run: Compose) -> None:
+    with pytest.raises(
+        ConfigError, match=r"pair\.privileged\.max_tokens \+ data\.max_response_tokens = 572, but the teac"
+    ):
+        check_context(compose_run("pair=self", "pair.privileged.max_tokens=500").pair, 128, 72)
+
+
+def test_a_run_of_a_few_steps_end_to_end(compose_run: Compose, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    few = ["learner.num_steps=3", "learner.warmup_steps=0", "learner.prompts_per_step=8", "eval.every=0"]
+    few += ["eval.samples=0", "eval.teacher=false", "eval.benchmarks.word_sums.num_problems=8", "logger=files"]
+    run(compose_run("pair=self", *few), folder)
+    rows = read_rows(folder.metrics)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert all(row["score/reverse_kl_mean"] > 0 for row in rows[1:])
+    prompts = json.loads(folder.prompts.read_text())
+    assert "A reference solution:" in prompts["teacher"] and "A reference solution:" not in prompts["training"]
+    assert "A reference solution:" not in prompts["word_sums"] and folder.result.exists()

@@ -1,0 +1,137 @@
+"""Rollouts: sampled ids, masks, log-probs and ends are what they say, and a seed gives the same ones again."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import GenerationConfig
+
+from tip_exp.models.pair import Pair
+from tip_exp.rollout import hf
+from tip_exp.rollout.hf import HfSampler
+from tip_exp.types import Rollout, Sampling
+
+QUESTIONS = [
+    "Tom has 7 pens. He finds 2. He finds 4. How many pens?",
+    "Amy has 9 eggs. He gives 3. He gives 2. How many eggs?",
+]
+
+
+def sampler(pair: Pair, batch_size: int = 8) -> HfSampler:
+    return HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=batch_size)
+
+
+def test_samples_are_prompt_major_and_keep_their_prompts(tiny_pair: Pair) -> None:
+    prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
+    rollouts = sampler(tiny_pair).generate(prompts, Sampling(3, 1.0, 1.0, 0, 72), seed=0)
+    assert len(rollouts) == 6
+    for i, rollout in enumerate(rollouts):
+        prompt = prompts[i // 3]
+        assert rollout.token_ids[: len(prompt)] == prompt and not any(rollout.response_mask[: len(prompt)])
+        assert all(rollout.response_mask[len(prompt) :])
+        assert rollout.finish == "stop" and rollout.response_ids[-1] == 2 and 2 not in rollout.response_ids[:-1]
+
+
+def test_a_seed_is_a_rollout(tiny_pair: Pair) -> None:
+    prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
+    first, again, other = (
+        sampler(tiny_pair).generate(prompts, Sampling(2, 1.0, 1.0, 0, 72), seed=s) for s in (1, 1, 2)
+    )
+    assert first == again
+    assert [r.token_ids for r in first] != [r.token_ids for r in other]
+
+
+def test_logprobs_are_those_of_a_plain_forward_pass(tiny_pair: Pair) -> None:
+    """At temperature 1, whatever the sampling temperature; within float32 of a pass without cache or padding."""
+    prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
+    for temperature in (1.0, 0.7):
+        for rollout in sampler(tiny_pair).generate(prompts, Sampling(2, temperature, 1.0, 0, 72), seed=0):
+            with torch.no_grad():
+                logprobs = tiny_pair.student.module(torch.tensor([rollout.token_ids])).logits[0].log_softmax(-1)
+            start = len(rollout.token_ids) - rollout.num_response_tokens
+            expected = [float(logprobs[t - 1, rollout.token_ids[t]]) for t in range(start, len(rollout.token_ids))]
+            assert rollout.sampler_logprobs == pytest.approx(expected, abs=2e-4)
+
+
+def test_truncation_is_told(tiny_pair: Pair) -> None:
+    prompts = [tiny_pair.prompt_ids(QUESTIONS[0])]
+    (rollout,) = sampler(tiny_pair).generate(prompts, Sampling(1, 1.0, 1.0, 0, 5), seed=0)
+    assert rollout.truncated and rollout.finish == "length" and rollout.num_response_tokens == 5
+
+
+def test_model_defaults_do_not_leak_into_sampling(tiny_pair: Pair) -> None:
+    """Near-greedy defaults of a generation config must not make temperature-1 samples near-greedy, and must survive."""
+    greedy_looking = GenerationConfig(temperature=0.01, top_k=1, do_sample=True, eos_token_id=2)
+    tiny_pair.student.module.generation_config = greedy_looking
+    prompts = [tiny_pair.prompt_ids(QUESTIONS[0])]
+    texts = {tuple(r.response_ids) for r in sampler(tiny_pair).generate(prompts, Sampling(8, 1.0, 1.0, 0, 72), seed=0)}
+    assert len(texts) > 1
+    assert tiny_pair.student.module.generation_config is greedy_looking
+
+
+def test_greedy_is_deterministic_and_batching_does_not_change_it(tiny_pair: Pair) -> None:
+    prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
+    greedy = Sampling(1, 0.0, 1.0, 0, 72)
+    together = sampler(tiny_pair).generate(prompts, greedy, seed=0)
+    apart = sampler(tiny_pair, batch_size=1).generate(prompts, greedy, seed=1)
+    assert [r.token_ids for r in together] == [r.token_ids for r in apart]
+
+
+def test_greedy_is_what_transformers_generates(tiny_pair: Pair) -> None:
+    for question in QUESTIONS:
+        ids = tiny_pair.prompt_ids(question)
+        (rollout,) = sampler(tiny_pair).generate([ids], Sampling(1, 0.0, 1.0, 0, 72), seed=0)
+        settings = GenerationConfig(max_new_tokens=72, do_sample=False, eos_token_id=tiny_pair.stop_ids, pad_token_id=0)
+        expected = tiny_pair.student.module.generate(torch.tensor([ids]), generation_config=settings)
+        assert rollout.token_ids == expected[0].tolist()
+
+
+def test_a_response_that_leaves_the_batch_changes_no_other(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
+    sampling = Sampling(8, 1.0, 1.0, 0, 72)
+    leaving = sampler(tiny_pair, batch_size=16).generate(prompts, sampling, seed=0)
+    assert len({rollout.num_response_tokens for rollout in leaving}) > 3, "they must end at different steps"
+    monkeypatch.setattr(hf, "LEAVE_TOGETHER", 2.0)
+    staying = sampler(tiny_pair, batch_size=16).generate(prompts, sampling, seed=0)
+    assert [r.token_ids for r in leaving] == [r.token_ids for r in staying]
+    for one, other in zip(leaving, staying, strict=True):
+        assert one.sampler_logprobs == pytest.approx(other.sampler_logprobs, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "top_k", "expected"),
+    [
+        (1.0, 1.0, 0, [0.0, 0.5, 0.3, 0.15, 0.05, 0.0]),
+        (0.5, 1.0, 0, [0.0, 0.25, 0.09, 0.0225, 0.0025, 0.0]),
+        (1.0, 0.75, 0, [0.0, 0.5, 0.3, 0.0, 0.0, 0.0]),
+        (1.0, 1.0, 3, [0.0, 0.5, 0.3, 0.15, 0.0, 0.0]),
+    ],
+)
+def test_tokens_come_as_often_as_the_distribution_says(
+    temperature: float, top_p: float, top_k: int, expected: list[float]
+) -> None:
+    count = 20_000
+    logits = torch.tensor([0.0, 0.5, 0.3, 0.15, 0.05, 0.0]).log().expand(count, -1)
+    chance = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    warpers = hf._warpers(Sampling(1, temperature, top_p, top_k, 1))
+    found = hf._draw(warpers(torch.zeros(count, 1, dtype=torch.long), logits), chance).bincount(minlength=6)
+    possible = torch.tensor(expected) > 0
+    assert int(found[~possible].sum()) == 0
+    wanted = torch.tensor(expected, dtype=torch.float64)[possible]
+    assert chisquare(found[possible].double(), wanted / wanted.sum() * count).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("chance", [0.0, 1 - 2**-53])
+def test_the_ends_of_chance_are_possible_tokens(chance: float) -> None:
+    logits = torch.tensor([[-torch.inf, 1.0, 0.1, -torch.inf]])
+    assert int(hf._draw(logits, torch.tensor([chance], dtype=torch.float64))) == (1 if chance == 0 else 2)
+
+
+def test_rollout_guards_its_shape() -> None:
+    with pytest.raises(AssertionError, match="one mask entry a token"):
+        Rollout([1, 2], [False], "stop", [])
+    with pytest.raises(AssertionError, match="starts with its prompt"):
+        Rollout([1], [True], "stop", [])
+    with pytest.raises(AssertionError, match="one log-prob a response token"):
+        Rollout([1, 2], [False, True], "stop", [0.1, 0.2])
