@@ -15,14 +15,14 @@ from tqdm import tqdm
 from tip_exp.config.schema import RunConfig
 from tip_exp.data import dataset, load
 from tip_exp.data.contamination import overlap
-from tip_exp.data.dataset import Loaded
+from tip_exp.data.dataset import Dataset
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.sampler import episode_metrics
 from tip_exp.estimate.memory_check import check_memory
 from tip_exp.eval.evaluate import Evaluations
 from tip_exp.learner import checkpoint
 from tip_exp.learner.learner import Learner
-from tip_exp.learner.on_policy import check_gap, limits_for
+from tip_exp.learner.on_policy import check_logprob_mismatch, limits_for
 from tip_exp.learner.samples import sample_rows
 from tip_exp.models.load import check_context, load_pair
 from tip_exp.models.pair import Pair
@@ -60,8 +60,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     if config.pair.teacher.placement != "resident":
         print(learner.teacher)
     start, last = saved.step if saved else 0, config.learner.num_steps
-    order, sampling = dataset.Order(len(problems), config.seed), training_sampling(config)
-    limits = limits_for(backend.dtype, config.pair.student.dtype, **config.rollout.max_logprob_gap.model_dump())
+    order, sampling = dataset.ShuffledOrder(len(problems), config.seed), training_sampling(config)
+    limits = limits_for(backend.dtype, config.pair.student.dtype, **config.rollout.max_logprob_mismatch.model_dump())
     with ExitStack() as stack:
         logger = stack.enter_context(
             RunLogger(folder, make_listeners(config, folder), resume_at=saved.step if saved else None)
@@ -96,7 +96,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 report = learner.step(
                     rollouts, step, show=show, teacher_reads=reads
                 )  # teacher reads -> scores -> mask -> loss -> update
-                check_gap(report.metrics, limits, step)
+                check_logprob_mismatch(report.metrics, limits, step)
                 with meter.span("sync"):  # on-policy again
                     sampler.sync()
             metrics = report.metrics | rollout_metrics(rollouts) | episode_metrics(writer)
@@ -169,7 +169,7 @@ def step_seed(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def render_prompts(config: RunConfig, pair: Pair, train: Loaded) -> tuple[list[Problem], list[list[int]]]:
+def render_prompts(config: RunConfig, pair: Pair, train: Dataset) -> tuple[list[Problem], list[list[int]]]:
     """Training problems with their rendered prompts; prompts above the limit are left out."""
     rendered = list(zip(train.problems, prompt_ids(pair, train, config.agent), strict=True))
     fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= config.data.max_prompt_tokens]
@@ -213,7 +213,7 @@ def restore(saved: checkpoint.Checkpoint, learner: Learner, backend: Backend) ->
     checkpoint.restore_random_states(state["random"])
 
 
-def describe_data(config: RunConfig, train: Loaded | None, tests: dict[str, Loaded]) -> dict[str, Any]:
+def describe_data(config: RunConfig, train: Dataset | None, tests: dict[str, Dataset]) -> dict[str, Any]:
     """For result.json: what was read, and which test problems the training set holds as well."""
     suffix = getattr(config.data.train, "suffix", "")
     described: dict[str, Any] = {name: _read(loaded) for name, loaded in tests.items()}
@@ -225,7 +225,7 @@ def describe_data(config: RunConfig, train: Loaded | None, tests: dict[str, Load
     return described
 
 
-def _read(loaded: Loaded) -> dict[str, Any]:
+def _read(loaded: Dataset) -> dict[str, Any]:
     return {"source": loaded.source, "sha256": loaded.sha256, "rows": len(loaded.problems)}
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from tip_exp.data import word_sums
-from tip_exp.data.dataset import Order
+from tip_exp.data.dataset import ShuffledOrder
 from tip_exp.data.word_sums import GAINS, split_of, stream, subtract_with_slip
 
 
@@ -75,10 +75,10 @@ def test_unknown_split_is_refused() -> None:
 
 
 def test_order_is_epochs_of_every_problem_once_and_needs_no_state() -> None:
-    order = Order(num_problems=10, seed=5)
+    order = ShuffledOrder(num_problems=10, seed=5)
     batches = [order.batch(step, 4) for step in range(1, 6)]  # 20 places: two epochs
     flat = [index for batch in batches for index in batch]
     assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
     assert flat[:10] != flat[10:]
-    assert Order(num_problems=10, seed=5).batch(5, 4) == batches[4]  # as a resumed run asks
-    assert Order(num_problems=10, seed=6).batch(1, 4) != batches[0]
+    assert ShuffledOrder(num_problems=10, seed=5).batch(5, 4) == batches[4]  # as a resumed run asks
+    assert ShuffledOrder(num_problems=10, seed=6).batch(1, 4) != batches[0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.data.dataset import Loaded
+from tip_exp.data.dataset import Dataset
 from tip_exp.data.load import load
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.chat import Chat
@@ -38,17 +38,17 @@ def config(compose_run: Compose) -> RunConfig:
 
 
 @pytest.fixture
-def train(config: RunConfig) -> Loaded:
+def train(config: RunConfig) -> Dataset:
     return load(config.data.train)
 
 
-def player(config: RunConfig, pair: Pair, loaded: Loaded, policy) -> EpisodeSampler:
+def player(config: RunConfig, pair: Pair, loaded: Dataset, policy) -> EpisodeSampler:
     sampler = with_tools(ScriptedSampler(policy, Chat(pair.tokenizer)), pair, loaded, config.agent)
     assert isinstance(sampler, EpisodeSampler)
     return sampler
 
 
-def test_evaluation_shows_the_ceiling_and_the_floor(config: RunConfig, tiny_pair: Pair, train: Loaded) -> None:
+def test_evaluation_shows_the_ceiling_and_the_floor(config: RunConfig, tiny_pair: Pair, train: Dataset) -> None:
     prompts = prompt_ids(tiny_pair, train, config.agent)
     found = {}
     for name, policy in (("ceiling", errands.respond), ("floor", errands.copy_the_query)):
@@ -65,7 +65,7 @@ def test_evaluation_shows_the_ceiling_and_the_floor(config: RunConfig, tiny_pair
 
 
 def test_episodes_that_are_too_long_lose_their_tail_and_are_counted(
-    compose_run: Compose, tiny_pair: Pair, train: Loaded
+    compose_run: Compose, tiny_pair: Pair, train: Dataset
 ) -> None:
     config = compose_run(*TOOLS, "data.max_prompt_tokens=200", "agent.max_train_tokens=300")
     prompts = prompt_ids(tiny_pair, train, config.agent)
@@ -80,7 +80,7 @@ def test_episodes_that_are_too_long_lose_their_tail_and_are_counted(
 
 
 def test_the_word_sums_student_runs_the_loop_and_learns_a_step(
-    config: RunConfig, tiny_pair: Pair, train: Loaded
+    config: RunConfig, tiny_pair: Pair, train: Dataset
 ) -> None:
     """It knows nothing of tools; what it babbles is still an episode to learn from."""
     student, stops, pad = tiny_pair.student.module, tiny_pair.stop_ids, tiny_pair.pad_id
@@ -95,8 +95,8 @@ def test_the_word_sums_student_runs_the_loop_and_learns_a_step(
     assert report.metrics["train/grad_norm"] > 0
 
 
-def test_two_tasks_with_one_prompt_are_refused(config: RunConfig, tiny_pair: Pair, train: Loaded) -> None:
-    twice = Loaded([train.problems[0]] * 2, train.source, train.sha256, train.tools)
+def test_two_tasks_with_one_prompt_are_refused(config: RunConfig, tiny_pair: Pair, train: Dataset) -> None:
+    twice = Dataset([train.problems[0]] * 2, train.source, train.sha256, train.tools)
     with pytest.raises(ConfigError, match="have one and the same prompt"):
         player(config, tiny_pair, twice, errands.respond)
 

@@ -10,7 +10,7 @@ import torch
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.learner import Learner
-from tip_exp.learner.on_policy import MAX, check_gap, limits_for
+from tip_exp.learner.on_policy import MAX, check_logprob_mismatch, limits_for
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
@@ -60,7 +60,7 @@ def test_every_step_is_on_policy_through_sleep_and_wake(
     try:
         for step in (1, 2, 3, 4):
             metrics = learner.step(sampler.generate(prompts, SAMPLED, seed=step), step).metrics
-            check_gap(metrics, limits_for(dtype), step)
+            check_logprob_mismatch(metrics, limits_for(dtype), step)
             sampler.sync()
             if dtype == "float32":  # also twice after one sync: level 2 has dropped the weights in between
                 reference = HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=64)

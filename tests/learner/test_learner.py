@@ -43,21 +43,21 @@ def make(
     settings: LearnerConfig,
     score: str = "soft_or",
     retention: float = 0.5,
-    soft: bool = False,
+    weight_by_score: bool = False,
     **changes: Any,
 ) -> Learner:
     rule = Selector(
         score=score,
         normalizer="none" if score in ("full", "random") else "minmax",
-        population="batch",
+        normalize_over="batch",
         clip={"entropy": 0.98} if score == "soft_or" else {},
-        order="all" if score == "full" else "top",
+        order="positive" if score == "full" else "top",
         sample_power=1.0,
         rounding="floor",
         scope="rollout",
         retention=retention,
         quadrants=Quadrants(0.3, 0.3),
-        soft=soft,
+        weight_by_score=weight_by_score,
     )
     return Learner(pair, rule, settings.model_copy(update=changes), seed=0, meter=Meter(torch.device("cpu")))
 
@@ -151,12 +151,12 @@ class FirstTenth(Selector):
         return keep_top(-tokens.position.double(), groups, budgets(groups, 0.1, "ceil"))
 
 
-@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("weight_by_score", [False, True])
 def test_gradient_is_that_of_the_mean_over_kept_tokens_by_plain_autograd(
-    tiny_pair: Pair, tiny_config: RunConfig, soft: bool
+    tiny_pair: Pair, tiny_config: RunConfig, weight_by_score: bool
 ) -> None:
     pair, rollouts = doubled(tiny_pair), sampled(tiny_pair)
-    learner = make(pair, tiny_config.learner, soft=soft, grad_clip=1e9, lr=1e-30)
+    learner = make(pair, tiny_config.learner, weight_by_score=weight_by_score, grad_clip=1e9, lr=1e-30)
     report = learner.step(rollouts, step=1)
     got = {name: p.grad.clone() for name, p in pair.student.module.named_parameters() if p.grad is not None}
     expected, loss = by_autograd(pair, rollouts, report)

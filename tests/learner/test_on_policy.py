@@ -10,7 +10,16 @@ import torch
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.learner import Learner
-from tip_exp.learner.on_policy import MAX, MEAN, P99, GapLimits, SyncError, check_gap, gap_metrics, limits_for
+from tip_exp.learner.on_policy import (
+    MAX,
+    MEAN,
+    P99,
+    MismatchLimits,
+    SyncError,
+    check_logprob_mismatch,
+    limits_for,
+    mismatch_metrics,
+)
 from tip_exp.learner.on_policy import sampler_logprobs as lined_up
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
@@ -31,7 +40,7 @@ def test_log_probs_line_up_with_tokens_in_any_order() -> None:
 def test_metrics() -> None:
     """Gaps 0.00, 0.01 … 1.99 of 200 tokens: mean 0.995, the 198th smallest is 1.97, the largest 1.99."""
     gap = torch.arange(200, dtype=torch.float64) / 100
-    found = gap_metrics(-1 - gap, torch.full((200,), -1.0, dtype=torch.float64))
+    found = mismatch_metrics(-1 - gap, torch.full((200,), -1.0, dtype=torch.float64))
     assert (
         found[MEAN] == pytest.approx(0.995) and found[P99] == pytest.approx(1.97) and found[MAX] == pytest.approx(1.99)
     )
@@ -42,21 +51,21 @@ def test_metrics() -> None:
     [(0.01, 0.1, False), (0.06, 0.1, True), (0.01, 0.6, True), (math.nan, 0.1, True), (0.01, math.inf, True)],
 )
 def test_limits(mean: float, largest: float, stops: bool) -> None:
-    limits = GapLimits(mean=0.05, max=0.5)
+    limits = MismatchLimits(mean=0.05, max=0.5)
     if not stops:
-        return check_gap({MEAN: mean, MAX: largest}, limits, step=3)
+        return check_logprob_mismatch({MEAN: mean, MAX: largest}, limits, step=3)
     with pytest.raises(SyncError, match="step 3: sampler and learner disagree"):
-        check_gap({MEAN: mean, MAX: largest}, limits, step=3)
+        check_logprob_mismatch({MEAN: mean, MAX: largest}, limits, step=3)
 
 
 def test_the_coarsest_type_sets_the_limits_unless_they_are_given() -> None:
     assert limits_for("float32", "bfloat16") == limits_for("bfloat16") == limits_for("bfloat16", "float16")
     assert limits_for("float32").mean < limits_for("float16").mean < limits_for("bfloat16").mean
-    assert limits_for("float32", mean=0.3) == GapLimits(0.3, limits_for("float32").max)
+    assert limits_for("float32", mean=0.3) == MismatchLimits(0.3, limits_for("float32").max)
 
 
 def test_a_sampler_without_log_probs_has_nothing_to_check() -> None:
-    check_gap({"train/loss": 1.0}, limits_for("float32"), step=1)
+    check_logprob_mismatch({"train/loss": 1.0}, limits_for("float32"), step=1)
 
 
 @pytest.mark.parametrize("budget", [16384, 300])  # one micro-batch, whose graph is kept, and several
@@ -75,4 +84,4 @@ def test_hf_rollouts_pass_and_no_statistic_is_forced_on_the_selector(
     assert set(report.statistics) == measured
     stale = learner.step(rollouts, step=2).metrics  # the same rollouts, after an update
     with pytest.raises(SyncError):
-        check_gap(stale, limits_for("float32"), step=2)
+        check_logprob_mismatch(stale, limits_for("float32"), step=2)

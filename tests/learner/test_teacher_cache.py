@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tip_exp.learner.teacher_cache import HiddenCache
+from tip_exp.learner.teacher_cache import TeacherCache
 
 MIB = 2**20
 
@@ -20,7 +20,7 @@ def states(*rows: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]
 @pytest.mark.parametrize("limit", [0, 200, 10_000])
 def test_what_comes_back_is_what_was_put_in(tmp_path: Path, dtype: torch.dtype, limit: int) -> None:
     given = states(3, 0, 5, 700, dtype=dtype)
-    cache = HiddenCache(limit, tmp_path)
+    cache = TeacherCache(limit, tmp_path)
     for hidden in given:
         cache.append(hidden)
     assert len(cache) == 4 and all(a.equal(b) and a.dtype == dtype for a, b in zip(cache, given, strict=True))
@@ -29,7 +29,7 @@ def test_what_comes_back_is_what_was_put_in(tmp_path: Path, dtype: torch.dtype, 
 
 def test_only_what_is_above_the_limit_goes_to_the_file(tmp_path: Path) -> None:
     """Rows of 8 x 4 = 32 bytes; 320 fit beside nothing, then 96 do not, then 64 beside 320 do: 320 + 64 <= 390."""
-    cache = HiddenCache(390, tmp_path)
+    cache = TeacherCache(390, tmp_path)
     for hidden in states(10, 3, 2):
         cache.append(hidden)
     assert (cache.num_bytes, cache.spilled_bytes) == (480, 96)
@@ -47,7 +47,7 @@ def test_a_spilled_cache_is_not_in_anonymous_memory(tmp_path: Path) -> None:
         return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
     one, before = torch.ones(2 * MIB, 8), anonymous()  # 64 MiB
-    cache = HiddenCache(0, tmp_path)
+    cache = TeacherCache(0, tmp_path)
     cache.append(one)
     cache.append(one)
     assert anonymous() - before < 8 * 1024 and cache[1].equal(one)
@@ -55,4 +55,4 @@ def test_a_spilled_cache_is_not_in_anonymous_memory(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        HiddenCache(0, tmp_path / "nowhere").append(torch.ones(1, 1))
+        TeacherCache(0, tmp_path / "nowhere").append(torch.ones(1, 1))

@@ -16,7 +16,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3MLP
 
 from tip_exp.models.load import make_head
 from tip_exp.models.micro_batch import MicroBatch, cut, micro_batches
-from tip_exp.models.packed_attention import BY_SEQUENCE, recomputing
+from tip_exp.models.packed_attention import BY_SEQUENCE, activation_checkpointing
 from tip_exp.models.pair import Model
 from tip_exp.types import Rollout
 
@@ -141,7 +141,7 @@ def test_recomputed_gradients_are_the_same_and_layers_run_twice(packing: bool, m
 
     monkeypatch.setattr(Qwen3MLP, "forward", counted)
     one.module.zero_grad()
-    with recomputing(one.module):
+    with activation_checkpointing(one.module):
         hidden = one.final_hidden(batch)
     (hidden * slopes(batch)).sum().backward()
     assert calls == [False] * 4  # two layers, forward and backward; nothing inside them is in training mode

@@ -15,7 +15,7 @@ from torch import Tensor
 from tip_exp.config.schema import RunConfig
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
-from tip_exp.models.teacher_offload import Visitor
+from tip_exp.models.teacher_offload import TeacherOffloader
 
 Compose = Callable[..., RunConfig]
 CPU = torch.device("cpu")
@@ -70,9 +70,9 @@ def test_two_phase_holds_the_backbone_while_it_reads_and_the_head_always(compose
         assert pair.reload_teacher is not None
         return pair.reload_teacher()
 
-    visitor = Visitor(module, head, "two_phase", CPU, reload)
+    visitor = TeacherOffloader(module, head, "two_phase", CPU, reload)
     for expected in (0, 1, 2):  # it is there when it is made
-        with visitor.present(lambda: []):
+        with visitor.on_device(lambda: []):
             assert all(p.equal(before[name]) for name, p in module.named_parameters())
         assert len(loads) == expected
         away = [p for p in module.parameters() if p is not head.weight]
@@ -82,8 +82,8 @@ def test_two_phase_holds_the_backbone_while_it_reads_and_the_head_always(compose
 
 def test_the_teacher_leaves_when_its_reading_fails(compose_run: Compose) -> None:
     pair = load_pair(compose_run().pair, CPU)
-    visitor = Visitor(pair.teacher.module, pair.teacher.head, "two_phase", CPU, pair.reload_teacher)
-    with pytest.raises(KeyboardInterrupt), visitor.present(lambda: []):
+    visitor = TeacherOffloader(pair.teacher.module, pair.teacher.head, "two_phase", CPU, pair.reload_teacher)
+    with pytest.raises(KeyboardInterrupt), visitor.on_device(lambda: []):
         raise KeyboardInterrupt
     assert sum(p.numel() for p in pair.teacher.module.parameters()) == pair.teacher.head.weight.numel()
 

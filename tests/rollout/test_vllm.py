@@ -13,7 +13,7 @@ from torch import Tensor
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.learner.learner import Learner
-from tip_exp.learner.on_policy import MAX, SyncError, check_gap, limits_for
+from tip_exp.learner.on_policy import MAX, SyncError, check_logprob_mismatch, limits_for
 from tip_exp.models.load import load_pair
 from tip_exp.models.lora import merged_tensors
 from tip_exp.models.pair import Pair
@@ -82,7 +82,7 @@ def prove(pair: Pair, config: RunConfig, rollouts: list[Rollout], score: str = "
     tiny = config.learner.model_copy(update={"lr": 1e-30, "weight_decay": 0.0})
     selector = make_selector(config)
     metrics = Learner(pair, selector, tiny, seed=0, meter=Meter(torch.device("cpu"))).step(rollouts, step=1).metrics
-    check_gap(metrics, LIMITS, step=1)
+    check_logprob_mismatch(metrics, LIMITS, step=1)
     return metrics[MAX]
 
 
@@ -159,7 +159,7 @@ def test_stale_weights_stop_the_run(
     config = compose_run(f"selector={selector}", "learner.diagnostics_every=0")
     prove(pair, config, engine.generate(prompts, SAMPLED, seed=0))
     shaken(pair, seed=2, size=2e-3)  # as far as one step of AdamW at the embedded pair's learning rate
-    with pytest.raises(SyncError, match=r"step 1: sampler and learner disagree .* rollout\.max_logprob_gap\.mean"):
+    with pytest.raises(SyncError, match=r"step 1: sampler and learner disagree .* rollout\.max_logprob_mismatch\.mean"):
         prove(pair, config, engine.generate(prompts, SAMPLED, seed=0))
 
 

@@ -96,7 +96,7 @@ def test_the_default_run_learns_as_with_transformers_and_stays_on_policy(tmp_pat
     rows = read_rows(folder.metrics)
     assert 0.30 < rows[0]["eval/word_sums/mean@4"] < 0.43 and rows[0]["teacher/word_sums/greedy"] > 0.98
     assert 0.82 - 4 * 0.016 < rows[-1]["eval/word_sums/mean@4"] < 0.82 + 4 * 0.016
-    assert len(rows) == 81 and all(0 < row["rollout/logprob_gap_max"] < 1e-3 for row in rows[1:])
+    assert len(rows) == 81 and all(0 < row["rollout/logprob_mismatch_max"] < 1e-3 for row in rows[1:])
     result = json.loads(folder.result.read_text())
     assert result["rollout"]["name"] == "vllm" and result["rollout"]["dtype"] == "float32"
     assert result["rollout"]["version"].split(".")[1].isdigit()

@@ -29,7 +29,7 @@ from tip_exp.selector.selector import (
 DEFAULTS: dict[str, Any] = {
     "score": "soft_or",
     "normalizer": "minmax",
-    "population": "batch",
+    "normalize_over": "batch",
     "clip": {},
     "order": "top",
     "sample_power": 1.0,
@@ -206,23 +206,28 @@ def test_clip_is_numpys_linear_quantile() -> None:
 
 def test_population_is_what_min_and_max_are_taken_over() -> None:
     stats, where = {"entropy": torch.tensor([0.0, 1, 10, 20, 0, 100])}, tokens(2, 2, 2)
-    score = lambda p: selector(score="entropy", population=p)(stats, where, chance()).score.tolist()  # noqa: E731
+    score = lambda p: selector(score="entropy", normalize_over=p)(stats, where, chance()).score.tolist()  # noqa: E731
     assert score("rollout") == [0, 1, 0, 1, 0, 1]
     assert score("micro_batch") == [0, pytest.approx(1 / 20), 0.5, 1, 0, 1]  # rollouts 0 and 1 share a micro-batch
     assert score("batch") == pytest.approx([0, 0.01, 0.1, 0.2, 0, 1])
 
 
 @given(st.integers(0, 50), st.sampled_from(["minmax", "quantile", "rank"]), st.sampled_from(["batch", "rollout"]))
-def test_scores_stay_in_the_unit_interval_and_are_finite(seed: int, normalizer: str, population: str) -> None:
+def test_scores_stay_in_the_unit_interval_and_are_finite(seed: int, normalizer: str, normalize_over: str) -> None:
     for score in ("soft_or", "q3", "entropy", "reverse_kl"):
-        found = selector(score=score, normalizer=normalizer, population=population)(
+        found = selector(score=score, normalizer=normalizer, normalize_over=normalize_over)(
             statistics(30, seed), tokens(1, 9, 20), chance()
         ).score
         assert found.isfinite().all() and float(found.min()) >= 0 and float(found.max()) <= 1
 
 
 def test_nothing_to_choose_from() -> None:
-    for changes in ({}, {"score": "q3"}, {"score": "random", "normalizer": "none"}, {"score": "full", "order": "all"}):
+    for changes in (
+        {},
+        {"score": "q3"},
+        {"score": "random", "normalizer": "none"},
+        {"score": "full", "order": "positive"},
+    ):
         chosen = selector(**changes)(statistics(0), tokens(), chance())
         assert chosen.kept.shape == (0,)
 
@@ -283,7 +288,7 @@ def test_quadrants_partition_the_tokens() -> None:
     }
     for name, inside in found.items():
         score = "q3_quadrant" if name == "q3" else name
-        assert selector(score=score, order="all", normalizer="none")(stats, tokens(5), chance()).kept.equal(inside)
+        assert selector(score=score, order="positive", normalizer="none")(stats, tokens(5), chance()).kept.equal(inside)
 
 
 def test_every_rule_reads_only_statistics_that_can_be_measured() -> None:
@@ -322,7 +327,7 @@ def test_soft_selection_weighs_kept_tokens_by_their_score() -> None:
     """Entropies 0, 1, 3, 4 to scores 0, .25, .75, 1; of two kept the mass is 0.75 + 1, not 2."""
     stats, four = {"entropy": torch.tensor([0.0, 3.0, 4.0, 1.0])}, tokens(4)
     hard = selector(score="entropy")(stats, four, chance())
-    soft = selector(score="entropy", soft=True)(stats, four, chance())
+    soft = selector(score="entropy", weight_by_score=True)(stats, four, chance())
     assert hard.weights is None and hard.mass == 2.0
     assert soft.kept.tolist() == hard.kept.tolist() == [False, True, True, False]
     assert soft.weights is not None and soft.weights.tolist() == [0.0, 0.75, 1.0, 0.25]
@@ -330,5 +335,5 @@ def test_soft_selection_weighs_kept_tokens_by_their_score() -> None:
 
 
 def test_soft_selection_where_nothing_stands_out_has_no_mass() -> None:
-    soft = selector(score="entropy", soft=True)({"entropy": torch.ones(4)}, tokens(4), chance())
+    soft = selector(score="entropy", weight_by_score=True)({"entropy": torch.ones(4)}, tokens(4), chance())
     assert soft.mass == 0.0  # all scores are 0: the step is skipped, not divided by zero

@@ -20,13 +20,13 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
                 f"selector.score={selector.score} {what}, but selector.retention is {selector.retention}; "
                 "for a baseline of the same budget choose selector=random"
             )
-        if selector.order != "all":
-            yield f"selector.score={selector.score} says yes or no: selector.order must be all, not {selector.order}"
-    elif selector.order == "all":
-        yield f"selector.order=all keeps every positive score, so it needs a yes-or-no rule; {selector.score} is none"
-    if selector.soft and (selector.order != "top" or selector.score in {*UNBUDGETED, "random"}):
+        if selector.order != "positive":
+            yield f"selector.score={selector.score} says yes or no: selector.order must be positive, not {selector.order}"
+    elif selector.order == "positive":
+        yield f"selector.order=positive keeps every positive score, so it needs a yes-or-no rule; {selector.score} is none"
+    if selector.weight_by_score and (selector.order != "top" or selector.score in {*UNBUDGETED, "random"}):
         yield (
-            f"selector.soft weighs kept tokens by their score, which means something for the top of a ranking; got "
+            f"selector.weight_by_score weighs kept tokens by their score, which means something for the top of a ranking; got "
             f"selector.score={selector.score}, selector.order={selector.order}"
         )
     if selector.score in UNIT_INTERVAL and selector.normalizer == "none":
@@ -35,8 +35,8 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
         yield f"selector.clip.{statistic} would do nothing: selector.score={selector.score} does not read {statistic}"
     if selector.order == "sample" and selector.normalizer == "rank":
         yield "selector.order=sample draws in proportion to the score; with normalizer=rank that is not the statistic"
-    if selector.scope == "batch" and selector.population == "rollout" and selector.normalizer != "none":
-        yield "selector.scope=batch compares rollouts, but selector.population=rollout normalises each alone"
+    if selector.scope == "batch" and selector.normalize_over == "rollout" and selector.normalizer != "none":
+        yield "selector.scope=batch compares rollouts, but selector.normalize_over=rollout normalises each alone"
     yield from _broken_estimator(config)
     if learner.packing and config.pair.attention == "eager":
         yield "learner.packing=true with pair.attention=eager: eager attention would mix sequences; choose sdpa"

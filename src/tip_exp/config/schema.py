@@ -219,7 +219,7 @@ class DataConfig(_Strict):
     max_response_tokens: Count
 
 
-class GapConfig(_Strict):
+class LogprobMismatchConfig(_Strict):
     mean: Positive | None
     max: Positive | None
 
@@ -243,7 +243,7 @@ class RolloutConfig(_Strict):
     top_p: Share
     top_k: CountOrZero
     batch_size: Count
-    max_logprob_gap: GapConfig
+    max_logprob_mismatch: LogprobMismatchConfig
     vllm: VllmConfig
 
 
@@ -251,14 +251,14 @@ class SelectorConfig(_Strict):
     label: FileName
     score: Annotated[str, _one_of(tuple(SCORES), "score rule")]
     normalizer: Literal["minmax", "quantile", "rank", "none"]
-    population: Literal["batch", "micro_batch", "rollout"]
+    normalize_over: Literal["batch", "micro_batch", "rollout"]
     clip: dict[Annotated[str, _one_of(STATISTICS, "statistic")], Share]
-    order: Literal["top", "bottom", "sample", "all"]
+    order: Literal["top", "bottom", "sample", "positive"]
     sample_power: NonNegative
     rounding: Literal["floor", "ceil", "at_least_one"]
     scope: Literal["rollout", "batch"]
     retention: Share
-    soft: bool
+    weight_by_score: bool
 
 
 class TopKConfig(_Strict):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class Dataset:
     """A data set as it was read: its problems, where from, and the SHA-256 of the file (or of the generated text)."""
 
     problems: list[Problem]
@@ -23,7 +23,7 @@ class Loaded:
 
 
 @dataclass(slots=True)
-class Order:
+class ShuffledOrder:
     """Epochs in shuffled order; each is a function of the seed and its number, so resuming needs no iterator state."""
 
     num_problems: int

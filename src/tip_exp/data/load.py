@@ -7,17 +7,17 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from tip_exp.data import table, tool_tasks, word_sums
-from tip_exp.data.dataset import Loaded, Order
+from tip_exp.data.dataset import Dataset, ShuffledOrder
 from tip_exp.types import Problem
 from tip_exp.utils.errors import DataError
 
 if TYPE_CHECKING:
     from tip_exp.config.schema import DatasetConfig
 
-__all__ = ["DataError", "Loaded", "Order", "Problem", "load"]
+__all__ = ["DataError", "Dataset", "ShuffledOrder", "Problem", "load"]
 
 
-def load(dataset: DatasetConfig) -> Loaded:
+def load(dataset: DatasetConfig) -> Dataset:
     """The problems of a data set, in a fixed order."""
     if dataset.kind == "table":
         return table.load(dataset)
@@ -28,4 +28,4 @@ def load(dataset: DatasetConfig) -> Loaded:
     stories = word_sums.stream(dataset.split, dataset.seed, min_steps=dataset.min_steps, max_steps=dataset.max_steps)
     problems = list(islice(stories, dataset.num_problems))
     text = "\n".join(f"{problem.prompt}\t{problem.answer}" for problem in problems)
-    return Loaded(problems, f"word_sums, seed {dataset.seed}", hashlib.sha256(text.encode()).hexdigest())
+    return Dataset(problems, f"word_sums, seed {dataset.seed}", hashlib.sha256(text.encode()).hexdigest())

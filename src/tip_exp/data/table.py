@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tip_exp.data.dataset import Loaded
+from tip_exp.data.dataset import Dataset
 from tip_exp.types import Problem
 from tip_exp.utils.errors import DataError
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tip_exp.config.schema import TableConfig
 
 
-def load(dataset: TableConfig) -> Loaded:
+def load(dataset: TableConfig) -> Dataset:
     """Find the file, map its fields, take the configured part."""
     path, source = _locate(dataset)
     rows = read_rows(path)
@@ -31,7 +31,7 @@ def load(dataset: TableConfig) -> Loaded:
         problems = problems[: dataset.num_problems]
     if not problems:
         raise DataError(f"{dataset.label}: {path} has no rows in the configured part")
-    return Loaded(problems, source, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Dataset(problems, source, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

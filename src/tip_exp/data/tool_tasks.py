@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tip_exp.data.dataset import Loaded
+from tip_exp.data.dataset import Dataset
 from tip_exp.envs import calculator
 from tip_exp.envs.base import ToolTasks
 from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from tip_exp.config.schema import CalculatorConfig, TravelConfig
 
 
-def load_calculator(dataset: CalculatorConfig) -> Loaded:
+def load_calculator(dataset: CalculatorConfig) -> Dataset:
     formulas = list(islice(calculator.stream(dataset.split, dataset.seed), dataset.num_problems))
     problems = [Problem(f"{f.id}", f.text, str(f.value)) for f in formulas]
     tools = ToolTasks({f.id: f for f in formulas}, calculator.CalculatorEnvironment, floor=0.0)
     text = "\n".join(f"{p.prompt}\t{p.answer}" for p in problems)
-    return Loaded(problems, f"calculator, seed {dataset.seed}", hashlib.sha256(text.encode()).hexdigest(), tools)
+    return Dataset(problems, f"calculator, seed {dataset.seed}", hashlib.sha256(text.encode()).hexdigest(), tools)
 
 
-def load_travel(dataset: TravelConfig) -> Loaded:
+def load_travel(dataset: TravelConfig) -> Dataset:
     """The tasks of the configured split, in the order of the query file, one language after the other."""
     root = _official(dataset) if dataset.world == "official" else _generated(dataset)
     tasks = [task for lang in dataset.langs for task in load_tasks(root, lang)]
@@ -62,7 +62,7 @@ def load_travel(dataset: TravelConfig) -> Loaded:
     named = {problem.id: task for problem, task in zip(problems, tasks, strict=True)}
     text = json.dumps([[task.id, task.lang, task.query, task.meta] for task in tasks], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Loaded(problems, str(root), digest, ToolTasks(named, environment, no_tool_floor(tasks)))
+    return Dataset(problems, str(root), digest, ToolTasks(named, environment, no_tool_floor(tasks)))
 
 
 def _problem(label: str, task: Task) -> Problem:

@@ -96,7 +96,7 @@ def _step(config: RunConfig, shapes: dict[str, PretrainedConfig], shared: int) -
         student, counted = activations(models["student"], first)
     recomputed = ", less what checkpointing computes again" if learner.activation_checkpointing else ""
     kept = "as many as are in its quadrant"
-    if config.selector.order != "all":
+    if config.selector.order != "positive":
         per_rollout = budgets(first.rollout, config.selector.retention, config.selector.rounding)
         kept = f"{int(per_rollout.sum()):,} of {first.num_tokens:,} rows"
     return [

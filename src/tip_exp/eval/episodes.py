@@ -11,11 +11,11 @@ from tip_exp.eval.metrics import best_at_k, best_at_k_bootstrap
 from tip_exp.types import Sampler, Sampling
 
 if TYPE_CHECKING:
-    from tip_exp.data.dataset import Loaded
+    from tip_exp.data.dataset import Dataset
 
 
 def evaluate_episodes(
-    player: Sampler, loaded: Loaded, prompts: list[list[int]], sampling: Sampling, seed: int
+    player: Sampler, loaded: Dataset, prompts: list[list[int]], sampling: Sampling, seed: int
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """`sampling.samples` episodes of each task: a row an episode, and their summary."""
     assert isinstance(player, EpisodeSampler) and loaded.tools is not None, "tool tasks are played"

@@ -15,18 +15,18 @@ from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.distributed import Ranks
-from tip_exp.learner.on_policy import gap_metrics, sampler_logprobs
+from tip_exp.learner.on_policy import mismatch_metrics, sampler_logprobs
 from tip_exp.learner.schedule import learning_rate
-from tip_exp.learner.teacher_cache import HiddenCache
+from tip_exp.learner.teacher_cache import TeacherCache
 from tip_exp.losses import BACKENDS
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.estimators import Objective, SampledK1, TopK
 from tip_exp.losses.token_stats import Scored, Statistics, measure, normalized_entropy, top_tokens
 from tip_exp.models.micro_batch import MicroBatch, cut, micro_batches
-from tip_exp.models.packed_attention import recomputing
+from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Pair
 from tip_exp.models.privileged import aligned
-from tip_exp.models.teacher_offload import Visitor
+from tip_exp.models.teacher_offload import TeacherOffloader
 from tip_exp.records.meter import Meter
 from tip_exp.selector.diagnostics import token_metrics
 from tip_exp.selector.scores import STATISTICS
@@ -41,7 +41,7 @@ RUN_AGAIN_BELOW = 0.6
 
 
 @dataclass(frozen=True, slots=True)
-class Likeliest:
+class TopTokens:
     """What a model would have written next: ids and probabilities, both (N, SHOWN_TOKENS)."""
 
     ids: Tensor
@@ -59,7 +59,7 @@ class StepReport:
     tokens: Tokens
     statistics: Statistics
     selection: Selection
-    likeliest: dict[str, Likeliest]
+    likeliest: dict[str, TopTokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Learner:
         self.pair, self.selector, self.settings, self.seed, self.meter = pair, selector, settings, seed, meter
         self.ranks, self.scratch = Ranks(), scratch
         device, teacher = pair.student.module.device, pair.teacher
-        self.teacher = Visitor(teacher.module, teacher.head, pair.placement, device, pair.reload_teacher)
+        self.teacher = TeacherOffloader(teacher.module, teacher.head, pair.placement, device, pair.reload_teacher)
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
         beta1, beta2 = settings.betas
         self.optimizer = torch.optim.AdamW(
@@ -122,7 +122,7 @@ class Learner:
                 scored = self._score(batches, student_hidden, teacher_hidden, measured)
             likeliest = self._likeliest(batches, student_hidden, teacher_hidden, show)
             own = {name: torch.cat([one.statistics[name] for one in scored]) for name in sorted(measured)}
-            gap = self._sampler_gap(rollouts, batches, student_hidden, own) if proving else {}
+            gap = self._logprob_mismatch(rollouts, batches, student_hidden, own) if proving else {}
             statistics = {name: self.ranks.gather(values) for name, values in own.items() if name in wanted}
             tokens, mine = self._everyones_tokens(batches, len(rollouts))
             selection = self.selector(statistics, tokens, self._generator(step))
@@ -153,10 +153,10 @@ class Learner:
         made = micro_batches(rollouts, settings.micro_batch_tokens, self.pair.pad_id, packing=settings.packing)
         return [batch.to(device) for batch in made]
 
-    def _teacher_hidden(self, batches: list[MicroBatch], reads: list[Rollout] | None) -> HiddenCache:
+    def _teacher_hidden(self, batches: list[MicroBatch], reads: list[Rollout] | None) -> TeacherCache:
         """Hidden states of the teacher at the tokens of the student's batches, whatever stands before the responses."""
-        found = HiddenCache(self.settings.teacher_cache_mib * MIB, self.scratch)
-        with self.teacher.present(self._students):
+        found = TeacherCache(self.settings.teacher_cache_mib * MIB, self.scratch)
+        with self.teacher.on_device(self._students):
             if reads is None:
                 for batch in batches:
                     found.append(self.pair.teacher.final_hidden(batch))
@@ -169,7 +169,7 @@ class Learner:
     def _student(self, batch: MicroBatch) -> Tensor:
         """The student's hidden states, with the graph that the settings ask for if one is recorded."""
         recomputed = self.settings.activation_checkpointing and torch.is_grad_enabled()
-        with recomputing(self.pair.student.module) if recomputed else nullcontext():
+        with activation_checkpointing(self.pair.student.module) if recomputed else nullcontext():
             return self.pair.student.final_hidden(batch)
 
     def _students(self) -> Iterator[Tensor]:
@@ -210,7 +210,7 @@ class Learner:
             for batch, ours, theirs in zip(batches, student, teacher, strict=True)
         ]
 
-    def _sampler_gap(
+    def _logprob_mismatch(
         self, rollouts: list[Rollout], batches: list[MicroBatch], student: list[Tensor], statistics: Statistics
     ) -> dict[str, float]:
         """How far sampler and learner are apart on all tokens; if nothing was scored, on the first micro-batch's.
@@ -227,27 +227,27 @@ class Learner:
         sampled = sampler_logprobs(rollouts, tokens.rollout, tokens.position)
         learned = statistics["student_logprob"].double()
         # Over all ranks, so that they stop together.
-        return gap_metrics(self.ranks.gather(sampled.to(learned)), self.ranks.gather(learned))
+        return mismatch_metrics(self.ranks.gather(sampled.to(learned)), self.ranks.gather(learned))
 
     def _likeliest(
         self, batches: list[MicroBatch], student: list[Tensor], teacher: Iterable[Tensor], show: int
-    ) -> dict[str, Likeliest]:
+    ) -> dict[str, TopTokens]:
         if not show:
             return {}
-        found: dict[str, Likeliest] = {}
+        found: dict[str, TopTokens] = {}
         for name, model, hidden in (
             ("student", self.pair.student, student),
             ("teacher", self.pair.teacher, teacher),
         ):
             rows = [one.detach()[batch.rollout < show] for batch, one in zip(batches, hidden, strict=True)]
             tile_bytes = self.settings.tile_mib * MIB
-            found[name] = Likeliest(*top_tokens(torch.cat(rows), model.head, SHOWN_TOKENS, tile_bytes))
+            found[name] = TopTokens(*top_tokens(torch.cat(rows), model.head, SHOWN_TOKENS, tile_bytes))
         return found
 
     def _backward(
         self,
         batches: list[MicroBatch],
-        teacher: HiddenCache,
+        teacher: TeacherCache,
         graphs: list[Tensor],
         scored: list[Scored],
         selection: Selection,

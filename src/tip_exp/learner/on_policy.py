@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tip_exp.types import Rollout
 
-MEAN, P99, MAX = "rollout/logprob_gap_mean", "rollout/logprob_gap_p99", "rollout/logprob_gap_max"
+MEAN, P99, MAX = "rollout/logprob_mismatch_mean", "rollout/logprob_mismatch_p99", "rollout/logprob_mismatch_max"
 
 
 class SyncError(RuntimeError):
@@ -23,7 +23,7 @@ class SyncError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class GapLimits:
+class MismatchLimits:
     """The largest |difference of log-probs| that rounding explains, nats: a step's mean, and any token's."""
 
     mean: float
@@ -32,13 +32,17 @@ class GapLimits:
 
 # float32: a CPU stays a hundred times below; a GPU's TF32 needs the rest. Half precision: from what others report for
 # models of 1 to 30 B, where a single improbable token may differ by more than 1 nat.
-LIMITS = {"float32": GapLimits(5e-4, 0.02), "float16": GapLimits(0.01, 0.5), "bfloat16": GapLimits(0.06, 4.0)}
+LIMITS = {
+    "float32": MismatchLimits(5e-4, 0.02),
+    "float16": MismatchLimits(0.01, 0.5),
+    "bfloat16": MismatchLimits(0.06, 4.0),
+}
 
 
-def limits_for(*dtypes: str, mean: float | None = None, max: float | None = None) -> GapLimits:
+def limits_for(*dtypes: str, mean: float | None = None, max: float | None = None) -> MismatchLimits:
     """Limits of the coarsest of the types that sampler and learner compute in, unless given."""
     coarsest = sorted((LIMITS[dtype] for dtype in dtypes), key=lambda limits: limits.mean)[-1]
-    return GapLimits(coarsest.mean if mean is None else mean, coarsest.max if max is None else max)
+    return MismatchLimits(coarsest.mean if mean is None else mean, coarsest.max if max is None else max)
 
 
 def sampler_logprobs(rollouts: list[Rollout], rollout: Tensor, position: Tensor) -> Tensor:
@@ -48,7 +52,7 @@ def sampler_logprobs(rollouts: list[Rollout], rollout: Tensor, position: Tensor)
     return flat[starts[rollout.cpu()] + position.cpu()]
 
 
-def gap_metrics(sampler: Tensor, learner: Tensor) -> dict[str, float]:
+def mismatch_metrics(sampler: Tensor, learner: Tensor) -> dict[str, float]:
     """Mean, 99th percentile (the smallest value that 99 % do not exceed) and maximum of |sampler - learner|."""
     if len(sampler) == 0:
         return {}
@@ -57,7 +61,7 @@ def gap_metrics(sampler: Tensor, learner: Tensor) -> dict[str, float]:
     return {MEAN: float(gap.mean()), P99: float(gap.kthvalue(rank).values), MAX: float(gap.max())}
 
 
-def check_gap(metrics: dict[str, float], limits: GapLimits, step: int) -> None:
+def check_logprob_mismatch(metrics: dict[str, float], limits: MismatchLimits, step: int) -> None:
     """Stop a run whose sampler has left the learner; metrics of a sampler without log-probs have nothing to check."""
     if MEAN not in metrics:
         return
@@ -67,5 +71,5 @@ def check_gap(metrics: dict[str, float], limits: GapLimits, step: int) -> None:
             f"step {step}: sampler and learner disagree on the sampled tokens: |difference of log-probs| is {mean:.2g} "
             f"nats in the mean and {largest:.2g} at most, allowed are {limits.mean:g} and {limits.max:g}. The sampler "
             "has other weights than the learner, or computes otherwise; if that is meant, raise "
-            "rollout.max_logprob_gap.mean and .max"
+            "rollout.max_logprob_mismatch.mean and .max"
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tip_exp.learner.learner import Likeliest, StepReport
+from tip_exp.learner.learner import StepReport, TopTokens
 from tip_exp.models.pair import Pair
 from tip_exp.types import Problem, Rollout
 
@@ -33,7 +33,7 @@ def sample_rows(
         }
 
 
-def _as_text(pair: Pair, top: Likeliest, rows: Tensor) -> list[list[list[Any]]]:
+def _as_text(pair: Pair, top: TopTokens, rows: Tensor) -> list[list[list[Any]]]:
     """Per position [["=", 0.98], ["+", 0.01], …]."""
     return [
         [[pair.decode([token], with_special=True), float(f"{p:.3g}")] for token, p in zip(ids, shares, strict=True)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from tip_exp.utils.units import MIB
 
 
-class HiddenCache:
+class TeacherCache:
     """One (n, E) tensor a micro-batch, in order; reading brings it back to the device it came from.
 
     CUDA's are copied to pinned host memory. What goes beyond `limit_bytes` goes into a memory-mapped file in `folder`

@@ -17,7 +17,7 @@ from tip_exp.losses.tiling import GROUP, Workspace, exp
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
+class OnlineSoftmaxStats:
     """One model's sums, weighted by its own unnormalised probabilities e^(z - top); each (n,).
 
     `other_top` and `other` are of the other model's logits under this model's weights; None where it was not projected.
@@ -29,7 +29,7 @@ class Moments:
     other_top: Tensor | None
     other: Tensor | None  # sum of e^(z - top) (t - other_top)
 
-    def merged(self, more: Moments) -> Moments:
+    def merged(self, more: OnlineSoftmaxStats) -> OnlineSoftmaxStats:
         """The sums over two disjoint parts of the vocabulary."""
         top = torch.maximum(self.top, more.top)
         other_top = None
@@ -37,15 +37,15 @@ class Moments:
             other_top = torch.maximum(self.other_top, more.other_top)
         a, b = self._relative_to(top, other_top), more._relative_to(top, other_top)
         other = None if a.other is None or b.other is None else a.other + b.other
-        return Moments(top, a.total + b.total, a.own + b.own, other_top, other)
+        return OnlineSoftmaxStats(top, a.total + b.total, a.own + b.own, other_top, other)
 
-    def _relative_to(self, top: Tensor, other_top: Tensor | None) -> Moments:
+    def _relative_to(self, top: Tensor, other_top: Tensor | None) -> OnlineSoftmaxStats:
         scale = torch.exp(self.top - top)
         own = scale * (self.own + (self.top - top) * self.total)
         other = None
         if self.other is not None and self.other_top is not None and other_top is not None:
             other = scale * (self.other + (self.other_top - other_top) * self.total)
-        return Moments(top, scale * self.total, own, other_top, other)
+        return OnlineSoftmaxStats(top, scale * self.total, own, other_top, other)
 
     @property
     def log_normalizer(self) -> Tensor:
@@ -55,7 +55,7 @@ class Moments:
     def entropy(self) -> Tensor:
         return self.total.log() - self.own / self.total
 
-    def kl(self, other: Moments) -> Tensor:
+    def kl(self, other: OnlineSoftmaxStats) -> Tensor:
         """KL(this || other), nats; rounding can take it a hair below zero."""
         assert self.other is not None, "both models must have been projected"
         return self.own / self.total - self.total.log() - (self.other / self.total - other.total.log())
@@ -74,7 +74,7 @@ class Normalizers:
         return Normalizers(self.student[rows], self.teacher[rows], self.reverse_kl[rows], self.forward_kl[rows])
 
 
-def normalizers(student: Moments, teacher: Moments) -> Normalizers:
+def normalizers(student: OnlineSoftmaxStats, teacher: OnlineSoftmaxStats) -> Normalizers:
     return Normalizers(student.log_normalizer, teacher.log_normalizer, student.kl(teacher), teacher.kl(student))
 
 
@@ -86,8 +86,8 @@ def joined(parts: list[Normalizers]) -> Normalizers:
 
 def of_tile(
     z: Tensor, t: Tensor | None = None, *, work: Workspace, maxima: tuple[Tensor, ...] | None = None
-) -> tuple[Moments, Moments | None]:
-    """Moments of one tile of student logits (n, c) and, if given, teacher logits; takes three spare blocks.
+) -> tuple[OnlineSoftmaxStats, OnlineSoftmaxStats | None]:
+    """OnlineSoftmaxStats of one tile of student logits (n, c) and, if given, teacher logits; takes three spare blocks.
 
     `maxima`, (n, c // GROUP) of each model, are filled with the largest logit of each whole group of columns.
     """
@@ -112,8 +112,8 @@ def of_tile(
     # What follows cancels large numbers, so it is done in float64: a few numbers a row.
     top, total, own, other, t_top, t_total, t_own, t_other = found.double().unbind()
     if t is None:
-        return Moments(top, total, own, None, None), None
-    return Moments(top, total, own, t_top, other), Moments(t_top, t_total, t_own, top, t_other)
+        return OnlineSoftmaxStats(top, total, own, None, None), None
+    return OnlineSoftmaxStats(top, total, own, t_top, other), OnlineSoftmaxStats(t_top, t_total, t_own, top, t_other)
 
 
 def _largest(block: Tensor, out: Tensor, maxima: Tensor | None) -> None:
@@ -128,7 +128,9 @@ def _largest(block: Tensor, out: Tensor, maxima: Tensor | None) -> None:
         torch.maximum(out, block[:, groups * GROUP :].amax(-1), out=out)
 
 
-def jsd(z: Tensor, t: Tensor, student: Moments, teacher: Moments, beta: float, work: Workspace) -> Tensor:
+def jsd(
+    z: Tensor, t: Tensor, student: OnlineSoftmaxStats, teacher: OnlineSoftmaxStats, beta: float, work: Workspace
+) -> Tensor:
     """JSD of whole rows of logits (n, V) whose moments are known, (n,); `beta` is the teacher's weight in the mixture.
 
     With m = beta q + (1 - beta) p, it is beta KL(q || p) - sum of m log(m / p). Takes three spare blocks.

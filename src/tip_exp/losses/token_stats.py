@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tip_exp.losses import online_softmax as moments
 from tip_exp.losses.head import Head
-from tip_exp.losses.online_softmax import Moments, Normalizers
+from tip_exp.losses.online_softmax import Normalizers, OnlineSoftmaxStats
 from tip_exp.losses.tiling import GROUP, Workspace, tiling
 from tip_exp.selector.scores import STUDENT_STATISTICS
 
@@ -107,8 +107,8 @@ def normalized_entropy(entropy: Tensor, vocab_size: int) -> Tensor:
 class _Columns:
     """What some vocabulary columns tell about n tokens."""
 
-    student: Moments
-    teacher: Moments | None
+    student: OnlineSoftmaxStats
+    teacher: OnlineSoftmaxStats | None
     sampled: tuple[Tensor, ...]  # logit of the sampled token: student's, teacher's; zero in columns without it
 
     def merged(self, more: _Columns) -> _Columns:

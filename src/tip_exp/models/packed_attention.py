@@ -67,7 +67,7 @@ def _band(query: Tensor, window: int | None) -> Tensor | None:
 
 
 @contextmanager
-def recomputing(module: PreTrainedModel) -> Iterator[None]:
+def activation_checkpointing(module: PreTrainedModel) -> Iterator[None]:
     """Inside, the module's layers keep their inputs alone for backward.
 
     transformers asks for training mode: the layers alone get it, what is in them (dropout) does not.

@@ -15,7 +15,7 @@ from tip_exp.losses.head import Head
 Placement = Literal["resident", "offload", "two_phase"]
 
 
-class Visitor:
+class TeacherOffloader:
     """A frozen module that is on the device for as long as `present` lasts.
 
     resident   always.
@@ -54,7 +54,7 @@ class Visitor:
         return told
 
     @contextmanager
-    def present(self, others: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
+    def on_device(self, others: Callable[[], Iterable[Tensor]]) -> Iterator[None]:
         """The module's weights are on the device inside of the block."""
         aside = list(others()) if self.placement == "two_phase" and self._device.type != "cpu" else []
         _move(aside, torch.device("cpu"))

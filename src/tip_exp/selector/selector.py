@@ -76,15 +76,15 @@ class Selector:
 
     score: str
     normalizer: Literal["minmax", "quantile", "rank", "none"]
-    population: Literal["batch", "micro_batch", "rollout"]
+    normalize_over: Literal["batch", "micro_batch", "rollout"]
     clip: dict[str, float]
-    order: Literal["top", "bottom", "sample", "all"]
+    order: Literal["top", "bottom", "sample", "positive"]
     sample_power: float
     rounding: Literal["floor", "ceil", "at_least_one"]
     scope: Literal["rollout", "batch"]
     retention: float
     quadrants: Quadrants
-    soft: bool = False  # the default is for records of runs from before this key
+    weight_by_score: bool = False  # the default is for records of runs from before this key
 
     @property
     def reads(self) -> frozenset[str]:
@@ -103,13 +103,13 @@ class Selector:
         rule = SCORES[self.score]
         axes = [self._axis(name, statistics, tokens, generator) for name in inspect.signature(rule).parameters]
         score = rule(*axes).float()
-        weights = score.clamp(min=0) if self.soft else None
+        weights = score.clamp(min=0) if self.weight_by_score else None
         return Selection(self._choose(score, tokens, generator), score, weights)
 
     def _axis(self, name: str, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Tensor:
         device = tokens.rollout.device
         if name in STATISTICS:
-            values, groups = statistics[name], tokens.groups(self.population)
+            values, groups = statistics[name], tokens.groups(self.normalize_over)
             return per_group(lambda v: normalize(clip_high(v, self.clip.get(name)), self.normalizer), values, groups)
         if name == "high_entropy":
             return statistics["entropy"] >= self.quadrants.entropy
@@ -121,7 +121,7 @@ class Selector:
         return torch.ones(len(tokens), device=device)
 
     def _choose(self, score: Tensor, tokens: Tokens, generator: torch.Generator) -> Tensor:
-        if self.order == "all":
+        if self.order == "positive":
             return score > 0
         if self.order == "bottom":
             key = -score
