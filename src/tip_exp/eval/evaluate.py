@@ -81,7 +81,7 @@ def _named(protocol: str, summary: dict[str, float]) -> dict[str, float]:
     """Of the greedy response the accuracy alone is of interest: {"greedy": …, "greedy_se": …}."""
     if protocol == "greedy":
         greedy = {"greedy": summary["mean@1"], "greedy_se": summary["mean@1_se"]}
-        return greedy | ({"floor": summary["floor"]} if "floor" in summary else {})
+        return greedy | ({name: summary[name]} if (name := "no_tool_baseline") in summary else {})
     return summary
 
 
