@@ -26,7 +26,7 @@ from tip_exp.learner.on_policy import check_logprob_mismatch, limits_for
 from tip_exp.learner.samples import sample_rows
 from tip_exp.models.load import check_context, load_pair
 from tip_exp.models.pair import Pair
-from tip_exp.models.privileged import behind
+from tip_exp.models.privileged import with_prompt
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.records.result import write_card, write_result
@@ -50,7 +50,6 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     if config.mode == "eval":
         return evaluate_only(config, folder, backend, device)
     saved = checkpoint.newest(folder.checkpoints)
-    check_context(config.pair, config.data.max_prompt_tokens, config.data.max_response_tokens)
     pair = load_pair(config.pair, device, student_from=saved.path if saved else None)
     torch.set_num_threads(pick_threads(config.num_threads, pair))
     train = load.load(config.data.train)
@@ -67,6 +66,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             RunLogger(folder, make_listeners(config, folder), resume_at=saved.step if saved else None)
         )
         evaluations = Evaluations(config.eval, pair, meter, logger, config.agent)
+        check_context(config, evaluations.longest)
         datasets = describe_data(config, train, evaluations.loaded)
         write_first_prompts(folder, pair, training_prompts(pair, problems[0], prompts[0]) | evaluations.first_prompts())
         longest = max(config.data.max_prompt_tokens + config.data.max_response_tokens, evaluations.longest)
@@ -126,6 +126,7 @@ def evaluate_only(config: RunConfig, folder: RunFolder, backend: Backend, device
     torch.set_num_threads(pick_threads(config.num_threads, pair))
     with RunLogger(folder, make_listeners(config, folder), resume_at=None) as logger:
         evaluations = Evaluations(config.eval, pair, meter, logger, config.agent)
+        check_context(config, evaluations.longest)
         write_first_prompts(folder, pair, evaluations.first_prompts())
         metrics: dict[str, float] = {}
         for name, model in {"teacher": pair.teacher, "student": pair.student}.items():
@@ -198,7 +199,7 @@ def teacher_reads(pair: Pair, problems: list[Problem], rollouts: list[Rollout]) 
         return None
     samples = len(rollouts) // len(problems)
     prompts = [ids for problem in problems for ids in [pair.privileged_ids(problem)] * samples]
-    return [behind(ids, rollout) for ids, rollout in zip(prompts, rollouts, strict=True)]
+    return [with_prompt(rollout, ids) for ids, rollout in zip(prompts, rollouts, strict=True)]
 
 
 def restore(saved: checkpoint.Checkpoint, learner: Learner, backend: Backend) -> None:

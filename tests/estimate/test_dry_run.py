@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from tip_exp.config.parse import parse
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.dry_run import activations, walk
+from tip_exp.estimate.dry_run import activations, dry_run
 from tip_exp.estimate.shapes import model_config, shape_of
 from tip_exp.estimate.time import activation_bytes, memory
 from tip_exp.models.micro_batch import micro_batches
@@ -57,7 +57,7 @@ def test_every_experiment_dry_runs_without_weights_or_network(
     monkeypatch.chdir(tmp_path)  # models/ of the checkout is out of reach
     tools = ["data=mini_travel", "eval=mini_travel", "agent=default"] if experiment == "quick_tools" else []
     config = without_weights(f"experiment={experiment}", *tools)
-    lines = walk(config)
+    lines = dry_run(config)
     assert lines[0].startswith(f"{config.name}: dry run") and lines[-1].endswith("together")
     assert float(lines[-1].split()[0]) == pytest.approx(sum(memory(config).values()), abs=0.01)
     assert (config.mode == "eval") == (not any(line.startswith("  hidden ") for line in lines))
@@ -65,7 +65,7 @@ def test_every_experiment_dry_runs_without_weights_or_network(
 
 
 def test_the_papers_run_in_numbers() -> None:
-    lines = walk(without_weights("experiment=tip_qwen3", "selector=soft_or"))
+    lines = dry_run(without_weights("experiment=tip_qwen3", "selector=soft_or"))
     assert "128 rollouts of 2,048 + 8,192 tokens in 128 micro-batches" in row(lines, "step")  # one fits 16,384
     assert "1 x 10,240 ids, 8,192 of them response tokens" in row(lines, "micro-batch")
     assert "teacher 8,192 x 4,096 bfloat16, student 8,192 x 2,560 float32" in row(lines, "hidden")
@@ -76,20 +76,20 @@ def test_the_papers_run_in_numbers() -> None:
 
 
 def test_vocabularies_are_cut_to_the_shared_ids() -> None:
-    lines = walk(without_weights("experiment=tip_qwen25", "learner.loss_backend=materialized"))
+    lines = dry_run(without_weights("experiment=tip_qwen25", "learner.loss_backend=materialized"))
     assert "teacher 152,064, student 151,936: 151,936 shared ids" in row(lines, "vocabulary")
     assert "8,192 x 151,936 of each model at once" in row(lines, "logits")
 
 
 def test_what_cannot_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"= 45056, but the teacher Qwen/Qwen3-8B has 40960 positions"):
-        walk(
+        dry_run(
             without_weights(
                 "experiment=tip_qwen3", "data.max_response_tokens=43008", "learner.micro_batch_tokens=50000"
             )
         )
     with pytest.raises(ConfigError, match=r"pair\.student\.path: the shape of nobody/Odd-3B is not known"):
-        walk(without_weights("pair.student.path=nobody/Odd-3B"))
+        dry_run(without_weights("pair.student.path=nobody/Odd-3B"))
 
 
 @pytest.mark.parametrize("path", CARDS)
@@ -124,7 +124,7 @@ def test_activations_are_what_torch_keeps_and_what_is_forecast(tiny_pair: Pair, 
 def test_forecast_activations_of_real_shapes_are_near_the_counted(pair: str) -> None:
     overrides = "learner=paper", "learner.activation_checkpointing=false", "data.max_response_tokens=3968"
     config = without_weights(f"pair={pair}", *overrides)
-    lines = walk(config)  # 4,096 tokens a rollout, four of them make 16,384
+    lines = dry_run(config)  # 4,096 tokens a rollout, four of them make 16,384
     counted = float(row(lines, "activations").split()[1])
     assert counted == pytest.approx(memory(config)["activations"], rel=0.07)
 
@@ -136,7 +136,7 @@ def test_the_command_writes_nothing_and_says_it_is_one_run(tmp_path: Path) -> No
 
     done = dry("experiment=smollm2_gsm8k")
     assert done.returncode == 0, done.stderr
-    assert "shape from conf/model_shapes.yaml" in done.stdout and "tip-plan's forecast" in done.stdout
+    assert "shape from model_shapes.yaml" in done.stdout and "tip-plan's forecast" in done.stdout
     wrong = dry("selector.retention=7")
     assert wrong.returncode == 2 and "selector.retention" in wrong.stderr
     several = dry("-m", "seed=1,2")
@@ -147,6 +147,6 @@ def test_the_command_writes_nothing_and_says_it_is_one_run(tmp_path: Path) -> No
 def test_fake_models_leave_no_trace_in_the_next_real_one(
     compose_run: Callable[..., RunConfig], tiny_pair: Pair
 ) -> None:
-    walk(compose_run())
+    dry_run(compose_run())
     ids = torch.arange(4)[None]
     assert tiny_pair.student.module(ids).logits.isfinite().all()

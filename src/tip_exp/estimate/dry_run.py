@@ -21,7 +21,7 @@ from tip_exp.losses.tiling import tiling
 from tip_exp.models.load import head_of
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.pair import Model
-from tip_exp.models.privileged import behind
+from tip_exp.models.privileged import with_prompt
 from tip_exp.selector.selector import budgets
 from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError
@@ -29,7 +29,7 @@ from tip_exp.utils.paths import resolve_model
 from tip_exp.utils.units import GIB, MIB
 
 
-def walk(config: RunConfig) -> list[str]:
+def dry_run(config: RunConfig) -> list[str]:
     """The lines to print; a ConfigError where the shapes do not fit together."""
     lines = [f"{config.name}: dry run of one step, on meta tensors, every response at its longest"]
     configs = {role: _config(role, getattr(config.pair, role)) for role in ("teacher", "student")}
@@ -62,7 +62,7 @@ def activations(model: Model, batch: MicroBatch) -> tuple[Tensor, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        hidden = model.final_hidden(batch)
+        hidden = model.hidden(batch)
     return hidden, sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -85,14 +85,14 @@ def _step(config: RunConfig, shapes: dict[str, PretrainedConfig], shared: int) -
     first = batches[0]
     read = first  # by the teacher, unless a self pair's prompt is longer
     if pair.privileged is not None:
-        reads = behind([0] * pair.privileged.max_tokens, longest)
+        reads = with_prompt(longest, [0] * pair.privileged.max_tokens)
         read = micro_batches([reads] * rollouts, learner.micro_batch_tokens, pad_id=0, packing=learner.packing)[0]
     height, width = first.input_ids.shape
     with FakeTensorMode(allow_non_fake_inputs=True):
         models = {role: build(shapes[role], getattr(pair, role), pair.attention, shared) for role in shapes}
         models["teacher"].module.requires_grad_(False)
         with torch.no_grad():
-            teacher = models["teacher"].final_hidden(read)
+            teacher = models["teacher"].hidden(read)
         student, counted = activations(models["student"], first)
     recomputed = ", less what checkpointing computes again" if learner.activation_checkpointing else ""
     kept = "as many as are in its quadrant"

@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 
-from tip_exp.utils.paths import conf_dir, resolve_model
+from tip_exp.utils.paths import resolve_model
 
-TABLE = "model_shapes.yaml"
+TABLE = Path(__file__).with_name("model_shapes.yaml")
 VOCABULARY = 152_000  # where nothing is known of a model; Qwen's
 COUNTED = ("llama", "mistral", "qwen2", "qwen3")  # whose parameters follow from their config by `_parameters`
 
@@ -43,7 +43,7 @@ def model_config(path: str, revision: str | None) -> tuple[dict[str, Any], str] 
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8")), str(file)
     known = _table()
-    return (known[path], f"conf/{TABLE}") if path in known else None
+    return (known[path], TABLE.name) if path in known else None
 
 
 def shape_of(path: str, revision: str | None) -> ModelShape:
@@ -110,4 +110,4 @@ def _cached(path: str, revision: str | None) -> Path | None:
 
 @cache
 def _table() -> dict[str, dict[str, Any]]:
-    return yaml.safe_load((conf_dir() / TABLE).read_text(encoding="utf-8"))
+    return yaml.safe_load(TABLE.read_text(encoding="utf-8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,10 @@ from tip_exp.losses import BACKENDS
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.estimators import Objective, SampledK1, TopK
 from tip_exp.losses.token_stats import Scored, Statistics, measure, normalized_entropy, top_tokens
-from tip_exp.models.micro_batch import MicroBatch, cut, micro_batches
+from tip_exp.models.micro_batch import MicroBatch, micro_batches, truncate
 from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Pair
-from tip_exp.models.privileged import aligned
+from tip_exp.models.privileged import align_teacher_hidden
 from tip_exp.models.teacher_offload import TeacherOffloader
 from tip_exp.records.meter import Meter
 from tip_exp.selector.diagnostics import token_metrics
@@ -87,7 +87,7 @@ class Learner:
         self.pair, self.selector, self.settings, self.seed, self.meter = pair, selector, settings, seed, meter
         self.ranks, self.scratch = Ranks(), scratch
         device, teacher = pair.student.module.device, pair.teacher
-        self.teacher = TeacherOffloader(teacher.module, teacher.head, pair.placement, device, pair.reload_teacher)
+        self.teacher = TeacherOffloader(teacher.module, teacher.head, pair.placement, device)
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
         beta1, beta2 = settings.betas
         self.optimizer = torch.optim.AdamW(
@@ -156,13 +156,13 @@ class Learner:
     def _teacher_hidden(self, batches: list[MicroBatch], reads: list[Rollout] | None) -> TeacherCache:
         """Hidden states of the teacher at the tokens of the student's batches, whatever stands before the responses."""
         found = TeacherCache(self.settings.teacher_cache_mib * MIB, self.scratch)
-        with self.teacher.on_device(self._students):
+        with self.teacher.on_device():
             if reads is None:
                 for batch in batches:
-                    found.append(self.pair.teacher.final_hidden(batch))
+                    found.append(self.pair.teacher.hidden(batch))
             else:
                 own = self._micro_batches(reads)
-                for hidden in aligned(batches, own, [self.pair.teacher.final_hidden(batch) for batch in own]):
+                for hidden in align_teacher_hidden(batches, own, [self.pair.teacher.hidden(batch) for batch in own]):
                     found.append(hidden)
         return found
 
@@ -170,18 +170,11 @@ class Learner:
         """The student's hidden states, with the graph that the settings ask for if one is recorded."""
         recomputed = self.settings.activation_checkpointing and torch.is_grad_enabled()
         with activation_checkpointing(self.pair.student.module) if recomputed else nullcontext():
-            return self.pair.student.final_hidden(batch)
-
-    def _students(self) -> Iterator[Tensor]:
-        """All that the student has on the device between steps."""
-        yield from self.pair.student.module.parameters()
-        yield from self.pair.student.module.buffers()
-        for state in self.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
+            return self.pair.student.hidden(batch)
 
     def _everyones_share(self, num_cut: int, batches: list[MicroBatch]) -> float:
         """Places that no gradient went through, over all that there are, of all ranks."""
-        counts = torch.tensor([num_cut, sum(b.num_places for b in batches)], dtype=torch.float64)
+        counts = torch.tensor([num_cut, sum(b.num_positions for b in batches)], dtype=torch.float64)
         counts = counts.to(self.parameters[0].device)
         self.ranks.sum_([counts])
         return float(counts[0] / counts[1])
@@ -267,17 +260,17 @@ class Learner:
             normalizers = scored[i].normalizers if scored else None
             other = teacher[i]
             if not kept.any():
-                num_cut += batch.num_places
+                num_cut += batch.num_positions
                 continue
             # `materialized` stands for whole logits of every token, so there nothing is cut.
-            part = cut(batch, kept) if self.settings.loss_backend == "fused" else batch
-            if graphs and part.num_places > RUN_AGAIN_BELOW * batch.num_places:
+            part = truncate(batch, kept) if self.settings.loss_backend == "fused" else batch
+            if graphs and part.num_positions > RUN_AGAIN_BELOW * batch.num_positions:
                 part, hidden = batch, graphs[i]
             else:
                 graphs.clear()
                 hidden = self._student(part)
             if part is not batch:
-                num_cut += batch.num_places - part.num_places
+                num_cut += batch.num_positions - part.num_positions
                 other, weights = other[kept], None if weights is None else weights[kept]
                 normalizers = None if normalizers is None else normalizers[kept]
                 kept = torch.ones_like(part.token_ids, dtype=torch.bool)
