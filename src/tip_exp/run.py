@@ -29,7 +29,9 @@ from tip_exp.models.pair import Pair
 from tip_exp.models.privileged import behind
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
-from tip_exp.records.result import write_card, write_result
+from tip_exp.records.metrics import EVAL, NO_TOOL_BASELINE, of_stage
+from tip_exp.records.model_card import write_card
+from tip_exp.records.result import write_result
 from tip_exp.records.writer import RunLogger, make_listeners
 from tip_exp.rollout.backends import Backend, choose
 from tip_exp.selector.selector import Quadrants, Selector
@@ -259,8 +261,10 @@ def learning_curve_point(step: int, metrics: dict[str, float]) -> str:
     shown = [f"step {step:>5}"]
     accuracies = {name: value for name, value in metrics.items() if f"{name}_se" in metrics}
     shown += [f"{name.removeprefix('eval/')} {100 * value:.1f} %" for name, value in accuracies.items()]
-    floors = {name: value for name, value in metrics.items() if name.startswith("eval/") and name.endswith("/floor")}
-    shown += [f"{name.removeprefix('eval/')} {100 * value:.1f} %" for name, value in floors.items()]
+    baselines = {
+        name: value for name, value in of_stage(metrics, EVAL).items() if name.endswith(f"/{NO_TOOL_BASELINE}")
+    }
+    shown += [f"{name} {100 * value:.1f} %" for name, value in baselines.items()]
     if "score/reverse_kl_mean" in metrics:
         shown.append(f"reverse KL {metrics['score/reverse_kl_mean']:.3f}")
     return "   ".join(shown)

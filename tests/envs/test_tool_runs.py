@@ -60,7 +60,7 @@ def test_evaluation_shows_the_ceiling_and_the_floor(config: RunConfig, tiny_pair
         ]
     assert found["ceiling"]["mean@2"] == found["ceiling"]["best@2"] == found["ceiling"]["best@2_bootstrap"] == 1.0
     assert found["ceiling"]["turns"] == 3.0 and found["ceiling"]["stop_final_frac"] == 1.0
-    assert found["floor"]["mean@2"] == pytest.approx(found["floor"]["floor"]) == pytest.approx(1 / 3)
+    assert found["floor"]["mean@2"] == pytest.approx(found["floor"]["no_tool_baseline"]) == pytest.approx(1 / 3)
     assert found["floor"]["mean@2_se"] == pytest.approx(0.0)
 
 
@@ -109,6 +109,6 @@ def test_a_few_steps_teach_the_student_to_look_things_up(tmp_path: Path, compose
     run(compose_run(*TOOLS[:3], *few), folder)
     rows = read_rows(folder.metrics)
     before, after = rows[0]["eval/mini_travel/mean@1"], rows[-1]["eval/mini_travel/mean@1"]
-    assert rows[-1]["eval/mini_travel/floor"] == pytest.approx(1 / 3)
+    assert rows[-1]["eval/mini_travel/no_tool_baseline"] == pytest.approx(1 / 3)
     assert after > before + 0.1
     assert rows[-1]["episode/calls"] > rows[1]["episode/calls"]

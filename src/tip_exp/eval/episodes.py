@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tip_exp.envs.episodes import Episode
 from tip_exp.envs.sampler import EpisodeSampler, episode_row, means_of
 from tip_exp.eval.metrics import best_at_k, best_at_k_bootstrap
+from tip_exp.records.metrics import NO_TOOL_BASELINE
 from tip_exp.types import Sampler, Sampling
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def summarize_episodes(episodes: list[list[Episode]], floor: float) -> dict[str,
         f"mean@{k}_se": stdev(means) / len(means) ** 0.5,
         f"best@{k}": best_at_k(scores),
         f"best@{k}_bootstrap": best_at_k_bootstrap(scores),
-        "floor": floor,
+        NO_TOOL_BASELINE: floor,
         "response_len": mean(one.rollout.num_response_tokens for one in flat),
         "truncated_frac": mean(float(one.rollout.truncated) for one in flat),
     }

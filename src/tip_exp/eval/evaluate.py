@@ -11,6 +11,7 @@ from tip_exp.eval.episodes import evaluate_episodes
 from tip_exp.eval.metrics import Graded, summarize
 from tip_exp.grading import GradeAll, Verdict, open_grader
 from tip_exp.grading import string_match as strict
+from tip_exp.records.metrics import NO_TOOL_BASELINE
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _named(protocol: str, summary: dict[str, float]) -> dict[str, float]:
     """Of the greedy response the accuracy alone is of interest: {"greedy": …, "greedy_se": …}."""
     if protocol == "greedy":
         greedy = {"greedy": summary["mean@1"], "greedy_se": summary["mean@1_se"]}
-        return greedy | ({"floor": summary["floor"]} if "floor" in summary else {})
+        return greedy | ({NO_TOOL_BASELINE: summary[NO_TOOL_BASELINE]} if NO_TOOL_BASELINE in summary else {})
     return summary
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The files of one run. `result` is renamed into place last: while it is absent, the run is not done."""
+    """Paths of one run's files. `result` is written last: a run without it is not finished."""
 
     root: Path
 
@@ -43,6 +43,14 @@ class RunFolder:
     @property
     def lock(self) -> Path:
         return self.root / "lock"
+
+    @property
+    def wandb(self) -> Path:
+        return self.root / "wandb"
+
+    @property
+    def wandb_id(self) -> Path:
+        return self.root / "wandb_id"
 
     @property
     def result(self) -> Path:
