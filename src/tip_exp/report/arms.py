@@ -147,9 +147,12 @@ def _arm(records: list[RunRecord], identity: str, flat: dict[str, Any], benchmar
     done = [record for record in records if record.is_done]
     results = [record.result for record in records if record.result is not None]
     main = metrics.main_accuracy(benchmark, config["eval"]["samples"])
-    greedy = f"{benchmark}/{metrics.GREEDY}"
-    memory = [result["memory"] for result in results]
-    process_gib = [peaks.get(metrics.PROCESS_PEAK_GIB, math.nan) for peaks in memory]
+    baseline = f"{benchmark}/{metrics.NO_TOOL_BASELINE}"
+
+    def memory(*names: str) -> float:
+        """Mean over the runs of the first of these metrics that a run has."""
+        return _mean([next((m[name] for name in names if name in m), math.nan) for m in (r["memory"] for r in results)])
+
     return ArmResult(
         pair=config["pair"]["label"],
         data=config["data"]["label"],
@@ -168,30 +171,23 @@ def _arm(records: list[RunRecord], identity: str, flat: dict[str, Any], benchmar
         teacher=_accuracy([result["teacher"] for result in results], main),
         start=_accuracy([result["start"] for result in results], main),
         final=_accuracy([result["final"] for result in results], main),
-        greedy=_accuracy([result["final"] for result in results], greedy),
+        greedy=_accuracy([result["final"] for result in results], f"{benchmark}/{metrics.GREEDY}"),
         kept_tokens=_mean([result["totals"]["kept_tokens"] for result in results]),
-        loss_mib=_mean([peaks.get(metrics.extra_mib("loss"), math.nan) for peaks in memory]),
-        peak_gib=_mean(
-            [peaks.get(metrics.peak_gib("learner"), peak) for peaks, peak in zip(memory, process_gib, strict=True)]
-        ),
-        process_gib=_mean(process_gib),
+        loss_mib=memory(metrics.extra_mib("loss")),
+        peak_gib=memory(metrics.peak_gib("learner"), metrics.PROCESS_PEAK_GIB),
+        process_gib=memory(metrics.PROCESS_PEAK_GIB),
         wall_s=_mean([result["totals"]["wall_s"] for result in results]),
-        no_tool_baseline=_mean(
-            [result["final"].get(f"{benchmark}/{metrics.NO_TOOL_BASELINE}", math.nan) for result in results]
-        ),
+        no_tool_baseline=_mean([result["final"].get(baseline, math.nan) for result in results]),
         scores=_scores(done, benchmark),
     )
 
 
 def _accuracy(evaluations: list[dict[str, float]], name: str) -> Accuracy:
     """Mean over seeds with the standard error over seeds; for one seed, the standard error over problems."""
-    if len(evaluations) == 1:
-        error = metrics.standard_error_of(name)
-        return Accuracy(evaluations[0].get(name, math.nan), evaluations[0].get(error, math.nan))
-    values = [evaluation[name] for evaluation in evaluations if name in evaluation]
-    if len(values) < 2:
-        return Accuracy(_mean(values), math.nan)
-    return Accuracy(_mean(values), float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+    values = [evaluation.get(name, math.nan) for evaluation in evaluations]
+    if len(values) == 1:
+        return Accuracy(values[0], evaluations[0].get(metrics.standard_error_of(name), math.nan))
+    return Accuracy(_mean(values), float(np.std(values, ddof=1)) / math.sqrt(len(values)) if values else math.nan)
 
 
 def _mean(values: Sequence[float]) -> float:

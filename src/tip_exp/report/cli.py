@@ -17,7 +17,7 @@ from pathlib import Path
 from tip_exp.report.arms import read_records, summarize
 from tip_exp.report.overview import NOTES, csv_text, overview
 from tip_exp.report.tables import latex, markdown, write
-from tip_exp.utils.errors import DataError, first_line
+from tip_exp.utils.errors import DataError
 
 EPILOG = "Other commands, each with its own --help: tip-report results, tip-report wandb, tip-report sync."
 
@@ -75,7 +75,7 @@ def _results(arguments: list[str]) -> None:
 
 
 def _wandb(arguments: list[str]) -> None:
-    from tip_exp.report.wandb import workspace
+    from tip_exp.report.wandb import save, workspace
 
     parser = _parser("tip-report wandb", "Save a W&B workspace that compares selectors.")
     parser.add_argument("--entity", required=True, help="the W&B user or team")
@@ -90,12 +90,7 @@ def _wandb(arguments: list[str]) -> None:
     if given.print:
         print(made._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2))
         return
-    from wandb.errors import Error
-
-    try:
-        print(made.save().url)
-    except (Error, OSError) as error:
-        raise DataError(f"W&B did not save the workspace: {first_line(error)}") from error
+    print(save(made))
 
 
 def _sync(arguments: list[str]) -> None:

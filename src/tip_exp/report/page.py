@@ -8,7 +8,6 @@ import html
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +51,14 @@ CAPTIONS = {
 }
 
 
-def arm_name(config: dict[str, Any]) -> str:
-    return f"{config['selector']['label']} {100 * config['selector']['retention']:g} %"
-
-
 @dataclass(frozen=True)
 class RunFiles:
     """A finished run with the rows of its files."""
 
+    arm: str  # "entropy 50 %"
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
-
-    @cached_property
-    def arm(self) -> str:
-        return arm_name(self.config)
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,7 @@ def settings(records: list[RunRecord], arms: list[ArmResult]) -> Iterator[Settin
     groups = list(group_by(arms, "setting").values())
     for group in groups:
         first = group[0]
-        similar = [other[0].config for other in groups if (other[0].pair, other[0].data) == (first.pair, first.data)]
+        similar = [peer[0].config for peer in groups if (peer[0].pair, peer[0].data) == (first.pair, first.data)]
         keys = [key for key in differing_keys(similar) if not key.startswith(("selector.", "pair.", "data."))]
         name = f"{first.pair}, {first.data}" + "".join(f", {key}={first.config.get(key)}" for key in keys)
         folders = dict.fromkeys(folder for arm in group for folder in arm.folders if by_folder[folder].is_done)
@@ -117,8 +109,9 @@ def settings(records: list[RunRecord], arms: list[ArmResult]) -> Iterator[Settin
 
 
 def _run_files(record: RunRecord) -> RunFiles:
-    folder = RunFolder(Path(record.folder))
-    return RunFiles(record.config, read_rows(folder.metrics), read_rows(folder.samples))
+    folder, selector = RunFolder(Path(record.folder)), record.config["selector"]
+    arm = f"{selector['label']} {100 * selector['retention']:g} %"
+    return RunFiles(arm, record.config, read_rows(folder.metrics), read_rows(folder.samples))
 
 
 def _figures(arms: list[ArmResult], runs: list[RunFiles], colours: dict[str, str]) -> dict[str, go.Figure]:

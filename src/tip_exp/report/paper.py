@@ -82,7 +82,7 @@ def paper_tables(name: str, arms: list[ArmResult]) -> list[Table]:
     blocks = [by_setting[setting] for setting in settings]
     tables: list[Table] = []
     for block in blocks:
-        configs = [other[0].config for other in blocks if other[0].pair == block[0].pair]
+        configs = [peer[0].config for peer in blocks if peer[0].pair == block[0].pair]
         title_keys = [key for key in differing_keys(configs) if not key.startswith("selector.")]
         tables += _block_tables(layout, block, title_keys)
     return tables

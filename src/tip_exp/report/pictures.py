@@ -1,6 +1,6 @@
 """The page's figures as PNG files, drawn by a headless Chromium: for a README or a slide.
 
-plotly's own export (kaleido 1) starts a Chromium as well, so it would be one more dependency and no browser less.
+plotly's own export (kaleido 1) needs a Chromium as well, and one more package.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def sweep_tables(sweep: str, arms: list[ArmResult]) -> list[Table]:
 
 def unfilled_cells(arms: list[ArmResult]) -> Table:
     """The paper's tables by pair: how many of its accuracies we have, and why the others are missing."""
-    ours = {
+    results = {
         Cell(
             PAIRS.get(arm.pair, ""), PAPER_BENCHMARKS.get(arm.benchmark, arm.benchmark), arm.selector, arm.retention
         ): arm
@@ -83,10 +83,12 @@ def unfilled_cells(arms: list[ArmResult]) -> Table:
         in_table = [cell for cell in printed if cell[2:] in layout.rows and _has_table(cell.pair, name)]
         for pair in dict.fromkeys(cell.pair for cell in in_table):
             cells = [cell for cell in in_table if cell.pair == pair]
-            filled = [cell for cell in cells if cell in ours and ours[cell].seeds]
+            filled = [cell for cell in cells if cell in results and results[cell].seeds]
             if len(filled) < len(cells):
                 command = f"`tip-exp -cd sweeps -cn {name}{' data.root=FOLDER' if name == 'table7' else ''}`"
-                rows.append([layout.title, labels[pair], f"{len(filled)} of {len(cells)}", _why(cells, ours), command])
+                rows.append(
+                    [layout.title, labels[pair], f"{len(filled)} of {len(cells)}", _why(cells, results), command]
+                )
     return Table("", ["table", "pair", "filled", "why not", "command"], rows)
 
 
@@ -98,12 +100,12 @@ def _has_table(pair: str, name: str) -> bool:
     return any(cell.selector == OWN_METHOD.get(name, "full") for cell in cells)
 
 
-def _why(cells: list[Cell], ours: dict[Cell, ArmResult]) -> str:
-    started = [cell for cell in cells if cell in ours]
+def _why(cells: list[Cell], results: dict[Cell, ArmResult]) -> str:
+    started = [cell for cell in cells if cell in results]
     if not started:
         return "no run of this pair and data was found"
-    missing = [cell for cell in cells if cell not in ours]
-    unfinished = [cell for cell in started if not ours[cell].seeds]
+    missing = [cell for cell in cells if cell not in results]
+    unfinished = [cell for cell in started if not results[cell].seeds]
     parts = [f"no run of {_arm_names(missing)}"] if missing else []
     parts += [f"unfinished: {_arm_names(unfinished)}"] if unfinished else []
     return "; ".join(parts)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tip_exp.records import metrics
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import RunRecord, find_runs, read_run
+from tip_exp.utils.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -79,6 +80,16 @@ def workspace(records: list[RunRecord], entity: str, project: str) -> Workspace:
             groupby=[ws.Config("selector.label"), ws.Config("selector.retention")],
         ),
     )
+
+
+def save(made: Workspace) -> str:
+    """Save the workspace and return its address. Raises DataError if W&B does not accept it."""
+    from wandb.errors import Error
+
+    try:
+        return made.save().url
+    except (Error, OSError) as error:
+        raise DataError(f"W&B did not save the workspace: {first_line(error)}") from error
 
 
 def group_of(record: RunRecord) -> str | None:
