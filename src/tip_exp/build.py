@@ -26,7 +26,8 @@ from tip_exp.models.pair import ChatTokenizer, Pair
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.records.metrics import RESPONSE_LEN, RESPONSE_TOKENS, TOKENS_PER_S, TRUNCATED_FRAC
-from tip_exp.records.result import write_card, write_result
+from tip_exp.records.model_card import write_card
+from tip_exp.records.result import write_result
 from tip_exp.records.writer import RunLogger, make_listeners
 from tip_exp.rollout.backends import choose
 from tip_exp.selector.selector import Quadrants, Selector
