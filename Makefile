@@ -82,7 +82,7 @@ report: install ## the table of all runs in outputs/
 	@$(BIN)/tip-report outputs
 
 tiny-pair: install ## pretrain the embedded pair anew (about 3 minutes on two cores)
-	$(BIN)/python -m scripts.make_pairs.word_sums --out src/tip_exp/assets/tiny
+	$(BIN)/python -m scripts.make_pairs word_sums --out src/tip_exp/assets/tiny
 
 clean: ## remove what tests and tools left (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist

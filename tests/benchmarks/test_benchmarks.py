@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.__main__ import COMMANDS, main
-from benchmarks.implementations import IMPLEMENTATIONS, NEEDS, exact, keep, make_case, relative_error
 
 from benchmarks import e2e, loss, measuring, plotting, step, tiny
+from benchmarks.__main__ import COMMANDS, main
+from benchmarks.implementations import IMPLEMENTATIONS, NEEDS, exact, keep, make_case, relative_error
 
 OURS = [name for name in IMPLEMENTATIONS if name not in NEEDS]
 SMALL = ["--rounds", "2", "--hidden", "16", "--teacher-hidden", "16", "--tile-mib", "1"]
