@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -138,7 +139,7 @@ def random_pair(layers: int) -> Pair:
         models.append(Model(module, make_head(module, config.vocab_size)))
     teacher, student = models
     teacher.module.requires_grad_(False)
-    return Pair(stand_in.tokenizer, teacher, student, stand_in.stop_ids, stand_in.pad_id, stand_in.chat)
+    return replace(stand_in, vocab_size=151_936, teacher=teacher, student=student)
 
 
 def random_rollouts(tokens: int, count: int = 8, prompt: int = 16) -> list[Rollout]:

@@ -13,8 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.shapes import shape_of
-from tip_exp.estimate.time import adapter_parameters, memory
 from tip_exp.learner import checkpoint
 from tip_exp.learner.learner import Learner
 from tip_exp.models import lora
@@ -79,6 +77,8 @@ def test_a_step_moves_adapters_alone_and_gives_the_head_no_gradient(config: RunC
     assert losses[-1] < losses[0]
     for name, parameter in pair.student.module.named_parameters():
         assert parameter.equal(before[name]) == (".lora_" not in name), name
+    gradients, _ = gradients_of_step(learner, rollouts)
+    assert gradients and all(".lora_" in name for name in gradients)
 
 
 def test_both_backends_give_the_adapters_the_same_gradient(config: RunConfig) -> None:
@@ -183,11 +183,3 @@ def test_without_peft_there_is_one_line(config: RunConfig, monkeypatch: pytest.M
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pair\.student\.lora needs peft, .* pip install 'tip_exp\[lora\]'"):
         lora._peft()
-
-
-def test_memory_of_adapters_is_counted(config: RunConfig, pair: Pair) -> None:
-    settings = config.pair.student.lora
-    assert settings is not None
-    trained = sum(p.numel() for p in pair.student.module.parameters() if p.requires_grad)
-    assert adapter_parameters(shape_of("package:tiny/student", None), settings) == trained
-    assert memory(config)["AdamW"] == 8 * trained / 2**30

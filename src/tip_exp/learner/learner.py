@@ -148,7 +148,7 @@ class Learner:
             return self._reused_graph
         checkpointed = self.config.activation_checkpointing and torch.is_grad_enabled()
         with activation_checkpointing(self.pair.student.module) if checkpointed else nullcontext():
-            return self.pair.student.final_hidden(batch)
+            return self.pair.student.hidden(batch)
 
     def _logprob_mismatch(
         self, rollouts: list[Rollout], batches: list[MicroBatch], statistics: Statistics

@@ -40,7 +40,7 @@ def measure_top_tokens(teacher: Teacher, shown: list[tuple[Rollout, Problem]]) -
         return [[rows[n] for n in (rollout == i).nonzero().squeeze(-1).tolist()] for i in range(len(rollouts))]
 
     return TopTokens(
-        student=texts([pair.student.final_hidden(batch) for batch in batches], pair.student.head),
+        student=texts([pair.student.hidden(batch) for batch in batches], pair.student.head),
         teacher=texts(list(teacher.hidden(rollouts, problems)), pair.teacher.head),
     )
 
