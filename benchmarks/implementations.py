@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.fused import fused
-from tip_exp.losses.head import Head
+from tip_exp.losses.head import Head, LazyLogits
 from tip_exp.losses.materialized import materialized
-from tip_exp.losses.token_stats import measure
+from tip_exp.losses.token_stats import token_stats
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.utils.units import MIB
 
@@ -42,8 +42,10 @@ class Case:
     tile_bytes: int
 
     @property
-    def heads(self) -> tuple[Head, Head]:
-        return Head(self.weight, len(self.weight)), Head(self.other_weight, len(self.other_weight))
+    def logits(self) -> tuple[LazyLogits, LazyLogits]:
+        """Of student and teacher."""
+        head, teacher_head = Head(self.weight, len(self.weight)), Head(self.other_weight, len(self.other_weight))
+        return LazyLogits(self.hidden, head), LazyLogits(self.other, teacher_head)
 
     @property
     def all_kept(self) -> bool:
@@ -100,16 +102,12 @@ def relative_error(found: Gradients, truth: Gradients) -> float:
 
 
 def _ours(case: Case, wanted: frozenset[str]) -> Gradients:
-    head, teacher_head = case.heads
-    known = None
+    student, teacher = case.logits
+    log_normalizers = None
     if wanted:
-        scored = measure(
-            case.hidden, case.other, case.token_ids, head, teacher_head, wanted=wanted, tile_bytes=case.tile_bytes
-        )
-        known = scored.normalizers
-    result = fused(
-        case.hidden, case.other, case.kept, head, teacher_head, REVERSE_KL, case.tile_bytes, normalizers=known
-    )
+        stats = token_stats(student, teacher, case.token_ids, wanted=wanted, tile_bytes=case.tile_bytes)
+        log_normalizers = stats.log_normalizers
+    result = fused(student, teacher, case.kept, REVERSE_KL, case.tile_bytes, log_normalizers=log_normalizers)
     return _with_head(case, result.hidden_grad)
 
 
@@ -137,8 +135,7 @@ def _fused_soft_or(case: Case) -> Gradients:
 
 
 def _materialized(case: Case) -> Gradients:
-    head, teacher_head = case.heads
-    result = materialized(case.hidden, case.other, case.kept, head, teacher_head, REVERSE_KL, case.tile_bytes)
+    result = materialized(*case.logits, case.kept, REVERSE_KL, case.tile_bytes)
     return _with_head(case, result.hidden_grad)
 
 

@@ -81,7 +81,7 @@ def by_autograd(pair: Pair, rollouts: list[Rollout], report: StepReport) -> tupl
             t = pair.teacher.module(ids).logits[0, places].log_softmax(-1)
         own = report.tokens.rollout == i
         order = report.tokens.position[own].argsort()
-        weight = report.selection.kept[own][order].double()
+        weight = report.selection.kept_mask[own][order].double()
         if report.selection.weights is not None:
             weight = weight * report.selection.weights[own][order]
         total = total + ((z.exp() * (z - t)).sum(-1) * weight).sum()

@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "scope": "rollout",
     "retention": 0.5,
     "quadrants": Quadrants(0.3, 0.3),
+    "weight_by_score": False,
 }
 
 
@@ -103,19 +104,22 @@ def test_kept_tokens_outrank_the_rest_and_the_budget_is_exact(seed: int, lengths
     chosen = selector(retention=retention)(stats, where, chance())
     for rollout, length in enumerate(lengths):
         mine = where.rollout == rollout
-        kept, left = chosen.score[mine & chosen.kept], chosen.score[mine & ~chosen.kept]
+        kept, left = chosen.score[mine & chosen.kept_mask], chosen.score[mine & ~chosen.kept_mask]
         assert len(kept) == math.floor(length * retention + 1e-9)
         assert not len(kept) or not len(left) or kept.min() >= left.max()
 
 
 def test_bottom_is_the_other_end() -> None:
     where, stats = tokens(6), {"entropy": torch.arange(6.0)}
-    assert selector(score="entropy", order="bottom")(stats, where, chance()).kept.tolist() == [True] * 3 + [False] * 3
+    kept_mask = selector(score="entropy", order="bottom")(stats, where, chance()).kept_mask
+    assert kept_mask.tolist() == [True] * 3 + [False] * 3
+        selector(score="entropy", order="bottom")(stats, where, chance()).kept_mask.tolist() == [True] * 3 + [False] * 3
+    )
 
 
 def test_batch_scope_may_starve_a_rollout() -> None:
     stats = {"entropy": torch.tensor([9.0, 8, 1, 2])}
-    kept = selector(score="entropy", scope="batch")(stats, tokens(2, 2), chance()).kept
+    kept = selector(score="entropy", scope="batch")(stats, tokens(2, 2), chance()).kept_mask
     assert kept.tolist() == [True, True, False, False]
 
 
@@ -137,9 +141,9 @@ def test_sampling_takes_zero_weights_last_and_is_a_function_of_the_seed() -> Non
     stats = {"entropy": torch.tensor([0.0, 1, 0, 1, 0, 1])}
     rule = selector(score="entropy", order="sample", normalizer="none")
     for seed in range(20):
-        assert rule(stats, where, chance(seed)).kept.tolist() == [False, True] * 3
+        assert rule(stats, where, chance(seed)).kept_mask.tolist() == [False, True] * 3
     stats = statistics(40)
-    first, again, other = (rule(stats, tokens(40), chance(s)).kept for s in (1, 1, 2))
+    first, again, other = (rule(stats, tokens(40), chance(s)).kept_mask for s in (1, 1, 2))
     assert first.equal(again) and not first.equal(other)
 
 
@@ -158,15 +162,15 @@ def test_chance_does_not_depend_on_the_order_of_micro_batches() -> None:
     where = tokens(3, 4)
     swapped = torch.tensor([3, 4, 5, 6, 0, 1, 2])
     other = Tokens(where.rollout[swapped], where.micro_batch[swapped], where.position[swapped])
-    assert other.draws(chance()).equal(where.draws(chance())[swapped])
+    assert other.uniform_draws(chance()).equal(where.uniform_draws(chance())[swapped])
 
 
 def test_random_keeps_the_budget_and_ignores_the_statistics() -> None:
     rule = selector(score="random", normalizer="none", retention=0.2)
-    assert rule.reads == frozenset()
-    kept = rule({}, tokens(50, 50), chance()).kept
+    assert rule.required_stats == frozenset()
+    kept = rule({}, tokens(50, 50), chance()).kept_mask
     assert kept.sum() == 20 and kept[:50].sum() == 10
-    assert not kept.equal(rule({}, tokens(50, 50), chance(1)).kept)
+    assert not kept.equal(rule({}, tokens(50, 50), chance(1)).kept_mask)
 
 
 # --- normalisers and populations -------------------------------------------------------------------------------------
@@ -229,17 +233,17 @@ def test_nothing_to_choose_from() -> None:
         {"score": "full", "order": "positive"},
     ):
         chosen = selector(**changes)(statistics(0), tokens(), chance())
-        assert chosen.kept.shape == (0,)
+        assert chosen.kept_mask.shape == (0,)
 
 
 def test_one_token_per_rollout_is_kept_by_none_under_the_papers_floor() -> None:
-    assert not selector()(statistics(3), tokens(1, 1, 1), chance()).kept.any()
-    assert selector(rounding="at_least_one")(statistics(3), tokens(1, 1, 1), chance()).kept.all()
+    assert not selector()(statistics(3), tokens(1, 1, 1), chance()).kept_mask.any()
+    assert selector(rounding="at_least_one")(statistics(3), tokens(1, 1, 1), chance()).kept_mask.all()
 
 
 def test_all_equal_statistics_keep_the_earliest_tokens() -> None:
     stats = {name: torch.ones(6) for name in scores.STATISTICS}
-    assert selector()(stats, tokens(6), chance()).kept.tolist() == [True] * 3 + [False] * 3
+    assert selector()(stats, tokens(6), chance()).kept_mask.tolist() == [True] * 3 + [False] * 3
 
 
 def test_nan_is_an_error_not_a_choice() -> None:
@@ -288,16 +292,18 @@ def test_quadrants_partition_the_tokens() -> None:
     }
     for name, inside in found.items():
         score = "q3_quadrant" if name == "q3" else name
-        assert selector(score=score, order="positive", normalizer="none")(stats, tokens(5), chance()).kept.equal(inside)
+        assert selector(score=score, order="positive", normalizer="none")(stats, tokens(5), chance()).kept_mask.equal(
+            inside
+        )
 
 
 def test_every_rule_reads_only_statistics_that_can_be_measured() -> None:
     for name in scores.SCORES:
-        assert scores.reads(name) <= set(scores.STATISTICS)
-    assert scores.reads("soft_or") == {"entropy", "reverse_kl"}
-    assert scores.reads("q3") == {"entropy", "forward_kl"}
-    assert scores.reads("q1") == {"entropy", "reverse_kl"}
-    assert scores.reads("full") == scores.reads("random") == frozenset()
+        assert scores.required_stats(name) <= set(scores.STATISTICS)
+    assert scores.required_stats("soft_or") == {"entropy", "reverse_kl"}
+    assert scores.required_stats("q3") == {"entropy", "forward_kl"}
+    assert scores.required_stats("q1") == {"entropy", "reverse_kl"}
+    assert scores.required_stats("full") == scores.required_stats("random") == frozenset()
 
 
 # --- diagnostics -----------------------------------------------------------------------------------------------------
@@ -329,7 +335,7 @@ def test_soft_selection_weighs_kept_tokens_by_their_score() -> None:
     hard = selector(score="entropy")(stats, four, chance())
     soft = selector(score="entropy", weight_by_score=True)(stats, four, chance())
     assert hard.weights is None and hard.mass == 2.0
-    assert soft.kept.tolist() == hard.kept.tolist() == [False, True, True, False]
+    assert soft.kept_mask.tolist() == hard.kept_mask.tolist() == [False, True, True, False]
     assert soft.weights is not None and soft.weights.tolist() == [0.0, 0.75, 1.0, 0.25]
     assert soft.mass == 1.75
 

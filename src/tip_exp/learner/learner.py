@@ -21,7 +21,8 @@ from tip_exp.learner.teacher_cache import TeacherCache
 from tip_exp.losses import BACKENDS
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.estimators import Objective, SampledK1, TopK
-from tip_exp.losses.token_stats import Scored, Statistics, measure, normalized_entropy, top_tokens
+from tip_exp.losses.head import LazyLogits
+from tip_exp.losses.token_stats import Statistics, TokenStats, normalized_entropy, token_stats, top_tokens
 from tip_exp.models.micro_batch import MicroBatch, cut, micro_batches
 from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Pair
@@ -121,7 +122,7 @@ class Learner:
             with self.meter.span("score", allocations=True):
                 scored = self._score(batches, student_hidden, teacher_hidden, measured)
             likeliest = self._likeliest(batches, student_hidden, teacher_hidden, show)
-            own = {name: torch.cat([one.statistics[name] for one in scored]) for name in sorted(measured)}
+            own = {name: torch.cat([one.values[name] for one in scored]) for name in sorted(measured)}
             gap = self._logprob_mismatch(rollouts, batches, student_hidden, own) if proving else {}
             statistics = {name: self.ranks.gather(values) for name, values in own.items() if name in wanted}
             tokens, mine = self._everyones_tokens(batches, len(rollouts))
@@ -130,7 +131,7 @@ class Learner:
                 student_hidden = []
             backward = self._backward(batches, teacher_hidden, student_hidden, scored, selection, mine)
             metrics = self._update(backward.value, selection.mass, step)
-        metrics["select/kept_tokens"] = float(selection.kept.sum())
+        metrics["select/kept_tokens"] = float(selection.kept_mask.sum())
         metrics["select/response_tokens"] = float(len(tokens))
         metrics["select/kept_frac"] = metrics["select/kept_tokens"] / max(1, len(tokens))
         metrics["train/backbone_cut_frac"] = self._everyones_share(backward.num_cut, batches)
@@ -189,20 +190,18 @@ class Learner:
     def _wanted(self, step: int) -> frozenset[str]:
         """Statistics to measure: all on a diagnostic step, else what the selector reads."""
         every = self.settings.diagnostics_every
-        return frozenset(STATISTICS) if every and step % every == 0 else self.selector.reads
+        return frozenset(STATISTICS) if every and step % every == 0 else self.selector.required_stats
 
     def _score(
         self, batches: list[MicroBatch], student: list[Tensor], teacher: Iterable[Tensor], wanted: frozenset[str]
-    ) -> list[Scored]:
+    ) -> list[TokenStats]:
         if not wanted:
             return []
         return [
-            measure(
-                ours.detach(),
-                theirs,
+            token_stats(
+                LazyLogits(ours.detach(), self.pair.student.head),
+                LazyLogits(theirs, self.pair.teacher.head),
                 batch.token_ids,
-                self.pair.student.head,
-                self.pair.teacher.head,
                 wanted=wanted,
                 tile_bytes=self.settings.tile_mib * MIB,
                 jsd_beta=self.settings.jsd_beta,
@@ -223,7 +222,7 @@ class Learner:
             with torch.no_grad():
                 hidden = student[:1] or [self._student(batches[0])]
             (scored,) = self._score(proven, hidden, hidden, frozenset({"student_logprob"}))  # reads no teacher
-            statistics = scored.statistics
+            statistics = scored.values
         sampled = sampler_logprobs(rollouts, tokens.rollout, tokens.position)
         learned = statistics["student_logprob"].double()
         # Over all ranks, so that they stop together.
@@ -249,7 +248,7 @@ class Learner:
         batches: list[MicroBatch],
         teacher: TeacherCache,
         graphs: list[Tensor],
-        scored: list[Scored],
+        scored: list[TokenStats],
         selection: Selection,
         mine: slice,
     ) -> _Backward:
@@ -262,9 +261,9 @@ class Learner:
         total, num_cut, start = 0.0, 0, mine.start
         for i, batch in enumerate(batches):
             own = slice(start, start + batch.num_tokens)
-            start, kept = own.stop, selection.kept[own]
+            start, kept = own.stop, selection.kept_mask[own]
             weights = None if selection.weights is None else selection.weights[own]
-            normalizers = scored[i].normalizers if scored else None
+            normalizers = scored[i].log_normalizers if scored else None
             other = teacher[i]
             if not kept.any():
                 num_cut += batch.num_places
@@ -283,14 +282,12 @@ class Learner:
                 kept = torch.ones_like(part.token_ids, dtype=torch.bool)
             with self.meter.span("loss", allocations=True):
                 result = loss(
-                    hidden.detach(),
-                    other,
+                    LazyLogits(hidden.detach(), self.pair.student.head),
+                    LazyLogits(other, self.pair.teacher.head),
                     kept,
-                    self.pair.student.head,
-                    self.pair.teacher.head,
                     objective(self.settings, part.token_ids),
                     self.settings.tile_mib * MIB,
-                    normalizers=normalizers,
+                    log_normalizers=normalizers,
                     weights=weights,
                 )
             hidden.backward(result.hidden_grad)

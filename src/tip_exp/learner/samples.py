@@ -26,7 +26,7 @@ def sample_rows(
             "answer": problem.answer,
             "finish": rollout.finish,
             "tokens": [pair.decode([token], with_special=True) for token in rollout.response_ids],
-            "kept": report.selection.kept[mine].tolist(),
+            "kept": report.selection.kept_mask[mine].tolist(),
             "score": _rounded(report.selection.score[mine].tolist()),
             **{name: _rounded(values[mine].tolist()) for name, values in report.statistics.items()},
             **{f"{name}_top": _as_text(pair, top, shown) for name, top in report.likeliest.items()},
