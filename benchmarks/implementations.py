@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.fused import fused
-from tip_exp.losses.head import Head
+from tip_exp.losses.head import Head, LazyLogits
 from tip_exp.losses.materialized import materialized
-from tip_exp.losses.token_stats import measure
+from tip_exp.losses.token_stats import token_stats
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.utils.units import MIB
 
@@ -42,10 +42,11 @@ class Case:
     tile_bytes: int
 
     @property
-    def heads(self) -> tuple[Head, Head]:
+    def logits(self) -> tuple[LazyLogits, LazyLogits]:
         """Of student and teacher."""
         vocab_size = len(self.student_weight)
-        return Head(self.student_weight, vocab_size), Head(self.teacher_weight, vocab_size)
+        student, teacher = Head(self.student_weight, vocab_size), Head(self.teacher_weight, vocab_size)
+        return LazyLogits(self.student_hidden, student), LazyLogits(self.teacher_hidden, teacher)
 
     @property
     def all_kept(self) -> bool:
@@ -106,12 +107,12 @@ def relative_error(computed: Gradients, exact: Gradients) -> float:
 
 def _fused_after_stats(case: Case, statistics: frozenset[str]) -> Gradients:
     """The fused loss, after a pass that measures these statistics; without any, there is no such pass."""
-    hidden, heads = (case.student_hidden, case.teacher_hidden), case.heads
-    normalizers = None
+    student, teacher = case.logits
+    log_normalizers = None
     if statistics:
-        stats = measure(*hidden, case.token_ids, *heads, wanted=statistics, tile_bytes=case.tile_bytes)
-        normalizers = stats.normalizers
-    result = fused(*hidden, case.kept_mask, *heads, REVERSE_KL, case.tile_bytes, normalizers=normalizers)
+        stats = token_stats(student, teacher, case.token_ids, wanted=statistics, tile_bytes=case.tile_bytes)
+        log_normalizers = stats.log_normalizers
+    result = fused(student, teacher, case.kept_mask, REVERSE_KL, case.tile_bytes, log_normalizers=log_normalizers)
     return _with_weight_grad(case, result.hidden_grad)
 
 
@@ -121,8 +122,7 @@ def _fused(case: Case) -> Gradients:
 
 
 def _materialized(case: Case) -> Gradients:
-    hidden = case.student_hidden, case.teacher_hidden
-    result = materialized(*hidden, case.kept_mask, *case.heads, REVERSE_KL, case.tile_bytes)
+    result = materialized(*case.logits, case.kept_mask, REVERSE_KL, case.tile_bytes)
     return _with_weight_grad(case, result.hidden_grad)
 
 

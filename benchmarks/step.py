@@ -24,7 +24,7 @@ from tip_exp.learner.teacher import Teacher
 from tip_exp.losses import BACKENDS
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.fused import LossAndGrad
-from tip_exp.losses.head import Head
+from tip_exp.losses.head import LazyLogits
 from tip_exp.models.load import make_head
 from tip_exp.models.pair import Model, Pair
 from tip_exp.records.meter import Meter
@@ -150,18 +150,11 @@ def _trl_backend(tile: tuple[int, int]) -> Callable[..., LossAndGrad]:
     """TRL 1.16's function with the signature of a loss backend."""
 
     def loss(
-        student_hidden: Tensor,
-        teacher_hidden: Tensor,
-        kept: Tensor,
-        student_head: Head,
-        teacher_head: Head,
-        divergence: Divergence,
-        tile_bytes: int,
-        **_: object,
+        student: LazyLogits, teacher: LazyLogits, kept: Tensor, divergence: Divergence, tile_bytes: int, **_: object
     ) -> LossAndGrad:
-        assert divergence.kind == "reverse_kl" and len(student_head.weight) == len(teacher_head.weight)
-        hidden = student_hidden.detach().requires_grad_()
-        per_token = trl_divergence(hidden, student_head.weight, teacher_hidden, teacher_head.weight, tile)
+        assert divergence.name == "reverse_kl" and len(student.head.weight) == len(teacher.head.weight)
+        hidden = student.hidden.detach().requires_grad_()
+        per_token = trl_divergence(hidden, student.head.weight, teacher.hidden, teacher.head.weight, tile)
         value = (per_token * kept).sum()
         value.backward()
         assert hidden.grad is not None
