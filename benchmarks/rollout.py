@@ -119,13 +119,13 @@ def questions(count: int, shots: int) -> list[str]:
 
 def make(backend: str, pair: Pair, device: torch.device, arguments: argparse.Namespace, longest: int) -> Sampler:
     """A sampler as a run would have it, with the settings that ship, in the type that the other one has as well."""
-    shipped = OmegaConf.to_container(OmegaConf.load(conf_dir() / "rollout" / "auto.yaml"))
+    shipped = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml")["rollout"])
     assert isinstance(shipped, dict)
     shipped["backend"] = backend
     settings = RolloutConfig.model_validate(shipped)
     most = max(arguments.prompts) * max(arguments.samples)  # a larger KV cache would stay empty
-    engine = {"dtype": arguments.dtype, "max_num_seqs": min(most, settings.vllm.max_num_seqs)}
-    settings = settings.model_copy(update={"vllm": settings.vllm.model_copy(update=engine)})
+    vllm = settings.vllm.model_copy(update={"dtype": arguments.dtype})
+    settings = settings.model_copy(update={"vllm": vllm, "batch_size": min(most, settings.batch_size)})
     return choose(settings, device, arguments.dtype).make(pair.student, pair, settings, longest)
 
 
@@ -142,7 +142,7 @@ def pair_of(model: ModelConfig) -> PairConfig:
     teacher = TeacherConfig(**model.model_dump(), placement="resident")
     student = StudentConfig(**model.model_dump(), lora=None)
     teacher = TeacherConfig(**model.model_dump(), placement="resident")
-    chat = ChatConfig(system=None, thinking=None, eval_thinking=None, thinking_may_differ=False)
+    chat = ChatConfig(system=None, thinking=None, eval_thinking=None)
     return PairConfig(label="bench", attention="sdpa", chat=chat, privileged=None, teacher=teacher, student=student)
 
 

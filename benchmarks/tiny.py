@@ -81,6 +81,9 @@ def accuracy(pair: Pair, num_problems: int = 256, samples: int = 4) -> Accuracy:
 
 
 def _shipped(group: str, option: str) -> dict[str, object]:
-    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
+    """An option's values over those that conf/config.yaml has for its group."""
+    common = OmegaConf.load(conf_dir() / "config.yaml")
+    option_values = OmegaConf.create({group: OmegaConf.load(conf_dir() / group / f"{option}.yaml")})
+    values = OmegaConf.to_container(OmegaConf.select(OmegaConf.merge(common, option_values), group), resolve=True)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key != "defaults"}
+    return {str(key): value for key, value in values.items()}

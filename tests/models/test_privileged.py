@@ -31,7 +31,7 @@ F, T = False, True
 
 @pytest.fixture(scope="module")
 def config(compose_run: Compose) -> RunConfig:
-    return compose_run("pair=self", "pair.model.path=package:tiny/teacher", "data.train.num_problems=64")
+    return compose_run("pair=self", "pair.teacher.path=package:tiny/teacher", "data.train.num_problems=64")
 
 
 @pytest.fixture

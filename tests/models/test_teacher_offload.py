@@ -32,7 +32,7 @@ def trained(
     return rows, [p.detach().clone() for p in pair.student.module.parameters()]
 
 
-def test_every_placement_gives_the_same_bits(tmp_path: Path, compose_run: Compose) -> None:
+def test_every_placement_gives_the_same_bits(compose_run: Compose) -> None:
     reference, weights = None, []
     for placement in ("resident", "offload", "two_phase"):
         config = compose_run(f"pair.teacher.placement={placement}")
@@ -41,21 +41,6 @@ def test_every_placement_gives_the_same_bits(tmp_path: Path, compose_run: Compos
             reference, weights = rows, after
         assert rows == reference, placement
         assert all(a.equal(b) for a, b in zip(after, weights, strict=True))
-    config = compose_run("pair.teacher.placement=two_phase")
-    rows, after = trained(load_pair(config.pair, CPU), config, tmp_path, teacher_cache_mib=0, micro_batch_tokens=300)
-    assert rows[0]["memory/teacher_cache_spilled_mib"] > 0 and list(tmp_path.iterdir()) == []
-
-
-def test_a_spilled_cache_changes_no_bit(tmp_path: Path, tiny_config: RunConfig) -> None:
-    few: dict[str, Any] = {"micro_batch_tokens": 300}
-    held, weights = trained(load_pair(tiny_config.pair, CPU), tiny_config, **few)
-    spilled, others = trained(load_pair(tiny_config.pair, CPU), tiny_config, tmp_path, teacher_cache_mib=0, **few)
-    told = "memory/teacher_cache_spilled_mib"
-    for a, b in zip(held, spilled, strict=True):
-        assert a.pop(told) == 0 < b.pop(told) and a == b
-    assert all(a.equal(b) for a, b in zip(weights, others, strict=True))
-    # the tiny teacher's 64 hidden units and 406 logits, float32
-    assert held[0]["memory/teacher_cache_bytes_per_token"] < held[0]["memory/teacher_logits_bytes_per_token"] == 406 * 4
 
 
 def test_two_phase_holds_the_backbone_while_it_reads_and_the_head_always(compose_run: Compose) -> None:

@@ -155,7 +155,7 @@ class Learner:
 
     def _teacher_hidden(self, batches: list[MicroBatch], reads: list[Rollout] | None) -> TeacherCache:
         """Hidden states of the teacher at the tokens of the student's batches, whatever stands before the responses."""
-        found = TeacherCache(self.settings.teacher_cache_mib * MIB, self.scratch)
+        found = TeacherCache(2**62, self.scratch)
         with self.teacher.on_device(self._students):
             if reads is None:
                 for batch in batches:

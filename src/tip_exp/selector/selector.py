@@ -10,13 +10,12 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tip_exp.selector.scores import SCORES, STATISTICS, reads
+from tip_exp.selector.scores import SCORES, STATISTICS, Group, Normalizer, Order, Rounding, Scope, reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +74,12 @@ class Selector:
     """One rule of the paper, or one's own, as conf/selector/*.yaml composes it."""
 
     score: str
-    normalizer: Literal["minmax", "quantile", "rank", "none"]
-    normalize_over: Literal["batch", "micro_batch", "rollout"]
+    normalizer: Normalizer
+    normalize_over: Group
     clip: dict[str, float]
-    order: Literal["top", "bottom", "sample", "positive"]
-    sample_power: float
-    rounding: Literal["floor", "ceil", "at_least_one"]
-    scope: Literal["rollout", "batch"]
+    order: Order
+    rounding: Rounding
+    scope: Scope
     retention: float
     quadrants: Quadrants
     weight_by_score: bool = False  # the default is for records of runs from before this key
@@ -126,7 +124,7 @@ class Selector:
         if self.order == "bottom":
             key = -score
         elif self.order == "sample":
-            key = sampling_key(score.pow(self.sample_power), tokens.draws(generator))
+            key = sampling_key(score, tokens.draws(generator))
         else:
             key = score
         groups = tokens.groups(self.scope)
