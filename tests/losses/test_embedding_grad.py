@@ -79,7 +79,7 @@ def test_a_tied_pairs_update_allocates_one_head_and_two_tiles() -> None:
     meter = Meter(torch.device("cpu"))
     meter.count_allocations = True
     with meter.span("update", allocations=True):
-        hidden = model.final_hidden(batch)
+        hidden = model.hidden(batch)
         kept = torch.ones(batch.num_tokens, dtype=torch.bool)
         other = torch.randn_like(hidden)
         one = Divergence("reverse_kl")
@@ -96,7 +96,7 @@ def test_a_tied_models_gradient_is_autograds() -> None:
         Rollout([7, 8], [False, True], "stop", []),
     ]
     (batch,) = micro_batches(rollouts, 64, pad_id=0)
-    model.final_hidden(batch).square().sum().backward()
+    model.hidden(batch).square().sum().backward()
     grads = {name: p.grad.clone() for name, p in model.module.named_parameters() if p.grad is not None}
     model.module.zero_grad()
     out = model.module.base_model(batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state

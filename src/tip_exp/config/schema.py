@@ -82,7 +82,7 @@ class ModelConfig(_Strict):
 
 
 class TeacherConfig(ModelConfig):
-    placement: Literal["resident", "offload", "two_phase"]
+    placement: Literal["resident", "offload"]
 
 
 class LoraConfig(_Strict):
@@ -151,9 +151,8 @@ class TravelConfig(_Strict):
     kind: Literal["travel"]
     label: FileName
     split: Split
-    world: Literal["official", "trips", "errands"]
+    world: Literal["official", "errands"]
     root: str | None
-    split_file: str | None
     langs: Annotated[list[Literal["en", "zh"]], Field(min_length=1)]
     num_problems: Count | None
     prompt: Literal["none", "compact", "official"]
