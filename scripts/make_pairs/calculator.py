@@ -24,19 +24,21 @@ from scripts.make_pairs.word_sums import CHAT_TEMPLATE, END, PAD, START, Recipe,
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
+from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.deepplanning.data import load_tasks
 from tip_exp.envs.deepplanning.environment import TravelEnvironment
 from tip_exp.envs.deepplanning.mini import errands
 from tip_exp.envs.deepplanning.mini import files as mini_files
-from tip_exp.envs.episodes import Episode, Limits, play
+from tip_exp.envs.episodes import Episode, play
 from tip_exp.envs.scripted import ScriptedSampler
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.types import Rollout, Sampler, Sampling
 
 # Marks and the blanks around them make one piece, so that JSON costs few tokens and names read alike everywhere.
 PIECES = r" ?[\p{L}_]+|\p{N}+|[^\p{L}\p{N}_]+"
-LIMITS = Limits(
+LIMITS = AgentConfig(
+    label="pair",
     max_turns=6,
     max_turn_tokens=None,
     max_calls_per_turn=4,
@@ -44,6 +46,7 @@ LIMITS = Limits(
     max_observation=None,
     observation_unit="tokens",
     observation_cut="rows",
+    max_train_tokens=None,
 )
 NUM_LESSONS, NUM_TESTS = 3000, 128
 

@@ -259,7 +259,11 @@ def learning_curve_point(step: int, metrics: dict[str, float]) -> str:
     shown = [f"step {step:>5}"]
     accuracies = {name: value for name, value in metrics.items() if f"{name}_se" in metrics}
     shown += [f"{name.removeprefix('eval/')} {100 * value:.1f} %" for name, value in accuracies.items()]
-    floors = {name: value for name, value in metrics.items() if name.startswith("eval/") and name.endswith("/floor")}
+    floors = {
+        name: value
+        for name, value in metrics.items()
+        if name.startswith("eval/") and name.endswith("/no_tool_baseline")
+    }
     shown += [f"{name.removeprefix('eval/')} {100 * value:.1f} %" for name, value in floors.items()]
     if "score/reverse_kl_mean" in metrics:
         shown.append(f"reverse KL {metrics['score/reverse_kl_mean']:.3f}")

@@ -99,7 +99,9 @@ def test_bad_files_are_one_clear_error(tmp_path: Path, content: str, changes: di
 def test_unknown_endings_and_an_unreachable_hub_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is a \.jsonl, \.parquet or \.csv file; got \.txt"):
         read_rows(tmp_path / "x.txt")
-    with pytest.raises(DataError, match=r"cannot be had from the hub .*; set data\.root to a folder that holds x"):
+    with pytest.raises(
+        DataError, match=r"cannot download nobody/nothing from the hub .*; set data\.root to a folder that holds x"
+    ):
         load(table(tmp_path, file=None))
 
 

@@ -196,7 +196,6 @@ class CalculatorConfig(_Strict):
 
 class AgentConfig(_Strict):
     label: FileName
-    thinking: bool
     max_turns: Count
     max_turn_tokens: Count | None
     max_calls_per_turn: Count | None

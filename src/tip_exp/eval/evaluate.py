@@ -11,6 +11,7 @@ from tip_exp.eval.episodes import evaluate_episodes
 from tip_exp.eval.metrics import Graded, summarize
 from tip_exp.grading import GradeAll, Verdict, open_grader
 from tip_exp.grading import string_match as strict
+from tip_exp.records.metrics import NO_TOOL_BASELINE
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Evaluations:
         """A row a response, and their summary."""
         dataset, loaded = self._settings.benchmarks[name], self.loaded[name]
         if loaded.tools is not None:
-            player = with_tools(sampler, self._pair, loaded, self._agent)
+            player = with_tools(sampler, self._pair, loaded, self._agent, evaluating=True)
             return evaluate_episodes(player, loaded, self._prompts[name], sampling, self._settings.seed)
         assert dataset.kind == "table" or dataset.kind == "word_sums", "the others have tools"
         with open_grader(dataset.grader) as grade_all:
@@ -81,7 +82,7 @@ def _named(protocol: str, summary: dict[str, float]) -> dict[str, float]:
     """Of the greedy response the accuracy alone is of interest: {"greedy": …, "greedy_se": …}."""
     if protocol == "greedy":
         greedy = {"greedy": summary["mean@1"], "greedy_se": summary["mean@1_se"]}
-        return greedy | ({"floor": summary["floor"]} if "floor" in summary else {})
+        return greedy | ({NO_TOOL_BASELINE: summary[NO_TOOL_BASELINE]} if NO_TOOL_BASELINE in summary else {})
     return summary
 
 

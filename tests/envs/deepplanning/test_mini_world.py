@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.base import Call
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks, read_table, task_folder
@@ -23,13 +24,23 @@ from tip_exp.envs.deepplanning.score.constraints import answers
 from tip_exp.envs.deepplanning.score.score import score_in_world
 from tip_exp.envs.deepplanning.score.tables import World
 from tip_exp.envs.deepplanning.split import no_tool_floor
-from tip_exp.envs.episodes import Episode, Limits, play
+from tip_exp.envs.episodes import Episode, play
 from tip_exp.envs.scripted import Policy, ScriptedSampler
 from tip_exp.types import Sampling
 from tip_exp.utils.paths import resolve_model
 
 NUM_TRIPS = 24
-LIMITS = Limits(10, None, 8, "tell", None, "tokens", "rows")
+LIMITS = AgentConfig(
+    label="test",
+    max_turns=10,
+    max_turn_tokens=None,
+    max_calls_per_turn=8,
+    surplus_calls="tell",
+    max_observation=None,
+    observation_unit="tokens",
+    observation_cut="rows",
+    max_train_tokens=None,
+)
 
 
 @pytest.fixture(scope="module")
