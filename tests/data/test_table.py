@@ -1,25 +1,21 @@
-"""Data sets from files: fields, wrappers, parts, fingerprints, refusals; the real sets where they are at hand."""
+"""Data sets from table files: fields, wrappers, parts, fingerprints, errors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from tip_exp.config.schema import RunConfig, TableConfig
-from tip_exp.data.contamination import NGRAM, overlap
+from tip_exp.config.schema import TableConfig
 from tip_exp.data.load import load
 from tip_exp.data.table import part_of, read_rows
 from tip_exp.types import Problem
-from tip_exp.utils.errors import ConfigError, DataError
+from tip_exp.utils.errors import DataError
 
-Run = Callable[..., RunConfig]
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 ROWS = [{"q": " What is 1+1? ", "gold": {"a": "2"}, "n": 7}, {"q": "What is 2+3?", "gold": {"a": "5"}, "n": 8}]
 
 
@@ -38,12 +34,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def test_fields_are_mapped_and_the_file_is_fingerprinted(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", ROWS)
-    loaded = load(table(path))
-    assert loaded.problems[0] == Problem("sums/7", "What is 1+1? Box it.", "2")
-    assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and loaded.source == str(path)
+    dataset = load(table(path))
+    assert dataset.problems[0] == Problem("sums/7", "What is 1+1? Box it.", "2")
+    assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and dataset.source == str(path)
 
 
-def test_parquet_and_csv_are_read_as_jsonl_is(tmp_path: Path) -> None:
+def test_parquet_and_csv_give_the_same_problems_as_jsonl(tmp_path: Path) -> None:
     pd.DataFrame(ROWS).to_parquet(tmp_path / "x.parquet")
     assert load(table(tmp_path / "x.parquet")).problems == load(table(write(tmp_path / "x.jsonl", ROWS))).problems
     flat = pd.DataFrame([{"q": row["q"], "a": row["gold"]["a"], "n": row["n"]} for row in ROWS])
@@ -51,15 +47,15 @@ def test_parquet_and_csv_are_read_as_jsonl_is(tmp_path: Path) -> None:
     assert load(table(tmp_path / "x.csv", fields={"answer": "a"})).problems[1].answer == "5"
 
 
-def test_a_root_folder_stands_in_for_the_hub(tmp_path: Path) -> None:
+def test_a_root_folder_replaces_the_hub(tmp_path: Path) -> None:
     write(tmp_path / "x.jsonl", ROWS)
-    loaded = load(table(tmp_path, file=None, root=str(tmp_path)))
-    assert len(loaded.problems) == 2 and loaded.source == str(tmp_path / "x.jsonl")
+    dataset = load(table(tmp_path, file=None, root=str(tmp_path)))
+    assert len(dataset.problems) == 2 and dataset.source == str(tmp_path / "x.jsonl")
 
 
-def test_wrappers_come_off_and_the_answer_is_what_follows_a_mark(tmp_path: Path) -> None:
+def test_wrappers_are_stripped_and_the_answer_follows_its_mark(tmp_path: Path) -> None:
     rows = [{"q": "Solve: 1+1? Thank you.", "a": "One and one.\n#### 2"}]
-    found = load(
+    problem = load(
         table(
             write(tmp_path / "x.jsonl", rows),
             strip=["Solve: ", " Thank you."],
@@ -67,15 +63,15 @@ def test_wrappers_come_off_and_the_answer_is_what_follows_a_mark(tmp_path: Path)
             fields={"id": None, "answer": "a"},
         )
     ).problems[0]
-    assert (found.id, found.prompt, found.answer) == ("sums/0", "1+1? Box it.", "2")
-    assert found.solution == "One and one.\n"
+    assert (problem.id, problem.prompt, problem.answer) == ("sums/0", "1+1? Box it.", "2")
+    assert problem.solution == "One and one.\n"
 
 
 def test_parts_are_disjoint_and_complete() -> None:
-    first, rest = part_of(17398, 42, 0.0, 0.8), part_of(17398, 42, 0.8, 1.0)
-    assert (len(first), len(rest)) == (13918, 3480)
-    assert sorted(first + rest) == list(range(17398))
-    assert first != sorted(first)
+    train, held_out = part_of(17398, 42, 0.0, 0.8), part_of(17398, 42, 0.8, 1.0)
+    assert (len(train), len(held_out)) == (13918, 3480)
+    assert sorted(train + held_out) == list(range(17398))
+    assert train != sorted(train)
 
 
 @pytest.mark.parametrize(
@@ -89,66 +85,17 @@ def test_parts_are_disjoint_and_complete() -> None:
         (json.dumps(ROWS[0]) + "\n", {"answer_after": "####"}, "row 1: gold.a has no '####'"),
     ],
 )
-def test_bad_files_are_one_clear_error(tmp_path: Path, content: str, changes: dict[str, Any], message: str) -> None:
+def test_an_error_names_the_row(tmp_path: Path, content: str, changes: dict[str, Any], message: str) -> None:
     (tmp_path / "x.jsonl").write_text(content)
     with pytest.raises(DataError) as caught:
         load(table(tmp_path / "x.jsonl", **changes))
     assert message in str(caught.value)
 
 
-def test_unknown_endings_and_an_unreachable_hub_are_clear_errors(tmp_path: Path) -> None:
+def test_unknown_extensions_and_an_unreachable_hub_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is a \.jsonl, \.parquet or \.csv file; got \.txt"):
         read_rows(tmp_path / "x.txt")
     with pytest.raises(
         DataError, match=r"cannot download nobody/nothing from the hub .*; set data\.root to a folder that holds x"
     ):
         load(table(tmp_path, file=None))
-
-
-def test_a_missing_root_file_is_told_before_anything_loads(tmp_path: Path, compose_run: Run) -> None:
-    with pytest.raises(ConfigError, match=r"data\.train: data\.root is .*, but there is no .*dapo_math_17k"):
-        compose_run("data=dapo_math", "learner=paper", f"data.root={tmp_path}")
-
-
-def problem(name: str, text: str) -> Problem:
-    return Problem(name, text, "1")
-
-
-def test_contamination_by_whole_text_and_by_13_words() -> None:
-    words = [f"w{i}" for i in range(20)]
-    train = [problem("a", "What is one plus one? Box it."), problem("b", " ".join(words))]
-    test = [
-        problem("same", "what is ONE plus one? Box it."),
-        problem("shares 13", "x y " + " ".join(words[3 : 3 + NGRAM]) + " z"),
-        problem("shares 12", "x y " + " ".join(words[3 : 2 + NGRAM]) + " z"),
-        problem("new", "Something else altogether. Box it."),
-    ]
-    found = overlap(train, test, suffix=" Box it.")
-    assert found.exact == ["same"] and found.ngram == ["shares 13"]
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real data sets are not beside this checkout")
-def test_the_real_sets(compose_run: Run) -> None:
-    config = compose_run("data=dapo_math", "learner=paper", "eval=math", f"data.root={REAL}")
-    train = load(config.data.train)
-    assert len(train.problems) == 13918
-    assert all(p.answer.lstrip("-").isdigit() for p in train.problems)
-    assert not any(wrapper in p.prompt for p in train.problems for wrapper in config.data.train.strip)
-    tests = {name: load(dataset) for name, dataset in config.eval.benchmarks.items()}
-    assert {name: len(loaded.problems) for name, loaded in tests.items()} == {
-        "math500": 500,
-        "aime24": 30,
-        "aime25": 30,
-    }
-    assert tests["math500"].sha256.startswith("35dc41080a3680858b27fa7e0533d2d5")
-    everything = config.data.train.model_copy(update={"part": None})
-    whole = load(everything).problems
-    assert len(whole) == 17398 and len({p.id for p in whole}) == 17398
-    # no AIME problem is in the whole training set; four of MATH-500 are, but for spaces and capitals
-    for name in ("aime24", "aime25"):
-        assert overlap(whole, tests[name].problems, everything.suffix).exact == []
-    assert len(overlap(whole, tests["math500"].problems, everything.suffix).exact) == 4
-    gsm8k = load(
-        compose_run("data=gsm8k", "eval=gsm8k", f"data.root={REAL}", "learner.micro_batch_tokens=16384").data.train
-    )
-    assert len(gsm8k.problems) == 7473 and gsm8k.problems[0].answer == "72"

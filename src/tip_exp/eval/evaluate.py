@@ -9,8 +9,7 @@ from tip_exp.data.load import load
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.eval.episodes import evaluate_episodes
 from tip_exp.eval.metrics import Graded, summarize
-from tip_exp.grading import GradeAll, Verdict, open_grader
-from tip_exp.grading import string_match as strict
+from tip_exp.grading import GradeAll, Verdict, open_grader, string_match
 from tip_exp.records.metrics import NO_TOOL_BASELINE
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
 
@@ -117,7 +116,7 @@ def _graded(problem: Problem, sample: int, rollout: Rollout, text: str, verdict:
         right=verdict.right,
         extracted=verdict.extracted,
         rule=verdict.rule,
-        strict_right=strict.grade(text, problem.answer).right,
+        strict_right=string_match.grade(text, problem.answer).right,
         truncated=rollout.truncated,
         num_tokens=rollout.num_response_tokens,
     )
