@@ -31,7 +31,6 @@ from tip_exp.types import Rollout, Sampler, Sampling
 PIECES = r" ?[\p{L}_]+|\p{N}+|[^\p{L}\p{N}_]+"
 LIMITS = Limits(
     max_turns=6,
-    max_turn_tokens=None,
     max_calls_per_turn=4,
     surplus_calls="tell",
     max_observation=None,
