@@ -17,15 +17,6 @@ from tip_exp.config.schema import TOOL_TASKS, AgentConfig, RunConfig, TableConfi
 from tip_exp.utils.errors import ConfigError
 
 
-def register_resolvers() -> None:
-    """`${percent:0.5}` -> 50: ratios have one spelling in names (1, 1.0 and 1.00 are all r100)."""
-
-    def percent(ratio: Any) -> str:
-        return f"{100 * ratio:g}" if isinstance(ratio, int | float) else str(ratio)  # parse() tells what is wrong
-
-    OmegaConf.register_new_resolver("percent", percent, replace=True)
-
-
 def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
     """Turn a composed config into a typed one, or raise one ConfigError that lists everything wrong with it.
 

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 from tip_exp.config.parse import deciding_values, flatten
 from tip_exp.config.schema import LoraConfig, RunConfig
 from tip_exp.estimate.shapes import ModelShape, shape_of
-from tip_exp.records.reader import RunRecord
+from tip_exp.records.reader import RunRecord, read_runs
 from tip_exp.utils.units import GIB
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -52,6 +53,11 @@ class Forecaster:
             if record.result is not None and "reused_from" not in record.result:
                 self._by_shape.setdefault(_shape(flatten(record.config)), []).append(record)
                 self._by_pair.setdefault(record.config["pair"]["label"], []).append(record)
+
+    @classmethod
+    def from_outputs(cls, outputs: Path) -> Forecaster:
+        """A forecaster that has read the finished runs below `outputs`."""
+        return cls([record for record in read_runs([outputs]) if record.is_done] if outputs.is_dir() else [])
 
     def __call__(self, config: RunConfig) -> Forecast:
         gib = learner_gib(config)
