@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers import train_step
 
+from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.load import load
@@ -22,7 +24,7 @@ from tip_exp.models.pair import Pair
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.rollout.hf import HfSampler
-from tip_exp.run import make_selector, run
+from tip_exp.run import run
 from tip_exp.types import Sampling
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import read_rows
@@ -90,7 +92,7 @@ def test_the_word_sums_student_runs_the_loop_and_learns_a_step(
     rollouts = sampler.generate(prompts, Sampling(2, 1.0, 1.0, 0, 24), seed=0)
     assert len(rollouts) == 8 and all(rollout.num_response_tokens <= 24 for rollout in rollouts)
     meter = Meter(torch.device("cpu"))
-    report = Learner(tiny_pair, make_selector(config), config.learner, seed=0, meter=meter).step(rollouts, 1)
+    report = train_step(Learner(tiny_pair, make_selector(config), config.learner, seed=0, meter=meter), rollouts)
     assert report.metrics["select/response_tokens"] == sum(one.num_response_tokens for one in rollouts)
     assert report.metrics["train/grad_norm"] > 0
 

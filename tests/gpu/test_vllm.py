@@ -7,7 +7,9 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from tests.helpers import train_step
 
+from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.on_policy import MAX, check_logprob_mismatch, limits_for
@@ -17,7 +19,6 @@ from tip_exp.records.meter import Meter
 from tip_exp.rollout.backends import choose
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.vllm import VllmSampler
-from tip_exp.run import make_selector
 from tip_exp.types import Sampling
 
 pytestmark = [
@@ -59,7 +60,7 @@ def test_every_step_is_on_policy_through_sleep_and_wake(
     sampler = make(pair, config, dtype)
     try:
         for step in (1, 2, 3, 4):
-            metrics = learner.step(sampler.generate(prompts, SAMPLED, seed=step), step).metrics
+            metrics = train_step(learner, sampler.generate(prompts, SAMPLED, seed=step), step).metrics
             check_logprob_mismatch(metrics, limits_for(dtype), step)
             sampler.sync()
             if dtype == "float32":  # also twice after one sync: level 2 has dropped the weights in between

@@ -14,7 +14,7 @@ from tip_exp.utils.errors import DataError
 if TYPE_CHECKING:
     from tip_exp.config.schema import DatasetConfig
 
-__all__ = ["DataError", "Dataset", "ShuffledOrder", "Problem", "load"]
+__all__ = ["DataError", "Dataset", "Problem", "ShuffledOrder", "load"]
 
 
 def load(dataset: DatasetConfig) -> Dataset:
