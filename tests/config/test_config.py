@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from tip_exp.config.parse import differences, digest, load, parse
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.plan import plan
+from tip_exp.launch.sweep import RefusedRun, SweepRun
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
 
@@ -209,10 +210,10 @@ def test_a_pair_that_has_to_be_made_first_says_so(tmp_path: Path, monkeypatch: p
 def test_every_run_of_every_sweep_passes_the_rules(path: Path, tmp_path: Path) -> None:
     planned = plan(path, [f"data.root={tmp_path}"] if path.stem == "table7" else [])
     assert len(planned) > 1
-    assert [one.error for one in planned] == [None] * len(planned)
-    names = [one.config.name for one in planned if one.config]
-    assert len(set(names)) == len(names), "two runs of a sweep would write to one folder"
-    assert {one.config.sweep for one in planned if one.config} == {path.stem}
+    assert not [run for run in planned if isinstance(run, RefusedRun)]
+    configs = [run.config for run in planned if isinstance(run, SweepRun)]
+    assert len({config.name for config in configs}) == len(configs), "two runs of a sweep would write to one folder"
+    assert {config.sweep for config in configs} == {path.stem}
 
 
 def test_every_yaml_says_on_its_first_line_what_it_is() -> None:

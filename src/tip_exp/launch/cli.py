@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -23,6 +24,7 @@ from tip_exp.config.resolvers import register_resolvers
 from tip_exp.utils.errors import INTERRUPTED, ConfigError, RunFailedError, exit_code, format_error
 from tip_exp.utils.paths import conf_dir
 
+DRY = "--dry"
 ERRORS = (ConfigError, HydraException, OmegaConfBaseException, RunFailedError, OSError)
 HELP = """\
 usage: tip-exp [group=option …] [key=value …]        one run
@@ -43,25 +45,16 @@ keys (key=value) and their values
 {keys}"""
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def _run(raw: DictConfig) -> None:
     from tip_exp.config.parse import parse
     from tip_exp.launch.launch import launch
     from tip_exp.records.folder import RunFolder
 
-    hydra_config = HydraConfig.get()
-    try:
-        config = parse(raw)
-        if note := launch(config, RunFolder(Path(hydra_config.runtime.output_dir))):
-            print(f"{config.name}: {note}")
-    except ERRORS as error:
-        code = _print_error(error)
-        if hydra_config.mode is RunMode.MULTIRUN:
-            raise  # Hydra finishes the other runs, then raises the first error
-        sys.exit(code)
+    config = parse(raw)
+    if note := launch(config, RunFolder(Path(HydraConfig.get().runtime.output_dir))):
+        print(f"{config.name}: {note}")
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def _dry_run(raw: DictConfig) -> None:
     from tip_exp.config.parse import parse
     from tip_exp.estimate.dry_run import walk
@@ -69,11 +62,9 @@ def _dry_run(raw: DictConfig) -> None:
     print("\n".join(walk(parse(raw, with_weights=False))))
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def _help(raw: DictConfig) -> None:
-    sources = GlobalHydra.instance().config_loader().get_sources()
     options: dict[str, set[str]] = {}
-    for source in sources:
+    for source in GlobalHydra.instance().config_loader().get_sources():
         for group in source.list("", ObjectType.GROUP) if source.available() else []:
             options.setdefault(group, set()).update(source.list(group, ObjectType.CONFIG))
     groups = [f"  {group}: {', '.join(sorted(names))}" for group, names in sorted(options.items()) if group != "hydra"]
@@ -81,23 +72,41 @@ def _help(raw: DictConfig) -> None:
     print(HELP.format(groups="\n".join(groups), keys=keys), end="")
 
 
+def _with_hydra(body: Callable[[DictConfig], None], *, show_traceback: bool) -> None:
+    """Call `body` with the config that sys.argv composes, or once per run of a sweep."""
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    def task(raw: DictConfig) -> None:
+        try:
+            body(raw)
+        except ERRORS as error:
+            if show_traceback:
+                raise
+            code = _print_error(error)
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise  # Hydra finishes the other runs, then raises the first error
+            sys.exit(code)
+
+    task()
+
+
 def main() -> None:
     """An error that a user can cause is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
     register_resolvers()
-    task = _run
-    for flags, other_task in ((("--help", "-h"), _help), (("--dry",), _dry_run)):
-        if set(flags) & set(sys.argv[1:]):
-            task = other_task
-            if task is _dry_run and {"-m", "--multirun"} & set(sys.argv):
-                error = ConfigError("--dry computes one run; `tip-plan sweeps/x.yaml` checks a sweep")
-                sys.exit(_print_error(error))
-            sys.argv = [argument for argument in sys.argv if argument not in {*flags, "-m", "--multirun"}]
-            sys.argv += ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # write nothing
-            break
+    flags, body = set(sys.argv[1:]), _run
+    if flags & {"--help", "-h"}:
+        body = _help
+    elif DRY in flags:
+        if flags & {"-m", "--multirun"}:
+            sys.exit(_print_error(ConfigError(f"{DRY} computes one run; `tip-plan sweeps/x.yaml` checks a sweep")))
+        body = _dry_run
+    if body is not _run:
+        sys.argv = [arg for arg in sys.argv if arg not in {DRY, "--help", "-h", "-m", "--multirun"}]
+        sys.argv += ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # write nothing
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     try:
-        task()
+        _with_hydra(body, show_traceback=show_traceback)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except ERRORS as error:

@@ -69,8 +69,8 @@ def run_all(runs: list[SweepRun], jobs: int) -> None:
     else:
         background = Background({"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), "TQDM_DISABLE": "1"})
         with ThreadPoolExecutor(jobs) as executor:
-            futures = {executor.submit(attempt, run, background): run for run in runs}
             try:
+                futures = {executor.submit(attempt, run, background): run for run in runs}
                 for future in as_completed(futures):
                     finish(futures[future], future.result())
             except KeyboardInterrupt:
