@@ -79,6 +79,8 @@ def test_a_step_moves_adapters_alone_and_gives_the_head_no_gradient(config: RunC
     assert losses[-1] < losses[0]
     for name, parameter in pair.student.module.named_parameters():
         assert parameter.equal(before[name]) == (".lora_" not in name), name
+    gradients, _ = gradients_of_step(learner, rollouts)
+    assert gradients and all(".lora_" in name for name in gradients)
 
 
 def test_both_backends_give_the_adapters_the_same_gradient(config: RunConfig) -> None:

@@ -86,7 +86,7 @@ class Evaluations:
 def _greedy_accuracy(summary: dict[str, float]) -> dict[str, float]:
     """Accuracy of the greedy response with its standard error, under their own names; no other metric of it."""
     accuracy = {GREEDY: summary[mean_at(1)], standard_error_of(GREEDY): summary[standard_error_of(mean_at(1))]}
-    return accuracy | {name: summary[name] for name in (NO_TOOL_BASELINE, "floor") if name in summary}
+    return accuracy | ({NO_TOOL_BASELINE: summary[NO_TOOL_BASELINE]} if NO_TOOL_BASELINE in summary else {})
 
 
 def evaluate(
