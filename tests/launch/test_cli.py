@@ -192,8 +192,10 @@ def test_a_background_run_ends_with_its_launcher(tmp_path: Path) -> None:
     """A shell starts a script's background jobs with SIGINT ignored, and their children inherit that."""
     ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command(tmp_path / "run", "learner.num_steps=5000")]
     launcher = subprocess.Popen(ignoring, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_step(tmp_path / "run", 2, launcher)
-    launcher.terminate()
+    try:
+        wait_for_step(tmp_path / "run", 2, launcher)
+    finally:
+        launcher.terminate()
     assert launcher.wait(timeout=20) == -signal.SIGTERM
     wait_until_free(RunFolder(tmp_path / "run"))
     assert not RunFolder(tmp_path / "run").result.exists()
@@ -253,14 +255,16 @@ def test_a_crash_stops_one_run_of_a_sweep_and_the_next_launch_repeats_it(tmp_pat
 
 
 def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path) -> None:
-    endless = "learner.num_steps=5000"
-    line = write_sweep(tmp_path, f"{endless} name=a", f"{endless} name=b", f"{endless} name=c")
+    line = write_sweep(tmp_path, *(f"learner.num_steps=1000 name={name}" for name in "abc"))
     sweep = start([*line, "hydra.sweeper.jobs=2"], tmp_path)
     runs = tmp_path / "outputs" / "sweeps" / "two"
-    for name in "ab":
-        wait_for_step(runs / name, 1, sweep)
-    os.killpg(sweep.pid, signal.SIGINT)
-    _, err = sweep.communicate(timeout=60)
+    try:
+        for name in "ab":
+            wait_for_step(runs / name, 1, sweep)
+        os.killpg(sweep.pid, signal.SIGINT)
+        _, err = sweep.communicate(timeout=60)
+    finally:
+        sweep.kill()  # the kernel then ends the children
     assert sweep.returncode == 130 and "the same command resumes the sweep" in err and "Traceback" not in err
     for name in "ab":
         wait_until_free(RunFolder(runs / name))
