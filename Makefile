@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_ARGS ?=
 SWEEP ?= demo
-BENCH ?= loss --quick
+BENCH ?= loss --quick --out outputs/bench/loss.csv
 # With a CUDA device, vLLM generates the rollouts and pip takes the torch that vLLM needs; else constraints.txt pins torch.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 DEMOS := $(basename $(notdir $(wildcard sweeps/demo_*.yaml)))
@@ -85,15 +85,16 @@ results: install ## write results/README.md, its tables, results/demo/report.htm
 report: install ## print the table of all runs in outputs/
 	@$(BIN)/tip-report outputs
 
-bench: install ## run a benchmark: BENCH="loss --quick", "step", …
+bench: install ## run a benchmark, BENCH="loss --quick" by default (pip install 'tip_exp[bench]' for other implementations)
 	$(BIN)/python -m benchmarks $(BENCH)
 
-tiny-pair: install ## pretrain the embedded pair again (about 3 minutes on two cores)
-	$(BIN)/python -m scripts.make_pairs.word_sums --out src/tip_exp/assets/tiny
+pairs: install ## pretrain both embedded pairs again (about 13 minutes on two cores)
+	$(BIN)/python -m scripts.make_pairs word_sums --out src/tip_exp/assets/tiny
+	$(BIN)/python -m scripts.make_pairs calculator --out src/tip_exp/assets/tiny_tools
 
 clean: ## remove the caches of tests and tools (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 .PHONY: help install demo test test-data test-slow test-vllm test-gpu lint check plan sweep demos demos-quick results report \
-	bench tiny-pair clean
+	bench pairs clean

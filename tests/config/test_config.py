@@ -105,7 +105,7 @@ BAD = {
     "packed for eager attention": ("learner.packing=true pair.attention=eager", "eager attention would mix sequences"),
     "unknown placement": (
         "pair.teacher.placement=disk",
-        "pair.teacher.placement: input should be 'resident', 'offload' or 'two_phase'; got 'disk'",
+        "pair.teacher.placement: input should be 'resident' or 'offload'; got 'disk'",
     ),
     "unknown backend": ("learner.loss_backend=magic", "'fused' or 'materialized'; got 'magic'"),
     "temperature 0 in training": ("rollout.temperature=0", "rollout.temperature: input should be greater than 0"),

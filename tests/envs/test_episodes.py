@@ -131,7 +131,7 @@ def test_teacher_and_student_read_the_same_ids(
 ) -> None:
     rollouts = [one(chat, limits(), call(say="x" * n), call(say="y"), "Done.").rollout for n in (1, 30)]
     seen: dict[int, list[torch.Tensor]] = {}
-    original = Model.final_hidden
+    original = Model.hidden
 
     def spied(self: Model, batch, **options):
         hidden = original(self, batch, **options)
@@ -139,7 +139,7 @@ def test_teacher_and_student_read_the_same_ids(
         assert len(hidden) == sum(r.num_response_tokens for r in rollouts)
         return hidden
 
-    monkeypatch.setattr(Model, "final_hidden", spied)
+    monkeypatch.setattr(Model, "hidden", spied)
     learner = Learner(
         tiny_pair, make_selector(tiny_config), tiny_config.learner, seed=0, meter=Meter(torch.device("cpu"))
     )

@@ -13,8 +13,6 @@ from transformers import AutoModelForCausalLM
 
 from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.shapes import shape_of
-from tip_exp.estimate.time import adapter_parameters, memory
 from tip_exp.learner import checkpoint
 from tip_exp.learner.learner import Learner
 from tip_exp.models import lora
@@ -185,11 +183,3 @@ def test_without_peft_there_is_one_line(config: RunConfig, monkeypatch: pytest.M
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pair\.student\.lora needs peft, .* pip install 'tip_exp\[lora\]'"):
         lora._peft()
-
-
-def test_memory_of_adapters_is_counted(config: RunConfig, pair: Pair) -> None:
-    settings = config.pair.student.lora
-    assert settings is not None
-    trained = sum(p.numel() for p in pair.student.module.parameters() if p.requires_grad)
-    assert adapter_parameters(shape_of("package:tiny/student", None), settings) == trained
-    assert memory(config)["AdamW"] == 8 * trained / 2**30

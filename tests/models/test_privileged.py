@@ -20,7 +20,7 @@ from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import check_context, load_pair
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
-from tip_exp.models.privileged import aligned, behind, render
+from tip_exp.models.privileged import align_teacher_hidden, render, with_prompt
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.rollout.hf import HfSampler
@@ -49,7 +49,7 @@ def step_of(config: RunConfig, pair: Pair) -> tuple[list[Problem], list[Rollout]
     sampler = HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=8)
     rollouts = sampler.generate([pair.prompt_ids(p.prompt) for p in problems], Sampling(2, 1.0, 1.0, 0, 24), seed=0)
     problems = [problem for problem in problems for _ in range(2)]
-    reads = [behind(pair.privileged_ids(p), rollout) for p, rollout in zip(problems, rollouts, strict=True)]
+    reads = [with_prompt(rollout, pair.privileged_ids(p)) for p, rollout in zip(problems, rollouts, strict=True)]
     return problems, rollouts, reads
 
 
@@ -64,7 +64,7 @@ def test_a_template_takes_the_problems_texts_and_leaves_their_braces_alone() -> 
 
 def test_another_prompt_leaves_the_response_as_it_was() -> None:
     rollout = Rollout([5, 6, 7, 8, 9], [F, F, T, F, T], "stop", [-0.1, -0.2])  # a tool spoke between
-    moved = behind([1, 2, 3], rollout)
+    moved = with_prompt(rollout, [1, 2, 3])
     assert moved.token_ids == [1, 2, 3, 7, 8, 9] and moved.response_mask == [F, F, F, T, F, T]
     assert moved.response_ids == rollout.response_ids and moved.sampler_logprobs == [-0.1, -0.2]
 
@@ -93,7 +93,7 @@ def test_hidden_states_are_those_of_each_response_alone_token_by_token(
     _, rollouts, reads = step_of(config, pair)
     student, teacher = (micro_batches(r, budget, pair.pad_id) for r in (rollouts, reads))
     with torch.no_grad():
-        hidden = aligned(student, teacher, [pair.teacher.final_hidden(batch) for batch in teacher])
+        hidden = align_teacher_hidden(student, teacher, [pair.teacher.hidden(batch) for batch in teacher])
         for batch, states in zip(student, hidden, strict=True):
             got = pair.teacher.head.logits(states)
             naive: list[Tensor] = []
@@ -110,7 +110,7 @@ def test_responses_that_differ_are_an_invariant_broken(config: RunConfig, pair: 
     student, teacher = (micro_batches(r, 10_000, pair.pad_id) for r in (rollouts, reads))
     hidden = [torch.zeros(batch.num_tokens, 2) for batch in teacher]
     with pytest.raises(AssertionError, match="read the same responses"):
-        aligned(student, teacher, hidden)
+        align_teacher_hidden(student, teacher, hidden)
 
 
 def test_the_teacher_is_a_frozen_copy_of_the_initial_weights(config: RunConfig, pair: Pair) -> None:

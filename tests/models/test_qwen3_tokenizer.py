@@ -28,9 +28,12 @@ FOLDER = Path(os.environ.get("TIP_EXP_QWEN3_TOKENIZER", SHARED / "qwen3_tokenize
 DAPO = SHARED / "data" / "dapo_math_17k_dedup.jsonl"
 QUESTION = "Was ist $\\frac{1}{2}+\\frac{1}{3}$? 求和。"
 
-pytestmark = pytest.mark.skipif(
-    not (FOLDER / "tokenizer.json").is_file(), reason=f"no Qwen3 tokenizer in {FOLDER} (TIP_EXP_QWEN3_TOKENIZER)"
-)
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.skipif(
+        not (FOLDER / "tokenizer.json").is_file(), reason=f"no Qwen3 tokenizer in {FOLDER} (TIP_EXP_QWEN3_TOKENIZER)"
+    ),
+]
 needs_dapo = pytest.mark.skipif(not DAPO.is_file(), reason=f"no {DAPO}")
 
 

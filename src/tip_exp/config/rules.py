@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tip_exp.config.schema import TOOL_TASKS, DatasetConfig, PrivilegedConfig, RunConfig, TravelConfig, WordSumsConfig
-from tip_exp.selector.scores import UNBUDGETED, UNIT_INTERVAL, reads
+from tip_exp.selector.scores import UNBUDGETED, UNIT_INTERVAL, required_stats
 from tip_exp.utils.paths import SHIPPED, resolve_model
 
 
@@ -31,7 +31,7 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
         )
     if selector.score in UNIT_INTERVAL and selector.normalizer == "none":
         yield f"selector.score={selector.score} needs its statistics in [0, 1], but selector.normalizer is none"
-    for statistic in sorted(set(selector.clip) - reads(selector.score)):
+    for statistic in sorted(set(selector.clip) - required_stats(selector.score)):
         yield f"selector.clip.{statistic} would do nothing: selector.score={selector.score} does not read {statistic}"
     if selector.order == "sample" and selector.normalizer == "rank":
         yield "selector.order=sample draws in proportion to the score; with normalizer=rank that is not the statistic"

@@ -66,7 +66,7 @@ class ModelConfig(_Strict):
 
 
 class TeacherConfig(ModelConfig):
-    placement: Literal["resident", "offload", "two_phase"]
+    placement: Literal["resident", "offload"]
 
 
 def _plain(value: list[str] | str) -> list[str] | str:

@@ -57,9 +57,9 @@ def _run(raw: DictConfig) -> None:
 
 def _dry_run(raw: DictConfig) -> None:
     from tip_exp.config.parse import parse
-    from tip_exp.estimate.dry_run import walk
+    from tip_exp.estimate.dry_run import dry_run
 
-    print("\n".join(walk(parse(raw, with_weights=False))))
+    print("\n".join(dry_run(parse(raw, with_weights=False))))
 
 
 def _help(raw: DictConfig) -> None:

@@ -40,7 +40,7 @@ def measure_top_tokens(teacher: Teacher, shown: list[tuple[Rollout, Problem]]) -
         return [[rows[n] for n in (rollout == i).nonzero().squeeze(-1).tolist()] for i in range(len(rollouts))]
 
     return TopTokens(
-        student=texts([pair.student.final_hidden(batch) for batch in batches], pair.student.head),
+        student=texts([pair.student.hidden(batch) for batch in batches], pair.student.head),
         teacher=texts(list(teacher.hidden(rollouts, problems)), pair.teacher.head),
     )
 
@@ -57,7 +57,7 @@ def sample_rows(
             "answer": problem.answer,
             "finish": rollout.finish,
             "tokens": [teacher.pair.decode([token], with_special=True) for token in rollout.response_ids],
-            "kept": report.selection.kept[rows].tolist(),
+            "kept": report.selection.kept_mask[rows].tolist(),
             "score": _rounded(report.selection.score[rows].tolist()),
             **{name: _rounded(values[rows].tolist()) for name, values in report.statistics.items()},
             "student_top": top.student[index],

@@ -11,7 +11,7 @@ from torch import Tensor
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.pair import Pair
-from tip_exp.models.privileged import aligned, behind
+from tip_exp.models.privileged import align_teacher_hidden, with_prompt
 from tip_exp.models.teacher_offload import TeacherOffloader
 from tip_exp.records.meter import Meter
 from tip_exp.types import Problem, Rollout
@@ -50,9 +50,7 @@ class Teacher:
     def __init__(self, pair: Pair, config: LearnerConfig, meter: Meter) -> None:
         self.pair, self.config, self.meter = pair, config, meter
         model = pair.teacher
-        self.offloader = TeacherOffloader(
-            model.module, model.head, pair.placement, pair.student.module.device, pair.reload_teacher
-        )
+        self.offloader = TeacherOffloader(model.module, model.head, pair.placement, pair.student.module.device)
 
     @torch.no_grad()
     def hidden(self, rollouts: list[Rollout], problems: list[Problem] | None = None) -> TeacherHidden:
@@ -62,16 +60,16 @@ class Teacher:
         """
         hidden_states = TeacherHidden()
         batches = split(rollouts, self.pair, self.config)
-        with self.meter.span("teacher"), self.offloader.on_device(lambda: ()):
+        with self.meter.span("teacher"), self.offloader.on_device():
             if self.pair.privileged is None:
                 for batch in batches:
-                    hidden_states.append(self.pair.teacher.final_hidden(batch))
+                    hidden_states.append(self.pair.teacher.hidden(batch))
                 return hidden_states
             assert problems is not None, "privileged prompts are made from the problems"
             prompts = [self.pair.privileged_ids(problem) for problem in problems]
-            privileged = [behind(prompt, rollout) for prompt, rollout in zip(prompts, rollouts, strict=True)]
+            privileged = [with_prompt(rollout, prompt) for prompt, rollout in zip(prompts, rollouts, strict=True)]
             read = split(privileged, self.pair, self.config)
-            for hidden in aligned(batches, read, [self.pair.teacher.final_hidden(batch) for batch in read]):
+            for hidden in align_teacher_hidden(batches, read, [self.pair.teacher.hidden(batch) for batch in read]):
                 hidden_states.append(hidden)
         return hidden_states
 
