@@ -136,5 +136,5 @@ def questions(count: int, shots: int) -> list[str]:
 def rollout_config(backend: str, dtype: str, max_num_seqs: int) -> RolloutConfig:
     """The shipped settings of a run, with the same dtype for both backends."""
     config = tiny.compose_run(f"rollout.backend={backend}").rollout
-    engine = {"dtype": dtype, "max_num_seqs": min(max_num_seqs, config.vllm.max_num_seqs)}
-    return config.model_copy(update={"vllm": config.vllm.model_copy(update=engine)})
+    vllm = config.vllm.model_copy(update={"dtype": dtype})
+    return config.model_copy(update={"vllm": vllm, "batch_size": min(max_num_seqs, config.batch_size)})

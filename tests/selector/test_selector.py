@@ -33,7 +33,6 @@ DEFAULTS: dict[str, Any] = {
     "normalize_over": "batch",
     "clip": {},
     "order": "top",
-    "sample_power": 1.0,
     "rounding": "floor",
     "scope": "rollout",
     "retention": 0.5,

@@ -27,7 +27,6 @@ class WandbListener:
             self._run = wandb.init(
                 mode="online" if config.logger.wandb == "online" else "offline",
                 project=config.logger.project,
-                entity=config.logger.entity,
                 id=run_id,
                 resume="allow" if folder.wandb_id.exists() and config.logger.wandb == "online" else None,
                 name=config.name,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,13 @@ STATISTICS = (
 )
 # Statistics of the student alone: a rule that reads no others projects the teacher on kept tokens only.
 STUDENT_STATISTICS = frozenset({"entropy", "student_logprob"})
+
+# What a selector's settings may be; `Selector` and the configuration share these types.
+Normalizer = Literal["minmax", "quantile", "rank", "none"]
+Group = Literal["batch", "micro_batch", "rollout"]
+Order = Literal["top", "bottom", "sample", "positive"]
+Rounding = Literal["floor", "ceil", "at_least_one"]
+Scope = Literal["rollout", "batch"]
 
 
 def soft_or(entropy: Tensor, reverse_kl: Tensor) -> Tensor:

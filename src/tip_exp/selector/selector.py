@@ -10,13 +10,12 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tip_exp.selector.scores import SCORES, STATISTICS, required_stats
+from tip_exp.selector.scores import SCORES, STATISTICS, Group, Normalizer, Order, Rounding, Scope, required_stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +78,12 @@ class Selector:
     """A selection rule; the fields are the keys of conf/selector/*.yaml."""
 
     score: str  # a rule in SCORES
-    normalizer: Literal["minmax", "quantile", "rank", "none"]
-    normalize_over: Literal["batch", "micro_batch", "rollout"]
+    normalizer: Normalizer
+    normalize_over: Group
     clip: dict[str, float]  # statistic -> quantile
-    order: Literal["top", "bottom", "sample", "positive"]
-    sample_power: float  # order=sample draws in proportion to score^sample_power
-    rounding: Literal["floor", "ceil", "at_least_one"]
-    scope: Literal["rollout", "batch"]  # what the budget applies to
+    order: Order
+    rounding: Rounding
+    scope: Scope  # what the budget applies to
     retention: float
     quadrants: Quadrants
     weight_by_score: bool
@@ -137,7 +135,7 @@ class Selector:
         if self.order == "bottom":
             key = -score
         elif self.order == "sample":
-            key = sampling_key(score.pow(self.sample_power), tokens.uniform_draws(generator))
+            key = sampling_key(score, tokens.uniform_draws(generator))
         groups = tokens.groups(self.scope)
         return keep_top(key, groups, budgets(groups, self.retention, self.rounding))
 
