@@ -1,4 +1,4 @@
-"""What crosses the border between sampling and learning: token ids, never text."""
+"""Values that cross package borders: problems, rollouts (token ids, never text), sampling settings and samplers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One question with its known answer.
+    """One question with its reference answer.
 
     Problem(id="word_sums/test/3", prompt="Tom has 7 pens. He finds 2. How many pens?", answer="9",
             solution="Start: 7. So 7+2=9. \\boxed{9}")
@@ -17,28 +17,28 @@ class Problem:
     id: str
     prompt: str  # the user's message, before any chat template
     answer: str
-    solution: str = ""  # worked steps, where the source has them
+    solution: str = ""  # worked steps, if the data set has them
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One response with its prompt, as the student sampled it.
+    """One sampled response with its prompt.
 
     Prompt "2+2=" and response "4<eos>":
         Rollout(token_ids=[50, 10, 50, 28, 52, 2], response_mask=[F, F, F, F, T, T], finish="stop",
                 sampler_logprobs=[-0.1, -0.02])
-    The mask need not be a suffix: in a dialogue with tools, the tools' tokens are False.
+    The mask need not be a suffix: in a dialogue with tools, tool output is False.
     """
 
     token_ids: list[int]
     response_mask: list[bool]  # True on tokens the student wrote
-    finish: str  # "stop" (ended by itself) or "length" (cut)
-    sampler_logprobs: list[float]  # nats, of each response token at temperature 1, before top-p and top-k; may be empty
+    finish: str  # "stop" (ended with a stop token) or "length" (truncated)
+    sampler_logprobs: list[float]  # nats, one per response token, at temperature 1 before top-p and top-k; may be empty
 
     def __post_init__(self) -> None:
-        assert len(self.token_ids) == len(self.response_mask), "one mask entry a token"
+        assert len(self.token_ids) == len(self.response_mask), "one mask entry per token"
         assert not self.response_mask[0], "a rollout starts with its prompt"
-        assert len(self.sampler_logprobs) in (0, sum(self.response_mask)), "one log-prob a response token"
+        assert len(self.sampler_logprobs) in (0, sum(self.response_mask)), "one log-prob per response token"
 
     @property
     def response_ids(self) -> list[int]:
@@ -48,12 +48,6 @@ class Rollout:
     def num_response_tokens(self) -> int:
         return sum(self.response_mask)
 
-    def upto_response(self, place: int) -> Rollout:
-        """What stood there when response token number `place` (from 0) had been written."""
-        end = [at for at, written in enumerate(self.response_mask) if written][place] + 1
-        logprobs = self.sampler_logprobs[: place + 1]
-        return Rollout(self.token_ids[:end], self.response_mask[:end], self.finish, logprobs)
-
     @property
     def truncated(self) -> bool:
         return self.finish == "length"
@@ -61,22 +55,22 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to draw responses: `samples` per prompt, temperature 0 is greedy, top_k 0 is off."""
+    """How to draw responses. temperature 0 is greedy; top_k 0 and top_p 1 are off."""
 
-    samples: int
+    samples: int  # per prompt
     temperature: float
     top_p: float
     top_k: int
-    max_tokens: int
+    max_tokens: int  # of a response
 
 
 class Sampler(Protocol):
-    """A backend: token ids in, rollouts out, prompt-major (all samples of the first prompt, then of the second)."""
+    """A rollout backend: prompt ids in, rollouts out, prompt-major (all samples of the first prompt first)."""
 
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]: ...
 
     def sync(self) -> None:
-        """Take the learner's newest weights."""
+        """Sample from the learner's current weights from now on."""
         ...
 
     def close(self) -> None: ...

@@ -12,9 +12,7 @@ from tip_exp.envs.chat import Chat
 from tip_exp.utils.paths import resolve_model
 
 NO_LIMITS = AgentConfig(
-    label="test",
     max_turns=50,
-    max_turn_tokens=None,
     max_calls_per_turn=None,
     surplus_calls="tell",
     max_observation=None,

@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.helpers import train_step
 from transformers import PreTrainedTokenizerBase
 
+from tip_exp.build import make_selector
 from tip_exp.config.schema import AgentConfig, RunConfig
 from tip_exp.envs.base import Call, Start
 from tip_exp.envs.chat import Chat, ChatError
@@ -19,7 +21,6 @@ from tip_exp.envs.scripted import Policy, ScriptedSampler
 from tip_exp.learner.learner import Learner
 from tip_exp.models.pair import Model, Pair
 from tip_exp.records.meter import Meter
-from tip_exp.run import make_selector
 from tip_exp.types import Rollout, Sampling
 
 MakeLimits = Callable[..., AgentConfig]
@@ -135,7 +136,7 @@ def test_teacher_and_student_read_the_same_ids(
 ) -> None:
     rollouts = [play_script(chat, limits(), call(say="x" * n), call(say="y"), "Done.").rollout for n in (1, 30)]
     input_ids: dict[int, list[torch.Tensor]] = {}
-    original = Model.final_hidden
+    original = Model.hidden
 
     def recording(self: Model, batch, **options):
         hidden = original(self, batch, **options)
@@ -143,11 +144,11 @@ def test_teacher_and_student_read_the_same_ids(
         assert len(hidden) == sum(r.num_response_tokens for r in rollouts)
         return hidden
 
-    monkeypatch.setattr(Model, "final_hidden", recording)
+    monkeypatch.setattr(Model, "hidden", recording)
     learner = Learner(
         tiny_pair, make_selector(tiny_config), tiny_config.learner, seed=0, meter=Meter(torch.device("cpu"))
     )
-    report = learner.step(rollouts, 1)
+    report = train_step(learner, rollouts)
     teacher, student = input_ids[id(tiny_pair.teacher)], input_ids[id(tiny_pair.student)]
     assert torch.equal(torch.cat(teacher), torch.cat(student))
     # statistics and selection cover response tokens only; kept are 50 % of each rollout, rounded down
@@ -201,7 +202,7 @@ def test_context_limit_stops_before_the_observation(chat: Chat, limits: MakeLimi
 
 
 def test_a_truncated_turn_ends_the_episode(chat: Chat, limits: MakeLimits) -> None:
-    episode = play_script(chat, limits(max_turn_tokens=5), call(say="1"), "Done.")
+    episode = play_script(chat, limits(), call(say="1"), "Done.", sampling=Sampling(1, 1.0, 1.0, 0, 5))
     assert (episode.stop, episode.turns, episode.rollout.num_response_tokens) == ("length", 1, 5)
 
 

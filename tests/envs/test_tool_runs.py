@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.envs.deepplanning.test_environment import copy_the_query
+from tests.helpers import train_step
 
+from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.load import load
@@ -23,7 +26,7 @@ from tip_exp.models.pair import Pair
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.rollout.hf import HfSampler
-from tip_exp.run import make_selector, run
+from tip_exp.run import run
 from tip_exp.types import Sampling
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import read_rows
@@ -54,7 +57,7 @@ def test_evaluation_of_a_perfect_policy_and_of_one_that_calls_no_tool(
 ) -> None:
     prompts = prompt_ids(tiny_pair, train, config.agent)
     summaries = []
-    for policy in (errands.respond, errands.copy_the_query):
+    for policy in (errands.respond, copy_the_query):
         rows, summary = evaluate_episodes(scripted(config, tiny_pair, train, policy), train, prompts, FREE, seed=0)
         summaries.append(summary)
         assert [(row["problem_id"], row["sample"]) for row in rows[:3]] == [
@@ -114,7 +117,7 @@ def test_the_learner_takes_a_step_on_sampled_episodes(config: RunConfig, tiny_pa
     rollouts = sampler.generate(prompts, Sampling(2, 1.0, 1.0, 0, 24), seed=0)
     assert len(rollouts) == 8 and all(rollout.num_response_tokens <= 24 for rollout in rollouts)
     meter = Meter(torch.device("cpu"))
-    report = Learner(tiny_pair, make_selector(config), config.learner, seed=0, meter=meter).step(rollouts, 1)
+    report = train_step(Learner(tiny_pair, make_selector(config), config.learner, seed=0, meter=meter), rollouts)
     assert report.metrics["select/response_tokens"] == sum(rollout.num_response_tokens for rollout in rollouts)
     assert report.metrics["train/grad_norm"] > 0
 

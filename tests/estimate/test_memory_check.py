@@ -1,4 +1,4 @@
-"""A run that cannot fit is refused before any weight is read, with what is needed, what is there and what lowers it."""
+"""A run that does not fit is refused before any weight loads; the message names need, supply and remedies."""
 
 from __future__ import annotations
 
@@ -8,21 +8,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from tip_exp import run
+from tip_exp import build
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate import memory_check as headroom
+from tip_exp.estimate import memory_check
+from tip_exp.estimate.memory import PROCESS, memory_gib
 from tip_exp.estimate.memory_check import check_memory, free_gib
-from tip_exp.estimate.time import PROCESS_GIB, learner_gib
 from tip_exp.records.folder import RunFolder
+from tip_exp.run import run
+from tip_exp.run_eval import run_eval
 from tip_exp.utils.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
 CPU = torch.device("cpu")
 
 
+def needed_gib(config: RunConfig) -> float:
+    return sum(gib for name, gib in memory_gib(config).items() if name != PROCESS)
+
+
 def with_free(monkeypatch: pytest.MonkeyPatch, gib: float | None) -> None:
-    monkeypatch.setattr(headroom, "free_gib", lambda device: gib)
+    monkeypatch.setattr(memory_check, "free_gib", lambda device: gib)
 
 
 def test_the_message_names_need_supply_and_remedies(compose_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,20 +36,23 @@ def test_the_message_names_need_supply_and_remedies(compose_run: Compose, monkey
     large = compose_run("experiment=tip_qwen3", "learner.activation_checkpointing=false")
     with pytest.raises(ConfigError) as caught:
         check_memory(large, CPU, "hf")
-    needed = learner_gib(large) - PROCESS_GIB
-    told = str(caught.value)
-    assert told.startswith(f"this run needs about {needed:.1f} GiB (activations ") and "cpu has 139.0 GiB free" in told
+    needed = needed_gib(large)
+    message = str(caught.value)
+    assert (
+        message.startswith(f"this run needs about {needed:.1f} GiB (activations ")
+        and "cpu has 139.0 GiB free" in message
+    )
     for key in ("learner.micro_batch_tokens", "pair.student.dtype", "pair.teacher.dtype", "ignore_memory=true"):
-        assert key in told
-    assert "tile_mib" not in told  # a quarter of a GiB would not help
-    assert len(told.splitlines()) == 1
+        assert key in message
+    assert "tile_mib" not in message  # tiles take 0.25 GiB only
+    assert len(message.splitlines()) == 1
 
 
-def test_what_fits_passes_and_so_does_what_is_ignored_or_unknown(
+def test_no_error_if_it_fits_or_is_ignored_or_free_memory_is_unknown(
     compose_run: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = compose_run()
-    needed = learner_gib(tiny) - PROCESS_GIB
+    needed = needed_gib(tiny)
     with_free(monkeypatch, needed)
     check_memory(tiny, CPU, "hf")
     with_free(monkeypatch, 0.99 * needed)
@@ -54,32 +63,32 @@ def test_what_fits_passes_and_so_does_what_is_ignored_or_unknown(
     check_memory(tiny, CPU, "hf")
 
 
-def test_the_switch_decides_no_numbers(compose_run: Compose) -> None:
+def test_ignore_memory_is_not_part_of_the_digest(compose_run: Compose) -> None:
     assert digest(compose_run("ignore_memory=true")) == digest(compose_run())
 
 
-def test_a_group_with_a_limit_has_less_than_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_a_cgroup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")  # 8 GiB
-    monkeypatch.setattr(headroom, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(headroom, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory_check, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory_check, "_CGROUP", tmp_path)
     assert free_gib(CPU) == 8.0
     (tmp_path / "memory.current").write_text(f"{2**30}\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert free_gib(CPU) == 8.0
     (tmp_path / "memory.max").write_text(f"{4 * 2**30}\n")
     assert free_gib(CPU) == 3.0  # 4 - 1
-    monkeypatch.setattr(headroom, "_MEMINFO", tmp_path / "absent")
+    monkeypatch.setattr(memory_check, "_MEMINFO", tmp_path / "absent")
     assert free_gib(CPU) is None
 
 
-def test_it_is_asked_before_weights_are_read(
+def test_memory_is_checked_before_weights_load(
     compose_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_args, **_kwargs) -> None:
-        raise AssertionError("weights were read")
+        raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(run, "load_pair", never)
+    monkeypatch.setattr(build, "load_pair", never)
     with_free(monkeypatch, 1e-4)
-    for mode in ("train", "eval"):
+    for mode, function in (("train", run), ("eval", run_eval)):
         with pytest.raises(ConfigError, match="this run needs about"):
-            run.run(compose_run(f"mode={mode}"), RunFolder(tmp_path))
+            function(compose_run(f"mode={mode}"), RunFolder(tmp_path))

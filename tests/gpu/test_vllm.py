@@ -7,7 +7,9 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from tests.helpers import train_step
 
+from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.on_policy import MAX, check_logprob_mismatch, limits_for
@@ -17,7 +19,6 @@ from tip_exp.records.meter import Meter
 from tip_exp.rollout.backends import choose
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.vllm import VllmSampler
-from tip_exp.run import make_selector
 from tip_exp.types import Sampling
 
 pytestmark = [
@@ -38,7 +39,8 @@ def pair(tiny_config: RunConfig) -> Pair:
 
 def make(pair: Pair, config: RunConfig, dtype: str) -> VllmSampler:
     settings = config.rollout.vllm.model_copy(update={"gpu_memory_utilization": 0.2})
-    return VllmSampler(pair.student.module, stop_ids=pair.stop_ids, settings=settings, dtype=dtype, max_model_len=200)
+    model, stop_ids = pair.student.module, pair.stop_ids
+    return VllmSampler(model, stop_ids=stop_ids, settings=settings, dtype=dtype, max_model_len=200, max_num_seqs=256)
 
 
 def test_auto_takes_vllm(compose_run: Callable[..., RunConfig]) -> None:
@@ -52,14 +54,14 @@ def test_auto_takes_vllm(compose_run: Callable[..., RunConfig]) -> None:
 def test_every_step_is_on_policy_through_sleep_and_wake(
     pair: Pair, compose_run: Callable[..., RunConfig], level: int, dtype: str, eager: str
 ) -> None:
-    config = compose_run(f"rollout.vllm.sleep_level={level}", f"rollout.vllm.enforce_eager={eager}")
+    config = compose_run(f"rollout.vllm.sleep_level={level}", f"+rollout.vllm.engine_args.enforce_eager={eager}")
     prompts = [pair.prompt_ids(question) for question in QUESTIONS]
     settings = config.learner.model_copy(update={"warmup_steps": 0})
     learner = Learner(pair, make_selector(config), settings, seed=0, meter=Meter(CUDA))
     sampler = make(pair, config, dtype)
     try:
         for step in (1, 2, 3, 4):
-            metrics = learner.step(sampler.generate(prompts, SAMPLED, seed=step), step).metrics
+            metrics = train_step(learner, sampler.generate(prompts, SAMPLED, seed=step), step).metrics
             check_logprob_mismatch(metrics, limits_for(dtype), step)
             sampler.sync()
             if dtype == "float32":  # also twice after one sync: level 2 has dropped the weights in between

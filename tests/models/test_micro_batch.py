@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tip_exp.models.micro_batch import cut, micro_batches
+from tip_exp.models.micro_batch import micro_batches
 from tip_exp.types import Rollout
 
 
@@ -47,13 +45,13 @@ def test_packed_rows_hold_the_same_tokens_without_a_pad(steps: list[Rollout], bu
     assert told(True) == told(False)
     places = 0
     for batch in micro_batches(steps, budget, pad_id=0, packing=True):
-        assert batch.lengths is not None and batch.num_places == sum(batch.lengths) <= budget
+        assert batch.lengths is not None and batch.num_positions == sum(batch.lengths) <= budget
         assert bool((batch.input_ids != 0).all()) and batch.attention_mask.shape == batch.input_ids.shape
         starts = {sum(batch.lengths[:i]) for i in range(len(batch.lengths))}
         for n in range(batch.num_tokens):
             column = int(batch.columns[n])
             assert int(batch.input_ids[0, column + 1]) == int(batch.token_ids[n]) and column + 1 not in starts
-        places += batch.num_places
+        places += batch.num_positions
     assert places == sum(len(one.token_ids) for one in steps)
 
 
@@ -68,24 +66,6 @@ def test_packing_fills_the_first_room() -> None:
         (9, 3),
         (2, 6, 4),
     ]  # longest first: 9; 6; 4 beside 6; 3 beside 9; 2 beside 6, 4
-
-
-@pytest.mark.parametrize("packing", [False, True])
-def test_what_is_cut(packing: bool) -> None:
-    """Of 5, 4 and 6 tokens; kept: the 2nd response token of the first, none of the second, the 5th of the third.
-
-    The state at place 1 predicts the first's, so 2 places stay; the state at place 4 the third's: 5 places.
-    """
-    (batch,) = micro_batches([of(5), of(4), of(6)], 100, pad_id=0, packing=packing)
-    kept = torch.zeros(batch.num_tokens, dtype=torch.bool)
-    kept[[1, 4 + 3 + 4]] = True
-    part = cut(batch, kept)
-    assert part.lengths == ((2, 5) if packing else None)
-    assert tuple(part.input_ids.shape) == ((1, 7) if packing else (2, 5))
-    assert part.rollout.tolist() == [0, 2] and part.position.tolist() == [1, 4]
-    assert part.rows.tolist() == ([0, 0] if packing else [0, 1])
-    assert part.columns.tolist() == ([1, 6] if packing else [1, 4])
-    assert cut(batch, torch.ones_like(kept)).num_places == (12 if packing else 15)  # the last state predicts nothing
 
 
 def test_lengths_are_sorted_so_that_little_is_padding() -> None:

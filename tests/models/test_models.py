@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_final_hidden_are_the_states_that_predict_the_response(tiny_pair: Pair) 
     (batch,) = micro_batches(rollouts, 1000, tiny_pair.pad_id)
     with torch.no_grad():
         for model in (tiny_pair.student, tiny_pair.teacher):
-            got = model.head.logits(model.final_hidden(batch))
+            got = model.head.logits(model.hidden(batch))
             alone = []
             for rollout in rollouts:
                 logits = model.module(torch.tensor([rollout.token_ids])).logits[0]
@@ -65,7 +66,7 @@ def test_system_message_and_thinking_switch_reach_the_template(tiny_pair: Pair) 
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
         "{% if enable_thinking is defined %}[think {{ enable_thinking }}]{% endif %}"
     )
-    chat = ChatConfig(system="Be brief.", thinking=False, eval_thinking=True, thinking_may_differ=True)
+    chat = ChatConfig(system="Be brief.", thinking=False, eval_thinking=True)
     pair = replace(tiny_pair, chat=chat)
     assert pair.decode(pair.prompt_ids("Hi")) == "[system]Be brief.[user]Hi[think False]"
     assert pair.decode(pair.prompt_ids("Hi", evaluating=True)) == "[system]Be brief.[user]Hi[think True]"
@@ -122,14 +123,43 @@ def test_padded_vocabularies_are_cut_to_the_shared_width() -> None:
 def test_other_tokenizer_is_refused_with_an_example() -> None:
     other = tokenizer()
     other.add_tokens(["<tool>"])
-    with pytest.raises(ConfigError, match=r"1 tokens differ.*'<tool>' is id 406 to the teacher and None"):
+    with pytest.raises(ConfigError, match=r"1 tokens differ.*'<tool>' is id 406 in the teacher and None"):
         shared_vocab(other, tokenizer(), 512, 512)
 
 
-def test_a_response_beyond_the_positions_is_refused(tiny_config: RunConfig) -> None:
-    check_context(tiny_config.pair, 128, 384)
-    with pytest.raises(ConfigError, match=r"max_response_tokens = 513, but the teacher .* has 512 positions"):
-        check_context(tiny_config.pair, 128, 385)
+@pytest.mark.parametrize(
+    ("overrides", "longest_eval", "message"),
+    [
+        (["data.max_prompt_tokens=441"], 0, "data.max_prompt_tokens + data.max_response_tokens = 513, but the teacher"),
+        (
+            ["pair=self", "pair.privileged.max_tokens=500"],
+            0,
+            "pair.privileged.max_tokens + data.max_response_tokens = 572, but the teacher",
+        ),
+        (
+            ["eval.teacher=false"],
+            513,
+            "evaluation prompt + eval.max_tokens = 513, but the student package:tiny/student has 512 positions; lower",
+        ),
+        (["eval.teacher=true"], 513, "the longest evaluation prompt + eval.max_tokens = 513, but the teacher"),
+        (
+            ["mode=eval", "data.max_prompt_tokens=441", "eval.teacher=false"],
+            600,
+            "the longest evaluation prompt + eval.max_tokens = 600, but the student",
+        ),
+    ],
+)
+def test_more_tokens_than_positions_are_refused(
+    compose_run: Callable[..., RunConfig], overrides: list[str], longest_eval: int, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_context(compose_run(*overrides), longest_eval)
+    assert message in str(caught.value)
+
+
+def test_all_positions_may_be_used(compose_run: Callable[..., RunConfig]) -> None:
+    check_context(compose_run("data.max_prompt_tokens=440"), 512)
+    check_context(compose_run("mode=eval", "data.max_prompt_tokens=5000", "learner.micro_batch_tokens=9000"), 512)
 
 
 def test_stop_token_mismatch_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3MLP
 
 from tip_exp.models.load import make_head
-from tip_exp.models.micro_batch import MicroBatch, cut, micro_batches
+from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.packed_attention import BY_SEQUENCE, activation_checkpointing
 from tip_exp.models.pair import Model
 from tip_exp.types import Rollout
@@ -50,7 +50,7 @@ def slopes(batch: MicroBatch) -> Tensor:
 def run(one: Model, batch: MicroBatch, wanted: Tensor | None = None) -> tuple[dict[tuple[int, int], Tensor], dict]:
     """Hidden states by (rollout, position), and the parameters' gradients of their sum with `slopes`."""
     one.module.zero_grad()
-    hidden = one.final_hidden(batch)
+    hidden = one.hidden(batch)
     keep = torch.ones(batch.num_tokens, dtype=torch.bool) if wanted is None else wanted
     (hidden * slopes(batch))[keep].sum().backward()
     states = {(int(r), int(p)): h for r, p, h in zip(batch.rollout, batch.position, hidden.detach(), strict=True)}
@@ -91,21 +91,6 @@ def test_packed_is_one_by_one(kind: str, step: list[Rollout]) -> None:
     same({name: grads[name] for name in expected}, expected)
 
 
-@pytest.mark.parametrize("packing", [False, True])
-@settings(max_examples=12)
-@given(step=st.lists(rollouts(), min_size=1, max_size=5), data=st.data())
-def test_what_is_cut_gives_no_gradient(packing: bool, step: list[Rollout], data: st.DataObject) -> None:
-    (batch,) = micro_batches([*step, SPOKEN], 1000, 0, packing=packing)
-    kept = torch.tensor(data.draw(st.lists(st.booleans(), min_size=batch.num_tokens, max_size=batch.num_tokens)))
-    kept[data.draw(st.integers(0, batch.num_tokens - 1))] = True
-    states, grads = run(MODELS["full"], batch, kept)
-    part = cut(batch, kept)
-    assert part.num_places <= batch.num_places and part.num_tokens == int(kept.sum())
-    cut_states, cut_grads = run(MODELS["full"], part)
-    same(cut_states, {key: states[key] for key in cut_states})
-    same(cut_grads, grads)
-
-
 def test_a_module_prepared_for_packing_still_takes_padded_rows_and_generates() -> None:
     one = model()
     step = [
@@ -142,7 +127,7 @@ def test_recomputed_gradients_are_the_same_and_layers_run_twice(packing: bool, m
     monkeypatch.setattr(Qwen3MLP, "forward", counted)
     one.module.zero_grad()
     with activation_checkpointing(one.module):
-        hidden = one.final_hidden(batch)
+        hidden = one.hidden(batch)
     (hidden * slopes(batch)).sum().backward()
     assert calls == [False] * 4  # two layers, forward and backward; nothing inside them is in training mode
     grads = {name: p.grad for name, p in one.module.named_parameters() if p.grad is not None}

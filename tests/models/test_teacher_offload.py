@@ -1,96 +1,69 @@
-"""Where the teacher lives changes no number; between uses it is where the config says."""
+"""Offloading the teacher changes no number and moves the backbone only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from tests.learner.test_learner import make, sampled
 from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.models.load import load_pair
+from tip_exp.learner.teacher import Teacher
 from tip_exp.models.pair import Pair
 from tip_exp.models.teacher_offload import TeacherOffloader
+from tip_exp.records.meter import Meter
 
-Compose = Callable[..., RunConfig]
-CPU = torch.device("cpu")
-
-
-def trained(
-    pair: Pair, config: RunConfig, scratch: Path | None = None, **changes: Any
-) -> tuple[list[dict], list[Tensor]]:
-    """Metrics of three steps, without times, and the weights after them."""
-    learner = make(pair, config.learner, **changes)
-    learner.scratch = scratch
-    rollouts = sampled(pair)
-    rows = [learner.step(rollouts, step).metrics for step in (1, 2, 3)]
-    return rows, [p.detach().clone() for p in pair.student.module.parameters()]
+GPU = torch.device("cuda")
 
 
-def test_every_placement_gives_the_same_bits(tmp_path: Path, compose_run: Compose) -> None:
-    reference, weights = None, []
-    for placement in ("resident", "offload", "two_phase"):
-        config = compose_run(f"pair.teacher.placement={placement}")
-        rows, after = trained(load_pair(config.pair, CPU), config)
-        if reference is None:
-            reference, weights = rows, after
-        assert rows == reference, placement
-        assert all(a.equal(b) for a, b in zip(after, weights, strict=True))
-    config = compose_run("pair.teacher.placement=two_phase")
-    rows, after = trained(load_pair(config.pair, CPU), config, tmp_path, teacher_cache_mib=0, micro_batch_tokens=300)
-    assert rows[0]["memory/teacher_cache_spilled_mib"] > 0 and list(tmp_path.iterdir()) == []
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Addresses of pinned tensors. A clone stands in for each copy between host and GPU, so that no GPU is needed."""
+    addresses: set[int] = set()
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned = tensor.clone()
+        addresses.add(pinned.data_ptr())
+        return pinned
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(Tensor, "to", lambda tensor, *_args, **_options: tensor.clone())
+    return addresses
 
 
-def test_a_spilled_cache_changes_no_bit(tmp_path: Path, tiny_config: RunConfig) -> None:
-    few: dict[str, Any] = {"micro_batch_tokens": 300}
-    held, weights = trained(load_pair(tiny_config.pair, CPU), tiny_config, **few)
-    spilled, others = trained(load_pair(tiny_config.pair, CPU), tiny_config, tmp_path, teacher_cache_mib=0, **few)
-    told = "memory/teacher_cache_spilled_mib"
-    for a, b in zip(held, spilled, strict=True):
-        assert a.pop(told) == 0 < b.pop(told) and a == b
-    assert all(a.equal(b) for a, b in zip(weights, others, strict=True))
-    # the tiny teacher's 64 hidden units and 406 logits, float32
-    assert held[0]["memory/teacher_cache_bytes_per_token"] < held[0]["memory/teacher_logits_bytes_per_token"] == 406 * 4
+def in_host(pair: Pair, host: set[int]) -> list[bool]:
+    """For each backbone parameter: is it one of the pinned tensors?"""
+    return [p.data_ptr() in host for p in pair.teacher.module.parameters() if p is not pair.teacher.head.weight]
 
 
-def test_two_phase_holds_the_backbone_while_it_reads_and_the_head_always(compose_run: Compose) -> None:
-    config = compose_run("pair.teacher.placement=two_phase")
-    pair = load_pair(config.pair, CPU)
-    module, head = pair.teacher.module, pair.teacher.head
+def test_the_backbone_is_on_the_device_inside_the_block_only(tiny_pair: Pair, host: set[int]) -> None:
+    module, head = tiny_pair.teacher.module, tiny_pair.teacher.head
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    loads = []
-
-    def reload():
-        loads.append(1)
-        assert pair.reload_teacher is not None
-        return pair.reload_teacher()
-
-    visitor = TeacherOffloader(module, head, "two_phase", CPU, reload)
-    for expected in (0, 1, 2):  # it is there when it is made
-        with visitor.on_device(lambda: []):
+    head_address = head.weight.data_ptr()
+    offloader = TeacherOffloader(module, head, "offload", GPU)
+    for _ in range(3):
+        with offloader.on_device():
+            assert not any(in_host(tiny_pair, host))
             assert all(p.equal(before[name]) for name, p in module.named_parameters())
-        assert len(loads) == expected
-        away = [p for p in module.parameters() if p is not head.weight]
-        assert head.weight.numel() > 0 and not any(p.numel() for p in away) and len(away) == len(before) - 1
+        assert all(in_host(tiny_pair, host))
+        assert all(p.equal(before[name]) for name, p in module.named_parameters())
+        assert head.weight.data_ptr() == head_address
+    assert len(host) == len(before) - 1, "each parameter but the head is copied to the host once"
     assert not any(p.requires_grad for p in module.parameters())
 
 
-def test_the_teacher_leaves_when_its_reading_fails(compose_run: Compose) -> None:
-    pair = load_pair(compose_run().pair, CPU)
-    visitor = TeacherOffloader(pair.teacher.module, pair.teacher.head, "two_phase", CPU, pair.reload_teacher)
-    with pytest.raises(KeyboardInterrupt), visitor.on_device(lambda: []):
+def test_the_backbone_leaves_the_device_after_an_error(tiny_pair: Pair, host: set[int]) -> None:
+    offloader = TeacherOffloader(tiny_pair.teacher.module, tiny_pair.teacher.head, "offload", GPU)
+    with pytest.raises(KeyboardInterrupt), offloader.on_device():
         raise KeyboardInterrupt
-    assert sum(p.numel() for p in pair.teacher.module.parameters()) == pair.teacher.head.weight.numel()
+    assert all(in_host(tiny_pair, host))
 
 
-def test_what_a_placement_means_here_is_said(tiny_pair: Pair, tiny_config: RunConfig) -> None:
-    said = {}
-    for placement in ("resident", "offload", "two_phase"):
-        pair = replace(tiny_pair, placement=placement)
-        said[placement] = str(make(pair, tiny_config.learner).teacher)
-    assert "stays resident" in said["offload"] and "the student has nowhere to go" in said["two_phase"]
+def test_on_a_cpu_offload_is_resident_and_says_so(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+    teacher = Teacher(replace(tiny_pair, placement="offload"), tiny_config.learner, Meter(torch.device("cpu")))
+    weights = [p.data_ptr() for p in tiny_pair.teacher.module.parameters()]
+    with teacher.offloader.on_device():
+        pass
+    assert [p.data_ptr() for p in tiny_pair.teacher.module.parameters()] == weights
+    assert "the teacher stays resident" in str(teacher.offloader)

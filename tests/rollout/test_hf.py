@@ -129,9 +129,9 @@ def test_the_ends_of_chance_are_possible_tokens(chance: float) -> None:
 
 
 def test_rollout_guards_its_shape() -> None:
-    with pytest.raises(AssertionError, match="one mask entry a token"):
+    with pytest.raises(AssertionError, match="one mask entry per token"):
         Rollout([1, 2], [False], "stop", [])
     with pytest.raises(AssertionError, match="starts with its prompt"):
         Rollout([1], [True], "stop", [])
-    with pytest.raises(AssertionError, match="one log-prob a response token"):
+    with pytest.raises(AssertionError, match="one log-prob per response token"):
         Rollout([1, 2], [False, True], "stop", [0.1, 0.2])

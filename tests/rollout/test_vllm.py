@@ -8,8 +8,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from tests.helpers import train_step
 from torch import Tensor
 
+from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.learner.learner import Learner
@@ -21,7 +23,6 @@ from tip_exp.records.meter import Meter
 from tip_exp.rollout import vllm_worker
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.vllm import EngineDiedError, VllmSampler, request_seed
-from tip_exp.run import make_selector
 from tip_exp.types import Rollout, Sampling
 
 pytestmark = [
@@ -51,6 +52,7 @@ def engine(pair: Pair, tiny_config: RunConfig) -> Iterator[VllmSampler]:
         settings=tiny_config.rollout.vllm,
         dtype="float32",
         max_model_len=200,
+        max_num_seqs=tiny_config.rollout.batch_size,
     )
     yield sampler
     sampler.close()
@@ -81,7 +83,8 @@ def prove(pair: Pair, config: RunConfig, rollouts: list[Rollout], score: str = "
     """Score rollouts as a step of training does, and check the gap; returns its maximum. The weights stay."""
     tiny = config.learner.model_copy(update={"lr": 1e-30, "weight_decay": 0.0})
     selector = make_selector(config)
-    metrics = Learner(pair, selector, tiny, seed=0, meter=Meter(torch.device("cpu"))).step(rollouts, step=1).metrics
+    learner = Learner(pair, selector, tiny, seed=0, meter=Meter(torch.device("cpu")))
+    metrics = train_step(learner, rollouts).metrics
     check_logprob_mismatch(metrics, LIMITS, step=1)
     return metrics[MAX]
 

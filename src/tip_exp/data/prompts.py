@@ -6,27 +6,34 @@ from tip_exp.config.schema import AgentConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.sampler import EpisodeSampler
-from tip_exp.models.pair import Pair
+from tip_exp.models.pair import ChatTokenizer
 from tip_exp.types import Sampler
 
 
-def prompt_ids(pair: Pair, dataset: Dataset, agent: AgentConfig | None, *, evaluating: bool = False) -> list[list[int]]:
+def prompt_ids(
+    tokenizer: ChatTokenizer, dataset: Dataset, agent: AgentConfig | None, *, evaluating: bool = False
+) -> list[list[int]]:
     """One rendered prompt a problem; a tool task's prompt includes its system message and tool schemas."""
     if dataset.tools is None or agent is None:
-        return [pair.prompt_ids(problem.prompt, evaluating=evaluating) for problem in dataset.problems]
-    chat = _chat(pair, evaluating)
+        return [tokenizer.prompt_ids(problem.prompt, evaluating=evaluating) for problem in dataset.problems]
+    chat = _chat(tokenizer, evaluating)
     return [chat.prompt_ids(dataset.tools.start(problem.id)) for problem in dataset.problems]
 
 
 def with_tools(
-    sampler: Sampler, pair: Pair, dataset: Dataset, agent: AgentConfig | None, *, evaluating: bool = False
+    sampler: Sampler,
+    tokenizer: ChatTokenizer,
+    dataset: Dataset,
+    agent: AgentConfig | None,
+    *,
+    evaluating: bool = False,
 ) -> Sampler:
     """For tool tasks an `EpisodeSampler` around `sampler`; otherwise `sampler` itself."""
     if dataset.tools is None or agent is None:
         return sampler
     problem_ids = [problem.id for problem in dataset.problems]
-    return EpisodeSampler(sampler, _chat(pair, evaluating), dataset.tools, problem_ids, agent)
+    return EpisodeSampler(sampler, _chat(tokenizer, evaluating), dataset.tools, problem_ids, agent)
 
 
-def _chat(pair: Pair, evaluating: bool) -> Chat:
-    return Chat(pair.tokenizer, thinking=pair.chat.eval_thinking if evaluating else pair.chat.thinking)
+def _chat(tokenizer: ChatTokenizer, evaluating: bool) -> Chat:
+    return Chat(tokenizer.tokenizer, thinking=tokenizer.chat.eval_thinking if evaluating else tokenizer.chat.thinking)

@@ -17,13 +17,15 @@ from tip_exp.utils.errors import DataError
 if TYPE_CHECKING:
     from tip_exp.config.schema import TableConfig
 
+SHUFFLE_SEED = 42  # the part [0.0, 0.8] of DAPO-Math-17k is then what the paper's base code trains on
+
 
 def load(config: TableConfig) -> Dataset:
     """Locate the file, map its fields to problems, and take the configured part."""
     path, source = _locate(config)
     problems = [_problem(config, row, number, path) for number, row in enumerate(read_rows(path), 1)]
     if (part := config.part) is not None:
-        problems = [problems[i] for i in part_of(len(problems), part.seed, part.start, part.stop)]
+        problems = [problems[i] for i in part_of(len(problems), SHUFFLE_SEED, *part)]
     problems = problems[: config.num_problems]
     if not problems:
         raise DataError(f"{config.label}: {path} has no rows in the configured part")
@@ -57,23 +59,22 @@ def part_of(length: int, seed: int, start: float, stop: float) -> list[int]:
 
 
 def _locate(config: TableConfig) -> tuple[Path, str]:
-    """Path and provenance of the file: `file` if set, else `root`/`root_file` if `root` is set, else the hub."""
+    """Path and provenance of the file: `file` if set, else `hub` ("repo@revision:file name")."""
     if config.file is not None:
         return Path(config.file).expanduser(), config.file
-    if config.root is not None:
-        path = Path(config.root).expanduser() / config.root_file
-        return path, str(path)
     from huggingface_hub import hf_hub_download
 
-    hub = config.hub
+    assert config.hub is not None, "rules.py requires hub or file"
+    repo, _, revision_and_name = config.hub.partition("@")
+    revision, _, name = revision_and_name.partition(":")
     try:
-        path = hf_hub_download(hub.repo, hub.file, repo_type="dataset", revision=hub.revision)
+        path = hf_hub_download(repo, name, repo_type="dataset", revision=revision)
     except (OSError, ValueError) as error:  # base classes of all errors of huggingface_hub
         raise DataError(
-            f"{config.label}: cannot download {hub.repo} from the hub ({str(error).splitlines()[0]}); "
-            f"set data.root to a folder that holds {config.root_file}"
+            f"{config.label}: {repo} cannot be loaded from the hub ({str(error).splitlines()[0]}); "
+            "set data.root to a folder that holds the data files"
         ) from error
-    return Path(path), f"{hub.repo}@{hub.revision}:{hub.file}"
+    return Path(path), config.hub
 
 
 def _problem(config: TableConfig, row: dict[str, Any], number: int, path: Path) -> Problem:

@@ -11,21 +11,18 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tip_exp.data.dataset import Dataset
+from tip_exp.data.dataset import DATA_SEED, Dataset
 from tip_exp.envs import calculator
 from tip_exp.envs.base import ToolTasks
 from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks
 from tip_exp.envs.deepplanning.environment import TravelEnvironment
 from tip_exp.envs.deepplanning.mini import errands
 from tip_exp.envs.deepplanning.mini import files as mini_files
-from tip_exp.envs.deepplanning.mini import oracle as mini_oracle
-from tip_exp.envs.deepplanning.mini import trips as mini_world
 from tip_exp.envs.deepplanning.prompts import compact_prompt, official_prompt
 from tip_exp.envs.deepplanning.score.constraints import answers
-from tip_exp.envs.deepplanning.split import no_tool_floor, read_split
+from tip_exp.envs.deepplanning.split import no_tool_baseline, read_split
 from tip_exp.types import Problem
 from tip_exp.utils.errors import DataError
-from tip_exp.utils.paths import conf_dir
 
 if TYPE_CHECKING:
     from tip_exp.config.schema import CalculatorConfig, TravelConfig
@@ -33,19 +30,19 @@ if TYPE_CHECKING:
 
 def load_calculator(config: CalculatorConfig) -> Dataset:
     """The first `num_problems` formulas of the configured stream."""
-    formulas = list(islice(calculator.stream(config.split, config.seed), config.num_problems))
+    formulas = list(islice(calculator.stream(config.split, DATA_SEED), config.num_problems))
     problems = [Problem(formula.id, formula.text, str(formula.value)) for formula in formulas]
     tasks = {formula.id: formula for formula in formulas}
     tools = ToolTasks(tasks, calculator.CalculatorEnvironment, no_tool_baseline=0.0)
-    return Dataset.generated(problems, f"calculator, seed {config.seed}", tools)
+    return Dataset.generated(problems, f"calculator, seed {DATA_SEED}", tools)
 
 
 def load_travel(config: TravelConfig) -> Dataset:
     """The tasks of the configured split, language by language, in the order of the query file."""
     root = _official(config) if config.world == "official" else _generated(config)
     tasks = [task for lang in config.langs for task in load_tasks(root, lang)]
-    if config.split_file is not None:
-        split = read_split(conf_dir() / config.split_file)
+    if config.world == "official":
+        split = read_split()
         task_ids = frozenset(split.train if config.split == "train" else split.test)
         tasks = [task for task in tasks if task.id in task_ids]
     tasks = tasks[: config.num_problems]
@@ -63,7 +60,7 @@ def load_travel(config: TravelConfig) -> Dataset:
     tasks_by_id = {problem.id: task for problem, task in zip(problems, tasks, strict=True)}
     text = json.dumps([[task.id, task.lang, task.query, task.meta] for task in tasks], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Dataset(problems, str(root), digest, ToolTasks(tasks_by_id, environment, no_tool_floor(tasks)))
+    return Dataset(problems, str(root), digest, ToolTasks(tasks_by_id, environment, no_tool_baseline(tasks)))
 
 
 def _problem(label: str, task: Task) -> Problem:
@@ -86,13 +83,10 @@ def _official(config: TravelConfig) -> Path:
 def _generated(config: TravelConfig) -> Path:
     """The folder of generated tasks and databases. Its name holds the settings and a hash of the generator's code."""
     assert config.num_problems is not None, "rules.py requires num_problems for generated tasks"
-    seed, count = f"{config.split}/{config.seed}", config.num_problems
-    sources = [Path(module.__file__ or "").read_bytes() for module in (errands, mini_world, mini_oracle, mini_files)]
+    seed, count = f"{config.split}/{DATA_SEED}", config.num_problems
+    sources = [Path(module.__file__ or "").read_bytes() for module in (errands, mini_files)]
     version = hashlib.sha256(b"".join(sources)).hexdigest()[:8]
     cache = Path(tempfile.gettempdir()) / f"tip_exp_{os.getuid()}"
     root = cache / f"{config.world}-{seed.replace('/', '-')}-{count}-{version}"
-    if config.world == "errands":
-        mini_files.write(root, errands.stream(seed, count))
-    else:
-        mini_files.write(root, (mini_world.make(number, seed) for number in range(count)))
+    mini_files.write(root, errands.stream(seed, count))
     return root

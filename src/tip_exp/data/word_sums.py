@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from tip_exp.data.dataset import Dataset
+from tip_exp.data.dataset import DATA_SEED, Dataset
 from tip_exp.types import Problem
 
 if TYPE_CHECKING:
@@ -28,13 +28,14 @@ LOSSES = ("gives", "loses", "sells", "uses")
 OPENERS = ("We start with {}.", "Start: {}.", "First there are {}.", "Begin at {}.")
 LINKS = ("Then", "Next", "So", "Now")
 MAX_TOTAL = 39
+MIN_STEPS, MAX_STEPS = 2, 5  # additions and subtractions in a problem; the embedded pair was trained on these
 SPLITS = ("train", "validation", "test")
 
 
 def load(config: WordSumsConfig) -> Dataset:
     """The first `num_problems` of the configured stream."""
-    problems = stream(config.split, config.seed, min_steps=config.min_steps, max_steps=config.max_steps)
-    return Dataset.generated(list(islice(problems, config.num_problems)), f"word_sums, seed {config.seed}")
+    problems = list(islice(stream(config.split, DATA_SEED), config.num_problems))
+    return Dataset.generated(problems, f"word_sums, seed {DATA_SEED}")
 
 
 def split_of(question: str) -> str:
@@ -49,13 +50,13 @@ def subtract_with_slip(total: int, n: int) -> int:
     return tens * 10 + abs(units - n)
 
 
-def _draw(rng: random.Random, min_steps: int, max_steps: int, slip: float) -> tuple[str, str, int]:
+def _draw(rng: random.Random, slip: float) -> tuple[str, str, int]:
     """Question, worked solution (wrong from the first slip on) and the right answer."""
     item = rng.choice(ITEMS)
     total = written = rng.randint(5, 25)  # the right total; the total in the worked solution
     question = [f"{rng.choice(NAMES)} has {total} {item}."]
     solution = [rng.choice(OPENERS).format(total)]
-    for _ in range(rng.randint(min_steps, max_steps)):
+    for _ in range(rng.randint(MIN_STEPS, MAX_STEPS)):
         n = rng.randint(2, 9)
         gain = rng.random() < 0.5
         gain = (gain and total + n <= MAX_TOTAL) or total - n < 0
@@ -74,14 +75,14 @@ def _draw(rng: random.Random, min_steps: int, max_steps: int, slip: float) -> tu
     return " ".join(question), " ".join(solution), total
 
 
-def stream(split: str, seed: int, *, min_steps: int = 2, max_steps: int = 5, slip: float = 0.0) -> Iterator[Problem]:
+def stream(split: str, seed: int, *, slip: float = 0.0) -> Iterator[Problem]:
     """Endless problems of one split, a function of the seed. `answer` is right whatever `slip` is."""
     if split not in SPLITS:
         raise ValueError(f"word_sums has the splits {', '.join(SPLITS)}; got {split!r}")
     rng = random.Random(f"word_sums/{split}/{seed}")
     number = 0
     while True:
-        question, solution, answer = _draw(rng, min_steps, max_steps, slip)
+        question, solution, answer = _draw(rng, slip)
         if split_of(question) == split:
             yield Problem(f"word_sums/{split}/{number}", question, str(answer), solution)
             number += 1

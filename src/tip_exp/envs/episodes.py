@@ -99,8 +99,6 @@ def _model_turn(sampler: Sampler, running: list[_Live], sampling: Sampling, limi
     A sampler takes one token limit a batch, the largest room of any episode; each turn is then truncated to its own.
     """
     max_tokens = max(episode.room for episode in running)
-    if limits.max_turn_tokens is not None:
-        max_tokens = min(max_tokens, limits.max_turn_tokens)
     prompts = [episode.ids for episode in running]
     rollouts = sampler.generate(prompts, replace(sampling, samples=1, max_tokens=max_tokens), seed)
     for episode, rollout in zip(running, rollouts, strict=True):

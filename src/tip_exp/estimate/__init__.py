@@ -1,4 +1,4 @@
-"""Memory and time before a run starts: a config in, GiB and seconds (and a dry run on shapes) out.
+"""Memory and time before a run starts: a config in; GiB, seconds and a dry run on shapes out.
 
 Imports models, losses, records, config, selector, types, utils. Imported by run and launch.
 """

@@ -1,4 +1,4 @@
-"""Is there memory for the run? Asked before any weight is read, of the device the learner will work on."""
+"""Refuse a run that does not fit into the free memory of its device, before any weight loads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.time import PROCESS, memory
+from tip_exp.estimate.memory import PROCESS, memory_gib
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.units import GIB
 
-# What lowers each part of the forecast.
+# Keys that lower each part of `memory_gib`.
 LOWERED_BY = {
     "teacher weights": "pair.teacher.dtype, pair.teacher.placement",
     "student weights": "pair.student.dtype",
@@ -23,19 +23,19 @@ LOWERED_BY = {
     "sampling engine": "rollout.vllm.gpu_memory_utilization, rollout.vllm.sleep_level",
 }
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-_SMALL = 0.05  # parts below this share of the whole are not worth a word
+_MIN_SHARE = 0.05  # the message leaves out smaller parts
 
 
 def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
-    """A ConfigError if the forecast is above what is free; says what is needed, what is there and what lowers it.
+    """Raise ConfigError if `memory_gib` is above the free memory; names need, supply and the keys that lower it.
 
-    The forecast is that of `tip-plan`, plus a vLLM engine that does not sleep while the learner works. Nothing is
-    checked where the system does not tell its free memory, or with ignore_memory=true.
+    A vLLM engine on CUDA that does not sleep while the learner works counts too. No check with ignore_memory=true, or
+    where the system does not report free memory.
     """
     free = free_gib(device)
     if config.ignore_memory or free is None:
         return
-    parts = {name: gib for name, gib in memory(config).items() if name != PROCESS}  # which is there by now
+    parts = {name: gib for name, gib in memory_gib(config).items() if name != PROCESS}  # already in use by now
     vllm = config.rollout.vllm
     if backend == "vllm" and device.type == "cuda" and vllm.sleep_level == 0:
         total = torch.cuda.get_device_properties(device).total_memory / GIB
@@ -43,17 +43,17 @@ def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
     needed = sum(parts.values())
     if needed <= free:
         return
-    large = {name: gib for name, gib in sorted(parts.items(), key=lambda part: -part[1]) if gib >= _SMALL * needed}
+    large = {name: gib for name, gib in sorted(parts.items(), key=lambda part: -part[1]) if gib >= _MIN_SHARE * needed}
     keys = dict.fromkeys(key for name in large for key in LOWERED_BY[name].split(", "))
     raise ConfigError(
         f"this run needs about {needed:.1f} GiB ({', '.join(f'{name} {gib:.1f}' for name, gib in large.items())}), but "
-        f"{device} has {free:.1f} GiB free. What lowers it: {', '.join(keys)}, or a smaller pair. "
-        "ignore_memory=true starts the run all the same"
+        f"{device} has {free:.1f} GiB free. Lower it with {', '.join(keys)}, or a smaller pair; "
+        "ignore_memory=true skips this check"
     )
 
 
 def free_gib(device: torch.device) -> float | None:
-    """Free memory of a CUDA device, else what the machine and this process's group still have (Linux), else None."""
+    """Free memory of a CUDA device; for a CPU that of the machine or the cgroup, whichever is less; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] / GIB
     if not _MEMINFO.exists():

@@ -41,9 +41,9 @@ def _task(raw: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
 def _dry_task(raw: DictConfig) -> None:
-    from tip_exp.estimate.dry_run import walk
+    from tip_exp.estimate.dry_run import dry_run
 
-    print("\n".join(walk(parse(raw, with_weights=False))))
+    print("\n".join(dry_run(parse(raw, with_weights=False))))
 
 
 def main() -> None:

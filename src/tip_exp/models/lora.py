@@ -1,13 +1,12 @@
-"""LoRA students: adapters inside the model are all that is trained; outside of this module weights are merged.
+"""LoRA students: only the adapters train; vLLM and checkpoints get merged weights under the plain model's names.
 
-W x + s B A x, with s = alpha / rank (Hu et al. 2021). The learner and transformers' sampling run the adapters as they
-are, so that what is sampled is what is scored, to the last bit; vLLM and checkpoints get W + s B A under plain names.
+W x + s B A x with s = alpha / rank (Hu et al. 2021). The learner and the hf sampler run the adapters unmerged, so
+sampling and scoring use the same numbers bit for bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,63 +14,48 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.errors import ConfigError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tip_exp.config.schema import LoraConfig
 
-FOLDER, WEIGHTS = "adapter", "adapter_model.safetensors"  # the second as peft names it
+FOLDER, WEIGHTS = "adapter", "adapter_model.safetensors"  # WEIGHTS: the file name that peft expects
 _ADAPTER = "default"
-_PREFIX = "base_model.model."  # of a parameter's name, as peft writes it
-
-
-@dataclass(frozen=True, slots=True)
-class _Adapted:
-    """One linear layer with its adapter."""
-
-    weight: Tensor  # (out, in), frozen
-    down: Tensor  # A: (rank, in)
-    up: Tensor  # B: (out, rank)
-    scale: float
-
-    def merged(self) -> Tensor:
-        """Summed in float32 or wider, rounded once."""
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        product = self.up.detach().to(wide) @ self.down.detach().to(wide)
-        return (self.weight.detach().to(wide) + self.scale * product).to(self.weight.dtype)
+_PREFIX = "base_model.model."  # PeftModel.from_pretrained expects it in stored names
 
 
 def attach(model: PreTrainedModel, settings: LoraConfig, base: str) -> None:
-    """Put adapters into `model`, in place: they alone are trainable, in float32, and change nothing yet (B is zero).
+    """Add adapters to `model` in place. They are float32, the only trainable parameters, and start at B = 0.
 
-    `base`: where the model is from, for whoever loads the adapter later.
+    `base`: path of the base model, stored in the adapter's config. Raises ConfigError for layers that cannot have one.
     """
     peft = _peft()
     outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if id(module) in outer}
-    if wrong := sorted(names & set(settings.target_modules if isinstance(settings.target_modules, list) else [])):
+    outer_names = {name.rpartition(".")[2] for name, module in model.named_modules() if id(module) in outer}
+    targets = settings.target_modules
+    if refused := sorted(outer_names & set(targets if isinstance(targets, list) else [])):
         raise ConfigError(
-            f"pair.student.lora.target_modules: {', '.join(wrong)} cannot have an adapter, for the loss is formed by "
-            "rows of the plain output head; name linear layers of the decoder"
+            f"pair.student.lora.target_modules: {', '.join(refused)} cannot have an adapter, because the loss uses the "
+            "plain embedding and output head; name linear layers of the decoder"
         )
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=settings.target_modules,
+        lora_dropout=0.0,  # rollouts, scores and gradients must see the same network
+        target_modules=targets,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
     )
     try:
         peft.inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
     except ValueError as error:
-        raise ConfigError(f"pair.student.lora.target_modules: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"pair.student.lora.target_modules: {first_line(error)}") from error
     for name, parameter in model.named_parameters():
-        trained = ".lora_" in name
-        parameter.requires_grad_(trained)
-        if trained:  # an update is below the resolution of 16 bits
+        is_adapter = ".lora_" in name
+        parameter.requires_grad_(is_adapter)
+        if is_adapter:  # an update is below the resolution of 16 bits
             parameter.data = parameter.data.float()
 
 
@@ -80,56 +64,53 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and values as the model without adapters would have them, one at a time; FSDP2's shards are gathered."""
+    """Names and values of the plain model's parameters, adapters merged, one at a time; FSDP2 shards are gathered."""
     adapted = {name: module for name, module in model.named_modules() if _is_adapted(module)}
     for name, parameter in model.named_parameters():
-        owner, _, rest = name.partition(".base_layer.")
-        if owner in adapted and rest:
-            value = _of(adapted[owner]).merged() if rest == "weight" else _whole(parameter)
-            yield f"{owner}.{rest}", value
+        layer, _, parameter_name = name.partition(".base_layer.")
+        if layer in adapted and parameter_name:
+            value = _merged_weight(adapted[layer]) if parameter_name == "weight" else _full(parameter)
+            yield f"{layer}.{parameter_name}", value
         elif ".lora_" not in name:
-            yield name, _whole(parameter)
+            yield name, _full(parameter)
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """The adapters as peft stores them: PeftModel.from_pretrained(base, folder) takes them."""
+    """Write the adapters for `load_adapter` and for PeftModel.from_pretrained(base, folder)."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: _whole(p).contiguous() for name, p in _stored(model)}, folder / WEIGHTS)
+    tensors = {_PREFIX + name: _full(value).contiguous() for name, value in _adapter_state(model).items()}
+    save_file(tensors, folder / WEIGHTS)
     config: Any = model.peft_config[_ADAPTER]  # pyright: ignore[reportIndexIssue, reportArgumentType, reportCallIssue]
     config.save_pretrained(folder)
 
 
-@torch.no_grad()
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Take adapters that `save_adapter` wrote, bit for bit; an error unless they are this model's."""
-    saved, own = load_file(folder / WEIGHTS), dict(_stored(model))
-    if saved.keys() != own.keys() or any(saved[name].shape != own[name].shape for name in own):
+    """Load adapters that `save_adapter` wrote, bit for bit; raises ConfigError if names or shapes differ."""
+    saved, current = load_file(folder / WEIGHTS), _adapter_state(model)
+    if {name: t.shape for name, t in saved.items()} != {_PREFIX + name: t.shape for name, t in current.items()}:
         raise ConfigError(f"{folder} holds adapters of other layers or another rank than pair.student.lora asks for")
-    for name, parameter in own.items():
-        parameter.copy_(saved[name])
+    _peft().set_peft_model_state_dict(model, saved, adapter_name=_ADAPTER)
 
 
-def _stored(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Adapter parameters under peft's stored names: without the adapter's own."""
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            yield _PREFIX + name.replace(f".{_ADAPTER}.", "."), parameter
+def _adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    # save_embedding_layers=False: "auto" would look the base model up on the hub
+    return _peft().get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
 
 
 def _is_adapted(module: nn.Module) -> bool:
     return hasattr(module, "base_layer") and hasattr(module, "lora_A")
 
 
-def _of(module: Any) -> _Adapted:
-    return _Adapted(
-        weight=_whole(module.base_layer.weight),
-        down=_whole(module.lora_A[_ADAPTER].weight),
-        up=_whole(module.lora_B[_ADAPTER].weight),
-        scale=float(module.scaling[_ADAPTER]),
-    )
+def _merged_weight(layer: Any) -> Tensor:
+    """W + s B A, (out, in), computed in float32 or wider and rounded once."""
+    weight = _full(layer.base_layer.weight)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    product = _full(layer.lora_B[_ADAPTER].weight).to(wide) @ _full(layer.lora_A[_ADAPTER].weight).to(wide)
+    return (weight.to(wide) + float(layer.scaling[_ADAPTER]) * product).to(weight.dtype)
 
 
-def _whole(parameter: Tensor) -> Tensor:
+def _full(parameter: Tensor) -> Tensor:
+    """The detached value; a DTensor is gathered."""
     value = parameter.detach()
     gather = getattr(value, "full_tensor", None)
     return gather() if gather is not None else value

@@ -1,4 +1,4 @@
-"""How a backbone is run: packed rows whose sequences do not see each other, layers that recompute activations."""
+"""Attention over packed rows, whose sequences do not attend to each other, and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ BY_SEQUENCE = "sdpa_by_sequence"
 
 
 def packed_inputs(module: PreTrainedModel, lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """What a backbone has to be told beside the tokens of one row in which sequences of `lengths` follow each other.
+    """Keyword arguments of a backbone for one row of packed sequences, beside the tokens.
 
-    Flash attention knows such rows; for scaled dot products `by_sequence` takes its place, for a mask of the whole row
-    would be quadratic in the row, and so would be the work.
+    Flash attention takes the boundaries itself. With sdpa the module is switched to `by_sequence`: a mask over the
+    whole row would cost memory and time quadratic in the row's length.
     """
-    ends = list(accumulate(lengths))
     position_ids = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
     if module.config._attn_implementation == "sdpa":
         AttentionInterface.register(BY_SEQUENCE, by_sequence)
-        AttentionMaskInterface.register(BY_SEQUENCE, sdpa_mask)  # for rows that are not packed
+        AttentionMaskInterface.register(BY_SEQUENCE, sdpa_mask)  # for padded rows
         module.set_attn_implementation(BY_SEQUENCE)
     if module.config._attn_implementation == BY_SEQUENCE:
-        unused = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)  # a ready mask: none is made
+        unused = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)  # a 4-D mask stops transformers making one
         return {"attention_mask": unused, "position_ids": position_ids, "sequence_lengths": lengths}
-    bounds = torch.tensor([0, *ends], dtype=torch.int32, device=device)
+    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
     varlen = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
     varlen |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
     return {"attention_mask": None, "position_ids": position_ids, **varlen}
@@ -48,29 +47,32 @@ def by_sequence(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each sequence of a packed row (1, heads, T, d) by itself; else what `sdpa` is."""
+    """Causal sdpa of each sequence of a packed row, (1, heads, T, d); plain sdpa without `sequence_lengths`."""
     if sequence_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    parts = zip(*(tensor.split(sequence_lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    found = [sdpa_attention_forward(module, q, k, v, _band(q, sliding_window), **options)[0] for q, k, v in parts]
-    return torch.cat(found, dim=1), None
+    sequences = zip(*(tensor.split(sequence_lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    outputs = [
+        sdpa_attention_forward(module, q, k, v, _window_mask(q, sliding_window), **options)[0] for q, k, v in sequences
+    ]
+    return torch.cat(outputs, dim=1), None
 
 
-def _band(query: Tensor, window: int | None) -> Tensor | None:
-    """The mask of a sliding window that is shorter than the sequence; None: plain causal attention."""
+def _window_mask(query: Tensor, window: int | None) -> Tensor | None:
+    """(1, 1, T, T) mask of a sliding window shorter than the sequence; None means plain causal attention."""
     length = query.shape[2]
     if window is None or length <= window:
         return None
-    at = torch.arange(length, device=query.device)
-    behind = at[:, None] - at[None, :]
-    return ((behind >= 0) & (behind < window))[None, None]
+    position = torch.arange(length, device=query.device)
+    distance = position[:, None] - position[None, :]
+    return ((distance >= 0) & (distance < window))[None, None]
 
 
 @contextmanager
 def activation_checkpointing(module: PreTrainedModel) -> Iterator[None]:
-    """Inside, the module's layers keep their inputs alone for backward.
+    """Inside the block each layer keeps only its input for backward and recomputes the rest.
 
-    transformers asks for training mode: the layers alone get it, what is in them (dropout) does not.
+    transformers checkpoints only layers in training mode, so the flag is set on the layers themselves and not on their
+    submodules, which stay in eval mode.
     """
     module.gradient_checkpointing_enable({"use_reentrant": False})
     layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]

@@ -1,8 +1,7 @@
-"""A loaded teacher/student pair: backbones, output heads, tokenizer and chat template."""
+"""The loaded pair: the shared tokenizer with its chat settings, and each model as backbone and output head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tip_exp.config.schema import ChatConfig, PrivilegedConfig
-from tip_exp.losses.embedding_grad import embedded, is_plain
+from tip_exp.losses.embedding_grad import embed, is_plain_embedding
 from tip_exp.losses.head import Head
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.packed_attention import packed_inputs
@@ -22,55 +21,63 @@ from tip_exp.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A causal language model taken apart where this project needs it: backbone to hidden states, head to logits."""
+    """A causal language model in two parts: backbone (ids to hidden states) and head (hidden states to logits)."""
 
     module: PreTrainedModel
     head: Head
 
-    def final_hidden(self, batch: MicroBatch) -> Float[Tensor, "n d"]:
-        """The hidden states that predict the batch's response tokens, after the final norm."""
+    def hidden(self, batch: MicroBatch) -> Float[Tensor, "n d"]:
+        """Hidden states after the final norm at the positions that predict the batch's N response tokens."""
         if batch.lengths is None:
-            positions = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
-            rows: dict[str, Any] = {"attention_mask": batch.attention_mask, "position_ids": positions}
+            position_ids = (batch.attention_mask.cumsum(1) - 1).clamp(min=0)
+            inputs: dict[str, Any] = {"attention_mask": batch.attention_mask, "position_ids": position_ids}
         else:
-            rows = packed_inputs(self.module, batch.lengths, batch.input_ids.device)
+            inputs = packed_inputs(self.module, batch.lengths, batch.input_ids.device)
         backbone: nn.Module = self.module.base_model
         embedding = self.module.get_input_embeddings()
-        if isinstance(embedding, nn.Embedding) and is_plain(embedding):
-            tokens = {"inputs_embeds": embedded(embedding, batch.input_ids)}
+        if isinstance(embedding, nn.Embedding) and is_plain_embedding(embedding):
+            inputs["inputs_embeds"] = embed(embedding, batch.input_ids)
         else:
-            tokens = {"input_ids": batch.input_ids}
-        output = backbone(**tokens, **rows, use_cache=False)
+            inputs["input_ids"] = batch.input_ids
+        output = backbone(**inputs, use_cache=False)
         return output.last_hidden_state[batch.rows, batch.columns]
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatTokenizer:
+    """The tokenizer that both models share, with the pair's chat settings; needs no weights."""
+
     tokenizer: PreTrainedTokenizerBase
-    teacher: Model
-    student: Model
+    vocab_size: int  # token ids that both models have logits for
     stop_ids: list[int]
     pad_id: int
     chat: ChatConfig
     privileged: PrivilegedConfig | None = None
-    placement: Placement = "resident"  # of the teacher
-    reload_teacher: Callable[[], PreTrainedModel] | None = None  # its module anew from its files; None: not known
 
     def decode(self, ids: list[int], *, with_special: bool = False) -> str:
         text = self.tokenizer.decode(ids, skip_special_tokens=not with_special)
         assert isinstance(text, str), "one sequence decodes to one text"
         return text
 
-    def privileged_ids(self, problem: Problem) -> list[int]:
-        """What the teacher alone reads before a response: the problem with its solution, in the same chat template."""
-        assert self.privileged is not None, "of a self pair"
-        return self.prompt_ids(render(self.privileged.template, problem))
-
     def prompt_ids(self, prompt: str, *, evaluating: bool = False) -> list[int]:
-        """The chat template's rendering of one user message, ready for the answer: both models' prompt."""
+        """One user message in the chat template, up to where the answer starts."""
         thinking = self.chat.eval_thinking if evaluating else self.chat.thinking
         messages = [] if self.chat.system is None else [{"role": "system", "content": self.chat.system}]
         messages.append({"role": "user", "content": prompt})
-        switch: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **switch)
+        options: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
         return self.tokenizer.encode(text, add_special_tokens=False)  # pyright: ignore[reportArgumentType]
+
+    def privileged_ids(self, problem: Problem) -> list[int]:
+        """The teacher's prompt in self-distillation: the problem with its solution, in the same chat template."""
+        assert self.privileged is not None, "only pairs with pair.privileged have such prompts"
+        return self.prompt_ids(render(self.privileged.template, problem))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair(ChatTokenizer):
+    """Teacher (frozen) and student with their shared tokenizer."""
+
+    teacher: Model
+    student: Model
+    placement: Placement = "resident"  # of the teacher

@@ -1,7 +1,7 @@
-"""What the teacher of a self pair reads: the student's response behind a prompt that holds the solution.
+"""Self-distillation: the teacher reads the student's response after a prompt that contains the solution.
 
-The two read other prompts and so other positions, but the same response ids: token n of a response is matched with
-token n of the same response, wherever batching has put either.
+Prompts and positions differ between the two models, but response ids are the same: token n of the teacher's response
+is token n of the student's, whichever micro-batches hold them.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ _FIELD = re.compile(r"\{(prompt|solution|answer)\}")
 
 
 def render(template: str, problem: Problem) -> str:
-    """The template with the problem's texts; in one pass, so that braces in those texts are left alone."""
+    """Fill {prompt}, {solution} and {answer} in one pass, so that braces in the problem's own texts stay."""
 
-    def text(match: re.Match[str]) -> str:
-        found: str = getattr(problem, match.group(1))
-        if not found:
+    def fill(match: re.Match[str]) -> str:
+        text: str = getattr(problem, match.group(1))
+        if not text:
             raise ConfigError(
                 f"pair.privileged.template asks for {match.group()}, but the problem {problem.id} has none; "
                 "use {answer}, or a data set with solutions"
             )
-        return found
+        return text
 
-    return _FIELD.sub(text, template)
+    return _FIELD.sub(fill, template)
 
 
-def behind(prompt: list[int], rollout: Rollout) -> Rollout:
-    """The rollout with another prompt: everything from the first token the student wrote stays."""
+def with_prompt(rollout: Rollout, prompt: list[int]) -> Rollout:
+    """The rollout with `prompt` in place of its own: everything from the first response token on stays."""
     start = rollout.response_mask.index(True)
     return Rollout(
         token_ids=prompt + rollout.token_ids[start:],
@@ -44,21 +44,24 @@ def behind(prompt: list[int], rollout: Rollout) -> Rollout:
     )
 
 
-def aligned(student: list[MicroBatch], teacher: list[MicroBatch], hidden: list[Tensor]) -> list[Tensor]:
-    """The teacher's hidden states, one tensor a batch of the teacher, in the order of the student's batches.
+def align_teacher_hidden(
+    student_batches: list[MicroBatch], teacher_batches: list[MicroBatch], teacher_hidden: list[Tensor]
+) -> list[Tensor]:
+    """Reorder teacher hidden states, one (N, D) tensor per teacher batch, to the tokens of the student's batches.
 
-    Both sides hold the same tokens, each known by its rollout and its place in the response.
+    Both lists of batches hold the same response tokens, identified by rollout and position in the response.
     """
-    ours, theirs = _keys(student), _keys(teacher)
-    place = torch.empty_like(ours)
-    place[ours.argsort()] = theirs.argsort()
-    ids = torch.cat([batch.token_ids for batch in teacher])[place]
-    assert ids.equal(torch.cat([batch.token_ids for batch in student])), "teacher and student read the same responses"
-    everything = torch.cat(hidden)
-    return list(everything[place.to(everything.device)].split([batch.num_tokens for batch in student]))
+    student_keys, teacher_keys = _token_keys(student_batches), _token_keys(teacher_batches)
+    order = torch.empty_like(student_keys)  # order[i]: index in the teacher's order of the student's token i
+    order[student_keys.argsort()] = teacher_keys.argsort()
+    teacher_ids = torch.cat([batch.token_ids for batch in teacher_batches])[order]
+    student_ids = torch.cat([batch.token_ids for batch in student_batches])
+    assert teacher_ids.equal(student_ids), "teacher and student read the same responses"
+    hidden = torch.cat(teacher_hidden)
+    return list(hidden[order.to(hidden.device)].split([batch.num_tokens for batch in student_batches]))
 
 
-def _keys(batches: list[MicroBatch]) -> Tensor:
-    """A number for each token that tells its rollout and its place in the response."""
+def _token_keys(batches: list[MicroBatch]) -> Tensor:
+    """One number per token, unique in the step: rollout in the upper 32 bits, position in the lower."""
     rollout, position = (torch.cat([getattr(b, name) for b in batches]).long() for name in ("rollout", "position"))
     return (rollout << 32) + position

@@ -13,7 +13,6 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | response_len, …_frac            | tokens of a response; truncated; without an answer                | tokens, frac  |
 | train/loss, grad_norm, lr       | mean divergence per kept token; before clipping; learning rate    | nats, -, -    |
 | train/skipped                   | 1 if no token was kept, so that the weights did not change        | 0 or 1        |
-| train/backbone_cut_frac         | share of tokens that the second pass left out                     | fraction      |
 | select/response_tokens, kept_…  | response tokens of a step; those the loss uses                    | tokens        |
 | select/kept_frac                | kept_tokens over response_tokens                                  | fraction      |
 | select/overlap_entropy          | Jaccard index with top entropy at the same retention              | fraction      |
@@ -44,7 +43,6 @@ GREEDY = "greedy"
 NO_TOOL_BASELINE = "no_tool_baseline"
 
 LOSS, GRAD_NORM, LR, SKIPPED = "train/loss", "train/grad_norm", "train/lr", "train/skipped"
-BACKBONE_CUT_FRAC = "train/backbone_cut_frac"
 
 RESPONSE_TOKENS, KEPT_TOKENS, KEPT_FRAC = "select/response_tokens", "select/kept_tokens", "select/kept_frac"
 OVERLAP_ENTROPY = "select/overlap_entropy"
@@ -53,6 +51,7 @@ RESPONSE_LEN, TRUNCATED_FRAC = "rollout/response_len", "rollout/truncated_frac"
 TOKENS_PER_S = "rollout/tokens_per_s"
 MISMATCH_MEAN, MISMATCH_P99, MISMATCH_MAX = (f"rollout/logprob_mismatch_{name}" for name in ("mean", "p99", "max"))
 
+QUADRANTS = ("q1", "q2", "q3", "q4")
 ENTROPY_NORM_MEAN = "score/entropy_norm_mean"
 
 
@@ -111,3 +110,14 @@ PROCESS_PEAK_GIB, RESERVED_PEAK_GIB, DEVICE_USED_PEAK_GIB = map(peak_gib, ("proc
 def of_stage(metrics: Mapping[str, Any], stage: str) -> dict[str, Any]:
     """{"eval/math500/greedy": 0.5, "train/loss": 2.0}, EVAL -> {"math500/greedy": 0.5}"""
     return {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}
+
+
+def format_accuracies(step: int, metrics: Mapping[str, float]) -> str:
+    """A line for the terminal: "step    20   word_sums/mean@4 50.3 %   word_sums/greedy 60.9 %   reverse KL 0.163"."""
+    parts = [f"step {step:>5}"]
+    accuracies = [name for name in metrics if standard_error_of(name) in metrics]
+    accuracies += [name for name in metrics if name.startswith(EVAL) and name.endswith(f"/{NO_TOOL_BASELINE}")]
+    parts += [f"{name.removeprefix(EVAL)} {100 * metrics[name]:.1f} %" for name in accuracies]
+    if (reverse_kl := metrics.get(score_mean("reverse_kl"))) is not None:
+        parts.append(f"reverse KL {reverse_kl:.3f}")
+    return "   ".join(parts)

@@ -42,10 +42,18 @@ class VllmSampler:
     """An engine that samples from `model`'s weights as they were at the last `sync`."""
 
     def __init__(
-        self, model: PreTrainedModel, *, stop_ids: list[int], settings: VllmConfig, dtype: str, max_model_len: int
+        self,
+        model: PreTrainedModel,
+        *,
+        stop_ids: list[int],
+        settings: VllmConfig,
+        dtype: str,
+        max_model_len: int,
+        max_num_seqs: int,
     ) -> None:
         """`max_model_len`: the most tokens of a prompt with its response, unless the settings name another number."""
         self.model, self.stop_ids, self.settings, self.dtype = model, stop_ids, settings, dtype
+        self.max_num_seqs = max_num_seqs
         self.max_model_len = settings.max_model_len or max_model_len
         self.on_cpu = model.device.type == "cpu"
         # Tensors reach a worker by reference where it lives in this process, else through a file in shared memory.
@@ -99,8 +107,6 @@ class VllmSampler:
     def engine_options(self, folder: str) -> dict[str, Any]:
         """What vLLM's `LLM` is built with; `rollout.vllm.engine_args` has the last word."""
         settings = self.settings
-        eager = self.on_cpu if settings.enforce_eager is None else settings.enforce_eager
-        kv_mib = settings.kv_cache_memory_mib
         options: dict[str, Any] = {
             "model": folder,
             "skip_tokenizer_init": True,
@@ -108,18 +114,17 @@ class VllmSampler:
             "generation_config": "vllm",  # none of the model's own sampling defaults
             "dtype": self.dtype,
             "max_model_len": self.max_model_len,
-            "max_num_seqs": settings.max_num_seqs,
+            "max_num_seqs": self.max_num_seqs,
             "tensor_parallel_size": settings.tensor_parallel_size,
             "gpu_memory_utilization": settings.gpu_memory_utilization,
-            "kv_cache_memory_bytes": None if kv_mib is None else kv_mib * 2**20,
-            "enforce_eager": eager,
+            "enforce_eager": self.on_cpu,  # CUDA graphs and compilation on a GPU
             "enable_sleep_mode": self.sleep_level > 0,
             "logprobs_mode": "raw_logprobs",  # of temperature 1, before top-p and top-k
             "worker_extension_cls": f"{WeightSync.__module__}.{WeightSync.__name__}",
         }
         if self.on_cpu:
             # Without a size vLLM looks at the memory of NUMA node 0 alone and may refuse to start.
-            options["kv_cache_memory_bytes"] = options["kv_cache_memory_bytes"] or self._kv_cache_bytes()
+            options["kv_cache_memory_bytes"] = self._kv_cache_bytes()
             # A seeded request whose prompt is prefilled in chunks kills the engine on a CPU.
             options["enable_chunked_prefill"] = False
             options["max_num_batched_tokens"] = max(_CPU_BATCHED_TOKENS, self.max_model_len)
@@ -154,7 +159,7 @@ class VllmSampler:
             if self.restarts:
                 raise EngineDiedError(
                     f"the vLLM engine died again after a restart ({first_line(error)}); the same command goes on from "
-                    "the last checkpoint. If memory is short: rollout.vllm.max_num_seqs, gpu_memory_utilization"
+                    "the last checkpoint. If memory is short: rollout.batch_size, rollout.vllm.gpu_memory_utilization"
                 ) from error
             log.warning("the vLLM engine died (%s); starting it again with the current weights", first_line(error))
             print(f"\nthe vLLM engine died ({first_line(error)}); starting it again", file=sys.stderr)
@@ -231,7 +236,7 @@ class VllmSampler:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         per_token = 2 * config.num_hidden_layers * heads * width * getattr(torch, self.dtype).itemsize
-        tokens = self.settings.max_num_seqs * (-(-self.max_model_len // _CPU_BLOCK) + 1) * _CPU_BLOCK
+        tokens = self.max_num_seqs * (-(-self.max_model_len // _CPU_BLOCK) + 1) * _CPU_BLOCK
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return min(per_token * tokens, memory // 4)
 

@@ -1,0 +1,92 @@
+"""Peak memory of the learner's process from a config alone: a closed form that needs neither torch nor weights.
+
+`tip-plan` (many runs, no torch) and the start-up check use it. `tip-exp --dry` counts activations on fake tensors
+instead and takes the rest from here. Bytes over all GPUs, responses at full length, P parameters of w bytes each:
+
+    process        Python and torch
+    weights        P w of teacher and student
+    gradients      P w of the student; AdamW twice that. With LoRA: of the float32 adapters only.
+    activations    Per token and layer: w (4 I + 4 Q + T) + (2 w + 4) (2 H + [Q + K]), with MLP width I, query and
+                   key widths Q and K over all heads, T tokens per sequence (the mask), hidden size H; [] only with
+                   query and key norms. It is what autograd keeps for a Llama or Qwen with sdpa and float32 norms.
+    hidden states  The teacher's at all response tokens of a step, and the student's with several micro-batches.
+    logits         tile_mib (fused), or two rows of the vocabulary per kept token (materialized).
+
+The KV cache of a sampling engine is not included.
+"""
+
+from __future__ import annotations
+
+from tip_exp.config.schema import LoraConfig, RunConfig
+from tip_exp.estimate.shapes import ModelShape, shape_of
+from tip_exp.utils.units import GIB, MIB
+
+BYTES = {"float32": 4, "bfloat16": 2}
+PROCESS = "Python and torch"
+PROCESS_GIB = 0.4  # resident after import, measured
+
+
+def memory_gib(config: RunConfig, activations: float | None = None) -> dict[str, float]:
+    """GiB at the peak by purpose; their sum is the peak. A run with mode=eval holds weights only.
+
+    `activations`: bytes, if they were counted; None: the closed form.
+    """
+    pair, learner = config.pair, config.learner
+    teacher, student = (shape_of(model.path, model.revision) for model in (pair.teacher, pair.student))
+    teacher_width, student_width = BYTES[pair.teacher.dtype], BYTES[pair.student.dtype]
+    parts = {
+        "teacher weights": teacher.parameters * teacher_width,
+        "student weights": student.parameters * student_width,
+    }
+    if config.mode == "train":
+        rollouts = learner.prompts_per_step * learner.samples_per_prompt
+        step_tokens = rollouts * (config.data.max_prompt_tokens + config.data.max_response_tokens)
+        trained = parts["student weights"]
+        if pair.student.lora is not None:
+            trained = adapter_parameters(student, pair.student.lora) * BYTES["float32"]
+            parts["student weights"] += trained
+        parts["gradients"], parts["AdamW"] = trained, 2 * trained
+        parts["activations"] = activation_bytes(config, student) if activations is None else activations
+        several_batches = step_tokens > learner.micro_batch_tokens
+        hidden = teacher.hidden * teacher_width + (student.hidden * student_width if several_batches else 0)
+        parts["hidden states"] = rollouts * config.data.max_response_tokens * hidden
+        parts["logits"] = learner.tile_mib * MIB
+        if learner.loss_backend == "materialized":
+            kept = min(learner.micro_batch_tokens, step_tokens) * config.selector.retention
+            parts["logits"] = 2 * 4 * kept * student.vocab_size
+        if pair.teacher.placement == "offload" and config.device != "cpu":
+            # The backbone is in host memory while these three are on the device: only the larger side counts.
+            backbone = (teacher.parameters - teacher.vocab_size * teacher.hidden) * teacher_width
+            parts["teacher weights"] -= min(backbone, sum(parts[n] for n in ("gradients", "activations", "logits")))
+    return {PROCESS: PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
+
+
+def activation_bytes(config: RunConfig, student: ModelShape) -> float:
+    """Bytes kept for the backward pass of the largest micro-batch."""
+    learner, width = config.learner, BYTES[config.pair.student.dtype]
+    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    tokens = min(learner.micro_batch_tokens, learner.prompts_per_step * learner.samples_per_prompt * longest)
+    layer = layer_activation_bytes(student, width, 0 if learner.packing else longest)
+    if learner.activation_checkpointing:  # the input of every layer, and all of the one that is recomputed
+        return tokens * (student.layers * student.hidden * width + layer)
+    return tokens * student.layers * layer
+
+
+def layer_activation_bytes(model: ModelShape, width: int, mask_length: int) -> float:
+    """Bytes kept for the backward pass of one token in one layer.
+
+    `width`: bytes per weight. `mask_length`: tokens per sequence, or 0 without a mask (packed rows).
+    """
+    normed = 2 * model.hidden + (model.query + model.key if model.qk_norm else 0)
+    # Query, key, value and output; with a mask, sdpa repeats keys and values to the number of query heads.
+    attention = 4 * model.query + mask_length if mask_length else 2 * model.query + 2 * model.key
+    return width * (4 * model.intermediate + attention) + (2 * width + 4) * normed
+
+
+def adapter_parameters(model: ModelShape, lora: LoraConfig) -> float:
+    """rank x (inputs + outputs), summed over all linear layers that have an adapter."""
+    hidden, query, key, intermediate = model.hidden, model.query, model.key, model.intermediate
+    sides = {"q_proj": hidden + query, "k_proj": hidden + key, "v_proj": hidden + key, "o_proj": query + hidden}
+    sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + intermediate)
+    names = list(sides) if lora.target_modules == "all-linear" else lora.target_modules
+    return model.layers * lora.rank * sum(sides.get(name, hidden + intermediate) for name in names)
