@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tip_exp.config.schema import TOOL_TASKS, DatasetConfig, RunConfig, TableConfig, TravelConfig
-from tip_exp.selector.scores import UNBUDGETED, UNIT_INTERVAL, reads
+from tip_exp.selector.scores import UNBUDGETED, UNIT_INTERVAL, required_stats
 from tip_exp.utils.paths import SHIPPED, resolve_model
 
 
@@ -52,7 +52,7 @@ def _selector_rules(config: RunConfig) -> Iterator[str]:
         )
     if selector.score in UNIT_INTERVAL and selector.normalizer == "none":
         yield f"selector.score={selector.score} needs statistics in [0, 1]: selector.normalizer must not be none"
-    for statistic in sorted(set(selector.clip) - reads(selector.score)):
+    for statistic in sorted(set(selector.clip) - required_stats(selector.score)):
         yield f"selector.clip.{statistic} has no effect: selector.score={selector.score} does not read {statistic}"
     if selector.order == "sample" and selector.normalizer == "rank":
         yield (

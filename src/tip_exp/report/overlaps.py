@@ -40,9 +40,9 @@ def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Ove
     for name, config in arms.items():
         settings = {key: value for key, value in config["selector"].items() if key != "label"}
         selector = Selector(**settings, quadrants=Quadrants(**config["quadrants"]))
-        if not selector.reads <= statistics.keys():
+        if not selector.required_stats <= statistics.keys():
             return None
-        kept[name] = selector(statistics, tokens, torch.Generator().manual_seed(0)).kept
+        kept[name] = selector(statistics, tokens, torch.Generator().manual_seed(0)).kept_mask
     return Overlaps(
         statistics={name: values.tolist() for name, values in statistics.items()},
         tokens=[token for row in rows for token in row["tokens"]],
