@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ def in_float64(pair: Pair) -> Pair:
     """The pair in float64, so that sums in another order agree to many digits."""
     teacher, student = copy.deepcopy(pair.teacher.module).double(), copy.deepcopy(pair.student.module).double()
     models = [Model(module, make_head(module, 406)) for module in (teacher, student)]
-    return Pair(pair.tokenizer, models[0], models[1], pair.stop_ids, pair.pad_id, pair.chat)
+    return replace(pair, teacher=models[0], student=models[1])
 
 
 def sample_rollouts(pair: Pair) -> list[Rollout]:

@@ -165,7 +165,7 @@ def test_the_teachers_longer_prompt_has_to_fit_its_positions(compose_run: Compos
     with pytest.raises(
         ConfigError, match=r"pair\.privileged\.max_tokens \+ data\.max_response_tokens = 572, but the teac"
     ):
-        check_context(compose_run("pair=self", "pair.privileged.max_tokens=500").pair, 128, 72)
+        check_context(compose_run("pair=self", "pair.privileged.max_tokens=500"), 200)
 
 
 def test_a_run_of_a_few_steps_end_to_end(compose_run: Compose, tmp_path: Path) -> None:

@@ -15,16 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tip_exp.selector.scores import (
-    SCORES,
-    STATISTICS,
-    Group,
-    Normalizer,
-    Order,
-    Rounding,
-    Scope,
-    required_stats,
-)
+from tip_exp.selector.scores import SCORES, STATISTICS, Group, Normalizer, Order, Rounding, Scope, required_stats
 
 
 @dataclass(frozen=True, slots=True)
