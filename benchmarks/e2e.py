@@ -18,6 +18,7 @@ import torch
 from benchmarks import measuring, tiny
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.learner import Learner, learning_rate
+from tip_exp.learner.teacher import Teacher
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
 
@@ -100,11 +101,12 @@ def train(pair: Pair, settings: LearnerConfig, prompts: list[str], retention: fl
     """The loop of a run, without its evaluations, files and logs."""
     sampler = tiny.sampler_of(pair)
     learner = Learner(pair, tiny.selector(retention), settings, seed=seed, meter=Meter(torch.device("cpu")))
+    teacher = Teacher(pair, settings, learner.meter)
     for step in range(1, settings.num_steps + 1):
         start = (step - 1) * settings.prompts_per_step
         ids = [pair.prompt_ids(prompt) for prompt in prompts[start : start + settings.prompts_per_step]]
         rollouts = sampler.generate(ids, tiny.training_sampling(), seed * 1_000_003 + step)
-        learner.step(rollouts, step)
+        learner.step(step, rollouts, teacher.hidden(rollouts))
         sampler.sync()
 
 

@@ -21,6 +21,7 @@ from benchmarks import measuring, tiny
 from benchmarks.implementations import TRL_BEST_TILE, TRL_DEFAULT_TILE, trl_divergence
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.learner import Learner
+from tip_exp.learner.teacher import Teacher
 from tip_exp.losses import BACKENDS
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.fused import LossAndGrad
@@ -111,10 +112,11 @@ def measure(
 def step_cost(
     learner: Learner, settings: LearnerConfig, implementation: str, retention: float, rollouts: list[Rollout]
 ) -> measuring.Cost:
-    learner.settings = settings.model_copy(update={"loss_backend": implementation})
+    learner.config = settings.model_copy(update={"loss_backend": implementation})
     learner.selector = tiny.selector(retention)
     learner.optimizer.zero_grad(set_to_none=True)
-    return measuring.cost_of(lambda: learner.step(rollouts, step=10))[0]
+    teacher = Teacher(learner.pair, learner.config, learner.meter)
+    return measuring.cost_of(lambda: learner.step(10, rollouts, teacher.hidden(rollouts)))[0]
 
 
 def random_pair(layers: int) -> Pair:

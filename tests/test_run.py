@@ -10,12 +10,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tip_exp.build import pick_threads, training_set
 from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
 from tip_exp.models.load import load_pair
 from tip_exp.records.folder import RunFolder
-from tip_exp.run import pick_threads, render_prompts, run
+from tip_exp.run import run
+from tip_exp.run_eval import run_eval
 from tip_exp.utils.io import read_rows
 
 Run = Callable[..., RunConfig]
@@ -57,7 +59,7 @@ def test_confident_and_right_tokens_teach_nothing(tmp_path: Path, compose_run: R
 def test_evaluation_alone_leaves_a_result_for_the_same_table(tmp_path: Path, compose_run: Run) -> None:
     folder = RunFolder(tmp_path)
     small = "eval.benchmarks.word_sums.num_problems=40"
-    run(compose_run("experiment=evaluate", "logger=files", "eval.samples=1", small), folder)
+    run_eval(compose_run("experiment=evaluate", "logger=files", "eval.samples=1", small), folder)
     (row,) = read_rows(folder.metrics)
     result = json.loads(folder.result.read_text())
     assert result["final"] == result["start"] and result["totals"]["steps"] == 0
@@ -69,12 +71,12 @@ def test_evaluation_alone_leaves_a_result_for_the_same_table(tmp_path: Path, com
 def test_prompts_that_are_too_long_are_left_out_or_refused(compose_run: Run) -> None:
     config = compose_run("data.max_prompt_tokens=30")
     pair = load_pair(config.pair, torch.device("cpu"))
-    everything = load_data(config.data.train)
-    problems, prompts = render_prompts(config, pair, everything)
-    assert 0 < len(problems) == len(prompts) < config.data.train.num_problems
-    assert max(map(len, prompts)) <= 30
+    dataset = load_data(config.data.train)
+    train = training_set(config, pair, dataset)
+    assert 0 < len(train.problems) == len(train.prompts) < config.data.train.num_problems
+    assert max(map(len, train.prompts)) <= 30
     with pytest.raises(ValueError, match=r"data\.max_prompt_tokens=5 leaves no prompt: the shortest has"):
-        render_prompts(compose_run("data.max_prompt_tokens=5"), pair, everything)
+        training_set(compose_run("data.max_prompt_tokens=5"), pair, dataset)
 
 
 def test_a_run_can_be_replayed_from_its_own_config(tmp_path: Path, compose_run: Run) -> None:
@@ -88,6 +90,6 @@ def test_small_models_run_on_one_thread_unless_told(compose_run: Run, monkeypatc
     pair = load_pair(compose_run().pair, torch.device("cpu"))
     assert pick_threads(None, pair) == 1
     assert pick_threads(3, pair) == 3
-    monkeypatch.setattr("tip_exp.run.TOO_SMALL_TO_SHARE", 1000)
+    monkeypatch.setattr("tip_exp.build.SINGLE_THREAD_PARAMETERS", 1000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert pick_threads(None, pair) == 7

@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.helpers import train_step
 from transformers import PreTrainedTokenizerBase
 
+from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.envs.base import Call, Start
 from tip_exp.envs.chat import Chat, ChatError
@@ -18,7 +20,6 @@ from tip_exp.envs.scripted import ScriptedSampler
 from tip_exp.learner.learner import Learner
 from tip_exp.models.pair import Model, Pair
 from tip_exp.records.meter import Meter
-from tip_exp.run import make_selector
 from tip_exp.types import Rollout, Sampling
 
 MakeLimits = Callable[..., Limits]
@@ -142,7 +143,7 @@ def test_teacher_and_student_read_the_same_ids(
     learner = Learner(
         tiny_pair, make_selector(tiny_config), tiny_config.learner, seed=0, meter=Meter(torch.device("cpu"))
     )
-    report = learner.step(rollouts, 1)
+    report = train_step(learner, rollouts)
     teacher, student = seen[id(tiny_pair.teacher)], seen[id(tiny_pair.student)]
     assert torch.equal(torch.cat(teacher), torch.cat(student))
     # statistics and selection cover generated tokens alone: 50 % of each rollout's, rounded down

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tip_exp import run
+from tip_exp import build
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate import memory_check
 from tip_exp.estimate.memory import PROCESS, memory_gib
 from tip_exp.estimate.memory_check import check_memory, free_gib
 from tip_exp.records.folder import RunFolder
+from tip_exp.run import run
+from tip_exp.run_eval import run_eval
 from tip_exp.utils.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
@@ -85,8 +87,8 @@ def test_memory_is_checked_before_weights_load(
     def never(*_args, **_kwargs) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(run, "load_pair", never)
+    monkeypatch.setattr(build, "load_pair", never)
     with_free(monkeypatch, 1e-4)
-    for mode in ("train", "eval"):
+    for mode, function in (("train", run), ("eval", run_eval)):
         with pytest.raises(ConfigError, match="this run needs about"):
-            run.run(compose_run(f"mode={mode}"), RunFolder(tmp_path))
+            function(compose_run(f"mode={mode}"), RunFolder(tmp_path))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import resource
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tip_exp.learner import checkpoint
@@ -80,14 +77,3 @@ def test_what_a_crash_left_half_written_is_overwritten(tmp_path: Path, tiny_pair
     (tmp_path / ".writing_00001" / "old").write_text("half")
     save(tmp_path, tiny_pair, 1)
     assert not (tmp_path / "step_00001" / "old").exists()
-
-
-def test_random_states_come_back() -> None:
-    def draw() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-    states = checkpoint.random_states()
-    first = draw()
-    assert draw() != first
-    checkpoint.restore_random_states(states)
-    assert draw() == first

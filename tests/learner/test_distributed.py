@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.learner.test_learner import doubled, gradients, make, sampled
+from tests.helpers import gradients_of_step, in_float64, make_learner, sample_rollouts
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.distributed import Ranks
@@ -27,9 +27,11 @@ def test_one_process_is_the_identity() -> None:
 @pytest.mark.parametrize("score", ["soft_or", "random"])
 def test_two_ranks_make_the_step_of_one(tmp_path: Path, tiny_pair: Pair, tiny_config: RunConfig, score: str) -> None:
     """Population and selection span both ranks; five rollouts against three, so that nothing is even."""
-    rollouts = sampled(tiny_pair)
+    rollouts = sample_rollouts(tiny_pair)
     settings = {"grad_clip": 1e9, "lr": 1e-30}
-    whole, metrics = gradients(make(doubled(tiny_pair), tiny_config.learner, score, 0.2, **settings), rollouts)
+    expected, expected_report = gradients_of_step(
+        make_learner(in_float64(tiny_pair), tiny_config.learner, score, 0.2, **settings), rollouts
+    )
     job = {
         "rollouts": [rollouts[:5], rollouts[5:]],
         "config": tiny_config.model_dump(),
@@ -51,11 +53,11 @@ def test_two_ranks_make_the_step_of_one(tmp_path: Path, tiny_pair: Pair, tiny_co
     ]
     assert [child.wait(timeout=200) for child in children] == [0, 0]
     for rank in (0, 1):
-        found, told = torch.load(tmp_path / f"out{rank}")
-        assert told["select/kept_tokens"] == metrics["select/kept_tokens"]
-        assert told["train/loss"] == pytest.approx(metrics["train/loss"], rel=1e-9)
-        for name, gradient in whole.items():
-            assert float((found[name] - gradient).norm() / gradient.norm()) < 1e-5, name
+        gradients, metrics = torch.load(tmp_path / f"out{rank}")
+        for metric in ("select/kept_tokens", "train/loss"):
+            assert metrics[metric] == pytest.approx(expected_report.metrics[metric], rel=1e-9)
+        for name, gradient in expected.items():
+            assert float((gradients[name] - gradient).norm() / gradient.norm()) < 1e-5, name
 
 
 def one_rank(folder: Path) -> None:
@@ -67,9 +69,10 @@ def one_rank(folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     job = pickle.loads((folder / "job").read_bytes())
     config = RunConfig.model_validate(job["config"])
-    pair = doubled(load_pair(config.pair, torch.device("cpu")))
-    learner = make(pair, config.learner, job["score"], 0.2, **job["set"])
-    torch.save(gradients(learner, job["rollouts"][rank]), folder / f"out{rank}")
+    pair = in_float64(load_pair(config.pair, torch.device("cpu")))
+    learner = make_learner(pair, config.learner, job["score"], 0.2, **job["set"])
+    gradients, report = gradients_of_step(learner, job["rollouts"][rank])
+    torch.save((gradients, report.metrics), folder / f"out{rank}")
     dist.destroy_process_group()
 
 

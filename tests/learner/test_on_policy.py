@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tests.helpers import train_step
 
+from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.on_policy import (
-    MAX,
-    MEAN,
-    P99,
     MismatchLimits,
     SyncError,
     check_logprob_mismatch,
@@ -23,8 +22,8 @@ from tip_exp.learner.on_policy import (
 from tip_exp.learner.on_policy import sampler_logprobs as lined_up
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
+from tip_exp.records.metrics import MISMATCH_MAX, MISMATCH_MEAN, MISMATCH_P99
 from tip_exp.rollout.hf import HfSampler
-from tip_exp.run import make_selector
 from tip_exp.types import Rollout, Sampling
 
 QUESTIONS = [f"Tom has {n} pens. He finds {n % 7 + 2}. He gives {n % 5 + 1}. How many pens?" for n in range(8, 16)]
@@ -42,7 +41,9 @@ def test_metrics() -> None:
     gap = torch.arange(200, dtype=torch.float64) / 100
     found = mismatch_metrics(-1 - gap, torch.full((200,), -1.0, dtype=torch.float64))
     assert (
-        found[MEAN] == pytest.approx(0.995) and found[P99] == pytest.approx(1.97) and found[MAX] == pytest.approx(1.99)
+        found[MISMATCH_MEAN] == pytest.approx(0.995)
+        and found[MISMATCH_P99] == pytest.approx(1.97)
+        and found[MISMATCH_MAX] == pytest.approx(1.99)
     )
 
 
@@ -53,9 +54,9 @@ def test_metrics() -> None:
 def test_limits(mean: float, largest: float, stops: bool) -> None:
     limits = MismatchLimits(mean=0.05, max=0.5)
     if not stops:
-        return check_logprob_mismatch({MEAN: mean, MAX: largest}, limits, step=3)
+        return check_logprob_mismatch({MISMATCH_MEAN: mean, MISMATCH_MAX: largest}, limits, step=3)
     with pytest.raises(SyncError, match="step 3: sampler and learner disagree"):
-        check_logprob_mismatch({MEAN: mean, MAX: largest}, limits, step=3)
+        check_logprob_mismatch({MISMATCH_MEAN: mean, MISMATCH_MAX: largest}, limits, step=3)
 
 
 def test_the_coarsest_type_sets_the_limits_unless_they_are_given() -> None:
@@ -79,9 +80,9 @@ def test_hf_rollouts_pass_and_no_statistic_is_forced_on_the_selector(
     prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
     rollouts = sampler.generate(prompts, Sampling(1, 1.0, 1.0, 0, 72), seed=0)
     learner = Learner(tiny_pair, make_selector(config), settings, seed=0, meter=Meter(torch.device("cpu")))
-    report = learner.step(rollouts, step=1)
-    assert 0 < report.metrics[MEAN] <= report.metrics[P99] <= report.metrics[MAX] < 2e-4
+    report = train_step(learner, rollouts)
+    assert 0 < report.metrics[MISMATCH_MEAN] <= report.metrics[MISMATCH_P99] <= report.metrics[MISMATCH_MAX] < 2e-4
     assert set(report.statistics) == measured
-    stale = learner.step(rollouts, step=2).metrics  # the same rollouts, after an update
+    stale = train_step(learner, rollouts, 2).metrics  # the same rollouts, after an update
     with pytest.raises(SyncError):
         check_logprob_mismatch(stale, limits_for("float32"), step=2)

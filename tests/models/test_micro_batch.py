@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tip_exp.models.micro_batch import micro_batches, truncate
+from tip_exp.models.micro_batch import micro_batches
 from tip_exp.types import Rollout
 
 
@@ -71,26 +69,6 @@ def test_packing_is_first_fit_longest_first() -> None:
         (9, 3),
         (2, 6, 4),
     ]  # longest first: 9; 6; 4 beside 6; 3 beside 9; 2 beside 6, 4
-
-
-@pytest.mark.parametrize("packing", [False, True])
-def test_truncation_keeps_what_the_kept_tokens_need(packing: bool) -> None:
-    """Rollouts of 5, 4 and 6 tokens. Kept: response token 1 of the first, none of the second, token 4 of the third.
-
-    Position 1 of the first predicts its token, so 2 positions stay; position 4 of the third, so 5 stay.
-    """
-    (batch,) = micro_batches([rollout_of(5), rollout_of(4), rollout_of(6)], 100, pad_id=0, packing=packing)
-    kept = torch.zeros(batch.num_tokens, dtype=torch.bool)
-    kept[[1, 4 + 3 + 4]] = True
-    part = truncate(batch, kept)
-    assert part.lengths == ((2, 5) if packing else None)
-    assert tuple(part.input_ids.shape) == ((1, 7) if packing else (2, 5))
-    assert part.rollout.tolist() == [0, 2] and part.position.tolist() == [1, 4]
-    assert part.rows.tolist() == ([0, 0] if packing else [0, 1])
-    assert part.columns.tolist() == ([1, 6] if packing else [1, 4])
-    assert truncate(batch, torch.ones_like(kept)).num_positions == (
-        12 if packing else 15
-    )  # the last state predicts nothing
 
 
 def test_rollouts_of_similar_length_share_a_batch() -> None:

@@ -20,10 +20,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tip_exp import build
 from tip_exp.config.schema import ChatConfig, RunConfig
 from tip_exp.models.load import check_context, load_pair, load_tokenizer, make_head, shared_vocab
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
+from tip_exp.records.folder import RunFolder
+from tip_exp.run import run
+from tip_exp.run_eval import run_eval
 from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import resolve_model
@@ -154,6 +158,18 @@ def test_more_tokens_than_positions_are_refused(
     with pytest.raises(ConfigError) as caught:
         check_context(compose_run(*overrides), longest_eval)
     assert message in str(caught.value)
+
+
+def test_context_is_checked_before_weights_load(
+    compose_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_args, **_kwargs) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(build, "load_pair", never)
+    for mode, function in (("train", run), ("eval", run_eval)):
+        with pytest.raises(ConfigError, match=r"the longest evaluation prompt \+ eval\.max_tokens = 5\d\d, but the"):
+            function(compose_run(f"mode={mode}", "eval.max_tokens=480"), RunFolder(tmp_path))
 
 
 def test_all_positions_may_be_used(compose_run: Callable[..., RunConfig]) -> None:

@@ -1,4 +1,4 @@
-"""Packing, truncation and checkpointing change neither hidden states nor gradients of a sequence."""
+"""Packing and checkpointing change neither hidden states nor gradients of a sequence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3MLP
 
 from tip_exp.models.load import make_head
-from tip_exp.models.micro_batch import MicroBatch, micro_batches, truncate
+from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.packed_attention import BY_SEQUENCE, activation_checkpointing
 from tip_exp.models.pair import Model
 from tip_exp.types import Rollout
@@ -49,12 +49,11 @@ def hidden_grads(batch: MicroBatch) -> Tensor:
     return torch.sin(seeds.double())
 
 
-def run(model: Model, batch: MicroBatch, kept_mask: Tensor | None = None) -> tuple[dict[tuple[int, int], Tensor], dict]:
-    """Hidden states by (rollout, position), and parameter gradients for `hidden_grads` at the kept tokens."""
+def run(model: Model, batch: MicroBatch) -> tuple[dict[tuple[int, int], Tensor], dict]:
+    """Hidden states by (rollout, position), and parameter gradients for `hidden_grads`."""
     model.module.zero_grad()
     hidden = model.hidden(batch)
-    kept_mask = torch.ones(batch.num_tokens, dtype=torch.bool) if kept_mask is None else kept_mask
-    (hidden * hidden_grads(batch))[kept_mask].sum().backward()
+    (hidden * hidden_grads(batch)).sum().backward()
     states = {(int(r), int(p)): h for r, p, h in zip(batch.rollout, batch.position, hidden.detach(), strict=True)}
     return states, gradients_of(model)
 
@@ -95,21 +94,6 @@ def test_packed_sequences_are_computed_as_if_alone(kind: str, step: list[Rollout
             torch.testing.assert_close(states[i, j], state, **CLOSE)
     expected = summed(alone)
     assert_close({name: grads[name] for name in expected}, expected)
-
-
-@pytest.mark.parametrize("packing", [False, True])
-@settings(max_examples=12)
-@given(step=st.lists(rollouts(), min_size=1, max_size=5), data=st.data())
-def test_truncation_changes_no_state_and_no_gradient(packing: bool, step: list[Rollout], data: st.DataObject) -> None:
-    (batch,) = micro_batches([*step, NON_EMPTY], 1000, 0, packing=packing)
-    kept = torch.tensor(data.draw(st.lists(st.booleans(), min_size=batch.num_tokens, max_size=batch.num_tokens)))
-    kept[data.draw(st.integers(0, batch.num_tokens - 1))] = True
-    states, grads = run(MODELS["full"], batch, kept)
-    part = truncate(batch, kept)
-    assert part.num_positions <= batch.num_positions and part.num_tokens == int(kept.sum())
-    truncated_states, truncated_grads = run(MODELS["full"], part)
-    assert_close(truncated_states, {key: states[key] for key in truncated_states})
-    assert_close(truncated_grads, grads)
 
 
 def test_a_module_switched_to_packing_still_takes_padded_rows_and_generates() -> None:

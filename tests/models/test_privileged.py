@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.helpers import train_step
 from torch import Tensor
 
+from tip_exp.build import make_selector, training_set
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.learner.learner import Learner
+from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import load_pair
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
@@ -20,7 +24,7 @@ from tip_exp.models.privileged import align_teacher_hidden, render, with_prompt
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.rollout.hf import HfSampler
-from tip_exp.run import make_selector, render_prompts, run, teacher_reads, training_prompts
+from tip_exp.run import run
 from tip_exp.types import Problem, Rollout, Sampling
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import read_rows
@@ -40,12 +44,12 @@ def pair(config: RunConfig) -> Pair:
 
 
 def step_of(config: RunConfig, pair: Pair) -> tuple[list[Problem], list[Rollout], list[Rollout]]:
-    """Four problems, two rollouts each, and the same rollouts with the teacher's prompts."""
+    """Two rollouts of each of four problems: their problems, the rollouts, and these with the teacher's prompts."""
     problems = load(config.data.train).problems[:4]
     sampler = HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=8)
     rollouts = sampler.generate([pair.prompt_ids(p.prompt) for p in problems], Sampling(2, 1.0, 1.0, 0, 24), seed=0)
-    reads = teacher_reads(pair, problems, rollouts)
-    assert reads is not None
+    problems = [problem for problem in problems for _ in range(2)]
+    reads = [with_prompt(rollout, pair.privileged_ids(p)) for p, rollout in zip(problems, rollouts, strict=True)]
     return problems, rollouts, reads
 
 
@@ -68,16 +72,17 @@ def test_another_prompt_leaves_the_response_unchanged() -> None:
 def test_the_teacher_reads_the_solution_and_the_student_never_does(config: RunConfig, pair: Pair) -> None:
     problems, rollouts, reads = step_of(config, pair)
     for i, (rollout, read) in enumerate(zip(rollouts, reads, strict=True)):
-        problem = problems[i // 2]
+        problem = problems[i]
         steps = problem.solution.rsplit(" ", 1)[0]
         start = rollout.response_mask.index(True)
         assert rollout.token_ids[:start] == pair.prompt_ids(problem.prompt)
         assert steps not in pair.decode(rollout.token_ids[:start])
         assert steps in pair.decode(read.token_ids[: read.response_mask.index(True)])
         assert read.response_ids == rollout.response_ids
-    shown = training_prompts(pair, problems[0], pair.prompt_ids(problems[0].prompt))
-    assert problems[0].solution in pair.decode(shown["teacher"])
-    assert problems[0].solution not in pair.decode(shown["training"])
+    train = training_set(config, pair, load(config.data.train))
+    first, prompts = train.problems[0], train.first_prompts(pair)
+    assert first.solution in pair.decode(prompts["teacher"])
+    assert first.solution not in pair.decode(prompts["training"])
 
 
 @pytest.mark.parametrize("budget", [100_000, 500, 330])
@@ -107,14 +112,13 @@ def test_different_responses_fail_an_assertion(config: RunConfig, pair: Pair) ->
 
 
 def test_the_teacher_is_a_frozen_copy_of_the_initial_weights(config: RunConfig, pair: Pair) -> None:
-    _, rollouts, reads = step_of(config, pair)
+    problems, rollouts, _ = step_of(config, pair)
     before = {name: value.clone() for name, value in pair.teacher.module.state_dict().items()}
     learner = Learner(pair, make_selector(config), config.learner, seed=0, meter=Meter(torch.device("cpu")))
-    equal = learner.step(
-        rollouts, 1, teacher_reads=rollouts
-    )  # with the student's own prompts there is nothing to learn
+    no_solution = replace(pair, privileged=None)  # teacher and student then read the same prompt: nothing to learn
+    equal = learner.step(1, rollouts, Teacher(no_solution, config.learner, learner.meter).hidden(rollouts))
     assert equal.metrics["score/reverse_kl_mean"] == pytest.approx(0.0, abs=1e-6)
-    privileged = learner.step(rollouts, 2, teacher_reads=reads)
+    privileged = train_step(learner, rollouts, 2, problems)
     assert privileged.metrics["score/reverse_kl_mean"] > 0.01
     assert all(value.equal(before[name]) for name, value in pair.teacher.module.state_dict().items())
     assert not all(value.equal(before[name]) for name, value in pair.student.module.state_dict().items())
@@ -132,10 +136,10 @@ def test_problems_whose_privileged_prompt_is_too_long_are_left_out(config: RunCo
         changed = config.pair.model_copy(update={"privileged": privileged.model_copy(update={"max_tokens": limit})})
         return load_pair(changed, torch.device("cpu"))
 
-    problems, _ = render_prompts(config, limited(middle), train)
+    problems = training_set(config, limited(middle), train).problems
     assert len(problems) == sum(length <= middle for length in lengths) < len(train.problems)
     with pytest.raises(ConfigError, match=r"pair\.privileged\.max_tokens=3 leaves no problem"):
-        render_prompts(config, limited(3), train)
+        training_set(config, limited(3), train)
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tip_exp.build import training_set
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.models.load import shared_vocab
 from tip_exp.models.pair import Pair
-from tip_exp.run import render_prompts
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 FOLDER = Path(os.environ.get("TIP_EXP_QWEN3_TOKENIZER", SHARED / "qwen3_tokenizer"))
@@ -84,7 +84,8 @@ def test_the_papers_pair_does_not_think(qwen: Pair) -> None:
 def test_every_training_prompt_of_dapo_renders_and_fits(qwen: Pair, compose_run: Callable[..., RunConfig]) -> None:
     config = compose_run("experiment=tip_qwen3", f"data.root={DAPO.parent}")
     train = load(config.data.train)
-    problems, prompts = render_prompts(config, qwen, train)
+    fitting = training_set(config, qwen, train)
+    problems, prompts = fitting.problems, fitting.prompts
     assert len(train.problems) == 13_918 and len(problems) >= 13_900
     assert max(map(len, prompts)) <= config.data.max_prompt_tokens
     for problem, ids in list(zip(problems, prompts, strict=True))[::500]:

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.learner.test_learner import make
 from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.learner.teacher import Teacher
 from tip_exp.models.pair import Pair
 from tip_exp.models.teacher_offload import TeacherOffloader
+from tip_exp.records.meter import Meter
 
 GPU = torch.device("cuda")
 
@@ -60,9 +61,9 @@ def test_the_backbone_leaves_the_device_after_an_error(tiny_pair: Pair, host: se
 
 
 def test_on_a_cpu_offload_is_resident_and_says_so(tiny_pair: Pair, tiny_config: RunConfig) -> None:
-    learner = make(replace(tiny_pair, placement="offload"), tiny_config.learner)
+    teacher = Teacher(replace(tiny_pair, placement="offload"), tiny_config.learner, Meter(torch.device("cpu")))
     weights = [p.data_ptr() for p in tiny_pair.teacher.module.parameters()]
-    with learner.teacher.on_device():
+    with teacher.offloader.on_device():
         pass
     assert [p.data_ptr() for p in tiny_pair.teacher.module.parameters()] == weights
-    assert "the teacher stays resident" in str(learner.teacher)
+    assert "the teacher stays resident" in str(teacher.offloader)

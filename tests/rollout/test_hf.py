@@ -35,11 +35,11 @@ def test_samples_are_prompt_major_and_keep_their_prompts(tiny_pair: Pair) -> Non
 
 def test_a_seed_gives_the_same_rollouts_again(tiny_pair: Pair) -> None:
     prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
-    first, again, other = (
+    first, again, other_seed = (
         sampler(tiny_pair).generate(prompts, Sampling(2, 1.0, 1.0, 0, 72), seed=s) for s in (1, 1, 2)
     )
     assert first == again
-    assert [r.token_ids for r in first] != [r.token_ids for r in other]
+    assert [r.token_ids for r in first] != [r.token_ids for r in other_seed]
 
 
 def test_logprobs_equal_those_of_a_forward_pass(tiny_pair: Pair) -> None:

@@ -8,20 +8,22 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from tests.helpers import train_step
 from torch import Tensor
 
+from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.learner.learner import Learner
-from tip_exp.learner.on_policy import MAX, SyncError, check_logprob_mismatch, limits_for
+from tip_exp.learner.on_policy import SyncError, check_logprob_mismatch, limits_for
 from tip_exp.models.load import load_pair
 from tip_exp.models.lora import merged_tensors
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
+from tip_exp.records.metrics import MISMATCH_MAX
 from tip_exp.rollout import vllm_worker
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.vllm import EngineDiedError, VllmSampler, request_seed
-from tip_exp.run import make_selector
 from tip_exp.types import Rollout, Sampling
 
 pytestmark = [
@@ -81,9 +83,10 @@ def mismatch_of(pair: Pair, config: RunConfig, rollouts: list[Rollout], score: s
     """The largest log-prob mismatch of a training step, after the run's own check; the step changes no weight."""
     tiny = config.learner.model_copy(update={"lr": 1e-30, "weight_decay": 0.0})
     selector = make_selector(config)
-    metrics = Learner(pair, selector, tiny, seed=0, meter=Meter(torch.device("cpu"))).step(rollouts, step=1).metrics
+    learner = Learner(pair, selector, tiny, seed=0, meter=Meter(torch.device("cpu")))
+    metrics = train_step(learner, rollouts).metrics
     check_logprob_mismatch(metrics, LIMITS, step=1)
-    return metrics[MAX]
+    return metrics[MISMATCH_MAX]
 
 
 def test_greedy_is_that_of_transformers(engine: VllmSampler, pair: Pair, prompts: list[list[int]]) -> None:
@@ -118,8 +121,8 @@ def test_a_response_depends_on_seed_and_index_and_not_on_the_batch(
     assert [r.token_ids for r in whole] == [r.token_ids for r in again]
     part = engine.generate(prompts[:3], SAMPLED, seed=5)
     assert [r.token_ids for r in part] == [r.token_ids for r in whole[:6]]
-    other = engine.generate(prompts, SAMPLED, seed=6)
-    assert [r.token_ids for r in other] != [r.token_ids for r in whole]
+    other_seed = engine.generate(prompts, SAMPLED, seed=6)
+    assert [r.token_ids for r in other_seed] != [r.token_ids for r in whole]
     same = engine.generate([prompts[0]] * 8, SAMPLED, seed=5)  # 16 draws for one prompt are not 16 copies
     assert len({tuple(r.token_ids) for r in same}) > 4
 

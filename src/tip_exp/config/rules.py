@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tip_exp.config.schema import TOOL_TASKS, DatasetConfig, PrivilegedConfig, RunConfig, TravelConfig, WordSumsConfig
 from tip_exp.selector.scores import UNBUDGETED, UNIT_INTERVAL, reads
-from tip_exp.utils.paths import SHIPPED, conf_dir, resolve_model
+from tip_exp.utils.paths import SHIPPED, resolve_model
 
 
 def broken_rules(config: RunConfig) -> Iterator[str]:
@@ -148,8 +148,6 @@ def _broken_travel(key: str, dataset: TravelConfig) -> Iterator[str]:
     if dataset.world == "official":
         if dataset.root is None or not Path(dataset.root).expanduser().is_dir():
             yield f"{key}: the official queries and databases are read from data.root, a folder; got {dataset.root}"
-        if dataset.split_file is None or not (conf_dir() / dataset.split_file).is_file():
-            yield f"{key}.split_file: a file of ids in {conf_dir()}; got {dataset.split_file}"
         return
     if dataset.num_problems is None:
         yield f"{key}.num_problems: world={dataset.world} is generated, so it needs the number of tasks"

@@ -174,9 +174,8 @@ class TravelConfig(_Strict):
     kind: Literal["travel"]
     label: FileName
     split: Split
-    world: Literal["official", "trips", "errands"]
+    world: Literal["official", "errands"]
     root: str | None
-    split_file: str | None
     langs: Annotated[list[Literal["en", "zh"]], Field(min_length=1)]
     num_problems: Count | None
     seed: CountOrZero

@@ -18,14 +18,11 @@ from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks
 from tip_exp.envs.deepplanning.environment import TravelEnvironment
 from tip_exp.envs.deepplanning.mini import errands
 from tip_exp.envs.deepplanning.mini import files as mini_files
-from tip_exp.envs.deepplanning.mini import oracle as mini_oracle
-from tip_exp.envs.deepplanning.mini import trips as mini_world
 from tip_exp.envs.deepplanning.prompts import compact_prompt, official_prompt
 from tip_exp.envs.deepplanning.score.constraints import answers
-from tip_exp.envs.deepplanning.split import no_tool_floor, read_split
+from tip_exp.envs.deepplanning.split import no_tool_baseline, read_split
 from tip_exp.types import Problem
 from tip_exp.utils.errors import DataError
-from tip_exp.utils.paths import conf_dir
 
 if TYPE_CHECKING:
     from tip_exp.config.schema import CalculatorConfig, TravelConfig
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
 def load_calculator(dataset: CalculatorConfig) -> Dataset:
     formulas = list(islice(calculator.stream(dataset.split, dataset.seed), dataset.num_problems))
     problems = [Problem(f"{f.id}", f.text, str(f.value)) for f in formulas]
-    tools = ToolTasks({f.id: f for f in formulas}, calculator.CalculatorEnvironment, floor=0.0)
+    tools = ToolTasks({f.id: f for f in formulas}, calculator.CalculatorEnvironment, no_tool_baseline=0.0)
     text = "\n".join(f"{p.prompt}\t{p.answer}" for p in problems)
     return Dataset(problems, f"calculator, seed {dataset.seed}", hashlib.sha256(text.encode()).hexdigest(), tools)
 
@@ -43,8 +40,8 @@ def load_travel(dataset: TravelConfig) -> Dataset:
     """The tasks of the configured split, in the order of the query file, one language after the other."""
     root = _official(dataset) if dataset.world == "official" else _generated(dataset)
     tasks = [task for lang in dataset.langs for task in load_tasks(root, lang)]
-    if dataset.split_file is not None:
-        split = read_split(conf_dir() / dataset.split_file)
+    if dataset.world == "official":
+        split = read_split()
         wanted = frozenset(split.train if dataset.split == "train" else split.test)
         tasks = [task for task in tasks if task.id in wanted]
     tasks = tasks[: dataset.num_problems]
@@ -62,7 +59,7 @@ def load_travel(dataset: TravelConfig) -> Dataset:
     named = {problem.id: task for problem, task in zip(problems, tasks, strict=True)}
     text = json.dumps([[task.id, task.lang, task.query, task.meta] for task in tasks], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Dataset(problems, str(root), digest, ToolTasks(named, environment, no_tool_floor(tasks)))
+    return Dataset(problems, str(root), digest, ToolTasks(named, environment, no_tool_baseline(tasks)))
 
 
 def _problem(label: str, task: Task) -> Problem:
@@ -86,12 +83,9 @@ def _generated(dataset: TravelConfig) -> Path:
     """The folder of a generated world; made once for each of its settings, and again if the generator changes."""
     assert dataset.num_problems is not None, "the config asks how many tasks to generate"
     seed, count = f"{dataset.split}/{dataset.seed}", dataset.num_problems
-    sources = [Path(module.__file__ or "").read_bytes() for module in (errands, mini_world, mini_oracle, mini_files)]
+    sources = [Path(module.__file__ or "").read_bytes() for module in (errands, mini_files)]
     version = hashlib.sha256(b"".join(sources)).hexdigest()[:8]
     cache = Path(tempfile.gettempdir()) / f"tip_exp_{os.getuid()}"
     root = cache / f"{dataset.world}-{seed.replace('/', '-')}-{count}-{version}"
-    if dataset.world == "errands":
-        mini_files.write(root, errands.stream(seed, count))
-    else:
-        mini_files.write(root, (mini_world.make(number, seed) for number in range(count)))
+    mini_files.write(root, errands.stream(seed, count))
     return root

@@ -51,12 +51,12 @@ class Environment(Protocol[T_contra]):
 class ToolTasks:
     """The tasks by problem id, and what plays them.
 
-    `floor` is the mean of the main score that needs no tool call: with it every result has to be compared.
+    `no_tool_baseline` is the mean main score that needs no tool call; results are to be compared with it.
     """
 
     tasks: dict[str, Any]
     make_environment: Callable[[], Environment[Any]]
-    floor: float
+    no_tool_baseline: float
 
     def start(self, problem_id: str) -> Start:
         """What the model reads first."""

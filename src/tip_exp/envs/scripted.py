@@ -1,4 +1,4 @@
-"""A sampler that plays by a script instead of a model: for lessons, for floors and ceilings, and for tests."""
+"""A sampler that plays by a script instead of a model: for lessons, for reference scores, and for tests."""
 
 from __future__ import annotations
 

@@ -23,11 +23,11 @@ def evaluate_episodes(
     k = sampling.samples
     rows = [episode_row(loaded.problems[i // k].id, i % k, one) for i, one in enumerate(player.last)]
     by_task = [player.last[i : i + k] for i in range(0, len(player.last), k)]
-    return rows, summarize_episodes(by_task, loaded.tools.floor)
+    return rows, summarize_episodes(by_task, loaded.tools.no_tool_baseline)
 
 
-def summarize_episodes(episodes: list[list[Episode]], floor: float) -> dict[str, float]:
-    """mean@k of the environment's main score (the paper's Avg@k) with its standard error over tasks, best@k, floor.
+def summarize_episodes(episodes: list[list[Episode]], no_tool_baseline: float) -> dict[str, float]:
+    """mean@k of the environment's main score (the paper's Avg@k) with its standard error over tasks, best@k, baseline.
 
     best@k is the true maximum, best@k_bootstrap what verl reports under that name. Needs two tasks.
     """
@@ -41,7 +41,7 @@ def summarize_episodes(episodes: list[list[Episode]], floor: float) -> dict[str,
         f"mean@{k}_se": stdev(means) / len(means) ** 0.5,
         f"best@{k}": best_at_k(scores),
         f"best@{k}_bootstrap": best_at_k_bootstrap(scores),
-        "floor": floor,
+        "no_tool_baseline": no_tool_baseline,
         "response_len": mean(one.rollout.num_response_tokens for one in flat),
         "truncated_frac": mean(float(one.rollout.truncated) for one in flat),
     }

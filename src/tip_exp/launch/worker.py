@@ -70,8 +70,10 @@ def main() -> None:
 
     def body() -> None:
         from tip_exp.run import run
+        from tip_exp.run_eval import run_eval
 
-        run(load(folder.config), folder)
+        config = load(folder.config)
+        (run_eval if config.mode == "eval" else run)(config, folder)
 
     as_worker(folder, body)
 

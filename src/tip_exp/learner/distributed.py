@@ -1,6 +1,6 @@
 """Several processes that share a step: each holds some of its rollouts, together they make one selection and gradient.
 
-With one process everything here is the identity, so there is no second code path.
+With one process every operation is the identity, so there is no second code path.
 """
 
 from __future__ import annotations
@@ -11,35 +11,62 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tip_exp.models.micro_batch import MicroBatch
+from tip_exp.selector.selector import Tokens
+
 
 class Ranks:
-    """The process group, if torch.distributed was initialised, else this process alone."""
+    """The default process group if torch.distributed is initialised, else this process alone."""
 
     def __init__(self) -> None:
-        several = dist.is_available() and dist.is_initialized()
-        self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
+        initialized = dist.is_available() and dist.is_initialized()
+        self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if initialized else (1, 0)
 
-    def counts(self, mine: int, device: torch.device) -> list[int]:
-        """The number that each rank gives."""
+    def counts(self, count: int, device: torch.device) -> list[int]:
+        """The `count` of each rank, in rank order."""
         if self.size == 1:
-            return [mine]
-        every = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(self.size)]
-        dist.all_gather(every, torch.tensor([mine], device=device))
-        return [int(one) for one in every]
+            return [count]
+        gathered = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(self.size)]
+        dist.all_gather(gathered, torch.tensor([count], device=device))
+        return [int(tensor) for tensor in gathered]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Rows of all ranks, in rank order; each may bring another number of them."""
+        """Rows of all ranks, concatenated in rank order; the ranks may differ in their number of rows."""
         if self.size == 1:
             return rows
         counts = self.counts(len(rows), rows.device)
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
-        every = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(every, padded)
-        return torch.cat([one[:count] for one, count in zip(every, counts, strict=True)])
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded)
+        return torch.cat([tensor[:count] for tensor, count in zip(gathered, counts, strict=True)])
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each tensor by its sum over the ranks; all ranks must give the same shapes in the same order."""
+        """Replace each tensor by its sum over the ranks; all ranks pass the same shapes in the same order."""
         if self.size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
+
+
+def response_tokens(batches: list[MicroBatch]) -> Tokens:
+    """Rollout, micro-batch and position of every response token of this rank, in the order of the micro-batches."""
+    return Tokens(
+        rollout=torch.cat([batch.rollout for batch in batches]),
+        micro_batch=torch.cat([torch.full_like(batch.rollout, i) for i, batch in enumerate(batches)]),
+        position=torch.cat([batch.position for batch in batches]),
+    )
+
+
+def gather_tokens(ranks: Ranks, batches: list[MicroBatch], num_rollouts: int) -> tuple[Tokens, slice]:
+    """Tokens of all ranks, numbered as one process would number them, and the slice of them that is this rank's."""
+    tokens = response_tokens(batches)
+    first_rollout, first_batch, first_token = (
+        sum(ranks.counts(count, tokens.rollout.device)[: ranks.rank])
+        for count in (num_rollouts, len(batches), len(tokens))
+    )
+    gathered = Tokens(
+        rollout=ranks.gather(tokens.rollout + first_rollout),
+        micro_batch=ranks.gather(tokens.micro_batch + first_batch),
+        position=ranks.gather(tokens.position),
+    )
+    return gathered, slice(first_token, first_token + len(tokens))

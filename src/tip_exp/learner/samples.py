@@ -1,43 +1,73 @@
-"""Rollouts with every token's numbers, for reading: what samples.jsonl holds."""
+"""Rows of samples.jsonl: some rollouts of a step with the numbers of every token."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tip_exp.learner.learner import StepReport, TopTokens
-from tip_exp.models.pair import Pair
+from tip_exp.learner.learner import StepReport
+from tip_exp.learner.teacher import Teacher, split
+from tip_exp.losses.token_stats import top_tokens
 from tip_exp.types import Problem, Rollout
+from tip_exp.utils.units import MIB
+
+NUM_TOP_TOKENS = 5  # most likely next tokens of each model, at each position
+
+
+@dataclass(frozen=True, slots=True)
+class TopTokens:
+    """Both models' most likely next tokens, [["=", 0.98], ["+", 0.01], …] at each position of each rollout."""
+
+    student: list[list[list[list[Any]]]]
+    teacher: list[list[list[list[Any]]]]
+
+
+@torch.no_grad()
+def measure_top_tokens(teacher: Teacher, shown: list[tuple[Rollout, Problem]]) -> TopTokens:
+    """Run both models on some rollouts of a step, before its update."""
+    rollouts, problems = [rollout for rollout, _ in shown], [problem for _, problem in shown]
+    pair, tile_bytes = teacher.pair, teacher.config.tile_mib * MIB
+    batches = split(rollouts, pair, teacher.config)
+    rollout = torch.cat([batch.rollout for batch in batches])
+
+    def texts(hidden_states: list[Tensor], head: Any) -> list[list[list[list[Any]]]]:
+        ids, probabilities = top_tokens(torch.cat(hidden_states), head, NUM_TOP_TOKENS, tile_bytes)
+        rows = [_as_text(pair.decode, *row) for row in zip(ids.tolist(), probabilities.tolist(), strict=True)]
+        return [[rows[n] for n in (rollout == i).nonzero().squeeze(-1).tolist()] for i in range(len(rollouts))]
+
+    return TopTokens(
+        student=texts([pair.student.hidden(batch) for batch in batches], pair.student.head),
+        teacher=texts(list(teacher.hidden(rollouts, problems)), pair.teacher.head),
+    )
 
 
 def sample_rows(
-    pair: Pair, problems: list[Problem], rollouts: list[Rollout], report: StepReport, count: int
+    teacher: Teacher, shown: list[tuple[Rollout, Problem]], report: StepReport, top: TopTokens
 ) -> Iterator[dict[str, Any]]:
-    """A row for each of the first `count` rollouts (problems[i] is rollouts[i]'s): tokens as text, numbers as lists."""
-    for index, (problem, rollout) in enumerate(zip(problems[:count], rollouts[:count], strict=True)):
-        mine = (report.tokens.rollout == index).nonzero().squeeze(-1)
-        of_shown = report.tokens.rollout[report.tokens.rollout < count]  # likeliest has those rows alone
-        shown = (of_shown == index).nonzero().squeeze(-1)
+    """A row for each of the first rollouts of a step: tokens as text, numbers as lists."""
+    for index, (rollout, problem) in enumerate(shown):
+        rows = (report.tokens.rollout == index).nonzero().squeeze(-1)
         yield {
             "problem_id": problem.id,
             "prompt": problem.prompt,
             "answer": problem.answer,
             "finish": rollout.finish,
-            "tokens": [pair.decode([token], with_special=True) for token in rollout.response_ids],
-            "kept": report.selection.kept[mine].tolist(),
-            "score": _rounded(report.selection.score[mine].tolist()),
-            **{name: _rounded(values[mine].tolist()) for name, values in report.statistics.items()},
-            **{f"{name}_top": _as_text(pair, top, shown) for name, top in report.likeliest.items()},
+            "tokens": [teacher.pair.decode([token], with_special=True) for token in rollout.response_ids],
+            "kept": report.selection.kept[rows].tolist(),
+            "score": _rounded(report.selection.score[rows].tolist()),
+            **{name: _rounded(values[rows].tolist()) for name, values in report.statistics.items()},
+            "student_top": top.student[index],
+            "teacher_top": top.teacher[index],
         }
 
 
-def _as_text(pair: Pair, top: TopTokens, rows: Tensor) -> list[list[list[Any]]]:
-    """Per position [["=", 0.98], ["+", 0.01], …]."""
+def _as_text(decode: Any, ids: list[int], probabilities: list[float]) -> list[list[Any]]:
     return [
-        [[pair.decode([token], with_special=True), float(f"{p:.3g}")] for token, p in zip(ids, shares, strict=True)]
-        for ids, shares in zip(top.ids[rows].tolist(), top.probabilities[rows].tolist(), strict=True)
+        [decode([token], with_special=True), float(f"{p:.3g}")] for token, p in zip(ids, probabilities, strict=True)
     ]
 
 

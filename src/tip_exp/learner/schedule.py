@@ -1,4 +1,4 @@
-"""The learning rate of every step."""
+"""Learning rate schedule."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import math
 from tip_exp.config.schema import LearnerConfig
 
 
-def learning_rate(step: int, settings: LearnerConfig) -> float:
-    """Linear warm-up, then constant, linear or half a cosine to `final_lr_frac` at the last step (steps from 1)."""
-    if step <= settings.warmup_steps:
-        return settings.lr * step / settings.warmup_steps
-    if settings.schedule == "constant":
-        return settings.lr
-    progress = (step - settings.warmup_steps) / max(1, settings.num_steps - settings.warmup_steps)
-    left = 1 - progress if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return settings.lr * (settings.final_lr_frac + (1 - settings.final_lr_frac) * left)
+def learning_rate(step: int, config: LearnerConfig) -> float:
+    """Learning rate of step `step` (from 1): linear warm-up, then constant, linear or cosine decay.
+
+    Decay ends at `final_lr_frac` x lr at the last step.
+    """
+    if step <= config.warmup_steps:
+        return config.lr * step / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+    remaining = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr * (config.final_lr_frac + (1 - config.final_lr_frac) * remaining)

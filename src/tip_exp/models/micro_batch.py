@@ -66,40 +66,6 @@ def micro_batches(
     return [collate([rollouts[i] for i in sorted(g)], torch.tensor(sorted(g)), pad_id) for g in groups]
 
 
-def truncate(batch: MicroBatch, kept_mask: Tensor) -> MicroBatch:
-    """The smallest micro-batch with the same hidden states and gradients at the kept tokens; `kept_mask`: (N,) bool.
-
-    Attention is causal, so positions after the one that predicts a sequence's last kept token are dropped, and so are
-    sequences without a kept token. At least one token must be kept. The result lists the kept tokens only.
-    """
-    rows, columns = batch.rows[kept_mask], batch.columns[kept_mask]
-    device, width = batch.input_ids.device, batch.input_ids.shape[1]
-    if batch.lengths is None:
-        last = torch.full((len(batch.input_ids),), -1, device=device).scatter_reduce(0, rows, columns, "amax")
-        used, longest = last >= 0, int(last.max()) + 1
-        new_row, new_column = used.cumsum(0) - 1, torch.arange(width, device=device)
-        input_ids = batch.input_ids[used, :longest]
-        attention_mask, lengths = batch.attention_mask[used, :longest], None
-    else:
-        sizes = torch.tensor(batch.lengths, device=device)
-        sequence = torch.arange(len(sizes), device=device).repeat_interleave(sizes)  # (T,)
-        last = torch.full_like(sizes, -1).scatter_reduce(0, sequence[columns], columns, "amax")
-        used = torch.arange(width, device=device) <= last[sequence]
-        new_row, new_column = torch.zeros(1, dtype=torch.long, device=device), used.cumsum(0) - 1
-        input_ids, attention_mask = batch.input_ids[:, used], batch.attention_mask[:, used]
-        lengths = tuple(n for n in sequence[used].bincount(minlength=len(sizes)).tolist() if n)
-    return MicroBatch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        rows=new_row[rows],
-        columns=new_column[columns],
-        token_ids=batch.token_ids[kept_mask],
-        rollout=batch.rollout[kept_mask],
-        position=batch.position[kept_mask],
-        lengths=lengths,
-    )
-
-
 def _pad(rollouts: list[Rollout], indices: Tensor, pad_id: int) -> MicroBatch:
     """`indices`: (B,) of the rollouts in the step."""
     width = max(len(rollout.token_ids) for rollout in rollouts)

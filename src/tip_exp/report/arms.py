@@ -94,7 +94,7 @@ def _run_row(record: RunRecord, benchmark: str) -> dict[str, Any]:
         "state": "done" if result else "unfinished",
         "outcomes": record.outcomes.get(benchmark),
     }
-    row |= dict.fromkeys([*ACCURACIES, *(f"{name}_se" for name in ACCURACIES), *COSTS, "floor"], math.nan)
+    row |= dict.fromkeys([*ACCURACIES, *(f"{name}_se" for name in ACCURACIES), *COSTS, "no_tool_baseline"], math.nan)
     if result is None:
         return row | {"hardware": None, "git_revision": None}
     k = config["eval"]["samples"]
@@ -104,7 +104,7 @@ def _run_row(record: RunRecord, benchmark: str) -> dict[str, Any]:
         row[f"{name}_se"] = result[name].get(f"{accuracy}_se", math.nan)
     row["greedy"] = result["final"].get(f"{benchmark}/greedy", math.nan)
     row["greedy_se"] = result["final"].get(f"{benchmark}/greedy_se", math.nan)
-    row["floor"] = result["final"].get(f"{benchmark}/floor", math.nan)  # what needs no tool call, of tool tasks
+    row["no_tool_baseline"] = result["final"].get(f"{benchmark}/no_tool_baseline", math.nan)  # tool tasks only
     memory = result["memory"]
     row["kept_tokens"], row["wall_s"] = result["totals"]["kept_tokens"], result["totals"]["wall_s"]
     row["loss_mib"] = memory.get("memory/loss_extra_mib", math.nan)
@@ -125,7 +125,7 @@ def _arm_row(group: pd.DataFrame) -> dict[str, Any]:
     row["hardware"] = sorted(set(done["hardware"]))
     for name in ACCURACIES:
         row[name] = _over_seeds(done, name)
-    for name in (*COSTS, "floor"):
+    for name in (*COSTS, "no_tool_baseline"):
         row[name] = float(done[name].mean()) if len(done) else math.nan
     unfinished = len(group) - len(done)
     row["state"] = "done" if not unfinished else f"{unfinished} of {len(group)} unfinished"

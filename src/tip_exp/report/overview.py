@@ -49,9 +49,11 @@ def overview(summary: pd.DataFrame) -> Table:
         columns = {"benchmark": "benchmark"} | columns
     if summary["pair"].nunique() > 1:
         columns = {"pair": "pair"} | columns
-    if summary["floor"].notna().any():  # beside the results of tool tasks, which have to be read against it
+    if summary["no_tool_baseline"].notna().any():  # beside the results of tool tasks, which have to be read against it
         at = list(columns).index("teacher")
-        columns = dict([*list(columns.items())[:at], ("floor", "no-tool floor"), *list(columns.items())[at:]])
+        columns = dict(
+            [*list(columns.items())[:at], ("no_tool_baseline", "no-tool baseline"), *list(columns.items())[at:]]
+        )
     if summary["differs"].any():
         columns["differs"] = "differs in"
     texts = {name: [_text(name, value) for value in summary[name]] for name in columns}
@@ -88,7 +90,7 @@ def _text(name: str, value: object) -> str:
         return difference_text(value)  # pyright: ignore[reportArgumentType]
     if name == "retention":
         return f"{100 * value:g} %"  # pyright: ignore[reportOperatorIssue]
-    if name == "floor":
+    if name == "no_tool_baseline":
         return "-" if math.isnan(value) else f"{100 * value:.1f}"  # pyright: ignore[reportArgumentType, reportOperatorIssue]
     if name in FORMS:
         return "-" if math.isnan(value) else FORMS[name].format(value)  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""A small world of our own in the official layout, in both languages, and the official data where it lies beside."""
+"""A small data set of our own in the official layout and both languages, and the official data if it is present."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OFFICIAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "deepplanni
 
 @pytest.fixture(scope="session")
 def world() -> Path:
-    """Two tasks: id 0 with every table and a plan that passes all checks, id 1 with trains alone, with a BOM."""
+    """Two tasks: id 0 with every table and a plan that passes all checks, id 1 with only a trains table with a BOM."""
     return WORLD
 
 
@@ -27,13 +27,13 @@ def plan_text() -> str:
 def official() -> Path:
     """Official queries, schemas and verdicts; not part of this repository."""
     if not OFFICIAL.is_dir():
-        pytest.skip("the official data does not lie beside this checkout")
+        pytest.skip(f"needs the official DeepPlanning data in {OFFICIAL}")
     return OFFICIAL
 
 
 @pytest.fixture(scope="session")
 def official_records(official: Path) -> Any:
-    """A reader of the official verdicts and answers by file name."""
+    """Reads official verdicts or answers by file name."""
 
     def read(name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (official / "fixtures" / name).read_text("utf-8").splitlines()]

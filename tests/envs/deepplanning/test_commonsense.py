@@ -11,23 +11,23 @@ from tip_exp.envs.deepplanning.data import find_databases, load_tasks, task_fold
 from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan
 from tip_exp.envs.deepplanning.score.clock import clock, slot, within_hours
 from tip_exp.envs.deepplanning.score.commonsense import (
+    CHECKS,
     DIMENSIONS,
     MalformedPlan,
     check_commonsense,
     commonsense_score,
     dimension_scores,
 )
-from tip_exp.envs.deepplanning.score.score import score_in_world
-from tip_exp.envs.deepplanning.score.tables import World
+from tip_exp.envs.deepplanning.score.score import score_with_tables
+from tip_exp.envs.deepplanning.score.tables import TaskTables
 
-CHECKS = [check for dimension in DIMENSIONS.values() for check in dimension]
 FOLDER = Path(__file__).parent / "world" / "database" / "database_en" / "id_0"
 
-# edits (old text, new text; …) of a plan that passes all checks, and the checks that then fail
+# edits (old text, new text) of a plan that passes all checks, and the checks that then fail
 EDITS: list[tuple[str, list[tuple[str, str]], set[str]]] = [
     ("nothing", [], set()),
     (
-        "two days in one",  # so the way home is not said, and the hotel is the last day's
+        "two days in one",  # the return is not stated, and the last day has a hotel
         [("Day 2:\nCurrent City: from Marwick to Lindon\nAccommodation: -\n", "")],
         {"valid_trip_duration", "closed_loop_route_structure", "traceable_accommodation", "no_time_overlaps",
          "reasonable_transfer_time", "cost_calculation_correctness", "essential_meal_coverage"},  # two lunches at once
@@ -63,8 +63,8 @@ EDITS: list[tuple[str, list[tuple[str, str]], set[str]]] = [
     ("no sight on arrival", [("09:45-11:30 | attraction | Salt Museum, ¥40/person", "09:45-11:30 | buffer | Sit")],
         {"essential_attraction_coverage"}),
     ("overlap", [("09:20-11:20 | attraction", "09:20-11:25 | attraction")], {"no_time_overlaps"}),
-    ("20 minutes' way in 50", [("12:50-15:30 | buffer", "13:20-15:30 | buffer")], {"reasonable_transfer_time"}),
-    ("20 minutes' way in 25", [("12:50-15:30 | buffer", "12:55-15:30 | buffer")], set()),
+    ("20-minute road, 50 minutes", [("12:50-15:30 | buffer", "13:20-15:30 | buffer")], {"reasonable_transfer_time"}),
+    ("20-minute road, 25 minutes", [("12:50-15:30 | buffer", "12:55-15:30 | buffer")], set()),
     ("closed in the morning", [("| attraction | Dune Park, ¥0/person", "| attraction | Lamp Tower, ¥0/person")],
         {"attraction_visit_within_opening_hours"}),
     (
@@ -89,8 +89,8 @@ EDITS: list[tuple[str, list[tuple[str, str]], set[str]]] = [
 
 
 @pytest.fixture(scope="module")
-def tables() -> World:
-    return World.load(FOLDER)
+def tables() -> TaskTables:
+    return TaskTables.load(FOLDER)
 
 
 @pytest.fixture
@@ -108,42 +108,42 @@ def edited(plan_text: str, edits: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def failed(checks: dict[str, bool]) -> set[str]:
-    assert list(checks) == CHECKS
+    assert list(checks) == list(CHECKS)
     return {check for check, passed in checks.items() if not passed}
 
 
 @pytest.mark.parametrize(("edits", "wanted"), [row[1:] for row in EDITS], ids=[row[0] for row in EDITS])
-def test_an_edit_fails_what_it_touches(
-    edits: list[tuple[str, str]], wanted: set[str], plan_text: str, meta: dict[str, Any], tables: World
+def test_an_edit_fails_exactly_the_checks_it_affects(
+    edits: list[tuple[str, str]], wanted: set[str], plan_text: str, meta: dict[str, Any], tables: TaskTables
 ) -> None:
     assert failed(check_commonsense(edited(plan_text, edits), meta, tables)) == wanted
 
 
 @pytest.mark.parametrize(("weekday", "wanted"), [(1, {"avoidance_of_closure_days"}), (7, set()), (None, set())])
 def test_closing_days_count_from_the_weekday_of_departure(
-    weekday: int | None, wanted: set[str], plan_text: str, meta: dict[str, Any], tables: World
+    weekday: int | None, wanted: set[str], plan_text: str, meta: dict[str, Any], tables: TaskTables
 ) -> None:
     meta["depart_weekday"] = weekday  # the museum, closed on Mondays, is visited on the first day
     assert failed(check_commonsense(edited(plan_text, []), meta, tables)) == wanted
 
 
-def test_every_check_is_seen_to_fail() -> None:
+def test_the_edits_cover_every_check() -> None:
     assert len(CHECKS) == 21 and len(DIMENSIONS) == 8
-    assert set().union(*(row[2] for row in EDITS)) == set(CHECKS) - {"avoidance_of_closure_days"}  # the test above
+    assert set().union(*(row[2] for row in EDITS)) == set(CHECKS) - {"avoidance_of_closure_days"}  # weekday test
 
 
-def test_the_chinese_world_passes_as_the_english_one(world: Path) -> None:
-    tables = World.load(task_folder(find_databases(world)["zh"], "0"))
+def test_the_chinese_plan_passes_every_check(world: Path) -> None:
+    tables = TaskTables.load(task_folder(find_databases(world)["zh"], "0"))
     plan = parse_plan(extract_plan((world / "plan_zh.txt").read_text("utf-8")))
     assert failed(check_commonsense(plan, load_tasks(world, "zh")[0].meta, tables)) == set()
 
 
 @pytest.mark.parametrize("plan", [None, {}, {"daily_plans": []}, {"daily_plans": None}])
-def test_no_plan_passes_nothing(plan: Any, meta: dict[str, Any], tables: World) -> None:
+def test_no_plan_passes_nothing(plan: Any, meta: dict[str, Any], tables: TaskTables) -> None:
     assert failed(check_commonsense(plan, meta, tables)) == set(CHECKS)
 
 
-# table file, checks that fail for want of it
+# table file, checks that fail without it
 TABLES = [
     ("hotels", {"validated_accommodation"}),
     ("attractions", {"validated_attractions", "attraction_visit_within_opening_hours", "avoidance_of_closure_days",
@@ -151,18 +151,18 @@ TABLES = [
     ("restaurants", {"validated_meals", "dining_within_service_hours"}),
     ("trains", {"validated_transportation", "seamless_intercity_transfers"}),
     ("flights", set()),
-    ("locations", set()),  # ways that are not on record are not judged
+    ("locations", set()),  # roads that are not recorded are not checked
     ("transportation", set()),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("table", "wanted"), TABLES)
-def test_a_missing_table_fails_what_needs_it(
+def test_a_missing_table_fails_the_checks_that_need_it(
     table: str, wanted: set[str], plan_text: str, meta: dict[str, Any], tmp_path: Path
 ) -> None:
     shutil.copytree(FOLDER, tmp_path / "id_0")
     shutil.rmtree(tmp_path / "id_0" / table)
-    assert failed(check_commonsense(edited(plan_text, []), meta, World.load(tmp_path / "id_0"))) == wanted
+    assert failed(check_commonsense(edited(plan_text, []), meta, TaskTables.load(tmp_path / "id_0"))) == wanted
 
 
 def middle_day(*times: str, sights: int = 2, meals: tuple[str, ...] = ("11:00-12:00", "18:00-19:00")) -> dict[str, Any]:
@@ -175,15 +175,15 @@ def middle_day(*times: str, sights: int = 2, meals: tuple[str, ...] = ("11:00-12
     ("day", "meals_ok", "sights_ok"),
     [
         (middle_day("09:00-10:00", "13:00-14:00"), True, True),
-        (middle_day("09:00-10:00"), True, False),  # one hour at one sight
+        (middle_day("09:00-10:00"), True, False),  # one hour at one attraction
         (middle_day("13:00-17:00"), True, True),  # four hours
         (middle_day("09:00-10:00", "13:00-14:00", meals=("11:00-12:00",)), False, True),
         (middle_day("09:00-10:00", "13:00-14:00", meals=("16:01-17:00", "18:59-20:00")), False, True),  # 119 minutes
         (middle_day("09:00-10:00", "13:00-14:00", meals=("16:00-17:00", "19:00-20:00")), True, True),
     ],
 )
-def test_a_full_day_has_two_meals_and_enough_to_see(
-    day: dict[str, Any], meals_ok: bool, sights_ok: bool, plan_text: str, meta: dict[str, Any], tables: World
+def test_a_full_day_needs_two_meals_and_enough_sightseeing(
+    day: dict[str, Any], meals_ok: bool, sights_ok: bool, plan_text: str, meta: dict[str, Any], tables: TaskTables
 ) -> None:
     plan = edited(plan_text, [])
     plan["daily_plans"].insert(1, day)
@@ -191,14 +191,14 @@ def test_a_full_day_has_two_meals_and_enough_to_see(
     assert (checks["essential_meal_coverage"], checks["essential_attraction_coverage"]) == (meals_ok, sights_ok)
 
 
-# leg home from 15:30; (departure, number of meals) -> whether the meals suffice
+# departure of the leg home, number of meals -> whether the meals suffice
 @pytest.mark.parametrize(
     ("departure", "num_meals", "enough"),
     [("08:59", 0, True), ("08:59", 1, False), ("09:00", 0, True), ("14:59", 1, True), ("14:59", 2, False),
      ("15:00", 0, False), ("15:00", 2, True)],
 )  # fmt: skip
 def test_meals_on_the_day_of_return(
-    departure: str, num_meals: int, enough: bool, plan_text: str, meta: dict[str, Any], tables: World
+    departure: str, num_meals: int, enough: bool, plan_text: str, meta: dict[str, Any], tables: TaskTables
 ) -> None:
     plan = edited(plan_text, [])
     acts = plan["daily_plans"][1]["activities"]
@@ -208,19 +208,19 @@ def test_meals_on_the_day_of_return(
     assert check_commonsense(plan, meta, tables)["essential_meal_coverage"] == enough
 
 
-def test_a_malformed_plan_is_told_and_scores_0(plan_text: str, meta: dict[str, Any], tables: World) -> None:
+def test_a_malformed_plan_raises_and_scores_0(plan_text: str, meta: dict[str, Any], tables: TaskTables) -> None:
     plan = edited(plan_text, [])
     broken = copy.deepcopy(plan)
     broken["daily_plans"][0]["activities"].append("free time")
     with pytest.raises(MalformedPlan, match="not in the official layout"):
         check_commonsense(broken, meta, tables)
-    score = score_in_world(broken, meta, tables)
+    score = score_with_tables(broken, meta, tables)
     assert score.malformed and score.composite_score == score.case_acc == score.commonsense_score == 0.0
-    sound = score_in_world(plan, meta, tables)
-    assert not sound.malformed and sound.composite_score == sound.case_acc == 1.0
+    valid = score_with_tables(plan, meta, tables)
+    assert not valid.malformed and valid.composite_score == valid.case_acc == 1.0
 
 
-def test_a_dimension_counts_only_whole() -> None:
+def test_a_dimension_counts_only_if_all_its_checks_pass() -> None:
     checks = dict.fromkeys(CHECKS, True) | {"no_time_overlaps": False}
     assert dimension_scores(checks)["Time Feasibility"] == 0.0
     assert commonsense_score(checks) == 7 / 8
@@ -253,14 +253,15 @@ def test_business_hours_may_run_past_midnight(visit: tuple[int, int], hours: tup
     assert within_hours(visit, *hours) == inside
 
 
+@pytest.mark.data
 def test_official_verdicts(official: Path, official_records: Any) -> None:
     root = official / "mini_world"
     tasks = {task.id: task for task in load_tasks(root, "en")}
-    worlds = {i: World.load(task_folder(find_databases(root)["en"], i)) for i in tasks}
+    tables = {i: TaskTables.load(task_folder(find_databases(root)["en"], i)) for i in tasks}
     records = official_records("mini_world_official_verdicts.jsonl")
     assert records
     for record in records:
-        score = score_in_world(record["plan"], tasks[record["id"]].meta, worlds[record["id"]])
+        score = score_with_tables(record["plan"], tasks[record["id"]].meta, tables[record["id"]])
         assert score.commonsense == record["commonsense"], record["edit"]
         assert dimension_scores(score.commonsense) == record["commonsense_dimensions"]
         assert score.commonsense_score == record["commonsense_score"]
@@ -270,9 +271,10 @@ def test_official_verdicts(official: Path, official_records: Any) -> None:
         assert (score.composite_score, score.case_acc) == (record["composite_score"], record["case_acc"])
 
 
-def test_plans_written_as_text_pass_everything(official: Path) -> None:
+@pytest.mark.data
+def test_official_plans_as_text_pass_every_check(official: Path) -> None:
     root = official / "mini_world"
     for task in load_tasks(root, "en"):
         plan = parse_plan(extract_plan((root / "oracle" / f"id_{task.id}.txt").read_text("utf-8")))
-        tables = World.load(task_folder(find_databases(root)["en"], task.id))
-        assert score_in_world(plan, task.meta, tables).case_acc == 1.0
+        tables = TaskTables.load(task_folder(find_databases(root)["en"], task.id))
+        assert score_with_tables(plan, task.meta, tables).case_acc == 1.0

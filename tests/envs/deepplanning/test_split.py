@@ -5,18 +5,24 @@ from pathlib import Path
 import pytest
 
 from tip_exp.envs.deepplanning.data import Task, load_tasks
-from tip_exp.envs.deepplanning.split import Split, no_tool_floor, read_split, spelled_out, split_by_days, split_to_yaml
+from tip_exp.envs.deepplanning.split import (
+    SHIPPED_SPLIT,
+    Split,
+    constraints_without_tools,
+    no_tool_baseline,
+    read_split,
+    split_by_days,
+    split_to_yaml,
+)
 from tip_exp.utils.errors import DataError
-
-PUBLISHED = Path(__file__).resolve().parents[3] / "conf" / "deepplanning_split.yaml"
 
 
 def tasks(num: int, lang: str = "en") -> list[Task]:
-    """20 tasks a length, as officially: ids 0 to 19 last 2 days, 20 to 39 last 3, …"""
+    """20 tasks per length as in the official data: ids 0 to 19 last 2 days, 20 to 39 last 3, …"""
     return [Task(str(i), lang, "", {"days": 2 + i // 20, "hard_constraints": {}}) for i in range(num)]
 
 
-def test_every_length_gives_its_share_to_the_test_ids() -> None:
+def test_every_trip_length_contributes_its_fraction_of_test_ids() -> None:
     split = split_by_days(tasks(120), 0.2, seed=7)
     assert len(split.test) == 24 and len(split.train) == 96
     assert sorted(int(i) // 20 for i in split.test) == [length for length in range(6) for _ in range(4)]
@@ -24,22 +30,22 @@ def test_every_length_gives_its_share_to_the_test_ids() -> None:
     assert list(split.test) == sorted(split.test, key=int)
 
 
-def test_the_draw_depends_on_seed_and_ids_alone() -> None:
+def test_the_draw_depends_only_on_seed_and_ids() -> None:
     split = split_by_days(tasks(120), 0.2, seed=0)
     assert split == split_by_days(tasks(120)[::-1] + tasks(120, "zh"), 0.2, seed=0)
     assert split != split_by_days(tasks(120), 0.2, seed=1)
     shorter = split_by_days(tasks(40), 0.2, seed=0)
-    assert shorter.test == split.test[:8]  # trips of other lengths do not matter
+    assert shorter.test == split.test[:8]  # tasks of other lengths change nothing
 
 
-def test_languages_that_disagree_and_shares_out_of_range_are_refused() -> None:
+def test_conflicting_languages_and_fractions_out_of_range_are_refused() -> None:
     with pytest.raises(DataError, match="task 0 lasts 2 days in one language and 3 in the other"):
         split_by_days([*tasks(1), Task("0", "zh", "", {"days": 3, "hard_constraints": {}})], 0.2, 0)
     with pytest.raises(DataError, match="between 0 and 1; got 1"):
         split_by_days(tasks(20), 1, 0)
 
 
-def test_a_split_survives_its_file(tmp_path: Path) -> None:
+def test_a_split_reads_back_equal(tmp_path: Path) -> None:
     text = split_to_yaml(tasks(120), 0.2, 3)
     (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
     assert read_split(tmp_path / "s.yaml") == split_by_days(tasks(120), 0.2, 3)
@@ -49,42 +55,48 @@ def test_a_split_survives_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('train: ["0"]', "'test' is to be a list of quoted ids; got None"),
-        ('train: [0]\ntest: ["1"]', "'train' is to be a list of quoted ids"),
+        ('train: ["0"]', "'test' must be a list of quoted ids; got None"),
+        ('train: [0]\ntest: ["1"]', "'train' must be a list of quoted ids"),
         ('train: ["0", "1"]\ntest: ["1"]', "task 1 is both in train and in test"),
     ],
 )
-def test_a_wrong_split_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
+def test_a_malformed_split_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         read_split(tmp_path / "s.yaml")
 
 
-def test_what_the_query_tells_needs_no_tool(world: Path) -> None:
-    trip, other = load_tasks(world, "en")
-    # named in the query: the restaurant, both sights; the budget always; not named: the train's number, the hotel
-    assert spelled_out(trip) == ["restaurant_must_eat_named", "attraction_must_visit_named", "budget_constraint"]
-    assert spelled_out(other) == ["attraction_top_rated_must_visit"]
-    assert no_tool_floor([trip, other]) == pytest.approx((3 / 5 + 1 / 2) / 2)
+def test_answers_in_the_query_need_no_tool(world: Path) -> None:
+    trip, second = load_tasks(world, "en")
+    # in the query: the restaurant and both attractions, not the train number or the hotel; the budget always counts
+    assert constraints_without_tools(trip) == [
+        "restaurant_must_eat_named",
+        "attraction_must_visit_named",
+        "budget_constraint",
+    ]
+    assert constraints_without_tools(second) == ["attraction_top_rated_must_visit"]
+    assert no_tool_baseline([trip, second]) == pytest.approx((3 / 5 + 1 / 2) / 2)
     chinese = load_tasks(world, "zh")
-    assert no_tool_floor(chinese) == pytest.approx((3 / 5 + 0 / 2) / 2)
+    assert no_tool_baseline(chinese) == pytest.approx((3 / 5 + 0 / 2) / 2)
     with pytest.raises(DataError, match="got none"):
-        no_tool_floor([])
+        no_tool_baseline([])
 
 
-def test_the_published_split_is_what_the_command_draws(official: Path) -> None:
+@pytest.mark.data
+def test_the_shipped_split_is_the_output_of_the_command(official: Path) -> None:
     both = [*load_tasks(official, "en"), *load_tasks(official, "zh")]
-    assert PUBLISHED.read_text(encoding="utf-8") == split_to_yaml(both, 0.2, 0)
+    assert SHIPPED_SPLIT.read_text(encoding="utf-8") == split_to_yaml(both, 0.2, 0)
 
 
-def test_the_published_split_has_four_ids_of_each_length() -> None:
-    split = read_split(PUBLISHED)
+def test_the_shipped_split_has_four_test_ids_of_each_length() -> None:
+    split = read_split()
     assert split == split_by_days(tasks(120), 0.2, 0)
     assert isinstance(split, Split) and len(split.test) == 24
 
 
-def test_official_floors(official: Path) -> None:
-    for lang, floor, num_tasks in (("en", 0.08875, 40), ("zh", 0.11875, 51)):
+@pytest.mark.data
+def test_official_no_tool_baselines(official: Path) -> None:
+    for lang, baseline, num_tasks in (("en", 0.08875, 40), ("zh", 0.11875, 51)):
         all_tasks = load_tasks(official, lang)
-        assert no_tool_floor(all_tasks) == pytest.approx(floor)
-        assert sum(bool(spelled_out(task)) for task in all_tasks) == num_tasks
+        assert no_tool_baseline(all_tasks) == pytest.approx(baseline)
+        assert sum(bool(constraints_without_tools(task)) for task in all_tasks) == num_tasks

@@ -22,14 +22,15 @@ STAY = {"destination": "Marwick", "checkinDate": "2025-11-12", "checkoutDate": "
 
 
 @pytest.mark.parametrize("record", ANSWERS, ids=lambda r: f"{r['lang']}-{r['id']}-{r['tool']}")
-def test_answers_are_the_official_tools_answers(record: dict[str, Any], world: Path) -> None:
-    """answers.jsonl: what the official tools print over our own tables."""
+def test_answers_equal_those_of_the_official_tools(record: dict[str, Any], world: Path) -> None:
+    """answers.jsonl holds what the official tools print over the tables in world/."""
     folder = task_folder(find_databases(world)[record["lang"]], record["id"])
     assert TravelSandbox(folder, record["lang"]).call(record["tool"], record["args"]) == record["result"]
 
 
+@pytest.mark.data
 @pytest.mark.parametrize("lang", ["en", "zh"])
-def test_answers_over_the_official_mini_world(lang: str, official: Path, official_records: Any) -> None:
+def test_official_answers(lang: str, official: Path, official_records: Any) -> None:
     database = find_databases(official / "mini_world")["en"]
     records = official_records(f"mini_world_tool_results_{lang}.jsonl")
     assert records
@@ -38,10 +39,10 @@ def test_answers_over_the_official_mini_world(lang: str, official: Path, officia
         assert sandbox.call(record["tool"], record["args"]) == record["result"], record["tool"]
 
 
-def test_a_connection_reads_its_second_city_off_the_station() -> None:
+def test_the_second_city_of_a_connection_comes_from_the_station_name() -> None:
     routes = json.loads(TravelSandbox(FOLDER, "en").call("query_train_info", TRIP))
     numbers = [[part["marketingTransportNo"] for name, part in r[0].items() if name != "price"] for r in routes]
-    assert numbers == [["G11"], ["G13"], ["G21", "G22"]]  # route 1, 10, 2: as text
+    assert numbers == [["G11"], ["G13"], ["G21", "G22"]]  # routes 1, 10, 2: sorted as text
     assert routes[2][0]["Segment 2"]["depCityName"] == "Overton"
     assert routes[1][0]["Segment 1"]["Remaining Seats"] == "Available"  # an empty cell
 
@@ -50,7 +51,7 @@ def _first_line(answer: str) -> str:
     return json.loads(answer)["error"].split("\n")[0]
 
 
-# name of the bug, the call, a text in the uncorrected answer, a text in the corrected answer
+# bug, tool, arguments, text in the upstream answer, text in the corrected answer
 BUGS = [
     (
         "flight_not_found",
@@ -84,22 +85,24 @@ BUGS = [
 
 
 @pytest.mark.parametrize(("bug", "tool", "arguments", "upstream", "corrected"), BUGS)
-def test_bugs_stay_until_they_are_corrected(bug: str, tool: str, arguments: Any, upstream: str, corrected: str) -> None:
-    as_is = TravelSandbox(FOLDER, "en").call(tool, arguments)
-    mended = TravelSandbox(FOLDER, "en", fixes=[bug]).call(tool, arguments)
-    assert upstream in as_is and corrected in mended and as_is != mended
+def test_upstream_bugs_are_kept_unless_corrected(
+    bug: str, tool: str, arguments: Any, upstream: str, corrected: str
+) -> None:
+    before = TravelSandbox(FOLDER, "en").call(tool, arguments)
+    after = TravelSandbox(FOLDER, "en", corrected=[bug]).call(tool, arguments)
+    assert upstream in before and corrected in after and before != after
 
 
-def test_route_order_as_numbers() -> None:
-    routes = json.loads(TravelSandbox(FOLDER, "en", fixes=["route_order"]).call("query_train_info", TRIP))
-    assert [r[0]["Segment 1"]["marketingTransportNo"] for r in routes] == ["G11", "G21", "G13"]  # route 1, 2, 10
+def test_corrected_route_order_sorts_numbers() -> None:
+    routes = json.loads(TravelSandbox(FOLDER, "en", corrected=["route_order"]).call("query_train_info", TRIP))
+    assert [r[0]["Segment 1"]["marketingTransportNo"] for r in routes] == ["G11", "G21", "G13"]  # routes 1, 2, 10
 
 
-def test_every_known_bug_is_tested() -> None:
+def test_every_upstream_bug_is_tested() -> None:
     assert {bug for bug, *_ in BUGS} == set(UPSTREAM_BUGS)
 
 
-def test_arguments_may_be_text_and_text_within_text() -> None:
+def test_arguments_may_be_json_text_even_nested() -> None:
     sandbox = TravelSandbox(FOLDER, "en")
     plain = sandbox.call("search_location", {"place_name": "Dune Park"})
     text = json.dumps({"place_name": "Dune Park"})
@@ -109,8 +112,8 @@ def test_arguments_may_be_text_and_text_within_text() -> None:
     assert (
         _first_line(sandbox.call("search_location", '"Dune Park"')) == "Parameters must be formatted as a valid JSON!"
     )
-    for nothing in (None, "", "not json", "[" * 100_000):
-        assert _first_line(sandbox.call("search_location", nothing)) == "'place_name' is a required property"
+    for arguments in (None, "", "not json", "[" * 100_000):
+        assert _first_line(sandbox.call("search_location", arguments)) == "'place_name' is a required property"
 
 
 JSON_VALUES = st.recursive(
@@ -129,19 +132,19 @@ def sandbox() -> TravelSandbox:
 
 
 @given(name=NAMES, arguments=ARGUMENTS)
-def test_whatever_the_model_sends_there_is_an_answer(sandbox: TravelSandbox, name: Any, arguments: Any) -> None:
+def test_any_call_gets_an_answer(sandbox: TravelSandbox, name: Any, arguments: Any) -> None:
     answer = sandbox.call(name, arguments)
     assert isinstance(answer, str)
-    answer.encode("utf-8")  # half a surrogate pair would break the tokenizer
-    assert answer == sandbox.call(name, arguments), "a call leaves nothing behind"
+    answer.encode("utf-8")  # a lone surrogate would break the tokenizer
+    assert answer == sandbox.call(name, arguments), "calls must not change state"
 
 
-def test_half_a_surrogate_pair_does_not_come_back() -> None:
+def test_a_lone_surrogate_is_replaced() -> None:
     assert "location ?," in TravelSandbox(FOLDER, "en").call("search_location", '{"place_name": "\\ud800"}')
 
 
 def rewritten(tmp_path: Path, table: str, *edits: tuple[str, str]) -> TravelSandbox:
-    """A sandbox over a copy of the tables, one of them edited as text."""
+    """A sandbox over a copy of the tables with one file edited as text."""
     shutil.copytree(FOLDER, tmp_path / "id_0")
     file = tmp_path / "id_0" / table
     text = file.read_text("utf-8")
@@ -152,62 +155,58 @@ def rewritten(tmp_path: Path, table: str, *edits: tuple[str, str]) -> TravelSand
     return TravelSandbox(tmp_path / "id_0", "en")
 
 
-def test_faulty_rows_read_as_errors(tmp_path: Path) -> None:
+def test_a_faulty_row_gives_an_error_answer(tmp_path: Path) -> None:
     answer = rewritten(tmp_path, "trains/trains.csv", (",60,", ",an hour,")).call("query_train_info", TRIP)
     assert answer == '{"error": "invalid literal for int() with base 10: \'an hour\'"}'
 
 
-def test_a_fare_that_is_no_number_reads_0_and_an_empty_one_nan(tmp_path: Path) -> None:
+def test_a_non_numeric_fare_is_0_and_an_empty_one_nan(tmp_path: Path) -> None:
     sandbox = rewritten(tmp_path, "trains/trains.csv", (",9,100,1,1", ",9,cheap,1,1"), (",,120,1,10", ",,,1,10"))
     prices = [route[0]["price"] for route in json.loads(sandbox.call("query_train_info", TRIP))]
     assert prices[0] == 0 and prices[1] != prices[1] and prices[2] == 90.0
 
 
-def test_of_two_rows_for_one_way_the_first_stands(tmp_path: Path) -> None:
-    way = '"30.000001,120.000010","30.030000,120.030000",'
+def test_the_first_of_two_rows_for_a_road_counts(tmp_path: Path) -> None:
+    road = '"30.000001,120.000010","30.030000,120.030000",'
     sandbox = rewritten(
-        tmp_path, "transportation/distance_matrix.csv", (f"{way}5000,15,20\n", f"{way}1,2,3\n{way}4,5,6\n")
+        tmp_path, "transportation/distance_matrix.csv", (f"{road}5000,15,20\n", f"{road}1,2,3\n{road}4,5,6\n")
     )
-    answer = sandbox.call("query_road_route_info", {"origin": way[1:21], "destination": way[24:44]})
+    answer = sandbox.call("query_road_route_info", {"origin": road[1:21], "destination": road[24:44]})
     assert json.loads(answer)["distance_in_meters"] == 1
 
 
-def test_segments_without_a_number_come_last(tmp_path: Path) -> None:
+def test_segments_without_a_number_are_last(tmp_path: Path) -> None:
     sandbox = rewritten(tmp_path, "trains/trains.csv", (",4,90,1,2", ",4,90,,2"))
     route = json.loads(sandbox.call("query_train_info", TRIP))[2][0]
     assert [route[f"Segment {i}"]["marketingTransportNo"] for i in (1, 2)] == ["G22", "G21"]
 
 
-def test_tables_are_read_once(tmp_path: Path) -> None:
+def test_a_table_is_read_once_on_first_use(tmp_path: Path) -> None:
     shutil.copytree(FOLDER, tmp_path / "id_0")
     sandbox = TravelSandbox(tmp_path / "id_0", "en")
     before = sandbox.call("search_location", {"place_name": "Dune Park"})
     shutil.rmtree(tmp_path / "id_0")
     assert sandbox.call("search_location", {"place_name": "Dune Park"}) == before
-    assert sandbox.call("query_hotel_info", STAY) == "Database not loaded"  # not asked for before
+    assert sandbox.call("query_hotel_info", STAY) == "Database not loaded"  # was not read before
 
 
-def test_unknown_languages_and_fixes_are_refused() -> None:
-    with pytest.raises(DataError, match="the tools speak en and zh; got 'fr'"):
+def test_unknown_languages_and_bugs_are_refused() -> None:
+    with pytest.raises(DataError, match="tool languages are en and zh; got 'fr'"):
         TravelSandbox(FOLDER, "fr")
-    with pytest.raises(DataError, match="no upstream bug is called 'hotels'"):
-        TravelSandbox(FOLDER, "en", fixes=["hotels"])
+    with pytest.raises(DataError, match="unknown upstream bug 'hotels'"):
+        TravelSandbox(FOLDER, "en", corrected=["hotels"])
 
 
-def test_schemas_name_every_tool_with_its_parameters(tmp_path: Path) -> None:
+def test_schemas_describe_every_tool() -> None:
     for lang in ("en", "zh"):
         functions = [schema["function"] for schema in tool_schemas(lang)]
         assert [function["name"] for function in functions] == list(TOOLS)
         assert all(function["description"] for function in functions)
-    (tmp_path / "tool_schema_en.json").write_text('[{"type": "function"}]', encoding="utf-8")
-    assert tool_schemas("en", tmp_path) == [{"type": "function"}]
-    with pytest.raises(DataError, match=r"no tool_schema_zh\.json in"):
-        tool_schemas("zh", tmp_path)
 
 
+@pytest.mark.data
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_parameters_are_the_official_ones(lang: str, official: Path) -> None:
-    written = {s["function"]["name"]: s["function"]["parameters"] for s in tool_schemas(lang, official)}
-    assert {name: json.dumps(parameters(name, lang)) for name in TOOLS} == {
-        k: json.dumps(v) for k, v in written.items()
-    }
+    schemas = json.loads((official / f"tool_schema_{lang}.json").read_text("utf-8"))
+    expected = {s["function"]["name"]: json.dumps(s["function"]["parameters"]) for s in schemas}
+    assert {name: json.dumps(parameters(name, lang)) for name in TOOLS} == expected

@@ -1,8 +1,8 @@
-"""Travel tasks and their tables, as the official release lays them out.
+"""Travel tasks and their tables, in the layout of the official release.
 
     ROOT/travelplanning/data/travelplanning_query_en.json            tasks; also in ROOT/data/ or ROOT/
-    ROOT/travelplanning/database/database_en/id_7/trains/trains.csv  a task's tables; also in ROOT/database/ or ROOT/
-Everything is read as text. Some official tasks lack a table, which is no error.
+    ROOT/travelplanning/database/database_en/id_7/trains/trains.csv  tables of a task; also in ROOT/database/ or ROOT/
+All cells are read as text. Some official tasks lack a table; that is not an error.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tip_exp.envs.deepplanning.score.constraints import BUDGET
 from tip_exp.utils.errors import DataError
 
 LANGS = ("en", "zh")
+BUDGET = "budget_constraint"
 TABLES = {
     "trains": "trains/trains.csv",
     "flights": "flights/flights.csv",
@@ -28,7 +27,7 @@ TABLES = {
     "locations": "locations/locations_coords.csv",
     "distances": "transportation/distance_matrix.csv",
 }
-KEY_COLUMNS = {  # what rows are found by; others may be missing
+KEY_COLUMNS = {  # columns that look-ups need; any other column may be missing
     "trains": ("origin_city", "destination_city", "dep_date", "route_index", "segment_index", "train_no", "price"),
     "flights": ("origin_city", "destination_city", "dep_date", "route_index", "segment_index", "flight_no", "price"),
     "hotels": ("name", "city", "price"),
@@ -37,16 +36,11 @@ KEY_COLUMNS = {  # what rows are found by; others may be missing
     "locations": ("poi_name", "latitude", "longitude"),
     "distances": ("origin", "destination", "duration_minutes"),
 }
-DATA_FAULTS = {
-    "en79_budget": (
-        "task 79 in English keeps its budget beside `hard_constraints`, where nothing scores it; the fix puts it in"
-    ),
-}
-_CHECKOUT = "benchmark/deepplanning/"  # where a checkout of Qwen-Agent keeps the release
+_CHECKOUT = "benchmark/deepplanning/"  # folder of the release in a checkout of Qwen-Agent
 _QUERY_FOLDERS = (f"{_CHECKOUT}travelplanning/data", "travelplanning/data", "data", ".")
 _DATABASE_FOLDERS = (f"{_CHECKOUT}travelplanning/database", "travelplanning/database", "database", ".")
 
-Row = dict[str, str | None]  # one line of a CSV, every cell as it is written; None where the line is too short
+Row = dict[str, str]  # one line of a CSV; cells that a short line lacks are ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,33 +68,30 @@ class Task:
 
 
 def find_queries(root: Path) -> dict[str, Path]:
-    """Language -> query file, from the first of the known folders under `root` that holds one."""
+    """Language -> query file, from the first of the official folders under `root` that has one."""
     for folder in _QUERY_FOLDERS:
-        found = {lang: root / folder / f"travelplanning_query_{lang}.json" for lang in LANGS}
-        if present := {lang: path for lang, path in found.items() if path.is_file()}:
-            return present
+        files = {lang: root / folder / f"travelplanning_query_{lang}.json" for lang in LANGS}
+        if existing := {lang: path for lang, path in files.items() if path.is_file()}:
+            return existing
     raise DataError(
-        f"no travelplanning_query_en.json or travelplanning_query_zh.json in {_places(root, _QUERY_FOLDERS)}"
+        f"no travelplanning_query_en.json or travelplanning_query_zh.json in {_listed(root, _QUERY_FOLDERS)}"
     )
 
 
 def find_databases(root: Path) -> dict[str, Path]:
-    """Language -> folder of task folders. `root` may also be one database_en or database_zh itself."""
+    """Language -> folder of task folders. `root` may also be a database_en or database_zh folder itself."""
     for folder in _DATABASE_FOLDERS:
-        found = {lang: root / folder / f"database_{lang}" for lang in LANGS}
-        if present := {lang: path for lang, path in found.items() if path.is_dir()}:
-            return present
+        databases = {lang: root / folder / f"database_{lang}" for lang in LANGS}
+        if existing := {lang: path for lang, path in databases.items() if path.is_dir()}:
+            return existing
     for lang in LANGS:
         if root.name == f"database_{lang}" and root.is_dir():
             return {lang: root}
-    raise DataError(f"no database_en/ or database_zh/ in {_places(root, _DATABASE_FOLDERS)}")
+    raise DataError(f"no database_en/ or database_zh/ in {_listed(root, _DATABASE_FOLDERS)}")
 
 
-def load_tasks(root: Path, lang: str, fixes: Iterable[str] = ()) -> list[Task]:
-    """All tasks of one language in the order of the file; `fixes` are names from DATA_FAULTS to mend."""
-    fixes = frozenset(fixes)
-    if unknown := sorted(fixes - DATA_FAULTS.keys()):
-        raise DataError(f"no known data fault is called {unknown[0]!r}; there are {', '.join(DATA_FAULTS)}")
+def load_tasks(root: Path, lang: str) -> list[Task]:
+    """All tasks of one language, in the order of the query file."""
     files = find_queries(root)
     if lang not in files:
         raise DataError(f"no travelplanning_query_{lang}.json beside {next(iter(files.values()))}")
@@ -110,14 +101,14 @@ def load_tasks(root: Path, lang: str, fixes: Iterable[str] = ()) -> list[Task]:
     except ValueError as error:  # wrong encoding or wrong JSON
         raise DataError(f"{path}: not JSON in UTF-8 ({error})") from None
     if not isinstance(records, list):
-        raise DataError(f"{path}: a list of tasks expected, got {type(records).__name__}")
-    return [_task(record, lang, fixes, f"{path}, task {place}") for place, record in enumerate(records)]
+        raise DataError(f"{path}: expected a list of tasks, got {type(records).__name__}")
+    return [_task(record, lang, f"{path}, task {index}") for index, record in enumerate(records)]
 
 
 def task_folder(database: Path, task_id: str) -> Path:
-    """The tables of one task, `id_7/` or `7/`; ids that could lead out of `database` are refused."""
+    """Folder of a task's tables, `id_7/` or `7/`. Ids that could be a path outside `database` are refused."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", task_id):
-        raise DataError(f"a task's id consists of letters, digits, - and _; got {task_id!r}")
+        raise DataError(f"a task id consists of letters, digits, - and _; got {task_id!r}")
     for name in (f"id_{task_id}", task_id):
         if (database / name).is_dir():
             return database / name
@@ -125,7 +116,7 @@ def task_folder(database: Path, task_id: str) -> Path:
 
 
 def read_table(folder: Path, table: str) -> list[Row] | None:
-    """Rows of one of TABLES, cells as text; None where the file is missing, as it is for some official tasks."""
+    """Rows of one of TABLES, cells as text; None if the file is missing, as for some official tasks."""
     path = folder / TABLES[table]
     if not path.is_file():
         return None
@@ -136,31 +127,28 @@ def read_table(folder: Path, table: str) -> list[Row] | None:
             if header is None:
                 return None
             if absent := [column for column in KEY_COLUMNS[table] if column not in header]:
-                raise DataError(f"{path}: no column {absent[0]!r}; there are {', '.join(header)}")
+                raise DataError(f"{path}: no column {absent[0]!r}; columns are {', '.join(header)}")
             width = len(header)
-            rows = (line[:width] + [None] * (width - len(line)) for line in lines if line)
+            rows = (line[:width] + [""] * (width - len(line)) for line in lines if line)
             return [dict(zip(header, row, strict=True)) for row in rows]
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a CSV in UTF-8 ({error})") from None
 
 
-def _task(record: Any, lang: str, fixes: frozenset[str], where: str) -> Task:
+def _task(record: Any, lang: str, where: str) -> Task:
     if not isinstance(record, dict):
-        raise DataError(f"{where}: an object expected, got {type(record).__name__}")
+        raise DataError(f"{where}: expected an object, got {type(record).__name__}")
     for key, kind in (("id", (str, int)), ("query", str), ("meta_info", dict)):
         if not isinstance(record.get(key), kind):
-            raise DataError(f"{where}: {key!r} is missing or of a wrong type")
-    meta = dict(record["meta_info"])
+            raise DataError(f"{where}: {key!r} is missing or has the wrong type")
+    meta = record["meta_info"]
     constraints = meta.get("hard_constraints")
     if not isinstance(constraints, dict) or not all(isinstance(c, dict) for c in constraints.values()):
         raise DataError(f"{where}: meta_info.hard_constraints is missing or not an object of objects")
     if not isinstance(meta.get("days"), int):
         raise DataError(f"{where}: meta_info.days is missing or not a whole number")
-    task_id = str(record["id"])
-    if "en79_budget" in fixes and (lang, task_id) == ("en", "79") and BUDGET in meta:
-        meta["hard_constraints"] = constraints | {BUDGET: meta.pop(BUDGET)}
-    return Task(task_id, lang, record["query"], meta)
+    return Task(str(record["id"]), lang, record["query"], meta)
 
 
-def _places(root: Path, folders: tuple[str, ...]) -> str:
+def _listed(root: Path, folders: tuple[str, ...]) -> str:
     return ", ".join(str(root / folder) for folder in folders[1:])

@@ -1,4 +1,4 @@
-"""DeepPlanning's travel tasks as an environment: the nine tools over a task's tables, the plan scored without them."""
+"""DeepPlanning's travel tasks as an environment: nine tools over a task's tables; the plan is scored without tables."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tip_exp.envs.deepplanning.tools.schemas import tool_schemas
 
 
 class TravelEnvironment:
-    """One trip. `databases` are the folders of task folders by language, `system` the system prompts (may be empty).
+    """One trip. `databases`: folder of task folders by language. `system`: system prompt by language, may be empty.
 
-    `corrected` are names of tools.UPSTREAM_BUGS; `checkout` gives the official schemas in place of ours.
+    `corrected` are names of tools.sandbox.UPSTREAM_BUGS.
     """
 
     def __init__(
@@ -27,10 +27,9 @@ class TravelEnvironment:
         corrected: Collection[str] = (),
         show_schemas: bool = True,
         official_join: bool = False,
-        checkout: Path | None = None,
     ) -> None:
         self._databases, self._system, self._corrected = databases, system, corrected
-        self._show_schemas, self._official_join, self._checkout = show_schemas, official_join, checkout
+        self._show_schemas, self._official_join = show_schemas, official_join
 
     def reset(self, task: Task) -> Start:
         self._task = task
@@ -38,14 +37,14 @@ class TravelEnvironment:
         self._sandbox = TravelSandbox(folder, task.lang, self._corrected)
         system = self._system.get(task.lang, "")
         messages = [{"role": "system", "content": system}] if system else []
-        tools = tool_schemas(task.lang, self._checkout) if self._show_schemas else []
+        tools = tool_schemas(task.lang) if self._show_schemas else []
         return Start([*messages, {"role": "user", "content": task.query}], tools)
 
     def step(self, calls: list[Call]) -> list[str]:
         return [self._sandbox.call(call.name, call.arguments) for call in calls]
 
     def score(self, text: str) -> dict[str, float]:
-        """`fraction` is the paper's metric, `personalized` the official 0/1; an undelivered plan keeps nothing."""
+        """`fraction` is the paper's metric, `personalized` the official 0/1; an undelivered plan satisfies nothing."""
         plan = parse_plan(extract_plan(text, self._official_join))
         score = score_plan(plan, self._task.meta)
         return {

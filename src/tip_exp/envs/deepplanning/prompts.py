@@ -1,4 +1,4 @@
-"""System prompts of the travel tasks: a compact one of our own, or the official one read from a checkout."""
+"""System prompts of the travel tasks: a compact one, and the official one read from a checkout of Qwen-Agent."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _OFFICIAL = ("benchmark/deepplanning/travelplanning/agent/prompts.py", "travelpl
 
 
 def compact_prompt(lang: str) -> str:
-    """Our own prompt: the official plan grammar in about a tenth of the official prompt's tokens."""
+    """The official plan format in about a tenth of the official prompt's tokens."""
     return {"en": _EN, "zh": _ZH}[lang]
 
 
 def official_prompt(checkout: Path, lang: str) -> str:
-    """SYSTEM_PROMPT_EN or _ZH of a checkout's prompts.py, read without running the file."""
-    path = next((checkout / place for place in _OFFICIAL if (checkout / place).is_file()), None)
+    """SYSTEM_PROMPT_EN or _ZH of the checkout's prompts.py, read without executing the file."""
+    path = next((checkout / name for name in _OFFICIAL if (checkout / name).is_file()), None)
     if path is None:
         raise DataError(f"no official prompts in {checkout}: neither {' nor '.join(_OFFICIAL)}")
     name = f"SYSTEM_PROMPT_{lang.upper()}"
@@ -60,4 +60,4 @@ def official_prompt(checkout: Path, lang: str) -> str:
         named = any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
         if named and isinstance(node.value.value, str):
             return node.value.value
-    raise DataError(f"{path}: no text called {name}")
+    raise DataError(f"{path}: no string constant {name}")

@@ -1,4 +1,4 @@
-"""Which tasks train and which test, and how much of a set of tasks can be had without one tool call."""
+"""Training and test ids of the travel tasks, and the score that a set of tasks allows without a tool call."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from pathlib import Path
 
 import yaml
 
-from tip_exp.envs.deepplanning.data import Task
-from tip_exp.envs.deepplanning.score.constraints import BUDGET, answers
+from tip_exp.envs.deepplanning.data import BUDGET, Task
+from tip_exp.envs.deepplanning.score.constraints import answers
 from tip_exp.utils.errors import DataError
+
+SHIPPED_SPLIT = Path(__file__).with_name("split.yaml")  # the ids that runs use; its first line is the command
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Ids to train on and ids to test on; the same for both languages, as a translation would leak the trip."""
+    """Training ids and test ids; the same for both languages, since they describe the same trips."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
 
 
 def split_by_days(tasks: Sequence[Task], test_frac: float, seed: int) -> Split:
-    """`test_frac` of the ids of every trip length, drawn by `seed` alone: officially 4 of each 20, 24 test ids.
+    """Draws `test_frac` of the ids of every trip length: 4 of 20 in the official data, 24 test ids in all.
 
-    Give the tasks of one language or of both. Ids are ranked by a hash of seed and id, so the draw depends on no
-    library's random numbers, and a task never changes the draw among trips of another length.
+    `tasks` are those of one language or of both. Ids are ranked by a hash of seed and id, so the draw needs no random
+    number generator, and a task never changes the draw among trips of another length.
     """
     if not 0 < test_frac < 1:
-        raise DataError(f"the test share lies between 0 and 1; got {test_frac}")
+        raise DataError(f"the test fraction must be between 0 and 1; got {test_frac}")
     days: dict[str, int] = {}
     for task in tasks:
         if days.setdefault(task.id, task.days) != task.days:
@@ -41,30 +43,31 @@ def split_by_days(tasks: Sequence[Task], test_frac: float, seed: int) -> Split:
     return Split(tuple(sorted(days.keys() - test, key=_by_number)), tuple(sorted(test, key=_by_number)))
 
 
-def read_split(path: Path) -> Split:
-    """A split as split_to_yaml writes it."""
+def read_split(path: Path = SHIPPED_SPLIT) -> Split:
+    """Reads a split that split_to_yaml wrote."""
     record = yaml.safe_load(path.read_text(encoding="utf-8"))
     for part in ("train", "test"):
         ids = record.get(part) if isinstance(record, dict) else None
         if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
-            raise DataError(f"{path}: {part!r} is to be a list of quoted ids; got {ids!r}")
+            raise DataError(f"{path}: {part!r} must be a list of quoted ids; got {ids!r}")
     if both := sorted(set(record["train"]) & set(record["test"]), key=_by_number):
         raise DataError(f"{path}: task {both[0]} is both in train and in test")
     return Split(tuple(record["train"]), tuple(record["test"]))
 
 
 def split_to_yaml(tasks: Sequence[Task], test_frac: float, seed: int) -> str:
-    """The split of these tasks as a file, with its origin and its floors by language in the first two lines."""
+    """The split of these tasks as YAML; two comment lines give the command and the no-tool baselines by language."""
     split = split_by_days(tasks, test_frac, seed)
     command = f"python -m tip_exp.deepplanning split --queries DIR --test-frac {test_frac} --seed {seed}"
-    floors = [
-        f"{100 * no_tool_floor(chosen):.1f} % {lang}"
+    baselines = [
+        f"{100 * no_tool_baseline(test_tasks):.1f} % {lang}"
         for lang in sorted({task.lang for task in tasks})
-        if (chosen := [task for task in tasks if task.lang == lang and task.id in split.test])
+        if (test_tasks := [task for task in tasks if task.lang == lang and task.id in split.test])
     ]
+    what = "budgets and constraints that the query answers"
     lines = [
-        f"# DeepPlanning travel tasks to train and to test on, drawn within each trip length; made by: {command}",
-        f"# No-tool floor of the test tasks (constraints that the query answers, and budgets): {', '.join(floors)}",
+        f"# DeepPlanning travel tasks for training and test, drawn within each trip length. Command: {command}",
+        f"# No-tool baseline of the test tasks ({what}): {', '.join(baselines)}",
     ]
     for part, ids in (("train", split.train), ("test", split.test)):
         rows = [", ".join(f'"{i}"' for i in ids[start : start + 16]) for start in range(0, len(ids), 16)]
@@ -72,24 +75,24 @@ def split_to_yaml(tasks: Sequence[Task], test_frac: float, seed: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def spelled_out(task: Task) -> list[str]:
-    """Constraints a plan can satisfy without one tool call: the query says the answer, or it is the budget.
+def constraints_without_tools(task: Task) -> list[str]:
+    """Constraints that a plan can satisfy without a tool call: the query names the answer, or it is the budget.
 
-    A plan that names no costs keeps every budget.
+    A plan that names no costs satisfies every budget.
     """
-    told: list[str] = []
+    keys: list[str] = []
     for key, constraint in task.constraints.items():
         names = answers(constraint)
         if key == BUDGET or (names and all(name in task.query for name in names)):
-            told.append(key)
-    return told
+            keys.append(key)
+    return keys
 
 
-def no_tool_floor(tasks: Sequence[Task]) -> float:
-    """Mean over tasks of the fraction of constraints that need no tools; over all tasks 8.9 % in English, 11.9 % zh."""
+def no_tool_baseline(tasks: Sequence[Task]) -> float:
+    """Mean fraction of constraints that need no tool call: 8.9 % over all English tasks, 11.9 % over all Chinese."""
     if not tasks:
-        raise DataError("the no-tool floor is a mean over tasks; got none")
-    return sum(len(spelled_out(task)) / max(1, len(task.constraints)) for task in tasks) / len(tasks)
+        raise DataError("the no-tool baseline is a mean over tasks; got none")
+    return sum(len(constraints_without_tools(task)) / max(1, len(task.constraints)) for task in tasks) / len(tasks)
 
 
 def _rank(seed: int, task_id: str) -> bytes:

@@ -1,1 +1,1 @@
-"""A small generated travel world in the official file layout, for runs without the official database."""
+"""Generated travel tasks in the official file layout, for runs without the official database."""

@@ -1,9 +1,9 @@
-"""The mini world's shortest tasks: one day, three wishes, two of them to be looked up; small enough for a tiny model.
+"""Generated one-day tasks with three constraints, two of which need a tool call; small enough for a tiny model.
 
     "City: Alderby, 2025-11-12. Hotel: 4 stars. Sight of type: Theme Park. Must see: Amber Tower."
-The layout, the tools and the scorer are the official ones. One hotel has the stars and one sight the type, under names
-that say nothing of either, so what is not looked up can only be guessed; the third wish is in the question: the floor
-is 1/3. `respond` plays the task by rule; with a `slip` it invents names instead of looking them up.
+Layout, tools and scorer are those of the official tasks. Exactly one hotel has the stars and one attraction the type,
+and names are independent of both, so an answer that is not looked up is a guess. The query names the third answer, so
+the no-tool baseline is 1/3. `respond` is a scripted policy; with probability `slip` it makes names up.
 """
 
 from __future__ import annotations
@@ -29,15 +29,21 @@ FIRST = (
 HOTELS = ("Inn", "Hotel", "Lodge", "House")
 SIGHTS = ("Tower", "Garden", "Bridge", "Gallery", "Fort", "Lake")
 STARS = ("2", "3", "4", "5")
-DAY, NEXT_DAY = "2025-11-12", "2025-11-13"  # as 116 of the 120 official tasks begin
+DAY, NEXT_DAY = "2025-11-12", "2025-11-13"  # departure of 116 of the 120 official tasks
 OPENERS = ("Let me look.", "First the hotel.", "I plan the day.", "Let me see.")
+# All official columns, in the official order; the tasks fill only some of them.
+_HOTEL_COLUMNS = ("city", "name", "address", "latitude", "longitude", "decoration_time", "hotel_star", "price", "score")
+_HOTEL_COLUMNS += ("brand", "services")
+_SIGHT_COLUMNS = ("city", "attraction_name", "attraction_id", "description", "attraction_type", "address", "latitude")
+_SIGHT_COLUMNS += ("longitude", "rating", "opening_time", "closing_time", "closing_dates")
+_SIGHT_COLUMNS += ("min_visit_hours", "max_visit_hours", "ticket_price")
 _QUERY = re.compile(r"City: (.+?), (.+?)\. Hotel: (\d) stars\. Sight of type: (.+?)\. Must see: (.+?)\.")
-_HOTEL_FOUND = re.compile(r'"name": "([^"]+)",\n')  # a call has no line end there
-_SIGHT_FOUND = re.compile(r"Recommended attractions:\n\n(.+?), ")
+_HOTEL_ANSWER = re.compile(r'"name": "([^"]+)",\n')  # in a tool call no line end follows
+_SIGHT_ANSWER = re.compile(r"Recommended attractions:\n\n(.+?), ")
 
 
 def make(task_id: str, seed: str) -> TaskFiles:
-    """One task with its tables; the same id and seed give the same."""
+    """One task with its tables, a function of id and seed."""
     rng = random.Random(f"errands/{seed}/{task_id}")
     city = rng.choice(CITIES)
     hotels = [f"{first} {rng.choice(HOTELS)}" for first in rng.sample(FIRST, len(STARS))]
@@ -65,24 +71,24 @@ def make(task_id: str, seed: str) -> TaskFiles:
 
 
 def stream(seed: str, count: int) -> Iterator[TaskFiles]:
-    """`count` tasks of a seed, no question twice: a question has to tell which tables are meant."""
-    asked: set[str] = set()
+    """`count` tasks of a seed with distinct queries: the query identifies the task."""
+    queries: set[str] = set()
     number = 0
-    while len(asked) < count:
+    while len(queries) < count:
         task = make(str(number), seed)
         number += 1
-        if task.query["query"] not in asked:
-            asked.add(task.query["query"])
+        if task.query["query"] not in queries:
+            queries.add(task.query["query"])
             yield task
 
 
 def respond(history: str, slip: float = 0.0) -> str:
-    """The next turn of a dialogue, all turns' marks included. Chance is a function of the question.
+    """The next turn after `history`, the dialogue so far with its turn marks. Random draws depend on the query alone.
 
-    With probability `slip`, for hotel and sight apart, the lookup is left out and a name is made up.
+    With probability `slip`, drawn for hotel and attraction separately, a name is made up instead of looked up.
     """
     query = _QUERY.search(history)
-    assert query, "the history begins with an errand"
+    assert query, "the history starts with the query of an errand"
     city, day, stars, kind, named = query.groups()
     rng = random.Random(hashlib.blake2b(f"{query[0]}/{slip}".encode(), digest_size=8).digest())
     opener = f"<think>\n{rng.choice(OPENERS)}\n</think>\n"
@@ -90,20 +96,13 @@ def respond(history: str, slip: float = 0.0) -> str:
     invented = f"{rng.choice(FIRST)} {rng.choice(HOTELS)}", f"{rng.choice(FIRST)} {rng.choice(SIGHTS)}"
     said = history[query.end() :]
     begin = opener if "</think>" not in said else ""
-    hotel, sight = _HOTEL_FOUND.search(said), _SIGHT_FOUND.search(said)
+    hotel, sight = _HOTEL_ANSWER.search(said), _SIGHT_ANSWER.search(said)
     if not skip_hotel and not hotel:
         arguments = {"destination": city, "checkinDate": day, "checkoutDate": NEXT_DAY, "hotelStar": stars}
         return begin + _call("query_hotel_info", arguments)
     if not skip_sight and not sight:
         return begin + _call("recommend_attractions", {"city": city, "attraction_type": kind})
     return begin + _plan(hotel[1] if hotel else invented[0], named, sight[1] if sight else invented[1])
-
-
-def copy_the_query(history: str) -> str:
-    """What needs no tool: the sight that the question names."""
-    query = _QUERY.search(history)
-    assert query, "the history begins with an errand"
-    return _plan("-", query[5], "-")
 
 
 def _call(name: str, arguments: dict[str, Any]) -> str:
@@ -116,8 +115,9 @@ def _plan(hotel: str, named: str, sight: str) -> str:
 
 
 def _hotel(name: str, city: str, stars: str, price: str) -> Record:
-    return {"city": city, "name": name, "hotel_star": stars, "price": price}
+    return dict.fromkeys(_HOTEL_COLUMNS, "") | {"city": city, "name": name, "hotel_star": stars, "price": price}
 
 
 def _sight(name: str, city: str, kind: str) -> Record:
-    return {"city": city, "attraction_name": name, "attraction_type": kind, "description": "worth a visit"}
+    filled = {"city": city, "attraction_name": name, "attraction_type": kind, "description": "worth a visit"}
+    return dict.fromkeys(_SIGHT_COLUMNS, "") | filled

@@ -1,7 +1,7 @@
-"""Reads one line of a plan: prices off its right end, labels off its left, and what is left is a name, verbatim.
+"""Parses one line of a plan: removes prices at its right end and labels at its left; the remainder is the name.
 
-Names hold commas ("China Knife, Scissors, and Sword Museum") and dashes ("Home Inn - Beijing Yansha Branch"), so
-nothing is split where a name could be.
+Names contain commas ("China Knife, Scissors, and Sword Museum") and dashes ("Home Inn - Beijing Yansha Branch"), so a
+line is not split at every comma or dash. `names` are place names that the plan states elsewhere.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _DURATION = re.compile(
 _RIDE = re.compile("taxi|walk|walking|drive|driving|bus|subway|metro|步行|打车|出租车", re.IGNORECASE)
 _COMMA = re.compile("[,，]")
 _SPACED_DASH = re.compile(r"\s[-–—]\s|→|⇒|->|=>")
-_OTHER_WAYS = (re.compile("[-–—]"), re.compile(r"\sto\s|[到至]"))
+_OTHER_SEPARATORS = (re.compile("[-–—]"), re.compile(r"\sto\s|[到至]"))
 _LEG_NUMBER = re.compile(
     r"(?<![A-Za-z0-9])(?:[A-Za-z0-9]{2}[0-9]{1,5}|[A-Za-z]?[0-9]{1,5})[A-Za-z]?(?![A-Za-z0-9])",
 )
@@ -46,7 +46,7 @@ _HOTEL_AT = re.compile(
 
 
 def price(field: str) -> Number | None:
-    """Yuan of a field that is nothing but a price: "¥1,200/person" -> 1200, "免费" -> 0, "East Wing" -> None."""
+    """Yuan of a field that is only a price: "¥1,200/person" -> 1200, "免费" -> 0, "East Wing" -> None."""
     match = _PRICE.fullmatch(field.strip())
     if not match:
         return None
@@ -55,7 +55,7 @@ def price(field: str) -> Number | None:
 
 
 def amount(text: str) -> Number | None:
-    """The sum a budget line states: "2820 RMB. Airfare (650+550)*2=2400" -> 2820, "650*2 + 60 = 1360 RMB" -> 1360."""
+    """The amount of a budget line: "2820 RMB. Airfare (650+550)*2=2400" -> 2820, "650*2 + 60 = 1360 RMB" -> 1360."""
     text = text.replace("**", "")
     match = re.match(rf"[^0-9(（=]{{0,15}}({_NUMBER})\s*([-+*/x×=])?", text)
     if match and not match[2]:
@@ -65,55 +65,55 @@ def amount(text: str) -> Number | None:
 
 
 def take_price(text: str) -> tuple[str, Number | None]:
-    """Cuts "Laomendong, ¥30/person" into ("Laomendong", 30); text without a price at its right end comes back whole."""
+    """Splits "Laomendong, ¥30/person" into ("Laomendong", 30); without a price at the right end: (text, None)."""
     text = text.strip()
     commas = [match.start() for match in _COMMA.finditer(text)]
-    for comma in commas[-3:]:  # from the left, as in ¥1,200 the last comma is not the one
-        found = price(text[comma + 1 :])
-        if found is not None:
-            return text[:comma].strip(), found
+    for comma in commas[-3:]:  # leftmost first: in ¥1,200 the last comma is part of the price
+        cost = price(text[comma + 1 :])
+        if cost is not None:
+            return text[:comma].strip(), cost
     sign = max(text.rfind("¥"), text.rfind("￥"))
-    found = price(text[sign:].rstrip(")） ")) if sign > 0 else None
+    cost = price(text[sign:].rstrip(")） ")) if sign > 0 else None
     name = text[: max(sign, 0)].rstrip(" (（,，:：")
-    return (name, found) if found is not None and name else (text, None)
+    return (name, cost) if cost is not None and name else (text, None)
 
 
-def route(text: str, known: Collection[str]) -> tuple[str, str]:
-    """Cuts "A - B" into "A" and "B"; where a name has a dash itself, so that most and longest names are `known`."""
+def route(text: str, names: Collection[str]) -> tuple[str, str]:
+    """Splits "A - B" into "A" and "B"; of several dashes the one between the most, then the longest `names` counts."""
 
-    def names(cut: tuple[str, str]) -> tuple[int, int]:
-        lengths = [len(end) for end in cut if end in known]
+    def match(ends: tuple[str, str]) -> tuple[int, int]:
+        lengths = [len(end) for end in ends if end in names]
         return len(lengths), sum(lengths)
 
-    for separator in (_SPACED_DASH, *_OTHER_WAYS):
-        cuts = [(text[: m.start()].strip(), text[m.end() :].strip()) for m in separator.finditer(text)]
-        cuts = [cut for cut in cuts if all(cut)]
-        if cuts:
-            origin, destination = max(cuts, key=names)
+    for separator in (_SPACED_DASH, *_OTHER_SEPARATORS):
+        splits = [(text[: m.start()].strip(), text[m.end() :].strip()) for m in separator.finditer(text)]
+        splits = [ends for ends in splits if all(ends)]
+        if splits:
+            origin, destination = max(splits, key=match)
             return origin.removeprefix("从").strip(), destination
     return text.strip(), ""
 
 
-def read_details(kind: str, text: str, city: str, known: Collection[str]) -> dict[str, Any]:
-    """The details of an activity of one type, in the official layout. `city` is where the traveller is."""
+def read_details(kind: str, text: str, city: str, names: Collection[str]) -> dict[str, Any]:
+    """Details of an activity of type `kind`, in the official layout; `city` is that of an attraction."""
     text = text.strip()
     if kind == BUFFER:
         return {"description": text}
     body, cost = take_price(text)
     if kind == HOTEL:
-        activity, name = _label(body, _HOTEL_AT, known)
+        activity, name = _label(body, _HOTEL_AT, names)
         return {"activity": activity, "name": name}
     if kind == MEAL:
-        label, name = _label(body, _MEAL_AT, known)
+        label, name = _label(body, _MEAL_AT, names)
         if not name and not re.fullmatch(_MEAL_WORD, label, re.IGNORECASE):
             label, name = "", label
         return {"meal_type": label, "name": name, "cost": cost}
     if kind == ATTRACTION:
         return {"name": body, "city": city, "cost": cost}
     if kind == CITY_RIDE:
-        return _ride(body, known) | {"cost": cost}
-    assert kind == INTERCITY, f"no line is of type {kind}"
-    return _leg(body, known) | {"cost": cost}
+        return _ride(body, names) | {"cost": cost}
+    assert kind == INTERCITY, f"unknown activity type {kind}"
+    return _leg(body, names) | {"cost": cost}
 
 
 def _value(written: str) -> Number:
@@ -121,32 +121,32 @@ def _value(written: str) -> Number:
     return int(number) if number.is_integer() else number
 
 
-def _label(body: str, pattern: re.Pattern[str], known: Collection[str]) -> tuple[str, str]:
-    """Cuts "Lunch, NAME" or "Lunch at NAME" into ("Lunch", NAME); a lone label has no name, a known name no label."""
-    if body in known:
+def _label(body: str, pattern: re.Pattern[str], names: Collection[str]) -> tuple[str, str]:
+    """Splits "Lunch, NAME" or "Lunch at NAME" into ("Lunch", NAME); a part that is missing is ""."""
+    if body in names:
         return "", body
-    label, name = _cut(body)
+    label, name = _split_at_comma(body)
     match = None if name else pattern.fullmatch(body)
     return (match[1], match[2].strip()) if match else (label, name)
 
 
-def _ride(body: str, known: Collection[str]) -> dict[str, str]:
+def _ride(body: str, names: Collection[str]) -> dict[str, str]:
     measures = {"distance": "", "duration": ""}
     while True:
-        if not measures["distance"] and (found := _last_field(body, _DISTANCE)):
-            body, measures["distance"] = found
-        elif not measures["duration"] and (found := _last_field(body, _DURATION)):
-            body, measures["duration"] = found
-        elif found := _last_field(body, _RIDE):
-            body = found[0]
+        if not measures["distance"] and (fields := _last_field(body, _DISTANCE)):
+            body, measures["distance"] = fields
+        elif not measures["duration"] and (fields := _last_field(body, _DURATION)):
+            body, measures["duration"] = fields
+        elif fields := _last_field(body, _RIDE):
+            body = fields[0]
         else:
             break
-    origin, destination = route(body, known)
+    origin, destination = route(body, names)
     return {"from": origin, "to": destination} | measures
 
 
 def _last_field(body: str, pattern: re.Pattern[str]) -> tuple[str, str] | None:
-    """What stands before and in the last field, if that is of the pattern; 1,200m is one field, not two."""
+    """Text before the last field and that field, if it matches the pattern; "1,200m" is one field, not two."""
     for comma in [match.start() for match in _COMMA.finditer(body)][-2:]:
         field = body[comma + 1 :].strip()
         if pattern.fullmatch(field):
@@ -154,18 +154,16 @@ def _last_field(body: str, pattern: re.Pattern[str]) -> tuple[str, str] | None:
     return None
 
 
-def _leg(body: str, known: Collection[str]) -> dict[str, str]:
-    head, rest = _cut(body)
+def _leg(body: str, names: Collection[str]) -> dict[str, str]:
+    head, stations = _split_at_comma(body)
     number = _LEG_NUMBER.search(head)
     word = (head[: number.start()] if number else head).strip(" :：").lower()
-    if not rest and number:  # no comma: "train G7798 A - B"
-        rest = head[number.end() :].strip()
-    field, behind = _cut(rest)
-    if (
-        behind and not _SPACED_DASH.search(field) and _SPACED_DASH.search(behind)
-    ):  # "train, G7798, A - B", "…, seat, A - B"
+    if not stations and number:  # no comma: "train G7798 A - B"
+        stations = head[number.end() :].strip()
+    field, tail = _split_at_comma(stations)
+    if tail and not _SPACED_DASH.search(field) and _SPACED_DASH.search(tail):  # "train, G7798, A - B", "…, seat, A - B"
         number = number or _LEG_NUMBER.fullmatch(field)
-        rest = behind
+        stations = tail
     if any(name in word for name in _FLIGHT_WORDS):
         mode = "flight"
     elif any(name in word for name in _TRAIN_WORDS):
@@ -174,11 +172,11 @@ def _leg(body: str, known: Collection[str]) -> dict[str, str]:
         mode = word
     else:
         mode = "train" if _TRAIN_NUMBER.fullmatch(number[0]) else "flight"
-    origin, destination = route(rest, known)
+    origin, destination = route(stations, names)
     return {"mode": mode, "number": number[0] if number else "", "from": origin, "to": destination}
 
 
-def _cut(text: str) -> tuple[str, str]:
-    """The first field and the rest."""
+def _split_at_comma(text: str) -> tuple[str, str]:
+    """The text before and after the first comma."""
     comma = _COMMA.search(text)
     return (text[: comma.start()].strip(), text[comma.end() :].strip()) if comma else (text.strip(), "")

@@ -1,15 +1,16 @@
-"""What the scorers read from a plan in the official JSON layout, and what the trip costs.
+"""Fields of a plan in the official JSON layout, and the cost of a trip.
 
     {"budget_summary": {"total_estimated_budget": 2923, …},
      "daily_plans": [{"day_number": 1, "current_city": "from Hefei to Nanjing",
                       "accommodation": {"name": "Orange Hotel", "price_per_night": 441},
                       "activities": [{"time_slot": "13:23-16:00", "type": "attraction",
                                       "details": {"name": "Laomendong", "city": "Nanjing", "cost": 0}}, …]}, …]}
-Plans may come from anyone's file, so nothing here is guaranteed; a wrongly typed part raises one of MALFORMED.
+Plans may come from any file, so no field is guaranteed; a field of the wrong type raises one of MALFORMED.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,11 +29,13 @@ TYPES = (INTERCITY, CITY_RIDE, ATTRACTION, MEAL, HOTEL, BUFFER)
 
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 SEATS_PER_TAXI = 4
+_BRACKETS = re.compile(r"[（(].*?[)）]")
+_FROM_TO = re.compile(r"from\s(.+?)\sto\s([^,]+)")
 
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """Who travels: people and hotel rooms, each at least 1 in the official data."""
+    """Number of people and of hotel rooms, each at least 1 in the official data."""
 
     people: int
     rooms: int
@@ -43,7 +46,7 @@ class Party:
 
 
 def activities(day: Day, kind: str | None = None) -> Iterator[Activity]:
-    """A day's activities in order, of one type if `kind` is given."""
+    """The activities of a day in order; only those of type `kind` if given."""
     for activity in day.get("activities") or []:
         if kind is None or activity.get("type") == kind:
             yield activity
@@ -54,17 +57,31 @@ def details(activity: Activity) -> dict[str, Any]:
 
 
 def text(value: Any) -> str:
-    """A name as it is compared: None and "" are "", blanks around it do not count."""
+    """A name without surrounding blanks; None becomes ""."""
     return (value or "").strip()
 
 
-def total_cost(days: list[Day], party: Party) -> float:
-    """Yuan for the whole party, by the official sum; costs that are missing or no numbers count 0.
+def bare_city(name: str) -> str:
+    """A city name without bracketed parts: "Suzhou (Jiangsu)" -> "Suzhou"."""
+    return _BRACKETS.sub("", name).strip()
 
-    Per person: meals, tickets and a day's first intercity leg whose cost is a number (every leg of a connection shows
-    the price of the whole). Per room: every night but the last day's. Per taxi of 4 seats: city rides.
+
+def cities_of(day: Day) -> tuple[str, str] | None:
+    """("Hefei", "Nanjing") for a day "from Hefei to Nanjing"; None for a day in one city."""
+    city = day.get("current_city", "")
+    match = _FROM_TO.search(city) if isinstance(city, str) else None
+    if not match or not match[1].strip() or not match[2].strip():
+        return None
+    return bare_city(match[1]), bare_city(match[2])
+
+
+def total_cost(days: list[Day], party: Party) -> float:
+    """Cost in yuan for the whole party by the official formula; a cost that is missing or not a number counts 0.
+
+    Per person: meals, tickets, and the first intercity leg of a day with a numeric cost (each leg of a connection
+    shows the fare of the whole route). Per room: every night except the last day's. Per taxi of 4 seats: city rides.
     """
-    rides = nights = meals = tickets = 0.0  # summed apart and added last, as floats of another order could differ
+    rides = nights = meals = tickets = 0.0  # four sums, added last: float addition in another order could differ
     for day in days:
         fares = (_number(details(leg).get("cost", 0)) for leg in activities(day, INTERCITY))
         fare = next((fare for fare in fares if fare is not None), 0.0)
@@ -73,16 +90,16 @@ def total_cost(days: list[Day], party: Party) -> float:
     for day in days[:-1]:
         stay = day.get("accommodation")
         if isinstance(stay, dict):
-            nights += _paid(stay.get("price") or stay.get("price_per_night") or stay.get("cost")) * party.rooms
+            nights += _cost(stay.get("price") or stay.get("price_per_night") or stay.get("cost")) * party.rooms
     for day in days:
         for meal in activities(day, MEAL):
-            meals += _paid(details(meal).get("cost")) * party.people
+            meals += _cost(details(meal).get("cost")) * party.people
         for visit in activities(day, ATTRACTION):
-            tickets += _paid(details(visit).get("cost")) * party.people
+            tickets += _cost(details(visit).get("cost")) * party.people
     taxis = max(1, -(-party.people // SEATS_PER_TAXI))
     for day in days:
         for ride in activities(day, CITY_RIDE):
-            rides += _paid(details(ride).get("cost")) * taxis
+            rides += _cost(details(ride).get("cost")) * taxis
     return rides + nights + meals + tickets
 
 
@@ -93,5 +110,5 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _paid(value: Any) -> float:
+def _cost(value: Any) -> float:
     return (_number(value) or 0.0) if value else 0.0

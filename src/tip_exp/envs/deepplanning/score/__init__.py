@@ -1,1 +1,1 @@
-"""The official scoring rules: a structured plan and its task's tables in, verdicts per check out."""
+"""The official scoring rules: a plan and its task's tables in, a verdict per check out."""

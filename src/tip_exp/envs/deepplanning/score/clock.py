@@ -1,24 +1,24 @@
-"""Times of day as the official evaluator reads them: a strict reading of whole slots, a lax one of single times."""
+"""Times of day as the official evaluator reads them: strictly for time slots, loosely for single times."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-MINUTES_A_DAY = 24 * 60
+MINUTES_PER_DAY = 24 * 60
 _SLOT = re.compile(r"\s*(\d{1,2}:\d{2})\s*-\s*(\d{1,2}:\d{2})\s*", re.ASCII)
 _CLOCK = re.compile(r"(\d{1,2}):(\d{1,2})", re.ASCII)
 
-Slot = tuple[int, int]  # minutes since midnight: start, end
+Slot = tuple[int, int]  # start and end in minutes since midnight
 
 
 def clock(value: Any) -> int | None:
-    """Minutes since midnight: "08:30" -> 510; "24:00" is the day's last, 1439; what is no time of day is None."""
+    """Minutes since midnight: "08:30" -> 510; "24:00" -> 1439, the last minute of the day; not a time -> None."""
     if not isinstance(value, str):
         return None
     value = value.strip()
     if value == "24:00":
-        return MINUTES_A_DAY - 1
+        return MINUTES_PER_DAY - 1
     match = _CLOCK.fullmatch(value)
     if not match:
         return None
@@ -26,8 +26,8 @@ def clock(value: Any) -> int | None:
     return hours * 60 + minutes if hours < 24 and minutes < 60 else None
 
 
-def slot_of_day(value: Any) -> Slot | None:
-    """Reads "09:00-10:30" as (540, 630); past midnight the end lies before the start: "23:00-01:00" -> (1380, 60)."""
+def wrapped_slot(value: Any) -> Slot | None:
+    """ "09:00-10:30" -> (540, 630). Past midnight the end is below the start: "23:00-01:00" -> (1380, 60)."""
     match = _SLOT.match(value) if isinstance(value, str) else None
     if not match:
         return None
@@ -36,16 +36,16 @@ def slot_of_day(value: Any) -> Slot | None:
 
 
 def slot(value: Any) -> Slot | None:
-    """As slot_of_day, the end never before the start: "23:00-01:00" -> (1380, 1500)."""
-    minutes = slot_of_day(value)
+    """Like wrapped_slot, but the end is never below the start: "23:00-01:00" -> (1380, 1500)."""
+    minutes = wrapped_slot(value)
     if minutes is None:
         return None
     start, end = minutes
-    return (start, end + MINUTES_A_DAY) if end < start else (start, end)
+    return (start, end + MINUTES_PER_DAY) if end < start else (start, end)
 
 
 def within_hours(visit: Slot, opening: int, closing: int) -> bool:
-    """Does the visit lie inside business hours? Either may run past midnight."""
+    """Whether a visit (as wrapped_slot gives it) is inside business hours. Both may run past midnight."""
     start, end = visit
     past_midnight = end < start
     if opening <= closing:
@@ -56,7 +56,7 @@ def within_hours(visit: Slot, opening: int, closing: int) -> bool:
 
 
 def side(activity: dict[str, Any], which: int) -> str:
-    """Start (0) or end (1) of an activity as text: its own field if it has one, else that part of the time slot."""
+    """Start (0) or end (1) of an activity as text: its start_time or end_time, else that half of the time slot."""
     written = activity.get(("start_time", "end_time")[which])
     if written:
         return written
@@ -64,8 +64,8 @@ def side(activity: dict[str, Any], which: int) -> str:
     return slot_text.split("-")[which] if "-" in slot_text else ""
 
 
-def lax_clock(value: Any) -> tuple[int, int] | None:
-    """Hours and minutes of "9:05" without a limit, so "24:00" is (24, 0) and "25:99" passes too."""
+def loose_clock(value: Any) -> tuple[int, int] | None:
+    """Hours and minutes without range checks: "9:05" -> (9, 5), "24:00" -> (24, 0), "25:99" -> (25, 99)."""
     try:
         hours, minutes = map(int, value.split(":"))
     except (AttributeError, TypeError, ValueError):
@@ -73,7 +73,7 @@ def lax_clock(value: Any) -> tuple[int, int] | None:
     return hours, minutes
 
 
-def lax_hours(value: Any) -> float | None:
-    """Hours, "9:30" -> 9.5; None for what is no time."""
-    time = lax_clock(value)
+def loose_hours(value: Any) -> float | None:
+    """Hours: "9:30" -> 9.5; not a time -> None."""
+    time = loose_clock(value)
     return None if time is None else time[0] + time[1] / 60.0

@@ -1,12 +1,13 @@
-"""Commonsense checks of the days' order: cities, nights, meals, sights and the time between places.
+"""Commonsense checks of the schedule: cities, nights, meals, attractions and the time between activities.
 
-Hours and counts are those the official evaluator uses; its own comments and the prompt give others.
+Functions have the names of the official checks. Hours and counts are those of the official evaluator's code; its
+comments and the prompt give other values.
 """
 
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Iterator
 from itertools import pairwise
 
 from tip_exp.envs.deepplanning.plan.schema import (
@@ -19,170 +20,165 @@ from tip_exp.envs.deepplanning.plan.schema import (
     Activity,
     Day,
     activities,
+    bare_city,
+    cities_of,
     details,
     text,
 )
-from tip_exp.envs.deepplanning.score.clock import MINUTES_A_DAY, Slot, lax_clock, lax_hours, side, slot
-from tip_exp.envs.deepplanning.score.tables import Trip, bare_city
+from tip_exp.envs.deepplanning.score.clock import MINUTES_PER_DAY, Slot, loose_clock, loose_hours, side, slot
+from tip_exp.envs.deepplanning.score.tables import Trip
 
 START, END = 0, 1
-_FROM_TO = re.compile(r"from\s(.+?)\sto\s([^,]+)")
-_MIN_BETWEEN_MEALS = 120
-_SIGHTSEEING_MINUTES = 240  # or two attractions, on a day without a change of city
+_MIN_MINUTES_BETWEEN_MEALS = 120
+_SIGHTSEEING_MINUTES = 240  # enough for a full day; two attractions also are
 _ANCHORS = (HOTEL, ATTRACTION, MEAL, INTERCITY)
 
 
-def cities_of(day: Day) -> tuple[str, str] | None:
-    """("Hefei", "Nanjing") on a day "from Hefei to Nanjing", None on a day in one city."""
-    city = day.get("current_city", "")
-    match = _FROM_TO.search(city) if isinstance(city, str) else None
-    if not match or not match[1].strip() or not match[2].strip():
-        return None
-    return bare_city(match[1].strip()) or "", bare_city(match[2].strip()) or ""
-
-
-def lasts_as_asked(trip: Trip) -> bool:
+def valid_trip_duration(trip: Trip) -> bool:
     return len(trip.days) == int(trip.meta.get("days") or 0)
 
 
-def closes_the_loop(trip: Trip) -> bool:
-    """Leaves home and comes back, where first and last day say from where to where."""
-    home = bare_city(trip.meta.get("org"))
+def closed_loop_route_structure(trip: Trip) -> bool:
+    """The first day starts and the last day ends at home; a day in one city passes."""
     first, last = cities_of(trip.days[0]), cities_of(trip.days[-1])
-    return (first is None or first[0] == home) and (last is None or last[1] == home)
+    return (first is None or first[0] == trip.home) and (last is None or last[1] == trip.home)
 
 
-def changes_city_by_a_leg(trip: Trip) -> bool:
-    """Every day begins where the one before ended; a change of city has a leg whose stations lie in both."""
-    here = bare_city(trip.meta.get("org"))
-    right = bool(here)
+def seamless_intercity_transfers(trip: Trip) -> bool:
+    """Every day starts where the previous one ended; a change of city has a leg whose stations are in both cities."""
+    current = trip.home
+    passed = bool(current)
     for day in trip.days:
-        way = cities_of(day)
-        if way is None:
-            city = bare_city(day.get("current_city", ""))
-            right &= bool(city) and city == here
+        cities = cities_of(day)
+        if cities is None:
+            city = day.get("current_city", "")
+            passed &= city is not None and bool(bare_city(city)) and bare_city(city) == current
             continue
         legs = [(text(leg.get("from")), text(leg.get("to"))) for leg in map(details, activities(day, INTERCITY))]
-        towns = [tuple(bare_city(trip.world.city_of(station)) for station in leg) for leg in legs if all(leg)]
-        right &= way[0] == here and way in towns
-        here = way[1]
-    return right
+        connections = [tuple(_city_of(trip, station) for station in leg) for leg in legs if all(leg)]
+        passed &= cities[0] == current and cities in connections
+        current = cities[1]
+    return passed
 
 
-def nights_are_traceable(trip: Trip) -> bool:
-    """Every night has a hotel activity and an accommodation; the last day has none, or "-"."""
+def traceable_accommodation(trip: Trip) -> bool:
+    """Every night has a hotel activity and an accommodation; the last day has no accommodation, or "-"."""
     last = trip.days[-1].get("accommodation")
     if last and (not isinstance(last, dict) or text(last.get("name")) not in ("", "-")):
         return False
     return all(day.get("accommodation") and any(True for _ in activities(day, HOTEL)) for day in trip.days[:-1])
 
 
-def days_end_at_a_hotel(trip: Trip) -> bool:
-    """The last activity of every day but the last day's is at a hotel."""
+def ends_with_accommodation(trip: Trip) -> bool:
+    """The last activity of every day except the last day is at a hotel."""
     ends = [list(activities(day))[-1:] for day in trip.days[:-1]]
     return all(end and end[0].get("type") == HOTEL for end in ends)
 
 
-def meals_suffice(trip: Trip) -> bool:
-    """Two meals on a full day, fewer where the city is reached late or left early; two hours between two meals."""
-    home = bare_city(trip.meta.get("org"))
-    here = home
-    right = bool(home)
-    for day in trip.days:
+def essential_meal_coverage(trip: Trip) -> bool:
+    """Two meals on a full day, fewer on a day with a late arrival or an early departure; two hours between meals."""
+    passed = bool(trip.home)
+    for day, departure, arrival in _travel_hours(trip):
         meals = _meal_times(day)
-        way = cities_of(day)
-        if way is None:
-            right &= len(meals) >= 2 and _hours_apart(meals)
-            continue
-        origin, destination = way
-        leaving = _leg_time(day, START) if origin == here and origin != home else None
-        arriving = _leg_time(day, END) if destination != home else None
-        if leaving is not None:
-            if leaving < 9:
-                right &= not meals
-            elif leaving < 15:
-                right &= len(meals) <= 1
+        if cities_of(day) is None:
+            passed &= len(meals) >= 2 and _far_apart(meals)
+        if departure is not None:
+            if departure < 9:
+                passed &= not meals
+            elif departure < 15:
+                passed &= len(meals) <= 1
             else:
-                right &= bool(meals) and _hours_apart(meals)
-        if arriving is not None:
-            if arriving < 10:
-                right &= len(meals) >= 2 and _hours_apart(meals)
-            elif arriving < 15:
-                right &= bool(meals) and _hours_apart(meals)
+                passed &= bool(meals) and _far_apart(meals)
+        if arrival is not None:
+            if arrival < 10:
+                passed &= len(meals) >= 2 and _far_apart(meals)
+            elif arrival < 15:
+                passed &= bool(meals) and _far_apart(meals)
             else:
-                right &= len(meals) <= 1
-        here = destination
-    return right
+                passed &= len(meals) <= 1
+    return passed
 
 
-def attractions_suffice(trip: Trip) -> bool:
-    """Two attractions or four hours of them on a full day; one where the city is reached before 12 or left after 16."""
-    home = bare_city(trip.meta.get("org"))
-    here = home
-    right = bool(home)
-    for day in trip.days:
+def essential_attraction_coverage(trip: Trip) -> bool:
+    """Full day: two attractions or four hours of them. Arrival before 12:00 or departure after 16:00: one."""
+    passed = bool(trip.home)
+    for day, departure, arrival in _travel_hours(trip):
         count = sum(1 for _ in activities(day, ATTRACTION))
         minutes = _sightseeing_minutes(day)
-        way = cities_of(day)
-        if way is None:
-            right &= minutes >= _SIGHTSEEING_MINUTES or count >= 2
-            continue
-        origin, destination = way
-        leaving = _leg_time(day, START) if origin == here and origin != home else None
-        arriving = _leg_time(day, END) if destination != home else None
-        if (leaving is not None and leaving > 16) or (arriving is not None and arriving < 12):
-            right &= count >= 1
-        here = destination
-    return right
+        if cities_of(day) is None:
+            passed &= minutes >= _SIGHTSEEING_MINUTES or count >= 2
+        elif (departure is not None and departure > 16) or (arrival is not None and arrival < 12):
+            passed &= count >= 1
+    return passed
 
 
-def nothing_overlaps(trip: Trip) -> bool:
-    """No activity begins before the one that began before it has ended; slots that are no times are passed over."""
-    right = True
+def no_time_overlaps(trip: Trip) -> bool:
+    """No activity starts before the one that started before it ends; slots that cannot be read are skipped."""
+    passed = True
     for day in trip.days:
         slots = [slot(act.get("time_slot")) for act in activities(day)]
         times = sorted((s for s in slots if s is not None), key=lambda s: s[START])
-        right &= all(later[START] >= earlier[END] for earlier, later in pairwise(times))
-    return right
+        passed &= all(later[START] >= earlier[END] for earlier, later in pairwise(times))
+    return passed
 
 
-def gaps_fit_the_roads(trip: Trip) -> bool:
-    """Between two places lies about as much time as the road between them takes, waiting (`buffer`) not counted."""
-    right = True
+def reasonable_transfer_time(trip: Trip) -> bool:
+    """The time between two places, buffers not counted, is about what the road between them takes."""
+    passed = True
     for day in trip.days:
         timed = [(slot(act.get("time_slot")), act) for act in activities(day) if act.get("type") in _ANCHORS]
         anchors = [(times, act) for times, act in timed if times is not None]
         for (before, left), (after, reached) in pairwise(anchors):
             gap = after[START] - before[END]
-            if gap < 0 and -gap > MINUTES_A_DAY // 2:  # the later one is after midnight
-                gap += MINUTES_A_DAY
+            if gap < 0 and -gap > MINUTES_PER_DAY // 2:  # the second activity is after midnight
+                gap += MINUTES_PER_DAY
             if gap < 0:
-                continue  # an overlap, which nothing_overlaps tells
-            gap -= _waiting(day, before[END], after[START])
-            origin, destination = _place(left, "to"), _place(reached, "from")
-            minutes = None if origin == destination else trip.world.travel_minutes(origin, destination)
+                continue  # an overlap: no_time_overlaps reports it
+            gap -= _buffer_minutes(day, before[END], after[START])
+            origin, destination = _location(left, "to"), _location(reached, "from")
+            minutes = None if origin == destination else trip.tables.travel_minutes(origin, destination)
             if minutes is not None:
-                least = min(max(0.0, minutes - 5), minutes // 10 * 10)
-                most = max(minutes + 5, math.ceil(minutes / 10) * 10)
-                right &= least <= gap <= most
-    return right
+                shortest = min(max(0.0, minutes - 5), minutes // 10 * 10)
+                longest = max(minutes + 5, math.ceil(minutes / 10) * 10)
+                passed &= shortest <= gap <= longest
+    return passed
+
+
+def _city_of(trip: Trip, station: str) -> str | None:
+    city = trip.tables.city_of(station)
+    return None if city is None else bare_city(city)
+
+
+def _travel_hours(trip: Trip) -> Iterator[tuple[Day, float | None, float | None]]:
+    """Each day with the hour of departure from a city other than home, and of arrival in one; None without."""
+    current = trip.home
+    for day in trip.days:
+        departure = arrival = None
+        if cities := cities_of(day):
+            origin, destination = cities
+            if origin == current and origin != trip.home:
+                departure = _leg_hour(day, START)
+            if destination != trip.home:
+                arrival = _leg_hour(day, END)
+            current = destination
+        yield day, departure, arrival
 
 
 def _meal_times(day: Day) -> list[Slot]:
-    """Start and end in minutes of the meals whose times can be read, by start."""
-    times = [[lax_clock(side(act, which)) for which in (START, END)] for act in activities(day, MEAL)]
+    """Start and end in minutes of the meals with readable times, by start."""
+    times = [[loose_clock(side(act, which)) for which in (START, END)] for act in activities(day, MEAL)]
     meals = [(a[0] * 60 + a[1], b[0] * 60 + b[1]) for a, b in times if a is not None and b is not None]
     return sorted(meals, key=lambda meal: meal[START])
 
 
-def _hours_apart(meals: list[Slot]) -> bool:
-    """Two hours between the first two meals; fewer than two are never too close."""
-    return len(meals) < 2 or meals[1][START] - meals[0][END] >= _MIN_BETWEEN_MEALS
+def _far_apart(meals: list[Slot]) -> bool:
+    """Whether two hours lie between the first two meals; True for fewer than two."""
+    return len(meals) < 2 or meals[1][START] - meals[0][END] >= _MIN_MINUTES_BETWEEN_MEALS
 
 
-def _leg_time(day: Day, which: int) -> float | None:
-    """Hour of the first intercity leg's start or end that can be read, so a connection counts by its first leg."""
-    times = (lax_hours(side(leg, which)) for leg in activities(day, INTERCITY))
+def _leg_hour(day: Day, which: int) -> float | None:
+    """Start or end hour of the first intercity leg with a readable time, so a connection counts by its first leg."""
+    times = (loose_hours(side(leg, which)) for leg in activities(day, INTERCITY))
     return next((time for time in times if time is not None), None)
 
 
@@ -198,30 +194,30 @@ def _sightseeing_minutes(day: Day) -> int:
 
 
 def _duration(act: Activity) -> int:
-    """Whole minutes; in hours first and cut, as upstream, where 80 minutes may become 79."""
+    """Minutes, computed in hours and truncated as upstream, so 80 minutes may become 79."""
     start, end = act.get("start_time"), act.get("end_time")
     if not (start and end):
-        start, end = side({"time_slot": act.get("time_slot")}, START), side({"time_slot": act.get("time_slot")}, END)
-    begin, finish = lax_hours(start), lax_hours(end)
+        start, end = (side({"time_slot": act.get("time_slot")}, which) for which in (START, END))
+    begin, finish = loose_hours(start), loose_hours(end)
     if begin is None or finish is None:
         return 0
     hours = finish - begin
     return int((hours + 24 if hours < 0 else hours) * 60)
 
 
-def _waiting(day: Day, left: int, reached: int) -> int:
-    """Minutes of buffers that lie between two anchors, the first of which ended at `left`."""
-    reached += MINUTES_A_DAY if reached < left else 0
+def _buffer_minutes(day: Day, left: int, reached: int) -> int:
+    """Minutes of buffers between an activity that ends at `left` and one that starts at `reached`."""
+    reached += MINUTES_PER_DAY if reached < left else 0
     total = 0
     for act in activities(day):
         times = slot(act.get("time_slot")) if act.get("type", "").strip() == BUFFER else None
         if times is not None:
-            start, end = (t + (MINUTES_A_DAY if times[START] < left else 0) for t in times)
+            start, end = (t + (MINUTES_PER_DAY if times[START] < left else 0) for t in times)
             total += end - start if left <= start and end <= reached else 0
     return total
 
 
-def _place(act: Activity, station: str) -> str:
-    """Where an anchor is: a leg at one of its stations, others by name; without one the type stands in, as upstream."""
+def _location(act: Activity, station: str) -> str:
+    """Where an activity is: the station of a leg, else its name; without a name its type, as upstream."""
     field = station if act.get("type") == INTERCITY else "name"
     return (details(act).get(field) or act.get("type") or "").strip()

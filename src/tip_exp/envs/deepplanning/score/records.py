@@ -1,6 +1,7 @@
-"""Commonsense checks that hold a plan against the task's tables and its own sums: prices, hours, durations, repeats.
+"""Commonsense checks against the task's tables and the plan's own total: prices, hours, durations, repetitions.
 
-A place that is not on record fails the check of its name only; the checks of hours and durations pass over it.
+Functions have the names of the official checks. A place that is not in the tables fails only the check of its name;
+the checks of hours and durations skip it.
 """
 
 from __future__ import annotations
@@ -21,103 +22,102 @@ from tip_exp.envs.deepplanning.plan.schema import (
     text,
     total_cost,
 )
-from tip_exp.envs.deepplanning.score.clock import Slot, clock, slot, slot_of_day, within_hours
+from tip_exp.envs.deepplanning.score.clock import Slot, clock, slot, within_hours, wrapped_slot
 from tip_exp.envs.deepplanning.score.tables import Trip, number, yuan
 
-MEAL_MINUTES = (30, 150)  # the prompt tells the model 60 to 120
+MEAL_MINUTES = (30, 150)  # the prompt says 60 to 120
 COST_TOLERANCE = 0.10
 ALWAYS_OPEN = ("全天开放", "Open 24 Hours")
-_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-WEEKDAYS = {
-    name: day
-    for names in (_DAYS, ("周一", "周二", "周三", "周四", "周五", "周六", "周日"))
-    for day, name in enumerate(names, 1)
-}
+_WEEKDAYS = (
+    ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"),
+    ("周一", "周二", "周三", "周四", "周五", "周六", "周日"),
+)
+WEEKDAYS = {name: day for names in _WEEKDAYS for day, name in enumerate(names, 1)}
 
 
-def hotels_on_record(trip: Trip) -> bool:
-    """Every accommodation with its price, every hotel activity by name; on the last day neither has to be there."""
-    hotels, last = trip.world.hotels, len(trip.days) - 1
-    right = bool(hotels)
-    for place, day in enumerate(trip.days):
+def validated_accommodation(trip: Trip) -> bool:
+    """Every accommodation is a recorded hotel at its price, every hotel activity at one; the last day is exempt."""
+    hotels, last = trip.tables.hotels, len(trip.days) - 1
+    passed = bool(hotels)
+    for index, day in enumerate(trip.days):
         stay = day.get("accommodation")
         if isinstance(stay, dict):
             name = text(stay.get("name"))
             price = stay.get("price") or stay.get("cost") or stay.get("price_per_night")
-            if name and not (place == last and name == "-"):
-                right &= name in hotels and _same_price(price, hotels[name].get("price"))
-        for act in activities(day, HOTEL) if place != last else ():
+            if name and not (index == last and name == "-"):
+                passed &= name in hotels and _same_price(price, hotels[name]["price"])
+        for act in activities(day, HOTEL) if index != last else ():
             name = text(details(act).get("name"))
-            right &= not name or name in hotels
-    return right
+            passed &= not name or name in hotels
+    return passed
 
 
-def attractions_on_record(trip: Trip) -> bool:
-    return _on_record(trip, ATTRACTION, trip.world.attractions, "ticket_price")
+def validated_attractions(trip: Trip) -> bool:
+    return _all_recorded(trip, ATTRACTION, trip.tables.attractions, "ticket_price")
 
 
-def meals_on_record(trip: Trip) -> bool:
-    return _on_record(trip, MEAL, trip.world.restaurants, "price_per_person")
+def validated_meals(trip: Trip) -> bool:
+    return _all_recorded(trip, MEAL, trip.tables.restaurants, "price_per_person")
 
 
-def legs_on_record(trip: Trip) -> bool:
-    """Every leg tells number, stations and cost; its number is on record and its cost that of any row with it."""
-    right = True
+def validated_transportation(trip: Trip) -> bool:
+    """Every leg has number, stations and cost; its number is recorded, and its cost is the fare of one of its rows."""
+    passed = True
     for leg in map(details, trip.activities(INTERCITY)):
-        told = all(leg.get(field) not in (None, "") for field in ("number", "from", "to", "cost"))
-        fares = trip.world.fares.get(str(leg["number"]).strip()) if told else None
+        complete = all(leg.get(field) not in (None, "") for field in ("number", "from", "to", "cost"))
+        fares = trip.tables.fares.get(str(leg["number"]).strip()) if complete else None
         if fares is None:
-            right = False
-        elif (cost := _stated(leg["cost"])) is not None and any(number(fare) is not None for fare in fares):
-            right &= round(cost) in [yuan(fare) for fare in fares]
-    return right
+            passed = False
+        elif (cost := _float(leg["cost"])) is not None and any(number(fare) is not None for fare in fares):
+            passed &= round(cost) in [yuan(fare) for fare in fares]
+    return passed
 
 
-def visits_while_open(trip: Trip) -> bool:
-    """Unknown hours, or a slot that is no time, fail a visit, unless the place never closes."""
+def attraction_visit_within_opening_hours(trip: Trip) -> bool:
+    """Unknown hours or an unreadable slot fail a visit, unless the attraction is always open."""
 
     def fits(act: Activity, row: Row) -> bool:
-        if all(text(row.get(column)) in ALWAYS_OPEN for column in ("opening_time", "closing_time")):
+        if all(row.get(column, "").strip() in ALWAYS_OPEN for column in ("opening_time", "closing_time")):
             return True
         hours = _business_hours(row)
-        visit = slot_of_day(act.get("time_slot"))
+        visit = wrapped_slot(act.get("time_slot"))
         return visit is not None and hours is not None and within_hours(visit, *hours)
 
     return _all_fit(trip, ATTRACTION, fits)
 
 
-def meals_while_open(trip: Trip) -> bool:
-    """A slot that is no time fails a meal; unknown hours pass it."""
+def dining_within_service_hours(trip: Trip) -> bool:
+    """An unreadable slot fails a meal; unknown hours pass it."""
 
     def fits(act: Activity, row: Row) -> bool:
         hours = _business_hours(row)
-        visit = slot_of_day(act.get("time_slot"))
+        visit = wrapped_slot(act.get("time_slot"))
         return visit is not None and (hours is None or within_hours(visit, *hours))
 
     return _all_fit(trip, MEAL, fits)
 
 
-def visits_on_open_days(trip: Trip) -> bool:
-    """No attraction on a weekday on which it is closed; a task that tells no weekday passes."""
-    attractions, first = trip.world.attractions, trip.meta.get("depart_weekday")
+def avoidance_of_closure_days(trip: Trip) -> bool:
+    """No attraction on a weekday on which it is closed; a task without a weekday of departure passes."""
+    attractions, first = trip.tables.attractions, trip.meta.get("depart_weekday")
     if not attractions or not first:
         return bool(attractions)
-    right = True
-    for place, day in enumerate(trip.days):
-        weekday = (int(first) + place - 1) % 7 + 1  # 1 = Monday
+    passed = True
+    for index, day in enumerate(trip.days):
+        weekday = (int(first) + index - 1) % 7 + 1  # 1 = Monday
         for act in activities(day, ATTRACTION):
             row = attractions.get(text(details(act).get("name")))
-            closed = (row.get("closing_dates") or "").split(",") if row else []
-            right &= weekday not in [WEEKDAYS.get(name.strip().lower()) for name in closed]
-    return right
+            closed = row.get("closing_dates", "").split(",") if row else []
+            passed &= weekday not in [WEEKDAYS.get(name.strip().lower()) for name in closed]
+    return passed
 
 
-def visits_last_as_advised(trip: Trip) -> bool:
-    """Between the shortest and the longest advised hours; unknown ones fail."""
+def reasonable_duration_at_attractions(trip: Trip) -> bool:
+    """Every visit lasts between the recorded minimum and maximum; unknown limits fail."""
 
     def fits(act: Activity, row: Row) -> bool:
         visit = slot(act.get("time_slot"))
-        shortest, longest = number(row.get("min_visit_hours")), number(row.get("max_visit_hours"))
+        shortest, longest = (number(row.get(column, "")) for column in ("min_visit_hours", "max_visit_hours"))
         if visit is None or shortest is None or longest is None:
             return False
         return shortest <= (visit[1] - visit[0]) / 60.0 <= longest
@@ -125,65 +125,65 @@ def visits_last_as_advised(trip: Trip) -> bool:
     return _all_fit(trip, ATTRACTION, fits)
 
 
-def meals_last_as_usual(trip: Trip) -> bool:
-    """Every named meal lasts MEAL_MINUTES."""
+def reasonable_meal_duration(trip: Trip) -> bool:
+    """Every meal with a name lasts MEAL_MINUTES."""
     shortest, longest = MEAL_MINUTES
     slots = [slot(act.get("time_slot")) for act in trip.activities(MEAL) if text(details(act).get("name"))]
     return all(meal is not None and shortest <= meal[1] - meal[0] <= longest for meal in slots)
 
 
-def total_is_right(trip: Trip) -> bool:
-    """The stated total is within a tenth of itself of what the plan costs."""
+def cost_calculation_correctness(trip: Trip) -> bool:
+    """The cost of the plan differs from its stated total by at most a tenth of the stated total."""
     summary = trip.plan.get("budget_summary") or {}
-    stated = _stated(summary.get("total_estimated_budget"))
+    stated = _float(summary.get("total_estimated_budget"))
     if stated is None:
         return False
     cost = total_cost(trip.days, Party.of(trip.meta))
     return cost == 0 if stated == 0 else abs(cost - stated) / stated <= COST_TOLERANCE
 
 
-def no_meal_twice(trip: Trip) -> bool:
-    return _no_name_twice(trip, MEAL)
+def diverse_meal_options(trip: Trip) -> bool:
+    return _no_repeated_name(trip, MEAL)
 
 
-def no_attraction_twice(trip: Trip) -> bool:
-    return _no_name_twice(trip, ATTRACTION)
+def diverse_attraction_options(trip: Trip) -> bool:
+    return _no_repeated_name(trip, ATTRACTION)
 
 
-def _on_record(trip: Trip, kind: str, rows: dict[str, Row], price_column: str) -> bool:
-    right = bool(rows)
+def _all_recorded(trip: Trip, kind: str, rows: dict[str, Row], price_column: str) -> bool:
+    passed = bool(rows)
     for visit in map(details, trip.activities(kind)):
         name = text(visit.get("name"))
-        right &= name in rows and _same_price(visit.get("cost"), rows[name].get(price_column))
-    return right
+        passed &= name in rows and _same_price(visit.get("cost"), rows[name].get(price_column, ""))
+    return passed
 
 
 def _all_fit(trip: Trip, kind: str, fits: Callable[[Activity, Row], bool]) -> bool:
-    """Whether `fits(activity, row)` for all activities whose place is on record; False where nothing is on record."""
-    rows = trip.world.attractions if kind == ATTRACTION else trip.world.restaurants
-    found = [(act, rows.get(text(details(act).get("name")))) for act in trip.activities(kind)] if rows else []
-    return bool(rows) and all([fits(act, row) for act, row in found if row is not None])
+    """Whether `fits(activity, row)` for all activities at recorded places; False if the table is empty."""
+    rows = trip.tables.attractions if kind == ATTRACTION else trip.tables.restaurants
+    pairs = [(act, rows.get(text(details(act).get("name")))) for act in trip.activities(kind)] if rows else []
+    return bool(rows) and all([fits(act, row) for act, row in pairs if row is not None])
 
 
-def _no_name_twice(trip: Trip, kind: str) -> bool:
+def _no_repeated_name(trip: Trip, kind: str) -> bool:
     names = [name for act in trip.activities(kind) if (name := details(act).get("name"))]
     return len(set(names)) == len(names)
 
 
-def _same_price(planned: Any, on_record: str | None) -> bool:
-    """Equal in whole yuan. No price on record agrees with any, a planned price that is no number with none."""
-    recorded = yuan(on_record)
-    if recorded is None:
+def _same_price(planned: Any, recorded: str) -> bool:
+    """Equal in whole yuan. Without a recorded price anything passes; a planned price that is not a number fails."""
+    price = yuan(recorded)
+    if price is None:
         return True
     if not isinstance(planned, int | float):
         return False
     try:
-        return round(float(planned)) == recorded
-    except (OverflowError, ValueError):  # infinite or not a number: the official comparison is skipped
+        return round(float(planned)) == price
+    except (OverflowError, ValueError):  # infinite or NaN: the official evaluator skips the comparison
         return True
 
 
-def _stated(value: Any) -> float | None:
+def _float(value: Any) -> float | None:
     try:
         return float(value)
     except (TypeError, ValueError):

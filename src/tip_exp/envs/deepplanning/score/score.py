@@ -1,14 +1,15 @@
-"""Scores of plans and of sets of plans: the paper's fraction of constraints, the official 0/1 scores, Avg@k, Best@k."""
+"""Score of one plan: the paper's fraction of satisfied constraints and the official 0/1 scores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from tip_exp.envs.deepplanning.data import BUDGET
 from tip_exp.envs.deepplanning.plan.schema import Plan
-from tip_exp.envs.deepplanning.score.commonsense import DIMENSIONS, MalformedPlan, check_commonsense, commonsense_score
-from tip_exp.envs.deepplanning.score.constraints import BUDGET, check_constraints
-from tip_exp.envs.deepplanning.score.tables import World
+from tip_exp.envs.deepplanning.score.commonsense import CHECKS, MalformedPlan, check_commonsense, commonsense_score
+from tip_exp.envs.deepplanning.score.constraints import check_constraints
+from tip_exp.envs.deepplanning.score.tables import TaskTables
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +32,28 @@ class PlanScore:
 
     @property
     def fraction(self) -> float:
-        """Share of constraints kept, in [0, 1]. # TIP §7.5; 0 for a task without constraints"""
+        """Fraction of satisfied constraints, in [0, 1] (TIP §7.5); 0 for a task without constraints."""
         return self.passed / self.total if self.total else 0.0
 
     @property
     def personalized_score(self) -> float:
-        """The official score: 1.0 if every constraint is kept, else 0.0."""
+        """The official score: 1.0 if every constraint is satisfied, else 0.0."""
         return float(self.total > 0 and self.passed == self.total)
 
     @property
     def fraction_without_budget(self) -> float:
-        """The fraction over the other constraints, since a plan that names no costs keeps any budget."""
-        kept = [verdict for key, verdict in self.constraints.items() if key != BUDGET]
-        return sum(kept) / len(kept) if kept else 0.0
+        """The fraction without the budget, which a plan that names no costs always satisfies."""
+        verdicts = [verdict for key, verdict in self.constraints.items() if key != BUDGET]
+        return sum(verdicts) / len(verdicts) if verdicts else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class FullScore:
-    """One plan against its task's constraints and, with the task's tables, against common sense."""
+    """One plan against its task's constraints and, with the task's tables, the commonsense checks."""
 
     personalized: PlanScore
     commonsense: dict[str, bool]
-    malformed: bool = False  # not in the official layout: officially such a task counts 0 as a whole
+    malformed: bool = False  # not in the official layout; officially the whole task scores 0
 
     @property
     def commonsense_score(self) -> float:
@@ -64,20 +65,19 @@ class FullScore:
 
     @property
     def case_acc(self) -> float:
-        """1.0 if common sense and all constraints are met in full, else 0.0."""
+        """1.0 if all checks and constraints pass, else 0.0."""
         return float(self.composite_score == 1.0)
 
 
 def score_plan(plan: Plan | None, meta: dict[str, Any]) -> PlanScore:
-    """Score one plan in the official JSON layout; None, an undelivered plan, keeps nothing. Needs no tables."""
+    """Scores a plan in the official JSON layout without tables; None, an undelivered plan, satisfies nothing."""
     return PlanScore(check_constraints(plan, meta))
 
 
-def score_in_world(plan: Plan | None, meta: dict[str, Any], world: World) -> FullScore:
-    """Score one plan with its task's tables, as the official evaluator does."""
+def score_with_tables(plan: Plan | None, meta: dict[str, Any], tables: TaskTables) -> FullScore:
+    """Scores a plan with its task's tables, as the official evaluator does."""
     personalized = score_plan(plan, meta)
     try:
-        return FullScore(personalized, check_commonsense(plan, meta, world))
+        return FullScore(personalized, check_commonsense(plan, meta, tables))
     except MalformedPlan:
-        nothing = {check: False for dimension in DIMENSIONS.values() for check in dimension}
-        return FullScore(personalized, nothing, malformed=True)
+        return FullScore(personalized, dict.fromkeys(CHECKS, False), malformed=True)

@@ -1,1 +1,1 @@
-"""The benchmark's offline tools: JSON calls in, the official tools' answers out (byte for byte)."""
+"""The benchmark's tools, offline: JSON calls in, the official answers out, byte for byte."""

@@ -1,6 +1,6 @@
-"""The nine tools' answers, each a function of one table, checked arguments and a style: language and corrected bugs.
+"""The answers of the nine tools, each a function of one table, checked arguments and a style.
 
-They print what the official tools print, so the order of keys, the kinds of numbers and the blanks are not ours.
+The text is that of the official tools byte for byte, including the order of keys, the types of numbers and blanks.
 """
 
 from __future__ import annotations
@@ -12,144 +12,116 @@ from typing import Any
 
 from tip_exp.envs.deepplanning.data import Row
 
-MISSING = float("nan")  # an empty cell, as pandas reads it upstream: equal to nothing, printed as nan
-_READ_AS_MISSING = frozenset(  # what pandas.read_csv takes for an empty cell
-    (
-        *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>"),
-        *("N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
-    )
-)
+MISSING = float("nan")  # an empty cell as pandas reads it upstream: unequal to everything, printed as nan
+_NA_WORDS = "#N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN None n/a nan null"
+_READ_AS_MISSING = frozenset(("", "#N/A N/A", *_NA_WORDS.split()))  # texts that pandas.read_csv takes for empty cells
 
-Cells = dict[str, Any]  # a row, every cell a string or MISSING
+Cells = dict[str, Any]  # a row; every cell is a string or MISSING
 Arguments = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How to answer: one language of strings.STRINGS, and the names of the upstream bugs that are corrected."""
+    """How to answer: the texts of one language and the names of the upstream bugs to correct."""
 
-    say: dict[str, str]
-    fixes: frozenset[str]
+    text: dict[str, str]
+    corrected: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Roads:
-    """The distance table by way; of two rows for one way the first stands."""
+    """The distance table by (origin, destination); the first of several rows counts."""
 
-    ways: dict[tuple[Any, Any], Cells]
+    routes: dict[tuple[Any, Any], Cells]
     places: frozenset[Any]
 
     @classmethod
     def of(cls, rows: list[Cells]) -> Roads:
-        ways = {(row["origin"], row["destination"]): row for row in reversed(rows)}
-        return cls(ways, frozenset(place for way in ways for place in way))
+        routes = {(row["origin"], row["destination"]): row for row in reversed(rows)}
+        return cls(routes, frozenset(place for route in routes for place in route))
 
 
 def cells(row: Row, style: Style) -> Cells:
-    """A row as the tools read it, what pandas takes for empty being MISSING."""
-    empty = "" if "empty_cells" in style.fixes else MISSING
-    return {column: empty if cell is None or cell in _READ_AS_MISSING else cell for column, cell in row.items()}
+    """A row as the tools read it: texts that pandas takes for empty become MISSING."""
+    empty = "" if "empty_cells" in style.corrected else MISSING
+    return {column: empty if cell in _READ_AS_MISSING else cell for column, cell in row.items()}
 
 
 def query_train_info(rows: list[Cells], args: Arguments, style: Style) -> str:
     routes = _routes(rows, args, style, "train")
     if not routes:
-        return style.say["trains_none"].format_map(args)
-    return _json(routes if "train_nesting" in style.fixes else [[route] for route in routes])
+        return style.text["trains_none"].format_map(args)
+    return _json(routes if "train_nesting" in style.corrected else [[route] for route in routes])
 
 
 def query_flight_info(rows: list[Cells], args: Arguments, style: Style) -> str:
     if routes := _routes(rows, args, style, "flight"):
         return _json(routes)
-    if "flight_not_found" in style.fixes:
-        return style.say["flights_none"].format_map(args)
+    if "flight_not_found" in style.corrected:
+        return style.text["flights_none"].format_map(args)
     raise TypeError("FlightQueryTool.<lambda>() missing 1 required positional argument: 'seat'")
 
 
 def query_hotel_info(rows: list[Cells], args: Arguments, style: Style) -> str:
-    if "hotel_city" in style.fixes:
+    if "hotel_city" in style.corrected:
         rows = [row for row in rows if str(row["city"]) in args["destination"]]
     for argument, column in (("hotelStar", "hotel_star"), ("hotelBrands", "brand")):
         if args.get(argument):
             rows = [row for row in rows if row[column] == args[argument]]
     if not rows:
-        return style.say["hotels_none"].format_map(args)
-    columns = {
-        "name": "name",
-        "address": "address",
-        "latitude": "latitude",
-        "longitude": "longitude",
-        "decorationTime": "decoration_time",
-        "hotelStar": "hotel_star",
-        "price": "price",
-        "score": "score",
-        "brand": "brand",
-    }
+        return style.text["hotels_none"].format_map(args)
+    renamed = {"decoration_time": "decorationTime", "hotel_star": "hotelStar"}
+    columns = ["name", "address", "latitude", "longitude", "decoration_time", "hotel_star", "price", "score", "brand"]
     hotels = []
     for row in rows:
-        cells = {label: row.get(column, "") for label, column in columns.items()}
-        known = {label: "" if cell is MISSING else cell for label, cell in cells.items()}
-        hotels.append(known | _list_of(row, "services"))
+        hotel = {renamed.get(column, column): row.get(column, "") for column in columns}
+        hotel = {label: "" if cell is MISSING else cell for label, cell in hotel.items()}
+        hotels.append(hotel | _list_of(row, "services"))
     return _json(hotels)
 
 
 def query_attraction_details(rows: list[Cells], args: Arguments, style: Style) -> str:
     row = _first(rows, "attraction_name", args["attraction_name"])
     if row is None:
-        return style.say["attraction_none"].format_map(args)
-    cell = {column: str(value) for column, value in row.items()}
-    opening, closing = cell.get("opening_time", ""), cell.get("closing_time", "")
-    return style.say["attraction"].format(
-        id=cell.get("attraction_id", ""),
-        name=cell["attraction_name"],
-        city=cell.get("city", ""),
-        address=cell.get("address", ""),
-        latitude=cell.get("latitude", ""),
-        longitude=cell.get("longitude", ""),
-        description=cell.get("description", ""),
-        rating=_known_number(row, "rating", ""),
-        hours=opening if opening == closing else style.say["hours"].format(opening, closing),
-        closed=cell.get("closing_dates", ""),
-        shortest=_known_number(row, "min_visit_hours", ""),
-        longest=_known_number(row, "max_visit_hours", ""),
-        ticket=_known_number(row, "ticket_price", "0"),
-        type=cell.get("attraction_type", ""),
-    )
+        return style.text["attraction_none"].format_map(args)
+    columns = "attraction_id city address latitude longitude description opening_time closing_time closing_dates"
+    texts: dict[str, Any] = dict.fromkeys([*columns.split(), "attraction_type"], "")
+    texts |= {column: str(cell) for column, cell in row.items()}
+    opening, closing = texts["opening_time"], texts["closing_time"]
+    texts["hours"] = opening if opening == closing else style.text["hours"].format(opening, closing)
+    for column, default in {"rating": "", "min_visit_hours": "", "max_visit_hours": "", "ticket_price": "0"}.items():
+        cell = row.get(column, MISSING)
+        texts[column] = default if cell is MISSING else _float(cell, default)  # a float: 4 prints as 4.0
+    return style.text["attraction"].format_map(texts)
 
 
 def recommend_attractions(rows: list[Cells], args: Arguments, style: Style) -> str:
-    if "attraction_city" in style.fixes:
+    if "attraction_city" in style.corrected:
         rows = [row for row in rows if str(row["city"]) in args["city"]]
     if args.get("attraction_type"):
         rows = [row for row in rows if row["attraction_type"] == args["attraction_type"]]
     if not rows:
-        return style.say["recommended_none"]
-    lines = [
-        style.say["recommendation"].format(
-            name=row.get("attraction_name", ""),
-            description=row.get("description", ""),
-            type=row.get("attraction_type", ""),
-        )
-        for row in rows
-    ]
-    return "\n".join([style.say["recommended"], *lines])
+        return style.text["recommended_none"]
+    empty = {"attraction_name": "", "description": "", "attraction_type": ""}
+    lines = [style.text["recommendation"].format_map(empty | row) for row in rows]
+    return "\n".join([style.text["recommended"], *lines])
 
 
 def search_location(rows: list[Cells], args: Arguments, style: Style) -> str:
     row = _first(rows, "poi_name", args["place_name"])
     if row is None:
-        return style.say["location_none"].format_map(args)
-    found = {column: str(row.get(column, "")) for column in ("latitude", "longitude")}
-    return _json({"place_name": row["poi_name"]} | found)
+        return style.text["location_none"].format_map(args)
+    point = {column: str(row.get(column, "")) for column in ("latitude", "longitude")}
+    return _json({"place_name": row["poi_name"]} | point)
 
 
 def query_road_route_info(roads: Roads, args: Arguments, style: Style) -> str:
     for place in (args["origin"], args["destination"]):
         if place not in roads.places:
-            return style.say["road_unknown"].format(place)
-    row = roads.ways.get((args["origin"], args["destination"]))
+            return style.text["road_unknown"].format(place)
+    row = roads.routes.get((args["origin"], args["destination"]))
     if row is None:
-        return style.say["road_none"].format_map(args)
+        return style.text["road_none"].format_map(args)
     measures = {
         "distance_in_meters": int(row.get("distance_meters", 0)),
         "duration_in_minutes": int(row.get("duration_minutes", 0)),
@@ -159,58 +131,59 @@ def query_road_route_info(roads: Roads, args: Arguments, style: Style) -> str:
 
 
 def recommend_restaurants(rows: list[Cells], args: Arguments, style: Style) -> str:
-    here = (args["latitude"], args["longitude"])
-    near = [r for r in rows if (str(r.get("query_latitude")), str(r.get("query_longitude"))) == here]
+    point = (args["latitude"], args["longitude"])
+    near = [row for row in rows if (str(row.get("query_latitude")), str(row.get("query_longitude"))) == point]
     if not near:
-        return style.say["restaurants_none"].format_map(args)
+        return style.text["restaurants_none"].format_map(args)
     return _json([_restaurant(row) for row in near])
 
 
 def query_restaurant_details(rows: list[Cells], args: Arguments, style: Style) -> str:
     row = _first(rows, "restaurant_name", args["restaurant_name"])
     if row is None:
-        return no_such_restaurant(style.say["restaurant_none"].format_map(args), args)
+        return no_such_restaurant(style.text["restaurant_none"].format_map(args), args)
     return _json({"id": row.get("restaurant_id", "")} | _restaurant(row))
 
 
 def no_such_restaurant(message: str, args: Arguments) -> str:
-    """The one tool that wraps its message, also where there is no table."""
+    """The one tool that wraps its message in JSON, also when the table is missing."""
     return _json({"message": message, "restaurant_name": args["restaurant_name"]})
 
 
-ANSWERS: dict[str, Callable[[Any, Arguments, Style], str]] = {
-    "query_train_info": query_train_info,
-    "query_flight_info": query_flight_info,
-    "query_hotel_info": query_hotel_info,
-    "query_attraction_details": query_attraction_details,
-    "recommend_attractions": recommend_attractions,
-    "search_location": search_location,
-    "query_road_route_info": query_road_route_info,
-    "recommend_restaurants": recommend_restaurants,
-    "query_restaurant_details": query_restaurant_details,
-}
+_TOOLS: tuple[Callable[[Any, Arguments, Style], str], ...] = (
+    query_train_info,
+    query_flight_info,
+    query_hotel_info,
+    query_attraction_details,
+    recommend_attractions,
+    search_location,
+    query_road_route_info,
+    recommend_restaurants,
+    query_restaurant_details,
+)
+ANSWERS = {tool.__name__: tool for tool in _TOOLS}
 
 
 def _routes(rows: list[Cells], args: Arguments, style: Style, kind: str) -> list[dict[str, Any]]:
-    """The routes of a day, each with its segments in order and the price of the first."""
-    wanted = {"origin_city": args["origin"], "destination_city": args["destination"], "dep_date": args["depDate"]}
+    """The routes of a day, each with its segments in order and the price of the first segment."""
+    criteria = {"origin_city": args["origin"], "destination_city": args["destination"], "dep_date": args["depDate"]}
     if args.get("seatClassName"):
-        wanted["seat_class"] = args["seatClassName"]
+        criteria["seat_class"] = args["seatClassName"]
     routes: dict[Any, list[Cells]] = {}
     for row in rows:
-        if all(row[column] == value for column, value in wanted.items()):
+        if all(row[column] == value for column, value in criteria.items()):
             routes.setdefault(row["route_index"], []).append(row)
-    order = (lambda index: (float(index), index)) if "route_order" in style.fixes else None
-    return [_route(sorted(routes[index], key=_segment), style, kind) for index in sorted(routes, key=order)]
+    order = (lambda index: (float(index), index)) if "route_order" in style.corrected else None
+    return [_route(sorted(routes[index], key=_segment_order), style, kind) for index in sorted(routes, key=order)]
 
 
 def _route(segments: list[Cells], style: Style, kind: str) -> dict[str, Any]:
     route: dict[str, Any] = {}
-    for place, row in enumerate(segments):
+    for index, row in enumerate(segments):
         city = row["origin_city"]
-        if kind == "train" and place > 0:  # a change of trains: the city is read off the station
-            city = segments[place - 1]["arr_station_name"].split(style.say["station"])[0]
-        known = str(row["seat_status"]).strip().lower() not in ("", "nan")
+        if kind == "train" and index > 0:  # a change of trains: the city is the start of the station's name
+            city = segments[index - 1]["arr_station_name"].split(style.text["station"])[0]
+        has_seats = str(row["seat_status"]).strip().lower() not in ("", "nan")
         segment = {
             "arrCityName": row["destination_city"],
             "arrStationCode": row["arr_station_code"],
@@ -224,20 +197,16 @@ def _route(segments: list[Cells], style: Style, kind: str) -> dict[str, Any]:
             "marketingTransportName": row["train_type" if kind == "train" else "airline"],
             "marketingTransportNo": row[f"{kind}_no"],
             "seatClassName": row["seat_class"],
-            style.say["seats"]: row["seat_status"] if known else style.say["seats_left"],
+            style.text["seats"]: row["seat_status"] if has_seats else style.text["seats_left"],
         }
         if kind == "flight":
-            segment |= {
-                "equipSize": row["equip_size"],
-                "equipType": row["equip_type"],
-                "manufacturer": row["manufacturer"],
-            }
-        route[style.say["segment"].format(place + 1)] = segment
-    price = _number(segments[0]["price"], "")
-    return route | {"price": 0 if price == "" else price}
+            columns = {"equipSize": "equip_size", "equipType": "equip_type", "manufacturer": "manufacturer"}
+            segment |= {label: row[column] for label, column in columns.items()}
+        route[style.text["segment"].format(index + 1)] = segment
+    return route | {"price": _float(segments[0]["price"], 0)}
 
 
-def _segment(row: Cells) -> tuple[bool, Any]:
+def _segment_order(row: Cells) -> tuple[bool, Any]:
     """Sorts segments as text, those without a number last."""
     return row["segment_index"] is MISSING, row["segment_index"]
 
@@ -261,22 +230,16 @@ def _first(rows: list[Cells], column: str, name: str) -> Cells | None:
 
 
 def _list_of(row: Cells, column: str) -> dict[str, list[str]]:
-    """A cell "a;b" as {column: ["a", "b"]}; nothing where it is empty."""
+    """A cell "a;b" as {column: ["a", "b"]}; {} if it is empty."""
     cell = row.get(column)
     return {column: cell.split(";")} if isinstance(cell, str) and cell.strip() else {}
 
 
-def _number(cell: Any, otherwise: str) -> float | str:
+def _float(cell: Any, default: Any) -> Any:
     try:
         return float(cell)
     except (TypeError, ValueError):
-        return otherwise
-
-
-def _known_number(row: Cells, column: str, otherwise: str) -> float | str:
-    """A cell as a float, so that 4 reads 4.0; `otherwise` where it is empty or no number."""
-    cell = row.get(column, MISSING)
-    return otherwise if cell is MISSING else _number(cell, otherwise)
+        return default
 
 
 def _json(value: Any) -> str:

@@ -1,9 +1,9 @@
-"""The nine travel tools over one task's tables: what the model calls, and word for word what it reads back.
+"""The nine travel tools over one task's tables; the answers are the official tools' word for word.
 
     sandbox = TravelSandbox(folder, "en")
     sandbox.call("search_location", {"place_name": "Laomendong"})
     -> '{\\n  "place_name": "Laomendong",\\n  "latitude": "32.014540",\\n  "longitude": "118.787654"\\n}'
-Upstream's bugs are kept where they change what the model reads; UPSTREAM_BUGS names them and corrects them on request.
+Bugs of the official tools that change what the model reads are kept; UPSTREAM_BUGS lists those that can be corrected.
 """
 
 from __future__ import annotations
@@ -19,69 +19,69 @@ from tip_exp.envs.deepplanning.tools.schemas import TOOLS, check_arguments
 from tip_exp.envs.deepplanning.tools.strings import STRINGS
 from tip_exp.utils.errors import DataError
 
-UPSTREAM_BUGS = {
-    "flight_not_found": (
-        "a flight search without a hit ends in a Python error about a missing argument; the fix says that there is none"
-    ),
+UPSTREAM_BUGS = {  # name -> what happens upstream; what the correction does
+    "flight_not_found": "a flight search without a hit prints a Python error; corrected: says that there is no flight",
     "hotel_city": (
-        "hotels of any city are shown whatever the destination, as are all dates, for which there is no column; "
-        "the fix keeps the hotels of a city named in the destination"
+        "hotels of every city are listed whatever the destination and the dates, which have no column; "
+        "corrected: only hotels of a city named in the destination"
     ),
-    "attraction_city": "attractions of any city are recommended; the fix keeps those of a city named in the call",
-    "route_order": "routes are sorted as text, 1, 10, 2; the fix sorts them as numbers",
-    "train_nesting": "each train route comes in a list of its own, unlike flights; the fix leaves that list out",
-    "empty_cells": "empty cells read nan, in JSON the bare word NaN; the fix leaves them empty",
-    "bad_json": "arguments that are no JSON count as {}, so the model reads of missing names; the fix tells",
-    "schema_dump": "a refused call prints the whole schema; the fix prints the first line",
+    "attraction_city": "attractions of every city are recommended; corrected: only those of a city named in the call",
+    "route_order": "routes are sorted as text, 1, 10, 2; corrected: as numbers",
+    "train_nesting": "each train route is wrapped in a list, unlike flights; corrected: no extra list",
+    "empty_cells": "empty cells print as nan, in JSON as the bare word NaN; corrected: as empty text",
+    "bad_json": "arguments that are not JSON count as {}, so a missing name is reported; corrected: reports bad JSON",
+    "schema_dump": "a refused call prints the whole schema; corrected: only the first line",
     "restaurant_alias": (
-        "the system prompt tells the model to call recommend_around_restaurants, which does not exist; "
-        "the fix lets it call recommend_restaurants"
+        "the system prompt names recommend_around_restaurants, which does not exist; "
+        "corrected: it calls recommend_restaurants"
     ),
 }
 ALIASES = {"recommend_around_restaurants": "recommend_restaurants"}
-_FAULTS = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
+_ERRORS = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
 _NO_TABLE = {"query_train_info": "trains_no_table", "query_flight_info": "flights_no_table"}
 
 
 class TravelSandbox:
-    """One task's tables, each read once when a tool first needs it, and the tools over them.
+    """The tools over the tables of one task; each table is read when a tool first needs it.
 
-    Reads only the seven files of `folder`, writes nothing, and keeps nothing of one call for the next. `fixes` are
-    names from UPSTREAM_BUGS to correct; without any the model reads what it reads officially.
+    Reads only the seven files of `folder`, writes nothing, and keeps no state between calls. `corrected` are names of
+    UPSTREAM_BUGS; with none the model reads exactly what the official tools print.
     """
 
-    def __init__(self, folder: Path, lang: str, fixes: Collection[str] = ()) -> None:
+    def __init__(self, folder: Path, lang: str, corrected: Collection[str] = ()) -> None:
         if lang not in LANGS:
-            raise DataError(f"the tools speak {' and '.join(LANGS)}; got {lang!r}")
-        if unknown := sorted(set(fixes) - UPSTREAM_BUGS.keys()):
-            raise DataError(f"no upstream bug is called {unknown[0]!r}; there are {', '.join(UPSTREAM_BUGS)}")
+            raise DataError(f"tool languages are {' and '.join(LANGS)}; got {lang!r}")
+        if unknown := sorted(set(corrected) - UPSTREAM_BUGS.keys()):
+            raise DataError(f"unknown upstream bug {unknown[0]!r}; choose from {', '.join(UPSTREAM_BUGS)}")
         self.folder = folder
         self.lang = lang
-        self._style = Style(STRINGS[lang], frozenset(fixes))
+        self._style = Style(STRINGS[lang], frozenset(corrected))
         self._tables: dict[str, Any] = {}
 
     def call(self, name: Any, arguments: Any) -> str:
-        """Answer one call; `arguments` is an object or its JSON text. Whatever the model sent, there is an answer.
+        """Answers one call; `arguments` is an object or its JSON text. Any input gets an answer.
 
         Raises DataError only if a table cannot be read at all.
         """
-        if "restaurant_alias" in self._style.fixes and isinstance(name, str):
+        if "restaurant_alias" in self._style.corrected and isinstance(name, str):
             name = ALIASES.get(name, name)
         if not isinstance(name, str) or name not in TOOLS:
-            return _valid(_error(f"tool '{name}' not found"))
+            return _valid_unicode(_error(f"tool '{name}' not found"))
         table = self._table(TOOLS[name].table)
         try:
-            checked = check_arguments(name, self.lang, self._parse(arguments))
-            if table is not None:
-                return _valid(ANSWERS[name](table, checked, self._style))
-            message = self._style.say[_NO_TABLE.get(name, "no_table")]
-            return _valid(no_such_restaurant(message, checked) if name == "query_restaurant_details" else message)
-        except _FAULTS as fault:  # upstream shows the model any exception, so a faulty row reads as one here, too
-            text = str(fault)
-            return _valid(_error(text.split("\n")[0] if "schema_dump" in self._style.fixes else text))
+            return _valid_unicode(self._answer(name, table, check_arguments(name, self.lang, self._parse(arguments))))
+        except _ERRORS as error:  # upstream prints any exception to the model, so a faulty row reads as an error
+            message = str(error)
+            return _valid_unicode(_error(message.split("\n")[0] if "schema_dump" in self._style.corrected else message))
+
+    def _answer(self, name: str, table: Any, arguments: dict[str, str]) -> str:
+        if table is not None:
+            return ANSWERS[name](table, arguments, self._style)
+        message = self._style.text[_NO_TABLE.get(name, "no_table")]
+        return no_such_restaurant(message, arguments) if name == "query_restaurant_details" else message
 
     def _parse(self, arguments: Any) -> Any:
-        """An object from JSON text. Text within text is unpacked once more, as upstream."""
+        """The arguments from JSON text; text inside the text is parsed once more, as upstream."""
         if arguments is None or arguments == "":
             return {}
         if not isinstance(arguments, str):
@@ -89,8 +89,8 @@ class TravelSandbox:
         try:
             value = json.loads(arguments)
         except (ValueError, RecursionError):
-            if "bad_json" in self._style.fixes:
-                raise ValueError(self._style.say["bad_json"]) from None
+            if "bad_json" in self._style.corrected:
+                raise ValueError(self._style.text["bad_json"]) from None
             return {}
         if not isinstance(value, str):
             return value
@@ -103,11 +103,11 @@ class TravelSandbox:
             raise ValueError("Parameters must be formatted as a valid JSON!") from None
 
     def _table(self, name: str) -> Any:
-        """Rows, or Roads for the distances, read on first use; None where the file is missing."""
+        """Rows (Roads for the distances), read on first use; None if the file is missing."""
         if name not in self._tables:
             rows = read_table(self.folder, name)
-            read = None if rows is None else [cells(row, self._style) for row in rows]
-            self._tables[name] = Roads.of(read) if read is not None and name == "distances" else read
+            table = None if rows is None else [cells(row, self._style) for row in rows]
+            self._tables[name] = Roads.of(table) if table is not None and name == "distances" else table
         return self._tables[name]
 
 
@@ -115,6 +115,6 @@ def _error(message: str) -> str:
     return json.dumps({"error": message}, ensure_ascii=False)
 
 
-def _valid(answer: str) -> str:
-    """Half a surrogate pair, which JSON arguments can smuggle in, becomes "?": no tokenizer or file would take it."""
+def _valid_unicode(answer: str) -> str:
+    """Replaces lone surrogates, which JSON escapes can produce, by "?": tokenizers and files refuse them."""
     return answer.encode("utf-8", "replace").decode("utf-8")

@@ -1,28 +1,26 @@
-"""The nine tools' names and parameters, and the text of a refused call.
+"""Names and parameters of the nine tools, their JSON schemas, and the check of a call's arguments.
 
 Parameter texts are the official ones (Qwen-Agent, benchmark/deepplanning/travelplanning/tools, Apache-2.0): a refused
-call prints them, so the model reads them. The descriptions of the tools are ours; `tool_schemas` takes the official
-ones from a checkout.
+call prints them, so the model reads them. The descriptions of the tools are written for this package.
 """
 
 from __future__ import annotations
 
-import json
-import pprint
-import textwrap
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import Any
 
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
 from tip_exp.envs.deepplanning.data import LANGS
-from tip_exp.utils.errors import DataError
 
 Texts = tuple[str, str]  # English, Chinese
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool: what it is for and its parameters, all of them strings."""
+    """One tool: its table, its purpose and its parameters, all of which are strings."""
 
     table: str  # of data.TABLES
     purpose: Texts
@@ -153,14 +151,10 @@ TOOLS = {
 }
 
 
-class ArgumentError(ValueError):
-    """A call whose arguments do not fit the tool; the message is the text that the model reads."""
-
-
 def parameters(tool: str, lang: str) -> dict[str, Any]:
     """JSON schema of a tool's parameters, keys in the official order."""
-    spec, place = TOOLS[tool], LANGS.index(lang)
-    texts = {name: texts[place] for name, texts in (spec.required | spec.optional).items()}
+    spec, index = TOOLS[tool], LANGS.index(lang)
+    texts = {name: texts[index] for name, texts in (spec.required | spec.optional).items()}
     return {
         "type": "object",
         "properties": {name: {"type": "string", "description": text} for name, text in texts.items()},
@@ -168,15 +162,8 @@ def parameters(tool: str, lang: str) -> dict[str, Any]:
     }
 
 
-def tool_schemas(lang: str, checkout: Path | None = None) -> list[dict[str, Any]]:
-    """The tools for a chat template, as OpenAI writes them; with a `checkout`, its official file is read instead."""
-    if checkout is not None:
-        folders = ("benchmark/deepplanning/travelplanning/tools", "travelplanning/tools", "tools", ".")
-        files = [checkout / folder / f"tool_schema_{lang}.json" for folder in folders]
-        file = next((file for file in files if file.is_file()), None)
-        if file is None:
-            raise DataError(f"no tool_schema_{lang}.json in {', '.join(str(f.parent) for f in files)}")
-        return json.loads(file.read_text(encoding="utf-8"))
+def tool_schemas(lang: str) -> list[dict[str, Any]]:
+    """The tools in OpenAI's format, for a chat template."""
     return [
         {
             "type": "function",
@@ -191,32 +178,16 @@ def tool_schemas(lang: str, checkout: Path | None = None) -> list[dict[str, Any]
 
 
 def check_arguments(tool: str, lang: str, arguments: Any) -> dict[str, str]:
-    """The arguments, if they are an object with all required names and strings only where the tool has a parameter.
+    """The arguments, if they are an object with all required parameters and only text in known ones.
 
-    Raises ArgumentError in the words of jsonschema 4.26, which upstream calls: of several faults the first missing
-    name, else the alphabetically last parameter that is no string.
+    Raises ValueError with jsonschema's message, which the official tools print to the model.
     """
-    schema = parameters(tool, lang)
-    if not isinstance(arguments, dict):
-        raise ArgumentError(_refusal(f"{arguments!r} is not of type 'object'", "type", schema, arguments, ""))
-    for name in schema["required"]:
-        if name not in arguments:
-            raise ArgumentError(_refusal(f"{name!r} is a required property", "required", schema, arguments, ""))
-    for name, spec in sorted(schema["properties"].items(), reverse=True):
-        value = arguments.get(name, "")
-        if not isinstance(value, str):
-            raise ArgumentError(_refusal(f"{value!r} is not of type 'string'", "type", spec, value, name))
+    error = best_match(_validator(tool, lang).iter_errors(arguments))
+    if error is not None:
+        raise ValueError(str(error))
     return arguments
 
 
-def _refusal(message: str, keyword: str, schema: dict[str, Any], instance: Any, name: str) -> str:
-    where = f"['properties'][{name!r}]" if name else ""
-    at = f"[{name!r}]" if name else ""
-    return (
-        f"{message}\n\nFailed validating {keyword!r} in schema{where}:\n{_pretty(schema)}"
-        f"\n\nOn instance{at}:\n{_pretty(instance)}"
-    )
-
-
-def _pretty(value: Any) -> str:
-    return textwrap.indent(pprint.pformat(value, width=72, sort_dicts=False), "    ")
+@cache
+def _validator(tool: str, lang: str) -> Draft202012Validator:
+    return Draft202012Validator(parameters(tool, lang))

@@ -1,6 +1,6 @@
-"""What the tools say to the model, in both languages, word for word as officially.
+"""What the tools say to the model, in English and Chinese: the official texts word for word.
 
-Source: Qwen-Agent, benchmark/deepplanning/travelplanning/tools, Apache-2.0. Braces are filled with str.format.
+Source: Qwen-Agent, benchmark/deepplanning/travelplanning/tools, Apache-2.0. str.format fills the braces.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ EN = {
     ),
     "attraction_none": "Detailed information not found for attraction {attraction_name}",
     "attraction": (
-        "Attraction ID：{id}\nAttraction Name：{name}\nCity：{city}\nAddress：{address}\n"
+        "Attraction ID：{attraction_id}\nAttraction Name：{attraction_name}\nCity：{city}\nAddress：{address}\n"
         "Coordinates：Latitude {latitude}，Longitude {longitude}\nDescription：{description}\n"
-        "Rating：{rating}(average visitor rating)\nOpening Hours：{hours}\nClosed Dates：{closed}\n"
-        "Minimum Visit Duration：{shortest} hours\nMaximum Visit Duration：{longest} hours\n"
-        "Ticket Price：{ticket} RMB\nAttraction Type：{type}"
+        "Rating：{rating}(average visitor rating)\nOpening Hours：{hours}\nClosed Dates：{closing_dates}\n"
+        "Minimum Visit Duration：{min_visit_hours} hours\nMaximum Visit Duration：{max_visit_hours} hours\n"
+        "Ticket Price：{ticket_price} RMB\nAttraction Type：{attraction_type}"
     ),
     "hours": "{} to {}",
     "recommended_none": "No attraction recommendations found",
     "recommended": "Recommended attractions:\n",
-    "recommendation": "{name}, {description}. This is a {type} type attraction",
+    "recommendation": "{attraction_name}, {description}. This is a {attraction_type} type attraction",
     "location_none": (
         "Coordinate information not found for location {place_name}, please check: 1. Whether the place name comes "
         "from other tool results; 2. Whether the place name is exactly consistent with tool results, no abbreviation, "
@@ -63,16 +63,16 @@ ZH = {
     ),
     "attraction_none": "未找到景点 {attraction_name} 的详细信息",
     "attraction": (
-        "景点ID：{id}\n景点名称：{name}\n所属城市：{city}\n地址：{address}\n"
+        "景点ID：{attraction_id}\n景点名称：{attraction_name}\n所属城市：{city}\n地址：{address}\n"
         "经纬度坐标：纬度 {latitude}，经度 {longitude}\n景点简介：{description}\n"
-        "用户评分：{rating}（游客平均评价）\n开放时间：{hours}\n闭馆日期：{closed}\n"
-        "建议最短游玩时长：{shortest} 小时\n建议最长游玩时长：{longest} 小时\n"
-        "门票价格：{ticket} 元\n景点类型：{type}"
+        "用户评分：{rating}（游客平均评价）\n开放时间：{hours}\n闭馆日期：{closing_dates}\n"
+        "建议最短游玩时长：{min_visit_hours} 小时\n建议最长游玩时长：{max_visit_hours} 小时\n"
+        "门票价格：{ticket_price} 元\n景点类型：{attraction_type}"
     ),
     "hours": "{} 至 {}",
     "recommended_none": "未找到景点推荐",
     "recommended": "推荐的景点有：\n",
-    "recommendation": "{name}，{description}这是一个{type}类型的景点",
+    "recommendation": "{attraction_name}，{description}这是一个{attraction_type}类型的景点",
     "location_none": (
         "未找到地点 {place_name} 的坐标信息, 请检查：1. 地点名称是否来自其他工具的返回结果; "
         "2. 地点名称是否与工具返回结果保持完全一致，不得缩写、改名或添加额外描述"

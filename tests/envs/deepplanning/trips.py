@@ -1,24 +1,21 @@
-"""A generated stand-in for the official travel tasks: same layout, tools and constraints, invented places.
+"""Generated trips of 2 to 4 days in the layout of the official tasks, with invented places.
 
-    python -m tip_exp.envs.deepplanning.mini.trips OUT --num-tasks 12 --seed 0
-Trips of 2 to 4 days. After a wish is drawn the tables are changed until exactly one entry fulfils it, as officially.
-Names hold commas and dashes, and every fourth task has no flights, as some official ones lack a table.
+After a constraint is drawn the tables are changed until exactly one entry satisfies it, as in the official tasks.
+Names contain commas and dashes, and every fourth task has no flights, as some official tasks lack a table.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
-from tip_exp.envs.deepplanning.mini import files as mini_files
+from tests.envs.deepplanning.oracle import Stops, oracle_plan
+from tests.envs.deepplanning.render import render_plan
+
 from tip_exp.envs.deepplanning.mini.files import Record, TaskFiles
-from tip_exp.envs.deepplanning.mini.oracle import Stops, oracle_plan
-from tip_exp.envs.deepplanning.plan.parse import render_plan
 from tip_exp.envs.deepplanning.plan.schema import Party
 
 CITIES = ("Alderby", "Brookhaven", "Carrowmore", "Dunmere", "Eastwick", "Fernhollow")
@@ -34,15 +31,15 @@ SIGHTS = ("Museum", "Garden", "Tower", "Bridge", "Gallery", "Lake Park", "Old St
 START = date(2025, 11, 12)  # a Wednesday, as in 116 of the 120 official tasks
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
-Wish = tuple[str, dict[str, Any], str]  # constraint, its values, and how the traveller says it
+Wish = tuple[str, dict[str, Any], str]  # constraint key, its data, and its sentence in the query
 
 
 @dataclass(slots=True)
-class World:
-    """A task's tables while they are made, and where everything lies."""
+class TripWorld:
+    """The tables of a task under construction and the coordinates of its places."""
 
     rng: random.Random
-    number: int  # of the task: kinds of wishes go round with it, so that few tasks show many kinds
+    number: int  # of the task; constraint kinds cycle with it, so that few tasks cover many kinds
     origin: str
     city: str
     days: int
@@ -60,7 +57,7 @@ class World:
         return START + timedelta(days=self.days - 1)
 
     def place(self, name: str, kind: str, near: str | None = None) -> dict[str, str]:
-        """Put a place on the map, beside another one or anywhere, where nothing is yet; its two cells."""
+        """Puts a place at free coordinates, near another place if given; returns its two cells."""
         south, west, width = (30.0, 110.0, 0.12) if near is None else (*_shift(self.places[near], -0.008), 0.016)
         while True:
             point = (round(south + self.rng.random() * width, 6), round(west + self.rng.random() * width, 6))
@@ -70,7 +67,7 @@ class World:
         return {"latitude": f"{point[0]:.6f}", "longitude": f"{point[1]:.6f}"}
 
     def road(self, a: str, b: str) -> tuple[int, int, int]:
-        """Meters, minutes and taxi fare; up to two kilometers are walked."""
+        """Meters, minutes and taxi fare; up to two kilometers are walked for free."""
         (x, y), (u, v) = self.places[a], self.places[b]
         meters = int(math.hypot((x - u) * 111_000, (y - v) * 96_000)) + 60
         if meters <= 2000:
@@ -79,10 +76,10 @@ class World:
 
 
 def make(number: int, seed: int | str) -> TaskFiles:
-    """Task `number` of a seed: 2, 3, 4, 2, … days."""
+    """Task `number` of a seed; it lasts 2, 3, 4, 2, … days."""
     rng = random.Random(f"mini_world/{seed}/{number}")
     origin, city = rng.sample(CITIES, 2)
-    world = World(rng, number, origin, city, days=2 + number % 3, people=rng.randint(2, 4))
+    world = TripWorld(rng, number, origin, city, days=2 + number % 3, people=rng.randint(2, 4))
     _sights(world)
     _hotels(world)
     for mode in ("train", "flight"):
@@ -104,7 +101,7 @@ def make(number: int, seed: int | str) -> TaskFiles:
     return TaskFiles(_query(world, wishes), tables, render_plan(plan))
 
 
-def _query(world: World, wishes: list[Wish]) -> dict[str, Any]:
+def _query(world: TripWorld, wishes: list[Wish]) -> dict[str, Any]:
     start, end = START.isoformat(), world.last_day.isoformat()
     words = [
         f"I plan a {world.days}-day trip from {world.origin} to {world.city}, leaving on {start}, "
@@ -118,8 +115,8 @@ def _query(world: World, wishes: list[Wish]) -> dict[str, Any]:
     return {"id": str(world.number), "query": " ".join(words), "meta_info": meta}
 
 
-def _sights(world: World) -> None:
-    """Two sights a day and four more, the last of which is closed on Tuesdays; three restaurants beside each."""
+def _sights(world: TripWorld) -> None:
+    """Two attractions a day and four more, the last closed on Tuesdays; three restaurants near each."""
     rng = world.rng
     names = rng.sample([f"{first} {sight}" for first in FIRST for sight in SIGHTS], 2 * world.days + 4)
     names[0] += ", East Wing"
@@ -137,7 +134,7 @@ def _sights(world: World) -> None:
             _restaurant(world, name, at, i, j)
 
 
-def _restaurant(world: World, sight: str, at: dict[str, str], i: int, j: int) -> None:
+def _restaurant(world: TripWorld, sight: str, at: dict[str, str], i: int, j: int) -> None:
     rng = world.rng
     name = f"{sight.split(',')[0]} Kitchen No.{j + 1}{' - Lakeside Branch' if j == 1 else ''}"
     row = {"restaurant_id": f"R{world.number}{i:02d}{j}", "restaurant_name": name, "city": world.city}
@@ -149,8 +146,8 @@ def _restaurant(world: World, sight: str, at: dict[str, str], i: int, j: int) ->
     world.tables["restaurants"].append(row)
 
 
-def _hotels(world: World) -> None:
-    """Two of each brand, prices and ratings all different."""
+def _hotels(world: TripWorld) -> None:
+    """Two of each brand, with distinct prices and ratings."""
     rng, rows = world.rng, []
     for i in range(6):
         brand = BRANDS[i % 3]
@@ -162,7 +159,7 @@ def _hotels(world: World) -> None:
     world.tables["hotels"] = rows
 
 
-def _legs(world: World, mode: str) -> None:
+def _legs(world: TripWorld, mode: str) -> None:
     """Direct connections: out in the morning of the first day, back in the afternoon of the last."""
     stop = "Station" if mode == "train" else "Airport"
     home, away = f"{world.origin} {stop}", f"{world.city} Central {stop}"
@@ -195,10 +192,10 @@ def _legs(world: World, mode: str) -> None:
     world.tables[f"{mode}s"] = rows
 
 
-def _transport_wish(world: World, mode: str) -> tuple[Record, Record, Wish]:
-    """The way out and back, one or both of them asked for."""
+def _transport_wish(world: TripWorld, mode: str) -> tuple[Record, Record, Wish]:
+    """The legs there and back, and a constraint on one or both."""
     rows, number = world.tables[f"{mode}s"], f"{mode}_no"
-    outs, backs = ([r for r in rows if (r["origin_city"] == world.origin) is here] for here in (True, False))
+    outs, backs = ([r for r in rows if (r["origin_city"] == world.origin) is outbound] for outbound in (True, False))
     out, back = world.rng.choice(outs[:3]), world.rng.choice(backs)
     kind = ("cheapest_direct", "earliest_departure_direct", "seat_status")[world.number // 2 % 3]
     if kind == "cheapest_direct":
@@ -218,14 +215,14 @@ def _transport_wish(world: World, mode: str) -> tuple[Record, Record, Wish]:
     return out, back, (f"{mode}_{kind}", values, text)
 
 
-def _hotel_wish(world: World) -> tuple[Record, Wish]:
+def _hotel_wish(world: TripWorld) -> tuple[Record, Wish]:
     rows = world.tables["hotels"]
     hotel = world.rng.choice(rows)
     kinds = ("star_service_required", "highest_rated", "cheapest_brand", "newest_decoration")
     kind = kinds[(world.number + 1) % 4]
     if kind == "star_service_required":
         service = hotel["services"].split(";")[0]
-        _alone(hotel, [row for row in rows if row["hotel_star"] == hotel["hotel_star"]], "services", service)
+        _make_unique(hotel, [row for row in rows if row["hotel_star"] == hotel["hotel_star"]], "services", service)
         text = f"I need a {hotel['hotel_star']}-star hotel with {service.lower()}."
     elif kind == "highest_rated":
         hotel["score"], text = "4.9", "Book the best rated hotel."
@@ -236,8 +233,8 @@ def _hotel_wish(world: World) -> tuple[Record, Wish]:
     return hotel, (f"hotel_{kind}", {"hotel_name": hotel["name"]}, text)
 
 
-def _sight_wish(world: World) -> tuple[list[Record], Wish]:
-    """Two sights to visit; the last of the table has a closing day and is left alone."""
+def _sight_wish(world: TripWorld) -> tuple[list[Record], Wish]:
+    """Two attractions to visit, never the last of the table, which has a closing day."""
     must = world.rng.sample(world.tables["attractions"][:-1], 2)
     names = [sight["attraction_name"] for sight in must]
     kind = ("must_visit_named", "top_rated_must_visit")[world.number % 2]
@@ -249,13 +246,13 @@ def _sight_wish(world: World) -> tuple[list[Record], Wish]:
     return must, (f"attraction_{kind}", {"attraction_names": names}, text)
 
 
-def _restaurant_wish(world: World, sight: str) -> tuple[Record, Wish]:
+def _restaurant_wish(world: TripWorld, sight: str) -> tuple[Record, Wish]:
     rows = [row for row in world.tables["restaurants"] if row["nearby_attraction_name"] == sight]
     chosen = world.rng.choice(rows)
     kind = ("specific_tag_nearby", "cheapest_nearby_attraction", "highest_rated")[world.number % 3]
     if kind == "specific_tag_nearby":
         tag = chosen["tags"].split(";")[0]
-        _alone(chosen, rows, "tags", tag)
+        _make_unique(chosen, rows, "tags", tag)
         text = f"One meal should be near '{sight}' at a place that offers: {tag}."
     elif kind == "cheapest_nearby_attraction":
         chosen["price_per_person"], text = "25", f"One meal should be at the cheapest restaurant near '{sight}'."
@@ -265,14 +262,14 @@ def _restaurant_wish(world: World, sight: str) -> tuple[Record, Wish]:
     return chosen, (f"restaurant_{kind}", values, text)
 
 
-def _alone(chosen: Record, rows: list[Record], column: str, value: str) -> None:
-    """Take `value` out of the column of all others, so that the chosen row alone has it."""
+def _make_unique(chosen: Record, rows: list[Record], column: str, value: str) -> None:
+    """Removes `value` from the column of all other rows, so that only the chosen row has it."""
     for row in rows:
         if row is not chosen:
             row[column] = ";".join(part for part in row[column].split(";") if part != value)
 
 
-def _map_tables(world: World) -> None:
+def _map_tables(world: TripWorld) -> None:
     written = {name: f"{x:.6f},{y:.6f}" for name, (x, y) in world.places.items()}
     world.tables["locations"], world.tables["distances"] = [], []
     for a, start in written.items():
@@ -291,18 +288,3 @@ def _shift(point: tuple[float, float], by: float) -> tuple[float, float]:
 
 def _moment(day: date, minutes: int) -> str:
     return f"{day.isoformat()} {minutes // 60:02d}:{minutes % 60:02d}:00"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Write generated travel tasks in the official layout.")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--num-tasks", type=int, default=12)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    if args.out.exists():
-        raise SystemExit(f"{args.out} is there already")
-    mini_files.write(args.out, (make(number, args.seed) for number in range(args.num_tasks)))
-
-
-if __name__ == "__main__":
-    main()

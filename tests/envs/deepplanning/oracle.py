@@ -1,4 +1,4 @@
-"""The oracle of the mini world: lays a day out hour by hour from what it knows, so that every check is passed."""
+"""Builds a plan for a generated trip that passes every check and satisfies every constraint."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tip_exp.envs.deepplanning.plan.schema import (
     total_cost,
 )
 
-Road = Callable[[str, str], tuple[int, int, int]]  # two places -> meters, minutes, taxi fare
+Road = Callable[[str, str], tuple[int, int, int]]  # origin, destination -> meters, minutes, taxi fare
 NINE, LUNCH, DINNER, MIDNIGHT = 9 * 60, 11 * 60 + 30, 17 * 60 + 30, 24 * 60
 
 
 @dataclass(frozen=True, slots=True)
 class Stops:
-    """Rows of the tables that the trip is made of."""
+    """Rows of the tables that the plan uses."""
 
     mode: str  # train or flight
     out: Record
@@ -40,7 +40,7 @@ class Stops:
 
 
 def oracle_plan(stops: Stops, road: Road, origin: str, city: str, days: int, party: Party) -> Plan:
-    """A plan in the official JSON layout that keeps every wish and passes every commonsense check."""
+    """A plan in the official JSON layout that satisfies every constraint and passes every commonsense check."""
     todo = stops.must_see + [s for s in stops.sights if s not in stops.must_see and not s["closing_dates"]]
     eaten: set[str] = set()
     made = [_day(number, days, stops, road, origin, city, todo, eaten) for number in range(1, days + 1)]
@@ -87,7 +87,7 @@ def _day(
 
 
 def _table(stops: Stops, sight: str, eaten: set[str]) -> Record:
-    """Where to eat beside a sight: where it is wished, else the cheapest where nobody has eaten yet."""
+    """A restaurant near a sight: the required one, else the cheapest that is not visited yet."""
     near = [r for r in stops.restaurants if r["nearby_attraction_name"] == sight and r["restaurant_name"] not in eaten]
     table = stops.must_eat if stops.must_eat in near else min(near, key=lambda row: int(row["price_per_person"]))
     eaten.add(table["restaurant_name"])
@@ -95,7 +95,7 @@ def _table(stops: Stops, sight: str, eaten: set[str]) -> Record:
 
 
 class _Clock:
-    """Where the travellers are and what time it is; every move appends an activity."""
+    """Current place and time; every method appends activities."""
 
     def __init__(self, road: Road, now: int, at: str) -> None:
         self.road, self.now, self.at = road, now, at

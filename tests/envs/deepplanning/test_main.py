@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ WITH_TABLES = [*KEYS, "commonsense", "commonsense_score", "composite_score", "ca
 
 @pytest.fixture
 def lines(tmp_path: Path) -> Any:
-    """Writes records (or raw lines) to a file and gives its path."""
+    """Writes records (or raw lines) to a file and returns its path."""
 
     def write(*records: Any) -> str:
         file = tmp_path / "in.jsonl"
@@ -29,8 +30,8 @@ def lines(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def door(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a door: exit code, the objects it printed, what it wrote to stderr."""
+def command(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a subcommand: exit code, printed objects, stderr."""
 
     def run(*args: str) -> tuple[int, list[dict[str, Any]], str]:
         code = main(list(args))
@@ -42,7 +43,7 @@ def door(capsys: pytest.CaptureFixture[str]) -> Any:
 
 @pytest.mark.parametrize("queries", [".", "data"])
 @pytest.mark.parametrize("database", [".", "database"])
-def test_scores_of_text_in_both_languages(queries: str, database: str, world: Path, lines: Any, door: Any) -> None:
+def test_scores_of_text_in_both_languages(queries: str, database: str, world: Path, lines: Any, command: Any) -> None:
     texts = {lang: (world / f"plan_{lang}.txt").read_text("utf-8") for lang in ("en", "zh")}
     inner = texts["en"].replace("<plan>", "").replace("</plan>", "")
     file = lines(
@@ -53,34 +54,34 @@ def test_scores_of_text_in_both_languages(queries: str, database: str, world: Pa
         {"lang": "en", "id": "0", "plan": None},
         {"lang": "en", "id": "0", "plan": "I could not find one."},
     )
-    code, scores, _ = door("score", file, "--queries", str(world / queries), "--database", str(world / database))
+    code, scores, _ = command("score", file, "--queries", str(world / queries), "--database", str(world / database))
     assert code == 0
     assert all(list(score) == WITH_TABLES for score in scores)
     assert [(score["passed"], score["total"]) for score in scores] == [(5, 5), (5, 5), (5, 5), (0, 5), (0, 5)]
     assert [score["case_acc"] for score in scores] == [1.0, 1.0, 1.0, 0.0, 0.0]
 
 
-def test_scores_of_json_need_no_tables(world: Path, lines: Any, door: Any) -> None:
+def test_scores_of_json_need_no_tables(world: Path, lines: Any, command: Any) -> None:
     plan = {"daily_plans": [{"activities": [{"type": "meal", "details": {"name": "Pier Noodles - Old Port"}}]}]}
-    code, (score,), err = door("score", lines({"lang": "en", "id": "0", "plan": plan}), "--queries", str(world))
+    code, (score,), err = command("score", lines({"lang": "en", "id": "0", "plan": plan}), "--queries", str(world))
     assert (code, err) == (0, "")
     assert list(score) == KEYS
-    assert (score["passed"], score["fraction"], score["personalized_score"]) == (2, 0.4, 0.0)  # and the budget
+    assert (score["passed"], score["fraction"], score["personalized_score"]) == (2, 0.4, 0.0)  # the meal and the budget
     assert score["constraints"]["restaurant_must_eat_named"] is True
 
 
-def test_answers_to_calls(world: Path, door: Any) -> None:
-    code, answers, _ = door("call", str(world / "answers.jsonl"), "--database", str(world))
+def test_answers_to_calls(world: Path, command: Any) -> None:
+    code, answers, _ = command("call", str(world / "answers.jsonl"), "--database", str(world))
     recorded = [json.loads(line) for line in (world / "answers.jsonl").read_text("utf-8").splitlines()]
     assert code == 0
     assert answers == [{"result": record["result"]} for record in recorded]
 
 
-def test_tables_of_the_other_language_are_used_and_told(world: Path, lines: Any, door: Any) -> None:
+def test_tables_of_the_other_language_are_used_with_a_note(world: Path, lines: Any, command: Any) -> None:
     call = {"id": "0", "tool": "search_location", "args": {"place_name": "Nowhere"}}
     english = str(world / "database" / "database_en")
-    code, (chinese, plain), err = door("call", lines(call | {"lang": "zh"}, call), "--database", english)
-    assert code == 0 and "has no tables of zh; those of en are used" in err
+    code, (chinese, plain), err = command("call", lines(call | {"lang": "zh"}, call), "--database", english)
+    assert code == 0 and "has no tables in zh; using those in en" in err
     assert chinese["result"].startswith("未找到地点 Nowhere") and plain["result"].startswith("Coordinate information")
 
 
@@ -95,41 +96,41 @@ def without(record: dict[str, Any], key: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "record", "message"),
     [
-        ("score", "{", "no JSON in UTF-8"),
-        ("score", "[1]", "an object is expected; got list"),
-        ("score", SCORE | {"lang": "fr"}, "'lang' is to be en or zh; got 'fr'"),
-        ("score", without(SCORE, "lang"), "'lang' is to be en or zh; got none"),
-        ("score", without(SCORE, "id"), "'id' is to be a task's id, as \"0\"; got None"),
+        ("score", "{", "not JSON in UTF-8"),
+        ("score", "[1]", "expected an object; got list"),
+        ("score", SCORE | {"lang": "fr"}, "'lang' must be en or zh; got 'fr'"),
+        ("score", without(SCORE, "lang"), "'lang' must be en or zh; got none"),
+        ("score", without(SCORE, "id"), "'id' must be a task id such as \"0\"; got None"),
         ("score", SCORE | {"id": "../0"}, "letters, digits, - and _; got '../0'"),
         ("score", SCORE | {"id": "7"}, "no task '7' among the 2 of en"),
         ("score", SCORE | {"id": True}, "got True"),
-        ("score", without(SCORE, "plan"), "'plan' is missing; an object, text or null is expected"),
-        ("score", SCORE | {"plan": [1]}, "'plan' is to be an object, text or null; got list"),
-        ("call", without(CALL, "tool"), "'tool' is to be a tool's name; got None"),
+        ("score", without(SCORE, "plan"), "'plan' is missing; expected an object, text or null"),
+        ("score", SCORE | {"plan": [1]}, "'plan' must be an object, text or null; got list"),
+        ("call", without(CALL, "tool"), "'tool' must be the name of a tool; got None"),
         ("call", without(CALL, "args"), "'args' is missing"),
         ("call", CALL | {"id": "7"}, "no folder id_7/ in"),
     ],
 )
-def test_a_wrong_line_stops_with_one_line_that_says_so(
-    name: str, record: Any, message: str, world: Path, lines: Any, door: Any
+def test_a_wrong_line_stops_the_command_with_a_one_line_error(
+    name: str, record: Any, message: str, world: Path, lines: Any, command: Any
 ) -> None:
-    good = SCORE if name == "score" else CALL
-    file = lines(good, record)
+    valid = SCORE if name == "score" else CALL
+    file = lines(valid, record)
     folders = ["--queries", str(world)] if name == "score" else ["--database", str(world)]
-    code, printed, err = door(name, file, *folders)
-    assert code == 2 and printed == []  # not even the good line: a file is read whole before it is answered
+    code, printed, err = command(name, file, *folders)
+    assert code == 2 and printed == []  # not even the valid line: the whole file is checked first
     assert err.count("\n") == 1 and message in err
     assert err.startswith("error: ") and (f"{file}, line 2: " in err or "id_7" in err)
 
 
-def test_wrong_folders_and_files_are_told(tmp_path: Path, world: Path, lines: Any, door: Any) -> None:
+def test_missing_folders_and_files_are_reported(tmp_path: Path, world: Path, lines: Any, command: Any) -> None:
     file = lines(SCORE)
     for args, message in (
         (("score", file, "--queries", str(tmp_path)), "no travelplanning_query_en.json"),
         (("score", file, "--queries", str(world), "--database", str(tmp_path)), "no database_en/"),
         (("score", str(tmp_path / "none.jsonl"), "--queries", str(world)), "none.jsonl: No such file or directory"),
     ):
-        code, printed, err = door(*args)
+        code, printed, err = command(*args)
         assert (code, printed) == (2, []) and err.count("\n") == 1 and message in err
 
 
@@ -139,27 +140,28 @@ def test_the_split_as_yaml(world: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out == split_to_yaml(tasks, 0.5, 1)
 
 
-def test_as_a_command_whatever_the_terminal(world: Path, lines: Any) -> None:
+def test_as_a_program_on_an_ascii_terminal(world: Path, lines: Any) -> None:
     call = {"lang": "zh", "id": "0", "tool": "search_location", "args": {"place_name": "沙丘公园"}}
-    command = [sys.executable, "-m", "tip_exp.envs.deepplanning", "call", lines(call), "--database", str(world)]
-    done = subprocess.run(command, capture_output=True, env={"PYTHONIOENCODING": "ascii"}, check=True)
+    argv = [sys.executable, "-m", "tip_exp.deepplanning", "call", lines(call), "--database", str(world)]
+    done = subprocess.run(argv, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True)
     answer = json.loads(done.stdout.decode("utf-8"))["result"]
     assert json.loads(answer) == {"place_name": "沙丘公园", "latitude": "30.040000", "longitude": "120.040000"}
-    wrong = subprocess.run([*command[:3], "score"], capture_output=True, text=True, check=False)
+    wrong = subprocess.run([*argv[:3], "score"], capture_output=True, text=True, check=False)
     assert wrong.returncode != 0 and "--queries" in wrong.stderr
 
 
-def test_official_files_through_the_doors(official: Path, official_records: Any, door: Any) -> None:
+@pytest.mark.data
+def test_official_files(official: Path, official_records: Any, command: Any) -> None:
     fixtures, mini = official / "fixtures", str(official / "mini_world")
-    code, scores, _ = door("score", str(fixtures / "official_hard_verdicts.jsonl"), "--queries", str(official))
+    code, scores, _ = command("score", str(fixtures / "official_hard_verdicts.jsonl"), "--queries", str(official))
     records = official_records("official_hard_verdicts.jsonl")
     assert code == 0 and [score["constraints"] for score in scores] == [record["official"] for record in records]
     file = str(fixtures / "mini_world_official_verdicts.jsonl")  # lines without a language
-    code, scores, _ = door("score", file, "--queries", mini, "--database", f"{mini}/database")
+    code, scores, _ = command("score", file, "--queries", mini, "--database", f"{mini}/database")
     records = official_records("mini_world_official_verdicts.jsonl")
     same = ["passed", "total", "fraction", "commonsense", "commonsense_score", "composite_score", "case_acc"]
     assert code == 0 and [[s[k] for k in same] for s in scores] == [[r[k] for k in same] for r in records]
     for lang in ("en", "zh"):
         name = f"mini_world_tool_results_{lang}.jsonl"
-        code, answers, _ = door("call", str(fixtures / name), "--database", mini)
+        code, answers, _ = command("call", str(fixtures / name), "--database", mini)
         assert code == 0 and [a["result"] for a in answers] == [r["result"] for r in official_records(name)]

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.envs.deepplanning.render import render_plan
 
 from tip_exp.envs.deepplanning.plan.lines import amount, price, read_details, route, take_price
-from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan, render_plan
+from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan
 
 DAY = "Day 1:\nCurrent City: from Lindon to Marwick\n"
 
@@ -19,7 +20,7 @@ def only_activity(line: str, head: str = DAY) -> dict[str, Any]:
     return activity
 
 
-def test_the_whole_of_a_plan(plan_text: str) -> None:
+def test_a_whole_plan(plan_text: str) -> None:
     plan = parse_plan(extract_plan(plan_text))
     assert plan is not None
     assert plan["budget_summary"] == {
@@ -44,23 +45,27 @@ def test_the_whole_of_a_plan(plan_text: str) -> None:
             "cost": 100,
         },
     }
-    assert first["activities"][7]["details"] == {  # the name's own dash is no cut
+    assert first["activities"][7]["details"] == {  # the dash inside the name does not split it
         "from": "Pier Noodles - Old Port",
         "to": "Tide Kitchen",
         "distance": "7.6km",
         "duration": "20min",
         "cost": 25,
     }
-    assert last["activities"][1]["details"] == {"name": "Dune Park", "city": "Marwick", "cost": 0}  # not left yet
+    assert last["activities"][1]["details"] == {
+        "name": "Dune Park",
+        "city": "Marwick",
+        "cost": 0,
+    }  # before leaving
 
 
-def test_the_chinese_plan_is_the_english_one(world: Path) -> None:
+def test_the_chinese_plan_equals_the_english_one(world: Path) -> None:
     texts = [(world / f"plan_{lang}.txt").read_text("utf-8") for lang in ("en", "zh")]
     english, chinese = (parse_plan(extract_plan(text)) for text in texts)
     assert english is not None and chinese is not None
     assert english["budget_summary"] == chinese["budget_summary"]
-    for ours, theirs in zip(english["daily_plans"], chinese["daily_plans"], strict=True):
-        pairs = list(zip(ours["activities"], theirs["activities"], strict=True))
+    for english_day, chinese_day in zip(english["daily_plans"], chinese["daily_plans"], strict=True):
+        pairs = list(zip(english_day["activities"], chinese_day["activities"], strict=True))
         assert [(a["time_slot"], a["type"], a["details"].get("cost")) for a, _ in pairs] == [
             (b["time_slot"], b["type"], b["details"].get("cost")) for _, b in pairs
         ]
@@ -79,11 +84,11 @@ A, B = "Day 1:\nA", "Day 1:\nB"
         (f"<plan>{A}</plan>", A, A),
         (f"<PLAN>\n{A}\n</Plan> done", A, A),
         (f"<plan>{A}</plan> better: <plan>{B}</plan>", B, f"{A}\n\n{B}"),
-        (f"<plan>{A}</plan><plan>  </plan>", A, A),  # an empty one is none
+        (f"<plan>{A}</plan><plan>  </plan>", A, A),  # an empty plan is skipped
         (f"<think><plan>{A}</plan></think><plan>{B}</plan>", B, B),
         (f"<think>…</think><plan>{A}</plan><think>x</think><plan>{B}</plan>", B, B),
         (f"<think><plan>{A}</plan></think>", "", ""),
-        (f"<think><plan>{A}</plan>", "", A),  # thinking that was cut off delivers nothing; officially it does
+        (f"<think><plan>{A}</plan>", "", A),  # a plan in unclosed thinking counts only upstream
         (f"<plan>{A}", "", ""),  # not closed
         (f"{A}</plan>", "", ""),
         (f"the <plan> tag: <plan>{A}</plan>", A, f"tag: <plan>{A}"),
@@ -133,15 +138,15 @@ def test_prices(field: str, yuan: float | None) -> None:
         ("Laomendong (¥30/person)", "Laomendong", 30),
         ("Laomendong ¥30/person", "Laomendong", 30),
         ("Laomendong, 1,200 RMB", "Laomendong", 1200),
-        ("¥30", "¥30", None),  # no name to the left
+        ("¥30", "¥30", None),  # no name before it
     ],
 )
-def test_a_price_is_taken_off_the_right_end(text: str, name: str, yuan: float | None) -> None:
+def test_a_price_is_removed_from_the_right_end(text: str, name: str, yuan: float | None) -> None:
     assert take_price(text) == (name, yuan)
 
 
 @pytest.mark.parametrize(
-    ("text", "known", "cut"),
+    ("text", "names", "ends"),
     [
         ("A - B", (), ("A", "B")),
         ("A – B", (), ("A", "B")),
@@ -157,8 +162,8 @@ def test_a_price_is_taken_off_the_right_end(text: str, name: str, yuan: float | 
         ("nowhere", (), ("nowhere", "")),
     ],
 )
-def test_routes(text: str, known: tuple[str, ...], cut: tuple[str, str]) -> None:
-    assert route(text, known) == cut
+def test_routes(text: str, names: tuple[str, ...], ends: tuple[str, str]) -> None:
+    assert route(text, names) == ends
 
 
 @pytest.mark.parametrize(
@@ -227,7 +232,7 @@ def test_accommodation(line: str, stay: dict[str, Any] | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "wanted"),
+    ("kind", "text", "expected"),
     [
         ("meal", "Lunch, Knife, Fork, ¥9/person", {"meal_type": "Lunch", "name": "Knife, Fork", "cost": 9}),
         (
@@ -254,9 +259,9 @@ def test_accommodation(line: str, stay: dict[str, Any] | None) -> None:
         ("buffer", "Deplaning, baggage, ¥5", {"description": "Deplaning, baggage, ¥5"}),
     ],
 )
-def test_details(kind: str, text: str, wanted: dict[str, Any]) -> None:
-    found = read_details(kind, text, "Marwick", ())
-    assert {key: found[key] for key in wanted} == wanted
+def test_details(kind: str, text: str, expected: dict[str, Any]) -> None:
+    details = read_details(kind, text, "Marwick", ())
+    assert {key: details[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -281,51 +286,51 @@ def test_legs(text: str, mode: str, number: str) -> None:
     assert (leg["mode"], leg["number"], leg["from"], leg["to"]) == (mode, number, "A", "B")
 
 
-def test_a_budget_may_stand_first_last_without_a_heading_or_be_missing() -> None:
+def test_a_budget_may_be_first_last_without_heading_or_absent() -> None:
     day = "Day 1:\nCurrent City: Marwick\n"
     budget = "Transportation: 10 RMB\nAccommodation: 20 RMB\nTotal Estimated Budget: 30 RMB\n"
-    wanted = {"transportation": 10, "accommodation": 20, "total_estimated_budget": 30}
+    expected = {"transportation": 10, "accommodation": 20, "total_estimated_budget": 30}
     head = "**Budget Summary**:\n"
     for text in (head + budget + "---\n" + day, day + head + budget, day + budget, day + "预算总结\n" + budget):
         plan = parse_plan(text)
-        assert plan is not None and plan["budget_summary"] == wanted and len(plan["daily_plans"]) == 1
+        assert plan is not None and plan["budget_summary"] == expected and len(plan["daily_plans"]) == 1
     plan = parse_plan(day)
     assert plan is not None and plan["budget_summary"] == {}
     table = parse_plan(day + head + "| Meals | ¥40 |\n| 总计 | 1,040 元 |")
     assert table is not None and table["budget_summary"] == {"meals": 40, "total_estimated_budget": 1040}
 
 
-def test_a_sum_by_day_is_no_second_day() -> None:
+def test_a_daily_amount_in_the_budget_does_not_start_a_day() -> None:
     plan = parse_plan("Day 1:\nCurrent City: X\n**Budget Summary**:\nDay 1: 300 RMB\nTotal: 300 RMB")
     assert plan is not None and len(plan["daily_plans"]) == 1
     assert plan["budget_summary"] == {"total_estimated_budget": 300}
 
 
-def test_text_without_a_day_is_no_plan() -> None:
+def test_text_without_a_day_is_not_a_plan() -> None:
     assert parse_plan("") is None
     assert parse_plan("09:00-10:00 | meal | Lunch, Inn, ¥5\nTotal: 5 RMB") is None
 
 
-def test_lines_of_no_known_form_are_passed_over() -> None:
+def test_unrecognized_lines_are_skipped() -> None:
     noise = "Day 1:\n09:00-10:00 | yoga | Beach\nhave fun!\n" + "x" * 3000 + "\n10:00-11:00 | buffer\n"
     plan = parse_plan(noise)
     assert plan is not None
     assert [act["details"] for act in plan["daily_plans"][0]["activities"]] == [{"description": ""}]
 
 
-def test_a_name_that_the_plan_gives_elsewhere_is_no_label() -> None:
+def test_a_name_stated_elsewhere_in_the_plan_is_not_split_into_a_label() -> None:
     stay = "Accommodation: House, East Wing, ¥9\n"
     assert only_activity("18:00-24:00 | hotel | House, East Wing", DAY + stay)["details"]["name"] == "House, East Wing"
     assert only_activity("18:00-24:00 | hotel | House, East Wing")["details"]["name"] == "East Wing"
 
 
-def test_joined_drafts_give_the_days_of_both(plan_text: str) -> None:
+def test_joined_plans_have_the_days_of_both(plan_text: str) -> None:
     twice = parse_plan(extract_plan(plan_text + plan_text, official_join=True))
     assert twice is not None and [day["day_number"] for day in twice["daily_plans"]] == [1, 2, 1, 2]
 
 
 def without_city(plan: dict[str, Any] | None) -> dict[str, Any]:
-    """The recorded plans tell the evening's city for the morning's sights of a day of return; nothing reads it."""
+    """The plan without the attractions' city, which the recorded plans set differently and no check reads."""
     bare: dict[str, Any] = json.loads(json.dumps({"budget_summary": {}} | (plan or {})))
     for day in bare["daily_plans"]:
         for activity in day["activities"]:
@@ -333,12 +338,14 @@ def without_city(plan: dict[str, Any] | None) -> dict[str, Any]:
     return bare
 
 
-def test_the_papers_plan(official: Path) -> None:
+@pytest.mark.data
+def test_the_plan_printed_in_the_paper(official: Path) -> None:
     record = json.loads((official / "fixtures" / "en0_paper_example.json").read_text("utf-8"))
     assert without_city(parse_plan(extract_plan(record["plan_text"]))) == without_city(record["cases"][0]["plan"])
 
 
-def test_plans_of_the_mini_world(official: Path, official_records: Any) -> None:
+@pytest.mark.data
+def test_official_plans(official: Path, official_records: Any) -> None:
     records = official_records("mini_world_official_verdicts.jsonl")
     oracles = [record for record in records if record["edit"] == "oracle"]
     assert oracles

@@ -1,0 +1,246 @@
+"""The parts of a run, built so that whatever can be refused is refused first: backend, memory, data, then weights."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.data.contamination import overlap
+from tip_exp.data.dataset import Dataset, ShuffledOrder
+from tip_exp.data.load import load
+from tip_exp.data.prompts import prompt_ids, with_tools
+from tip_exp.envs.sampler import episode_metrics
+from tip_exp.estimate.memory_check import check_memory
+from tip_exp.eval.evaluate import Evaluations
+from tip_exp.learner import checkpoint
+from tip_exp.learner.learner import Learner
+from tip_exp.learner.teacher import Teacher
+from tip_exp.models.load import check_context, load_pair, load_tokenizer
+from tip_exp.models.pair import ChatTokenizer, Pair
+from tip_exp.records.folder import RunFolder
+from tip_exp.records.meter import Meter
+from tip_exp.records.metrics import RESPONSE_LEN, RESPONSE_TOKENS, TOKENS_PER_S, TRUNCATED_FRAC
+from tip_exp.records.result import write_card, write_result
+from tip_exp.records.writer import RunLogger, make_listeners
+from tip_exp.rollout.backends import choose
+from tip_exp.selector.selector import Quadrants, Selector
+from tip_exp.types import Problem, Rollout, Sampler, Sampling
+from tip_exp.utils.errors import ConfigError
+
+# Below this many parameters one CPU thread is faster than two.
+SINGLE_THREAD_PARAMETERS = 10_000_000
+
+
+class Parts:
+    """What training and evaluation runs share: device, sampling backend, data, pair, benchmarks and logger."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, stack: ExitStack) -> None:
+        self.config, self.folder, self.stack = config, folder, stack
+        self.device = pick_device(config.device)
+        torch.manual_seed(config.seed)  # for the initial LoRA adapters; all other draws have seeds of their own
+        self.backend = choose(config.rollout, self.device, config.pair.student.dtype)
+        print(self.backend)
+        check_memory(config, self.device, self.backend.name)
+        training = config.mode == "train"
+        self.train_data = load(config.data.train) if training else None
+        self.eval_data = {name: load(dataset) for name, dataset in config.eval.benchmarks.items()}
+        tokenizer = load_tokenizer(config.pair)
+        self.training_set = None if self.train_data is None else training_set(config, tokenizer, self.train_data)
+        eval_prompts = [
+            ids for d in self.eval_data.values() for ids in prompt_ids(tokenizer, d, config.agent, evaluating=True)
+        ]
+        check_context(config, longest_eval=max(map(len, eval_prompts)) + config.eval.max_tokens)
+        self.saved = checkpoint.newest(folder.checkpoints) if training else None
+        student_from = self.saved.path if self.saved else None
+        self.pair = load_pair(config.pair, self.device, student_from, tokenizer)
+        torch.set_num_threads(pick_threads(config.num_threads, self.pair))
+        self.meter = Meter(self.device)
+        resume_at = self.saved.step if self.saved else None
+        self.logger = stack.enter_context(RunLogger(folder, make_listeners(config, folder), resume_at=resume_at))
+        self.evaluations = Evaluations(config.eval, self.eval_data, self.pair, self.meter, self.logger, config.agent)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """Samples from the student. Made at first use: a process holds one engine at a time, the teacher's first."""
+        with self.meter.span("startup"):
+            return self.stack.enter_context(closing(self._make_sampler("student")))
+
+    def evaluate(self, model: str, step: int = 0) -> dict[str, float]:
+        """Accuracies of "student" or "teacher" on all benchmarks."""
+        if model == "student":
+            return self.evaluations(self.sampler, model=model, step=step)
+        with closing(self._make_sampler(model)) as sampler:
+            return self.evaluations(sampler, model=model, step=step)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Log a step's metrics with the seconds since the last call and the memory peaks."""
+        seconds = self.meter.drain_seconds()
+        if (rollout_s := seconds.get("time/rollout_s")) is not None:
+            metrics = metrics | {TOKENS_PER_S: metrics[RESPONSE_TOKENS] / rollout_s}
+        self.logger.log(step, metrics | seconds | self.meter.memory())
+
+    def write_first_prompts(self, prompts: dict[str, list[int]]) -> None:
+        """Write the first prompt of each use as the models get it, so that a wrong template is seen at a glance."""
+        rendered = {use: self.pair.decode(ids, with_special=True) for use, ids in prompts.items()}
+        self.folder.prompts.write_text(json.dumps(rendered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    def write_result(self) -> dict[str, Any]:
+        """Write result.json, the last file of a run."""
+        datasets = describe_data(self.config, self.train_data, self.eval_data)
+        return write_result(self.config, self.folder, datasets, asdict(self.backend))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its response, in evaluations and (if the run trains) in training."""
+        data = self.config.data
+        training = data.max_prompt_tokens + data.max_response_tokens if self.train_data else 0
+        return max(training, self.evaluations.longest)
+
+    def _make_sampler(self, model: str) -> Sampler:
+        return self.backend.make(getattr(self.pair, model), self.pair, self.config.rollout, self.longest)
+
+
+class TrainingParts(Parts):
+    """The parts of a run that trains."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder, stack: ExitStack) -> None:
+        super().__init__(config, folder, stack)
+        assert self.training_set is not None, "config.mode is train"
+        self.train = self.training_set
+        self.teacher = Teacher(self.pair, config.learner, self.meter)
+        self.learner = Learner(self.pair, make_selector(config), config.learner, seed=config.seed, meter=self.meter)
+        self.write_first_prompts(self.train.first_prompts(self.pair) | self.evaluations.first_prompts())
+
+    @cached_property
+    def generator(self) -> Sampler:
+        """The sampler, or for tool tasks one whose rollouts are whole episodes."""
+        assert self.train_data is not None
+        return with_tools(self.sampler, self.pair, self.train_data, self.config.agent)
+
+    def generate(self, prompts: list[list[int]], seed: int) -> list[Rollout]:
+        """`samples_per_prompt` rollouts of each prompt, prompt-major."""
+        with self.meter.span("rollout"):
+            return self.generator.generate(prompts, training_sampling(self.config), seed)
+
+    def resume(self) -> int:
+        """Restore the optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
+        if self.saved is None:
+            return 0
+        state = self.saved.learner_state()
+        if state["backend"] != self.backend.name:
+            raise ConfigError(
+                f"{self.saved.path}: its rollouts were sampled by {state['backend']}, but here rollout.backend is "
+                f"{self.backend.name} ({self.backend.reason}); resume where {state['backend']} is available, or "
+                "start a run under another name"
+            )
+        self.learner.load_state_dict(state["optimizer"])
+        return self.saved.step
+
+    def save(self, step: int) -> None:
+        state = {"optimizer": self.learner.state_dict(), "backend": self.backend.name}
+        checkpoint.save(self.folder.checkpoints, step, self.pair.student.module, self.pair.tokenizer, state)
+
+    def write_card(self, result: dict[str, Any]) -> None:
+        """Write a model card into the newest checkpoint."""
+        if trained := checkpoint.newest(self.folder.checkpoints):
+            write_card(self.config, result, trained.path)
+
+    def rollout_metrics(self, rollouts: list[Rollout]) -> dict[str, float]:
+        lengths = [rollout.num_response_tokens for rollout in rollouts]
+        return {
+            RESPONSE_LEN: sum(lengths) / len(lengths),
+            TRUNCATED_FRAC: sum(rollout.truncated for rollout in rollouts) / len(rollouts),
+        } | episode_metrics(self.generator)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Training problems with their rendered prompts, drawn in shuffled epochs."""
+
+    problems: list[Problem]
+    prompts: list[list[int]]
+    order: ShuffledOrder
+    prompts_per_step: int
+    samples_per_prompt: int
+
+    def batch(self, step: int) -> tuple[list[list[int]], list[Problem]]:
+        """Prompts of step `step` (from 1), and the problem of each of their rollouts (prompt-major)."""
+        indices = self.order.batch(step, self.prompts_per_step)
+        problems = [self.problems[i] for i in indices for _ in range(self.samples_per_prompt)]
+        return [self.prompts[i] for i in indices], problems
+
+    def first_prompts(self, pair: ChatTokenizer) -> dict[str, list[int]]:
+        """The first problem as the student reads it, and as the teacher does where that differs."""
+        privileged = {} if pair.privileged is None else {"teacher": pair.privileged_ids(self.problems[0])}
+        return {"training": self.prompts[0]} | privileged
+
+
+def training_set(config: RunConfig, pair: ChatTokenizer, dataset: Dataset) -> TrainingSet:
+    """Render the prompts and leave out those above the limits; a ConfigError if none is left."""
+    rendered = list(zip(dataset.problems, prompt_ids(pair, dataset, config.agent), strict=True))
+    limit = config.data.max_prompt_tokens
+    fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= limit]
+    if not fitting:
+        shortest = min(len(ids) for _, ids in rendered)
+        raise ConfigError(f"data.max_prompt_tokens={limit} leaves no prompt: the shortest has {shortest} tokens")
+    if pair.privileged is not None:
+        limit = pair.privileged.max_tokens
+        fitting = [(problem, ids) for problem, ids in fitting if len(pair.privileged_ids(problem)) <= limit]
+        if not fitting:
+            raise ConfigError(
+                f"pair.privileged.max_tokens={limit} leaves no problem: every privileged prompt is longer"
+            )
+    problems, prompts = [problem for problem, _ in fitting], [ids for _, ids in fitting]
+    order = ShuffledOrder(len(problems), config.seed)
+    return TrainingSet(problems, prompts, order, config.learner.prompts_per_step, config.learner.samples_per_prompt)
+
+
+def describe_data(config: RunConfig, train: Dataset | None, tests: dict[str, Dataset]) -> dict[str, Any]:
+    """For result.json: source, hash and size of each data set, and the test problems that the training set holds."""
+    datasets = tests if train is None else tests | {"train": train}
+    described: dict[str, Any] = {
+        name: {"source": dataset.source, "sha256": dataset.sha256, "rows": len(dataset.problems)}
+        for name, dataset in datasets.items()
+    }
+    if train is not None:
+        suffix = getattr(config.data.train, "suffix", "")
+        for name, test in tests.items():
+            leaked = overlap(train.problems, test.problems, suffix)
+            described[name] |= {"in_train_exact": leaked.exact, "in_train_13gram": leaked.ngram}
+    return described
+
+
+def make_selector(config: RunConfig) -> Selector:
+    quadrants = Quadrants(**config.quadrants.model_dump())
+    return Selector(**config.selector.model_dump(exclude={"label"}), quadrants=quadrants)
+
+
+def training_sampling(config: RunConfig) -> Sampling:
+    rollout, learner = config.rollout, config.learner
+    return Sampling(
+        learner.samples_per_prompt,
+        rollout.temperature,
+        rollout.top_p,
+        rollout.top_k,
+        config.data.max_response_tokens,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a config's `device`; auto takes CUDA where there is one."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError("device=cuda, but torch finds no CUDA device; use device=cpu or device=auto")
+    return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
+
+
+def pick_threads(num_threads: int | None, pair: Pair) -> int:
+    """`num_threads` if given, else one for small models, else torch's default."""
+    size = sum(parameter.numel() for parameter in pair.teacher.module.parameters())
+    return num_threads or (1 if size < SINGLE_THREAD_PARAMETERS else torch.get_num_threads())

@@ -1,0 +1,80 @@
+"""The teacher's part of a step: final hidden states at every response token, kept in host memory until used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tip_exp.config.schema import LearnerConfig
+from tip_exp.models.micro_batch import MicroBatch, micro_batches
+from tip_exp.models.pair import Pair
+from tip_exp.models.privileged import align_teacher_hidden, with_prompt
+from tip_exp.models.teacher_offload import TeacherOffloader
+from tip_exp.records.meter import Meter
+from tip_exp.types import Problem, Rollout
+
+
+class TeacherHidden:
+    """One (n, E) tensor per micro-batch, in order. CUDA tensors wait in pinned host memory; reading copies them back.
+
+    Hidden states take far less memory than logits: E numbers a token instead of V.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[Tensor] = []
+        self._devices: list[torch.device] = []
+
+    def append(self, hidden: Float[Tensor, "n e"]) -> None:
+        self._devices.append(hidden.device)
+        if hidden.is_cuda:
+            pinned = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True)
+            hidden = pinned.copy_(hidden, non_blocking=True)
+        self._held.append(hidden)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __getitem__(self, index: int) -> Float[Tensor, "n e"]:
+        return self._held[index].to(self._devices[index], non_blocking=True)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+
+class Teacher:
+    """The frozen teacher of a pair, on the device only while `hidden` runs if its placement is `offload`."""
+
+    def __init__(self, pair: Pair, config: LearnerConfig, meter: Meter) -> None:
+        self.pair, self.config, self.meter = pair, config, meter
+        model = pair.teacher
+        self.offloader = TeacherOffloader(model.module, model.head, pair.placement, pair.student.module.device)
+
+    @torch.no_grad()
+    def hidden(self, rollouts: list[Rollout], problems: list[Problem] | None = None) -> TeacherHidden:
+        """Hidden states that predict the response tokens, one tensor per micro-batch of `split(rollouts)`.
+
+        `problems[i]` is the problem of `rollouts[i]`; needed only if the teacher reads a privileged prompt.
+        """
+        hidden_states = TeacherHidden()
+        batches = split(rollouts, self.pair, self.config)
+        with self.meter.span("teacher"), self.offloader.on_device():
+            if self.pair.privileged is None:
+                for batch in batches:
+                    hidden_states.append(self.pair.teacher.hidden(batch))
+                return hidden_states
+            assert problems is not None, "privileged prompts are made from the problems"
+            prompts = [self.pair.privileged_ids(problem) for problem in problems]
+            privileged = [with_prompt(rollout, prompt) for prompt, rollout in zip(prompts, rollouts, strict=True)]
+            read = split(privileged, self.pair, self.config)
+            for hidden in align_teacher_hidden(batches, read, [self.pair.teacher.hidden(batch) for batch in read]):
+                hidden_states.append(hidden)
+        return hidden_states
+
+
+def split(rollouts: list[Rollout], pair: Pair, config: LearnerConfig) -> list[MicroBatch]:
+    """Micro-batches of a step on the student's device; the same rollouts always give the same batches."""
+    batches = micro_batches(rollouts, config.micro_batch_tokens, pair.pad_id, packing=config.packing)
+    return [batch.to(pair.student.module.device) for batch in batches]

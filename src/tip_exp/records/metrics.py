@@ -1,0 +1,122 @@
+"""Names of all metrics, spelled once. A name is `<stage>/<what>[_unit]`; `_frac` is a fraction in [0, 1].
+
+An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what>`; result.json drops the stage.
+
+| name                            | what                                                              | unit          |
+|---------------------------------|-------------------------------------------------------------------|---------------|
+| mean@k, greedy                  | mean accuracy of k samples a problem; of the greedy response      | fraction      |
+| <accuracy>_se                   | standard error of an accuracy over the problems                   | fraction      |
+| pass@k, maj@k, best@k           | any of k right; the most frequent answer right; best of k scores  | fraction      |
+| best@k_bootstrap                | expected best of k draws with replacement (verl's best@k)         | fraction      |
+| strict_mean@k, strict_agreement | graded by string comparison; share of equal verdicts              | fraction      |
+| no_tool_baseline                | score that needs no tool call (tool tasks)                        | fraction      |
+| response_len, …_frac            | tokens of a response; truncated; without an answer                | tokens, frac  |
+| train/loss, grad_norm, lr       | mean divergence per kept token; before clipping; learning rate    | nats, -, -    |
+| train/skipped                   | 1 if no token was kept, so that the weights did not change        | 0 or 1        |
+| select/response_tokens, kept_…  | response tokens of a step; those the loss uses                    | tokens        |
+| select/kept_frac                | kept_tokens over response_tokens                                  | fraction      |
+| select/overlap_entropy          | Jaccard index with top entropy at the same retention              | fraction      |
+| select/score_at_…, kept_at_…    | mean score, kept share at these response positions                | -, fraction   |
+| score/<statistic>_mean          | mean over the response tokens (entropy, reverse_kl, …)            | nats          |
+| quadrant/q1_share, …            | tokens in the quadrant over all response tokens                   | fraction      |
+| quadrant/q1_kept_frac, …        | kept tokens of the quadrant over its tokens                       | fraction      |
+| quadrant/q1_divergence_share, … | reverse KL summed over the quadrant, over that of all tokens      | fraction      |
+| rollout/response_len, …         | mean length; truncated_frac; tokens_per_s; logprob_mismatch_…     | tokens, -, …  |
+| episode/…                       | of the newest episodes: scores, turns, calls, shares of stops     | mean          |
+| time/<span>_s                   | time in the span since the last row                               | seconds       |
+| memory/<span>_peak_gib          | highest memory in the span (meter.py: what it counts)             | GiB           |
+| memory/<span>_extra_mib         | highest torch allocation in the span above its start              | MiB           |
+| memory/process_peak_gib         | resident memory of the process                                    | GiB           |
+| memory/reserved_peak_gib, …     | CUDA: reserved by torch; device_used_peak_gib: by all processes   | GiB           |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Stages that start a name.
+EVAL, TEACHER, MEMORY = "eval/", "teacher/", "memory/"
+
+# What a benchmark reports.
+GREEDY = "greedy"
+NO_TOOL_BASELINE = "no_tool_baseline"
+
+LOSS, GRAD_NORM, LR, SKIPPED = "train/loss", "train/grad_norm", "train/lr", "train/skipped"
+
+RESPONSE_TOKENS, KEPT_TOKENS, KEPT_FRAC = "select/response_tokens", "select/kept_tokens", "select/kept_frac"
+OVERLAP_ENTROPY = "select/overlap_entropy"
+
+RESPONSE_LEN, TRUNCATED_FRAC = "rollout/response_len", "rollout/truncated_frac"
+TOKENS_PER_S = "rollout/tokens_per_s"
+MISMATCH_MEAN, MISMATCH_P99, MISMATCH_MAX = (f"rollout/logprob_mismatch_{name}" for name in ("mean", "p99", "max"))
+
+ENTROPY_NORM_MEAN = "score/entropy_norm_mean"
+
+
+def mean_at(k: int) -> str:
+    return f"mean@{k}"
+
+
+def pass_at(k: int) -> str:
+    return f"pass@{k}"
+
+
+def maj_at(k: int) -> str:
+    return f"maj@{k}"
+
+
+def best_at(k: int) -> str:
+    return f"best@{k}"
+
+
+def standard_error_of(accuracy: str) -> str:
+    return f"{accuracy}_se"
+
+
+def main_accuracy(benchmark: str, samples: int) -> str:
+    """The accuracy that tables show: "math500/mean@4", or "math500/greedy" where nothing is sampled."""
+    return f"{benchmark}/{mean_at(samples) if samples else GREEDY}"
+
+
+def score_mean(statistic: str) -> str:
+    return f"score/{statistic}_mean"
+
+
+def quadrant_share(quadrant: str) -> str:
+    return f"quadrant/{quadrant}_share"
+
+
+def quadrant_kept_frac(quadrant: str) -> str:
+    return f"quadrant/{quadrant}_kept_frac"
+
+
+def seconds(span: str) -> str:
+    return f"time/{span}_s"
+
+
+def peak_gib(span: str) -> str:
+    return f"{MEMORY}{span}_peak_gib"
+
+
+def extra_mib(span: str) -> str:
+    return f"{MEMORY}{span}_extra_mib"
+
+
+PROCESS_PEAK_GIB, RESERVED_PEAK_GIB, DEVICE_USED_PEAK_GIB = map(peak_gib, ("process", "reserved", "device_used"))
+
+
+def of_stage(metrics: Mapping[str, Any], stage: str) -> dict[str, Any]:
+    """{"eval/math500/greedy": 0.5, "train/loss": 2.0}, EVAL -> {"math500/greedy": 0.5}"""
+    return {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}
+
+
+def format_accuracies(step: int, metrics: Mapping[str, float]) -> str:
+    """A line for the terminal: "step    20   word_sums/mean@4 50.3 %   word_sums/greedy 60.9 %   reverse KL 0.163"."""
+    parts = [f"step {step:>5}"]
+    accuracies = [name for name in metrics if standard_error_of(name) in metrics]
+    accuracies += [name for name in metrics if name.startswith(EVAL) and name.endswith(f"/{NO_TOOL_BASELINE}")]
+    parts += [f"{name.removeprefix(EVAL)} {100 * metrics[name]:.1f} %" for name in accuracies]
+    if (reverse_kl := metrics.get(score_mean("reverse_kl"))) is not None:
+        parts.append(f"reverse KL {reverse_kl:.3f}")
+    return "   ".join(parts)

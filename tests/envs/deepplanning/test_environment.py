@@ -1,0 +1,152 @@
+"""The travel environment: errands and generated trips played by scripts, and the prompts."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tests.envs.deepplanning import trips
+from tests.envs.deepplanning.render import render_plan
+from transformers import AutoTokenizer
+
+from tip_exp.envs.base import Call
+from tip_exp.envs.chat import Chat
+from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks, task_folder
+from tip_exp.envs.deepplanning.environment import TravelEnvironment
+from tip_exp.envs.deepplanning.mini import errands
+from tip_exp.envs.deepplanning.mini import files as mini_files
+from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan
+from tip_exp.envs.deepplanning.prompts import compact_prompt, official_prompt
+from tip_exp.envs.deepplanning.score.score import score_with_tables
+from tip_exp.envs.deepplanning.score.tables import TaskTables
+from tip_exp.envs.deepplanning.split import no_tool_baseline
+from tip_exp.envs.episodes import Episode, Limits, play
+from tip_exp.envs.scripted import Policy, ScriptedSampler
+from tip_exp.types import Sampling
+from tip_exp.utils.paths import resolve_model
+
+NUM_TRIPS = 24
+LIMITS = Limits(10, None, 8, "tell", None, "tokens", "rows")
+
+
+@pytest.fixture(scope="module")
+def trips_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("generated") / "trips"
+    mini_files.write(root, (trips.make(number, 0) for number in range(NUM_TRIPS)))
+    return root
+
+
+@pytest.fixture(scope="module")
+def errands_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("generated") / "errands"
+    mini_files.write(root, errands.stream("test", 60))
+    return root
+
+
+def oracle(root: Path, task: Task) -> str:
+    return (root / "oracle" / f"id_{task.id}.txt").read_text(encoding="utf-8")
+
+
+def played(root: Path, policy: Policy, *, system: str = "", schemas: bool = False) -> list[Episode]:
+    chat = Chat(AutoTokenizer.from_pretrained(resolve_model("package:tiny/student")))
+    make = partial(TravelEnvironment, find_databases(root), {"en": system}, show_schemas=schemas)
+    sampling = Sampling(1, 1.0, 1.0, 0, 100_000)
+    return play(ScriptedSampler(policy, chat), load_tasks(root, "en"), make, chat, sampling, LIMITS, seed=0)
+
+
+def mean_fraction(episodes: list[Episode]) -> float:
+    return sum(episode.score["fraction"] for episode in episodes) / len(episodes)
+
+
+def copy_the_query(history: str) -> str:
+    """A policy without tool calls: a plan with only the attraction that the query names."""
+    named = history.partition("Must see: ")[2].partition(".")[0]
+    return f"<plan>\nDay 1:\n09:00-11:00 | attraction | {named}\n</plan>"
+
+
+def test_oracle_plans_pass_every_check_and_constraint(trips_root: Path) -> None:
+    database = find_databases(trips_root)["en"]
+    for task in load_tasks(trips_root, "en"):
+        plan = parse_plan(extract_plan(oracle(trips_root, task)))
+        assert plan is not None and render_plan(plan) == oracle(trips_root, task)
+        score = score_with_tables(plan, task.meta, TaskTables.load(task_folder(database, task.id)))
+        assert all(score.commonsense.values()) and len(score.commonsense) == 21, (task.id, score.commonsense)
+        assert all(score.personalized.constraints.values()), (task.id, score.personalized.constraints)
+        assert score.case_acc == 1.0
+
+
+def test_the_same_seed_writes_the_same_files(tmp_path: Path, errands_root: Path) -> None:
+    same, different = tmp_path / "same", tmp_path / "different"
+    mini_files.write(same, errands.stream("test", 60))
+    mini_files.write(different, errands.stream("train", 60))
+    files = sorted(path.relative_to(errands_root) for path in errands_root.rglob("*.*") if path.is_file())
+    assert len(files) == 60 * 3 + 1
+    assert all((errands_root / file).read_bytes() == (same / file).read_bytes() for file in files)
+    queries = [(root / "data" / "travelplanning_query_en.json").read_bytes() for root in (errands_root, different)]
+    assert queries[0] != queries[1]
+    mini_files.write(same, errands.stream("train", 60))  # an existing folder is kept
+    assert (same / "data" / "travelplanning_query_en.json").read_bytes() == queries[0]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_scripted_policies_score_as_computed(errands_root: Path) -> None:
+    assert no_tool_baseline(load_tasks(errands_root, "en")) == pytest.approx(1 / 3)
+    episodes = played(errands_root, errands.respond)
+    assert mean_fraction(episodes) == 1.0
+    assert {(episode.turns, episode.calls, episode.stop) for episode in episodes} == {(3, 2, "final")}
+    assert mean_fraction(played(errands_root, copy_the_query)) == pytest.approx(1 / 3)
+    # a look-up is skipped with probability 0.85: 1/3 + 2/3 * 0.15 = 0.43, and a guess is right once in 64
+    assert mean_fraction(played(errands_root, partial(errands.respond, slip=0.85))) == pytest.approx(0.43, abs=0.1)
+
+
+def test_a_trip_with_tools_end_to_end(trips_root: Path) -> None:
+    tasks = {task.query: task for task in load_tasks(trips_root, "en")}
+
+    def policy(history: str) -> str:
+        task = next(task for query, task in tasks.items() if query in history)
+        if "<tool_response>" in history:
+            return f"<think>Now I know.</think>\n{oracle(trips_root, task)}"
+        arguments = {"origin": task.meta["org"], "destination": task.meta["dest"][0], "depDate": "2025-11-12"}
+        calls = [("query_train_info", arguments), ("query_flight_info", arguments), ("recommend_attractions", {})]
+        texts = [json.dumps({"name": name, "arguments": arguments}) for name, arguments in calls]
+        return "".join(f"<tool_call>\n{text}\n</tool_call>" for text in texts)
+
+    episodes = played(trips_root, policy, system=compact_prompt("en"), schemas=True)
+    assert [episode.score["fraction"] for episode in episodes] == [1.0] * NUM_TRIPS
+    assert all(episode.score["personalized"] == episode.score["delivered"] == 1.0 for episode in episodes)
+    assert {episode.calls for episode in episodes} == {3}
+
+
+def test_tools_answer_over_a_generated_trip(trips_root: Path) -> None:
+    environment = TravelEnvironment(find_databases(trips_root), {})
+    start = environment.reset(load_tasks(trips_root, "en")[0])
+    assert len(start.tools) == 9 and [m["role"] for m in start.messages] == ["user"]
+    stay = {"destination": "x", "checkinDate": "x", "checkoutDate": "x"}
+    hotels, unknown = environment.step([Call("query_hotel_info", stay), Call("fly_to_moon", {})])
+    assert len(json.loads(hotels)) == 6
+    assert json.loads(unknown) == {"error": "tool 'fly_to_moon' not found"}
+
+
+def test_an_undelivered_plan_satisfies_nothing(errands_root: Path) -> None:
+    for text in ("no plan", "<plan>nothing</plan>", "<think><plan>Day 1:\n</plan>"):
+        scores = [episode.score for episode in played(errands_root, lambda history, text=text: text)]
+        assert all(score["fraction"] == score["delivered"] == 0.0 for score in scores)
+
+
+def test_official_prompts_are_read_without_executing_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "travelplanning" / "agent" / "prompts.py"
+    path.parent.mkdir(parents=True)
+    path.write_text('raise SystemExit\nSYSTEM_PROMPT_EN = """Plan."""\nSYSTEM_PROMPT_ZH = f"{1}"\n', encoding="utf-8")
+    assert official_prompt(tmp_path, "en") == "Plan."
+    with pytest.raises(ValueError, match="no string constant SYSTEM_PROMPT_ZH"):
+        official_prompt(tmp_path, "zh")
+    with pytest.raises(ValueError, match=r"no official prompts in"):
+        official_prompt(tmp_path / "travelplanning", "en")
+
+
+def test_compact_prompts_show_a_plan_that_can_be_parsed() -> None:
+    for lang in ("en", "zh"):
+        plan = parse_plan(compact_prompt(lang))
+        assert plan is not None and plan["daily_plans"][0]["day_number"] == 1

@@ -1,0 +1,84 @@
+"""Learners, rollouts and single steps on the embedded pair, for the tests of several packages."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tip_exp.config.schema import LearnerConfig
+from tip_exp.learner.learner import Learner, StepReport
+from tip_exp.learner.teacher import Teacher
+from tip_exp.models.load import make_head
+from tip_exp.models.pair import Model, Pair
+from tip_exp.records.meter import Meter
+from tip_exp.rollout.hf import HfSampler
+from tip_exp.selector.selector import Quadrants, Selector
+from tip_exp.types import Problem, Rollout, Sampling
+
+QUESTIONS = [
+    f"{who} has {n} pens. He finds 2. He gives {n % 5 + 2}. How many pens?"
+    for n, who in enumerate(["Tom", "Amy", "Ben", "Eva"], 8)
+]
+
+
+def in_float64(pair: Pair) -> Pair:
+    """The pair in float64, so that sums in another order agree to many digits."""
+    teacher, student = copy.deepcopy(pair.teacher.module).double(), copy.deepcopy(pair.student.module).double()
+    models = [Model(module, make_head(module, 406)) for module in (teacher, student)]
+    return replace(pair, teacher=models[0], student=models[1])
+
+
+def sample_rollouts(pair: Pair) -> list[Rollout]:
+    """Two responses to each of QUESTIONS."""
+    sampler = HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=8)
+    return sampler.generate([pair.prompt_ids(q) for q in QUESTIONS], Sampling(2, 1.0, 1.0, 0, 72), seed=0)
+
+
+def make_learner(
+    pair: Pair,
+    config: LearnerConfig,
+    score: str = "soft_or",
+    retention: float = 0.5,
+    weight_by_score: bool = False,
+    **changes: Any,
+) -> Learner:
+    rule = Selector(
+        score=score,
+        normalizer="none" if score in ("full", "random") else "minmax",
+        normalize_over="batch",
+        clip={"entropy": 0.98} if score == "soft_or" else {},
+        order="positive" if score == "full" else "top",
+        sample_power=1.0,
+        rounding="floor",
+        scope="rollout",
+        retention=retention,
+        quadrants=Quadrants(0.3, 0.3),
+        weight_by_score=weight_by_score,
+    )
+    return Learner(pair, rule, config.model_copy(update=changes), seed=0, meter=Meter(torch.device("cpu")))
+
+
+def train_step(
+    learner: Learner, rollouts: list[Rollout], step: int = 1, problems: list[Problem] | None = None
+) -> StepReport:
+    """One whole step: teacher's hidden states, then the learner's update."""
+    teacher = Teacher(learner.pair, learner.config, learner.meter)
+    return learner.step(step, rollouts, teacher.hidden(rollouts, problems))
+
+
+def gradients_of_step(learner: Learner, rollouts: list[Rollout]) -> tuple[dict[str, Tensor], StepReport]:
+    """The clipped gradients that the optimizer takes in one step. A huge clip and a tiny lr leave them unchanged."""
+    gradients: dict[str, Tensor] = {}
+
+    def record(*_: Any) -> None:
+        named = learner.pair.student.module.named_parameters()
+        gradients.update({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    handle = learner.optimizer.register_step_pre_hook(record)
+    report = train_step(learner, rollouts)
+    handle.remove()
+    return gradients, report

@@ -1,0 +1,39 @@
+"""The teacher's hidden states: one tensor per micro-batch, returned bit for bit, in the learner's order of tokens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.helpers import sample_rollouts
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.learner.teacher import Teacher, TeacherHidden, split
+from tip_exp.models.pair import Pair
+from tip_exp.records.meter import Meter
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_hidden_states_are_returned_bit_for_bit(dtype: torch.dtype) -> None:
+    tensors = [torch.randn(n, 8).to(dtype) for n in (3, 0, 5, 700)]
+    hidden_states = TeacherHidden()
+    for hidden in tensors:
+        hidden_states.append(hidden)
+    assert len(hidden_states) == 4 and hidden_states[2].equal(tensors[2])
+    assert all(a.equal(b) and a.dtype == dtype for a, b in zip(hidden_states, tensors, strict=True))
+
+
+@pytest.mark.parametrize("budget", [100_000, 300])
+def test_each_response_token_has_the_state_that_predicts_it(
+    tiny_pair: Pair, tiny_config: RunConfig, budget: int
+) -> None:
+    config = tiny_config.learner.model_copy(update={"micro_batch_tokens": budget})
+    rollouts = sample_rollouts(tiny_pair)
+    hidden_states = Teacher(tiny_pair, config, Meter(torch.device("cpu"))).hidden(rollouts)
+    backbone = tiny_pair.teacher.module.base_model
+    for batch, hidden in zip(split(rollouts, tiny_pair, config), hidden_states, strict=True):
+        for index in set(batch.rollout.tolist()):
+            rollout = rollouts[index]
+            predicting = [t - 1 for t, is_response in enumerate(rollout.response_mask) if is_response]
+            with torch.no_grad():
+                alone = backbone(torch.tensor([rollout.token_ids])).last_hidden_state[0, predicting]
+            torch.testing.assert_close(hidden[batch.rollout == index], alone, rtol=1e-4, atol=1e-4)
