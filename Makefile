@@ -81,11 +81,14 @@ results: install ## results/README.md, its tables, results/demo/report.html and 
 report: install ## the table of all runs in outputs/
 	@$(BIN)/tip-report outputs
 
+bench: install ## time and memory of the loss beside other implementations, small (pip install 'tip_exp[bench]')
+	$(BIN)/python -m benchmarks loss --quick --out outputs/bench/loss.csv
+
 tiny-pair: install ## pretrain the embedded pair anew (about 3 minutes on two cores)
-	$(BIN)/python -m scripts.make_pairs.word_sums --out src/tip_exp/assets/tiny
+	$(BIN)/python -m scripts.make_pairs word_sums --out src/tip_exp/assets/tiny
 
 clean: ## remove what tests and tools left (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-.PHONY: help install demo test test-slow test-vllm test-gpu lint check plan sweep demos demos-quick results report tiny-pair clean
+.PHONY: help install demo test test-slow test-vllm test-gpu lint check plan sweep demos demos-quick results report bench tiny-pair clean

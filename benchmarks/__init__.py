@@ -1,1 +1,1 @@
-"""Benchmarks against named peers: ratios from interleaved runs, written to results/bench/."""
+"""Time and memory of the package beside other implementations, measured in interleaved runs; CSVs in results/bench/."""

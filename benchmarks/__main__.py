@@ -1,29 +1,32 @@
-"""`tip-bench`: what the product costs, beside its peers. Each subcommand writes one CSV, one row a run."""
+"""Measure time and memory beside other implementations; each benchmark writes one CSV with one row per repetition.
+
+Run from the repository root: python -m benchmarks loss --quick
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
 
 from benchmarks import e2e, loss, rollout, step
 
-# name: (module, what --help says)
-COMMANDS: dict[str, tuple[Any, str]] = {
-    "loss": (loss, "the masked update alone: ours, TRL's, Liger's, naive, and its matrix products"),
-    "step": (step, "a whole optimizer step, with each loss in the same backbone"),
-    "e2e": (e2e, "whole trainings by TRL's DistillationTrainer and by ours"),
-    "rollout": (rollout, "tokens a second of vllm and of hf"),
+# name: (module, line of --help)
+BENCHMARKS: dict[str, tuple[ModuleType, str]] = {
+    "loss": (loss, "the masked loss and its gradient: this package, TRL, Liger, plain PyTorch, and the GEMMs alone"),
+    "step": (step, "a whole optimizer step, with each loss in the same learner"),
+    "e2e": (e2e, "whole trainings by TRL's DistillationTrainer and by this package"),
+    "rollout": (rollout, "sampled tokens per second of the backends vllm and hf"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="tip-bench", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, (module, purpose) in COMMANDS.items():
-        module.add_arguments(commands.add_parser(name, help=purpose, description=module.__doc__))
-    chosen = parser.parse_args(arguments)
-    COMMANDS[chosen.command][0].main(chosen)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    subparsers = parser.add_subparsers(dest="benchmark", required=True)
+    for name, (module, purpose) in BENCHMARKS.items():
+        module.add_arguments(subparsers.add_parser(name, help=purpose, description=module.__doc__))
+    options = parser.parse_args(arguments)
+    BENCHMARKS[options.benchmark][0].main(options)
 
 
 if __name__ == "__main__":

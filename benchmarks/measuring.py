@@ -1,4 +1,4 @@
-"""What a piece of work costs: CPU and wall seconds, peak memory; each measurement in a child process, rows to a CSV."""
+"""Cost of a function (CPU and wall-clock seconds, peak memory), fresh processes to measure in, and CSV files."""
 
 from __future__ import annotations
 
@@ -16,40 +16,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from tip_exp.records.meter import reset_high_water, status_bytes
 from tip_exp.utils.units import MIB
 
 Result = TypeVar("Result")
+Row = dict[str, object]
 
 INSTALL = "pip install 'tip_exp[bench]'"
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """`peak_extra_mib`: the highest resident memory during the work, above what was resident when it began."""
+    """`peak_extra_mib` is the highest resident memory during the call minus that before it."""
 
     cpu_s: float
     wall_s: float
     peak_extra_mib: float
 
 
-def cost_of(work: Callable[[], Result]) -> tuple[Cost, Result]:
-    """Do the work once. Freed pages are given back first, so that none is reused unseen (Linux with glibc)."""
+def cost_of(function: Callable[[], Result]) -> tuple[Cost, Result]:
+    """Call the function once.
+
+    Freed pages return to the system first: reused pages would not raise resident memory (Linux with glibc).
+    """
     gc.collect()
-    _give_back_freed_pages()
-    held = status_bytes("VmRSS")
+    _release_freed_pages()
+    resident_before = status_bytes("VmRSS")
     reset_high_water()
     cpu, wall = time.process_time(), time.perf_counter()
-    result = work()
+    result = function()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return Cost(cpu, wall, (status_bytes("VmHWM") - held) / MIB), result
+    return Cost(cpu, wall, (status_bytes("VmHWM") - resident_before) / MIB), result
 
 
-def in_child(work: Callable[..., Result], *arguments: object, threads: int) -> Result:
-    """work(*arguments) in a fresh process of `threads` CPU threads: nothing of earlier work is resident there."""
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # read when a library is loaded
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
+def in_child(function: Callable[..., Result], *arguments: object, threads: int) -> Result:
+    """function(*arguments) in a fresh process with `threads` CPU threads, free of memory that earlier work left."""
+    os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # libraries read these when loaded
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def missing(libraries: Iterable[str]) -> list[str]:
@@ -57,26 +64,33 @@ def missing(libraries: Iterable[str]) -> list[str]:
     return [name for name in libraries if importlib.util.find_spec(name) is None]
 
 
-def tell_missing(libraries: Sequence[str], consequence: str) -> None:
+def warn_missing(libraries: Sequence[str], consequence: str) -> None:
     print(f"not installed: {', '.join(libraries)} ({INSTALL}); {consequence}", file=sys.stderr)
+
+
+def make_row(columns: Sequence[str], *values: object) -> Row:
+    """A row of a CSV, which is also printed."""
+    row = dict(zip(columns, values, strict=True))
+    print("  ".join(f"{column} {value}" for column, value in row.items()), flush=True)
+    return row
 
 
 def write_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        table: csv.DictWriter[str] = csv.DictWriter(file, columns)
-        table.writeheader()
-        table.writerows(rows)
+        writer: csv.DictWriter[str] = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
-def read_csv(path: Path) -> list[dict[str, object]]:
-    """The rows that are there, every value as text; none where there is no file."""
+def read_csv(path: Path) -> list[Row]:
+    """Rows with every value as text; empty if there is no such file."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [dict(row) for row in csv.DictReader(file)]
 
 
-def _give_back_freed_pages() -> None:
+def _release_freed_pages() -> None:
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):
         library.malloc_trim(0)

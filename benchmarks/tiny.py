@@ -1,4 +1,4 @@
-"""The embedded pair as the benchmarks use it: shipped settings, training prompts in a run's order, accuracy after."""
+"""The embedded pair `tiny` with its shipped settings: model, learner, selector, prompts in a run's order, accuracy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
 
-from tip_exp.config.schema import LearnerConfig, PairConfig, SelectorConfig
+from tip_exp.config.parse import parse, register_resolvers
+from tip_exp.config.schema import LearnerConfig, RunConfig
 from tip_exp.data import word_sums
 from tip_exp.grading import boxed
 from tip_exp.models.load import load_pair
@@ -19,68 +20,64 @@ from tip_exp.selector.selector import Quadrants, Selector
 from tip_exp.types import Sampling
 from tip_exp.utils.paths import conf_dir
 
-MAX_RESPONSE_TOKENS = 72  # as conf/eval/word_sums.yaml
+MAX_RESPONSE_TOKENS = 72  # as in conf/eval/word_sums.yaml
+TRAIN_SAMPLING = Sampling(1, 1.0, 1.0, 0, MAX_RESPONSE_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Of word sums: `greedy`, and the mean over `samples` responses at temperature 1 with its standard error."""
+    """Fractions of word sums solved: greedy, and sampled at temperature 1 with the standard error over problems."""
 
     greedy: float
     sampled: float
     sampled_se: float
 
 
+def compose_run(*overrides: str) -> RunConfig:
+    """The config of `tip-exp OVERRIDES`; without overrides, of the embedded pair."""
+    register_resolvers()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return parse(compose("config", overrides=list(overrides)))
+
+
 def load() -> Pair:
-    return load_pair(PairConfig.model_validate(_shipped("pair", "tiny")), torch.device("cpu"))
+    return load_pair(compose_run().pair, torch.device("cpu"))
 
 
-def learner_settings(**changed: object) -> LearnerConfig:
-    """conf/learner/tiny.yaml without diagnostics, but for what is changed."""
-    settings = LearnerConfig.model_validate(_shipped("learner", "tiny"))
-    return settings.model_copy(update={"diagnostics_every": 0, **changed})
+def learner_config(**changes: object) -> LearnerConfig:
+    """conf/learner/tiny.yaml without diagnostics and with these changes."""
+    return compose_run().learner.model_copy(update={"diagnostics_every": 0, **changes})
 
 
 def selector(retention: float) -> Selector:
-    """Every token, or Soft-OR's share of them."""
-    shipped = _shipped("selector", "full" if retention == 1 else "soft_or")
-    shipped["retention"] = retention
-    settings = SelectorConfig.model_validate(shipped)
-    return Selector(**settings.model_dump(exclude={"label"}), quadrants=Quadrants(entropy=0.3, divergence=0.3))
+    """Every token at retention 1, else Soft-OR."""
+    name = "full" if retention == 1 else "soft_or"
+    config = compose_run(f"selector={name}", f"selector.retention={retention}").selector
+    return Selector(**config.model_dump(exclude={"label"}), quadrants=Quadrants(entropy=0.3, divergence=0.3))
 
 
 def prompts(count: int, seed: int) -> list[str]:
     return [problem.prompt for problem in islice(word_sums.stream("train", seed), count)]
 
 
-def sampler_of(pair: Pair) -> HfSampler:
+def make_sampler(pair: Pair) -> HfSampler:
     return HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=256)
 
 
-def training_sampling() -> Sampling:
-    return Sampling(1, 1.0, 1.0, 0, MAX_RESPONSE_TOKENS)
-
-
 def accuracy(pair: Pair, num_problems: int = 256, samples: int = 4) -> Accuracy:
-    """On the first test problems; the standard error is over problems."""
+    """Of the student on the first test problems."""
     problems = list(islice(word_sums.stream("test", 0), num_problems))
-    ids = [pair.prompt_ids(problem.prompt, evaluating=True) for problem in problems]
+    prompt_ids = [pair.prompt_ids(problem.prompt, evaluating=True) for problem in problems]
 
-    def right(sampling: Sampling) -> torch.Tensor:
-        rollouts = sampler_of(pair).generate(ids, sampling, seed=0)
+    def fractions_right(sampling: Sampling) -> torch.Tensor:  # (num_problems,)
+        rollouts = make_sampler(pair).generate(prompt_ids, sampling, seed=0)
         answers = [problem.answer for problem in problems for _ in range(sampling.samples)]
-        verdicts = [
+        right = [
             boxed.grade(pair.decode(rollout.response_ids), answer).right
             for rollout, answer in zip(rollouts, answers, strict=True)
         ]
-        return torch.tensor(verdicts, dtype=torch.float64).view(num_problems, -1).mean(1)
+        return torch.tensor(right, dtype=torch.float64).view(num_problems, -1).mean(1)
 
-    greedy = right(Sampling(1, 0.0, 1.0, 0, MAX_RESPONSE_TOKENS))
-    sampled = right(Sampling(samples, 1.0, 1.0, 0, MAX_RESPONSE_TOKENS))
+    greedy = fractions_right(Sampling(1, 0.0, 1.0, 0, MAX_RESPONSE_TOKENS))
+    sampled = fractions_right(Sampling(samples, 1.0, 1.0, 0, MAX_RESPONSE_TOKENS))
     return Accuracy(float(greedy.mean()), float(sampled.mean()), float(sampled.std()) / math.sqrt(num_problems))
-
-
-def _shipped(group: str, option: str) -> dict[str, object]:
-    values = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key != "defaults"}

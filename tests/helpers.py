@@ -52,7 +52,6 @@ def make_learner(
         normalize_over="batch",
         clip={"entropy": 0.98} if score == "soft_or" else {},
         order="positive" if score == "full" else "top",
-        sample_power=1.0,
         rounding="floor",
         scope="rollout",
         retention=retention,

@@ -2,12 +2,147 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from tip_exp.learner.learner import StepReport
+from tip_exp.losses.head import Head, LazyLogits
 from tip_exp.models.pair import Pair
 from tip_exp.types import Rollout
+
+# --- losses and statistics -------------------------------------------------------------------------------------------
+
+DIVERGENCE_NAMES = ["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
+
+
+def random_logits(seed: int, rows: int, vocab: int) -> tuple[Tensor, Tensor]:
+    """Student and teacher logits (rows, vocab), float64, standard deviation 3."""
+    g = torch.Generator().manual_seed(seed)
+    z, t = (3 * torch.randn(rows, vocab, generator=g, dtype=torch.float64) for _ in range(2))
+    return z, t
+
+
+def random_pair(
+    seed: int,
+    n: int,
+    vocab: int,
+    *,
+    extra: int = 0,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    bias: bool = False,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[LazyLogits, LazyLogits]:
+    """Student (width 5) and teacher (width 7) at n tokens; `extra` rows of the student's head exceed the vocabulary."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)
+
+    weight, teacher_weight = draw(vocab + extra, 5).requires_grad_(), draw(vocab, 7)
+    student_bias = draw(vocab + extra).requires_grad_() if bias else None
+    student = LazyLogits(draw(n, 5), Head(weight, vocab, student_bias, scale, softcap))
+    return student, LazyLogits(draw(n, 7), Head(teacher_weight, vocab, None, 1.0, softcap))
+
+
+def whole_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head) -> Tensor:
+    """(N, V) by the formula in `Head`, from float64 copies of its parameters."""
+    logits = hidden.double() @ weight[: head.vocab_size].double().T
+    if bias is not None:
+        logits = logits + bias[: head.vocab_size].double()
+    logits = logits * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
+
+
+def divergence(name: str, p: Tensor, q: Tensor, jsd_beta: float = 0.5, skew: float = 0.1) -> Tensor:
+    """Of the student's probabilities p and the teacher's q, both (..., V), summed over the last axis."""
+
+    def kl(a: Tensor, b: Tensor) -> Tensor:
+        return (a * torch.log(a / b)).sum(-1)
+
+    m = jsd_beta * q + (1 - jsd_beta) * p
+    return {
+        "reverse_kl": kl(p, q),
+        "forward_kl": kl(q, p),
+        "jsd": jsd_beta * kl(q, m) + (1 - jsd_beta) * kl(p, m),
+        "skew_reverse_kl": kl(p, skew * p + (1 - skew) * q),
+        "skew_forward_kl": kl(q, skew * q + (1 - skew) * p),
+    }[name]
+
+
+def top_k_divergence(
+    name: str, rest: str, support: str, k: int, z: Tensor, t: Tensor, jsd_beta: float = 0.5, skew: float = 0.1
+) -> Tensor:
+    """`estimators.TopK` row by row from logits (n, V): (n,)."""
+    values = []
+    for p, q in zip(z.softmax(-1), t.softmax(-1), strict=True):
+        ranked = sorted(range(len(p)), key=(p if support == "student" else q).tolist().__getitem__, reverse=True)
+        inside, outside = ranked[:k], ranked[k:]
+        p_events, q_events = p[inside], q[inside]
+        if rest == "renormalize":
+            p_events, q_events = p_events / p_events.sum(), q_events / q_events.sum()
+        if rest == "tail" and outside:
+            p_events = torch.cat([p_events, p[outside].sum()[None]])
+            q_events = torch.cat([q_events, q[outside].sum()[None]])
+        values.append(divergence(name, p_events, q_events, jsd_beta, skew))
+    return torch.stack(values)
+
+
+def masked_loss(student: LazyLogits, teacher: LazyLogits, token_weights: Tensor, per_token) -> list[Tensor]:
+    """[sum of token_weights (N,) x per_token(z, t) (N,), its gradients at hidden, head weight and, if any, head bias].
+
+    By autograd in float64 through whole logits z, t (N, V). The gradient is that of per_token's value.
+    """
+    head = student.head
+    hidden, weight = (x.detach().double().requires_grad_() for x in (student.hidden, head.weight))
+    bias = None if head.bias is None else head.bias.detach().double().requires_grad_()
+    z = whole_logits(hidden, weight, bias, head)
+    t = whole_logits(teacher.hidden, teacher.head.weight, teacher.head.bias, teacher.head).detach()
+    loss = (per_token(z, t) * token_weights).sum()
+    inputs = [hidden, weight] if bias is None else [hidden, weight, bias]
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+def token_statistics(
+    student: LazyLogits, teacher: LazyLogits, token_ids: Tensor, jsd_beta: float, k: int
+) -> dict[str, Tensor]:
+    """Every name in scores.STATISTICS -> (N,), float64."""
+    p, q = (whole_logits(x.hidden, x.head.weight, x.head.bias, x.head).detach().softmax(-1) for x in (student, teacher))
+    rows = torch.arange(len(token_ids))
+    overlap = [
+        len(set(a.topk(k).indices.tolist()) & set(b.topk(k).indices.tolist())) / k for a, b in zip(p, q, strict=True)
+    ]
+    return {
+        "entropy": -(p * p.log()).sum(-1),
+        "teacher_entropy": -(q * q.log()).sum(-1),
+        "reverse_kl": divergence("reverse_kl", p, q),
+        "forward_kl": divergence("forward_kl", p, q),
+        "jsd": divergence("jsd", p, q, jsd_beta),
+        "student_logprob": p[rows, token_ids].log(),
+        "teacher_logprob": q[rows, token_ids].log(),
+        "topk_overlap": torch.tensor(overlap, dtype=torch.float64),
+    }
+
+
+# --- selection -------------------------------------------------------------------------------------------------------
+
+
+def budget(size: int, retention: float) -> int:
+    """retention x size, rounded down."""
+    return math.floor(size * retention + 1e-9)
+
+
+def keep_top(keys: list[float], groups: list[int], retention: float) -> list[bool]:
+    """In each group the `budget` tokens of the highest key, ties to the earlier token, by sorting in Python."""
+    kept = [False] * len(keys)
+    for group in set(groups):
+        members = [i for i, g in enumerate(groups) if g == group]
+        for i in sorted(members, key=lambda i: (-keys[i], i))[: budget(len(members), retention)]:
+            kept[i] = True
+    return kept
+
 
 # --- learner: one step -----------------------------------------------------------------------------------------------
 
@@ -24,7 +159,7 @@ def step_by_autograd(pair: Pair, rollouts: list[Rollout], report: StepReport) ->
             logq = pair.teacher.module(ids).logits[0, positions].log_softmax(-1)
         rows = report.tokens.rollout == i
         order = report.tokens.position[rows].argsort()
-        weight = report.selection.kept[rows][order].double()
+        weight = report.selection.kept_mask[rows][order].double()
         if report.selection.weights is not None:
             weight = weight * report.selection.weights[rows][order]
         total = total + ((logp.exp() * (logp - logq)).sum(-1) * weight).sum()

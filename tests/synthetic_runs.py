@@ -1,4 +1,4 @@
-"""Run folders as a finished run leaves them, made in a moment: what the tests of reports read."""
+"""Folders of finished and unfinished runs, written without training: input for the tests of readers and reports."""
 
 from __future__ import annotations
 
@@ -20,45 +20,29 @@ def write_config(config: RunConfig, folder: Path) -> None:
 
 
 def finish(
-    config: RunConfig,
-    folder: Path,
-    final: float,
-    *,
-    kept: int = 1000,
-    problems: int = 40,
-    hardware: str = "test",
-    outcomes: bool = True,
+    config: RunConfig, folder: Path, final: float, *, kept: int = 1000, problems: int = 40, hardware: str = "test"
 ) -> None:
-    """Write result.json: `final` is the accuracy on every benchmark, reached on the first problems."""
+    """Write result.json. `final`: mean@k on all benchmarks; the correct responses are those of the first problems."""
     k = config.eval.samples
     right = np.zeros((problems, k), dtype=int)
     right.flat[: round(final * problems * k)] = 1
-    names = list(config.eval.benchmarks)
+    benchmarks = list(config.eval.benchmarks)
 
-    def scores(value: float) -> dict[str, float]:
-        found: dict[str, float] = {}
-        for name in names:
-            found |= {f"{name}/mean@{k}": value, f"{name}/mean@{k}_se": SE["mean"]}
-            found |= {f"{name}/greedy": value + 0.05, f"{name}/greedy_se": SE["greedy"]}
-        return found
+    def accuracies(mean: float) -> dict[str, float]:
+        values = {f"mean@{k}": mean, f"mean@{k}_se": SE["mean"], "greedy": mean + 0.05, "greedy_se": SE["greedy"]}
+        return {f"{benchmark}/{name}": value for benchmark in benchmarks for name, value in values.items()}
 
+    by_problem = {f"p{i}": int(row.sum()) for i, row in enumerate(right)}
     result = {
         "name": config.name, "digest": digest(config),
-        "teacher": scores(0.99), "start": scores(0.35), "final": scores(final),
+        "teacher": accuracies(0.99), "start": accuracies(0.35), "final": accuracies(final),
+        "outcomes": {benchmark: {"samples": k, "right": by_problem} for benchmark in benchmarks},
         "totals": {"steps": config.learner.num_steps, "kept_tokens": kept, "response_tokens": 2 * kept, "wall_s": 41.6},
         "memory": {
             "memory/loss_extra_mib": 13.52, "memory/process_peak_gib": 0.603, "memory/learner_peak_gib": 0.5,
         },
-        "hardware": hardware, "git_revision": "abc", "finished_at": "2026-01-01T00:00:00+00:00",
+        "versions": {"tip_exp": "0.1.0", "torch": "2.13.0"},
+        "hardware": hardware, "git_revision": "0123456789abcdef0123456789abcdef+",
+        "finished_at": "2026-01-01T00:00:00+00:00",
     }  # fmt: skip
-    by_problem = {f"p{i}": int(row.sum()) for i, row in enumerate(right)}
-    if outcomes:
-        result["outcomes"] = {name: {"samples": k, "right": by_problem} for name in names}
-    else:
-        rows = [
-            {"step": step, "model": "student", "benchmark": name, "problem_id": f"p{i}", "sample": j,
-             "right": bool(step and right[i, j]), "protocol": "sampled", "text": "…\u2028"}
-            for step in (0, config.learner.num_steps) for name in names for i in range(problems) for j in range(k)
-        ]  # fmt: skip
-        (folder / "eval.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     (folder / "result.json").write_text(json.dumps(result, indent=2))

@@ -1,4 +1,4 @@
-"""The parts of a run, built so that whatever can be refused is refused first: backend, memory, data, then weights."""
+"""The parts of a run. What can be refused is refused first: backend, memory, data, tokenizers, prompts; then weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from tip_exp.models.pair import ChatTokenizer, Pair
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.records.metrics import RESPONSE_LEN, RESPONSE_TOKENS, TOKENS_PER_S, TRUNCATED_FRAC
-from tip_exp.records.result import write_card, write_result
+from tip_exp.records.model_card import write_card
+from tip_exp.records.result import write_result
 from tip_exp.records.writer import RunLogger, make_listeners
 from tip_exp.rollout.backends import choose
 from tip_exp.selector.selector import Quadrants, Selector
@@ -51,19 +52,16 @@ class Parts:
         self.train_data = load(config.data.train) if training else None
         self.eval_data = {name: load(dataset) for name, dataset in config.eval.benchmarks.items()}
         tokenizer = load_tokenizer(config.pair)
-        self.training_set = None if self.train_data is None else training_set(config, tokenizer, self.train_data)
-        eval_prompts = [
-            ids for d in self.eval_data.values() for ids in prompt_ids(tokenizer, d, config.agent, evaluating=True)
-        ]
-        check_context(config, longest_eval=max(map(len, eval_prompts)) + config.eval.max_tokens)
+        self._train = training_set(config, tokenizer, self.train_data) if self.train_data else None
+        self.evaluations = Evaluations(config.eval, self.eval_data, tokenizer, config.agent)
+        check_context(config, self.evaluations.longest)
         self.saved = checkpoint.newest(folder.checkpoints) if training else None
         student_from = self.saved.path if self.saved else None
-        self.pair = load_pair(config.pair, self.device, student_from, tokenizer)
+        self.pair = load_pair(config.pair, self.device, student_from=student_from, tokenizer=tokenizer)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         resume_at = self.saved.step if self.saved else None
         self.logger = stack.enter_context(RunLogger(folder, make_listeners(config, folder), resume_at=resume_at))
-        self.evaluations = Evaluations(config.eval, self.eval_data, self.pair, self.meter, self.logger, config.agent)
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -74,9 +72,9 @@ class Parts:
     def evaluate(self, model: str, step: int = 0) -> dict[str, float]:
         """Accuracies of "student" or "teacher" on all benchmarks."""
         if model == "student":
-            return self.evaluations(self.sampler, model=model, step=step)
+            return self._evaluate(self.sampler, model, step)
         with closing(self._make_sampler(model)) as sampler:
-            return self.evaluations(sampler, model=model, step=step)
+            return self._evaluate(sampler, model, step)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Log a step's metrics with the seconds since the last call and the memory peaks."""
@@ -102,6 +100,10 @@ class Parts:
         training = data.max_prompt_tokens + data.max_response_tokens if self.train_data else 0
         return max(training, self.evaluations.longest)
 
+    def _evaluate(self, sampler: Sampler, model: str, step: int) -> dict[str, float]:
+        with self.meter.span("eval"):
+            return self.evaluations(sampler, self.logger, model=model, step=step)
+
     def _make_sampler(self, model: str) -> Sampler:
         return self.backend.make(getattr(self.pair, model), self.pair, self.config.rollout, self.longest)
 
@@ -111,10 +113,10 @@ class TrainingParts(Parts):
 
     def __init__(self, config: RunConfig, folder: RunFolder, stack: ExitStack) -> None:
         super().__init__(config, folder, stack)
-        assert self.training_set is not None, "config.mode is train"
-        self.train = self.training_set
         self.teacher = Teacher(self.pair, config.learner, self.meter)
         self.learner = Learner(self.pair, make_selector(config), config.learner, seed=config.seed, meter=self.meter)
+        assert self._train is not None, "config.mode is train"
+        self.train = self._train
         self.write_first_prompts(self.train.first_prompts(self.pair) | self.evaluations.first_prompts())
 
     @cached_property
@@ -175,23 +177,23 @@ class TrainingSet:
         problems = [self.problems[i] for i in indices for _ in range(self.samples_per_prompt)]
         return [self.prompts[i] for i in indices], problems
 
-    def first_prompts(self, pair: ChatTokenizer) -> dict[str, list[int]]:
+    def first_prompts(self, tokenizer: ChatTokenizer) -> dict[str, list[int]]:
         """The first problem as the student reads it, and as the teacher does where that differs."""
-        privileged = {} if pair.privileged is None else {"teacher": pair.privileged_ids(self.problems[0])}
+        privileged = {} if tokenizer.privileged is None else {"teacher": tokenizer.privileged_ids(self.problems[0])}
         return {"training": self.prompts[0]} | privileged
 
 
-def training_set(config: RunConfig, pair: ChatTokenizer, dataset: Dataset) -> TrainingSet:
+def training_set(config: RunConfig, tokenizer: ChatTokenizer, dataset: Dataset) -> TrainingSet:
     """Render the prompts and leave out those above the limits; a ConfigError if none is left."""
-    rendered = list(zip(dataset.problems, prompt_ids(pair, dataset, config.agent), strict=True))
+    rendered = list(zip(dataset.problems, prompt_ids(tokenizer, dataset, config.agent), strict=True))
     limit = config.data.max_prompt_tokens
     fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= limit]
     if not fitting:
         shortest = min(len(ids) for _, ids in rendered)
         raise ConfigError(f"data.max_prompt_tokens={limit} leaves no prompt: the shortest has {shortest} tokens")
-    if pair.privileged is not None:
-        limit = pair.privileged.max_tokens
-        fitting = [(problem, ids) for problem, ids in fitting if len(pair.privileged_ids(problem)) <= limit]
+    if tokenizer.privileged is not None:
+        limit = tokenizer.privileged.max_tokens
+        fitting = [(problem, ids) for problem, ids in fitting if len(tokenizer.privileged_ids(problem)) <= limit]
         if not fitting:
             raise ConfigError(
                 f"pair.privileged.max_tokens={limit} leaves no problem: every privileged prompt is longer"

@@ -1,4 +1,4 @@
-"""Every option composes and passes the rules; every bad input is one clear message naming key, value and remedy."""
+"""Every option and sweep composes and passes the rules; a bad input gives one message with key, value and remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tip_exp.utils.paths import conf_dir
 GROUPS = ("pair", "data", "agent", "rollout", "selector", "learner", "eval", "logger", "experiment")
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))]
 FOLDER = Path(__file__).parents[1] / "envs" / "deepplanning" / "world"
-NEEDS = {  # what an option cannot go without: tools have limits, limits have tools, official tasks a folder
+NEEDS = {  # overrides without which an option is refused: tool tasks need limits, official tasks a folder
     "data=mini_travel": "agent=default",
     "data=calculator": "agent=default",
     "data=deepplanning": f"agent=base_code data.root={FOLDER}",
@@ -29,11 +29,12 @@ NEEDS = {  # what an option cannot go without: tools have limits, limits have to
     "agent=default": "data=mini_travel",
     "agent=official": "data=calculator",
     "agent=base_code": "data=mini_travel",
-    "experiment=quick_tools": "data=mini_travel eval=mini_travel agent=default",
+    "experiment=tip_deepplanning": f"data.root={FOLDER}",
 }
-SWEEPS = sorted((conf_dir().parent / "sweeps").glob("*.yaml"))
+SWEEP_FOLDER = conf_dir().parent / "sweeps"
+SWEEPS = sorted(SWEEP_FOLDER.glob("*.yaml"))
 
-# overrides -> what the message must say
+# case -> (overrides, part of the message)
 BAD = {
     "unknown key": ("selector.retenton=0.5", "Could not override 'selector.retenton'"),
     "unknown key, added": (
@@ -55,11 +56,14 @@ BAD = {
     "full with a ratio": ("selector=full selector.retention=0.3", "same budget choose selector=random"),
     "quadrant with a ratio": ("selector=q1 selector.retention=0.3", "keeps every token of its quadrant"),
     "full in an order": ("selector=full selector.order=top", "selector.order must be positive, not top"),
-    "order all of a ranked rule": ("selector.order=positive", "needs a yes-or-no rule; soft_or is none"),
+    "order positive of a ranked score": ("selector.order=positive", "needs a score that is 0 or 1"),
     "unknown order": ("selector.order=upside", "'top', 'bottom', 'sample' or 'positive'; got 'upside'"),
     "unknown normaliser": ("selector.normalizer=z", "'minmax', 'quantile', 'rank' or 'none'; got 'z'"),
-    "Soft-OR of nats": ("selector.normalizer=none", "soft_or needs its statistics in [0, 1]"),
-    "scores that cannot be compared": ("selector.scope=batch selector.normalize_over=rollout", "normalises each alone"),
+    "Soft-OR of nats": ("selector.normalizer=none", "soft_or needs statistics in [0, 1]"),
+    "scores that cannot be compared": (
+        "selector.scope=batch selector.normalize_over=rollout",
+        "scales each rollout",
+    ),
     "sampling by rank": ("selector.order=sample selector.normalizer=rank", "in proportion to the score"),
     "weights of a yes-or-no rule": (
         "selector=q1 selector.weight_by_score=true",
@@ -81,7 +85,7 @@ BAD = {
     "top-k of nothing": ("learner.topk.k=0", "learner.topk.k: input should be greater than or equal to 1; got 0"),
     "top-k reverse KL without the rest": (
         "learner.estimator=topk learner.topk.rest=drop",
-        "learner.topk.rest=drop with learner.divergence=reverse_kl: a sum over the top-k tokens alone falls",
+        "learner.topk.rest=drop with learner.divergence=reverse_kl: the sum over the top-k tokens is unbounded",
     ),
     "sampled forward KL": (
         "learner.estimator=sampled_k1 learner.divergence=forward_kl",
@@ -101,7 +105,10 @@ BAD = {
     "unknown schedule": ("learner.schedule=step", "'constant', 'linear' or 'cosine'; got 'step'"),
     "warm-up as long as the run": ("learner.warmup_steps=80", "learner.warmup_steps (80) must be below"),
     "micro-batch below one rollout": ("learner.micro_batch_tokens=100", "cannot hold one rollout of"),
-    "packed for eager attention": ("learner.packing=true pair.attention=eager", "eager attention would mix sequences"),
+    "packed for eager attention": (
+        "learner.packing=true pair.attention=eager",
+        "attend across packed sequences",
+    ),
     "unknown placement": (
         "pair.teacher.placement=disk",
         "pair.teacher.placement: input should be 'resident' or 'offload'; got 'disk'",
@@ -113,12 +120,24 @@ BAD = {
     "missing model folder": ("pair.student.path=./nowhere", "pair.student.path: no model in nowhere"),
     "missing shipped model": ("pair.teacher.path=package:tiny/nobody", "pair.teacher.path: no model in"),
     "unknown dtype": ("pair.teacher.dtype=int4", "pair.teacher.dtype: input should be 'float32' or 'bfloat16'"),
-    "evaluated in another mode": ("pair.chat.thinking=true", "pair.chat.eval_thinking is None: the student would be"),
-    "training on the test split": ("data.train.split=test", "nothing is trained on what is evaluated; got test"),
-    "evaluating on the train split": ("eval.benchmarks.word_sums.split=train", "evaluated on what it trains on"),
+    "training on the test split": ("data.train.split=test", "no evaluation problem is trained on; got test"),
+    "evaluating on the train split": (
+        "eval.benchmarks.word_sums.split=train",
+        "evaluated on training problems",
+    ),
     "one test problem": ("eval.benchmarks.word_sums.num_problems=1", "at least 2 problems"),
-    "nothing evaluated": ("eval.greedy=false eval.samples=0", "evaluate nothing; set one of them"),
-    "steps of a story upside down": ("data.train.min_steps=6", "data.train.min_steps (6) is above max_steps (5)"),
+    "nothing evaluated": ("eval.greedy=false eval.samples=0", "evaluate nothing; set eval.greedy=true"),
+    "key of LoRA": (
+        "pair.student.lora={rank:4,alpha:8,target_modules:all-linear,ranks:4}",
+        "pair.student.lora.ranks is not a key; did you mean pair.student.lora.rank?",
+    ),
+    "hub file without a revision": (
+        "data=gsm8k data.train.hub=openai/gsm8k:x.parquet",
+        "must be REPOSITORY@REVISION:",
+    ),
+    "table without a source": ("data=gsm8k data.train.hub=null", "data.train names no data: set data.train.file to"),
+    "file that does not exist": ("data=gsm8k data.train.file=x.jsonl", "data.train.file: there is no file x.jsonl"),
+    "part upside down": ("data=gsm8k data.train.part=[0.8,0.2]", "start 0.8 is not below stop 0.2"),
     "name with a slash": ("name=a/b", "one path component"),
     "empty name": ("name=''", "one path component"),
     "seed negative": ("seed=-1", "seed: input should be greater than or equal to 0; got -1"),
@@ -126,22 +145,25 @@ BAD = {
     "missing value": ("seed=???", "Missing mandatory value: seed"),
     "unknown W&B mode": ("logger.wandb=sometimes", "'off', 'offline' or 'online'; got 'sometimes'"),
     "tools without limits": ("data=mini_travel", "data.train is a tool task, so it needs limits: choose agent=default"),
-    "limits without tools": ("agent=default", "agent=default would do nothing: no data set of this run has tools"),
+    "limits without tools": (
+        "agent=default",
+        "agent has no effect: no data set of this run has tools",
+    ),
     "official tasks without a folder": (
         "data=deepplanning agent=base_code",
-        "are read from data.root, a folder; got None",
+        "data.root must be the folder of the official queries and databases; got None",
     ),
     "generated tasks without a number": (
         "data=mini_travel agent=default data.train.num_problems=null",
-        "data.train.num_problems: world=errands is generated",
+        "data.train.num_problems must be a number",
     ),
     "generated tasks in Chinese": (
         "data=mini_travel agent=default data.train.langs=[zh]",
-        "is written in en alone; got zh",
+        "data.train.langs must be [en]: world=errands is in English; got zh",
     ),
-    "nothing behind the prompt": (
+    "no response token left to train on": (
         "data=mini_travel agent=default agent.max_train_tokens=72",
-        "agent.max_train_tokens (72) leaves nothing to train on behind a prompt of data.max_prompt_tokens (72)",
+        "agent.max_train_tokens (72) leaves no response token after a prompt of data.max_prompt_tokens (72)",
     ),
     "unknown upstream bug": (
         "data=mini_travel agent=default data.train.corrected=[hotel_town]",
@@ -164,9 +186,9 @@ def composed(overrides: str) -> RunConfig:
 def test_bad_input_is_one_clear_message(overrides: str, message: str) -> None:
     with pytest.raises((ConfigError, HydraException)) as caught:
         composed(overrides)
-    told = str(caught.value) + str(caught.value.__cause__ or "")
-    assert message in told
-    assert "Traceback" not in told and "pydantic" not in told
+    text = str(caught.value) + str(caught.value.__cause__ or "")
+    assert message in text
+    assert "Traceback" not in text and "pydantic" not in text
 
 
 @pytest.mark.parametrize(
@@ -174,18 +196,18 @@ def test_bad_input_is_one_clear_message(overrides: str, message: str) -> None:
     [
         "learner.estimator=topk",
         "learner.estimator=topk learner.topk.rest=drop learner.divergence=forward_kl learner.topk.support=teacher",
-        "learner.topk.rest=drop",  # of no matter while the estimator is another
+        "learner.topk.rest=drop",  # has no effect while the estimator is not topk
         "learner.estimator=sampled_k1",
         "learner.divergence=skew_forward_kl learner.skew=0.2",
         "learner.divergence=reverse_kl learner.jsd_beta=0.3",
         "selector.weight_by_score=true selector.retention=1",
     ],
 )
-def test_what_has_a_meaning_is_allowed(overrides: str) -> None:
+def test_meaningful_combinations_are_accepted(overrides: str) -> None:
     assert composed(overrides)
 
 
-def test_all_broken_rules_are_told_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         composed("learner.divergence=kl selector.retention=0 +learner.speed=9 rollout.top_p=7")
     lines = str(caught.value).splitlines()
@@ -209,17 +231,72 @@ def test_a_pair_that_has_to_be_made_first_says_so(tmp_path: Path, monkeypatch: p
 def test_every_run_of_every_sweep_passes_the_rules(path: Path, tmp_path: Path) -> None:
     planned = plan(path, [f"data.root={tmp_path}"] if path.stem == "table7" else [])
     assert len(planned) > 1
-    assert [one.error for one in planned] == [None] * len(planned)
-    names = [one.config.name for one in planned if one.config]
+    assert [run.error for run in planned] == [None] * len(planned)
+    names = [run.config.name for run in planned if run.config]
     assert len(set(names)) == len(names), "two runs of a sweep would write to one folder"
-    assert {one.config.sweep for one in planned if one.config} == {path.stem}
+    assert {run.config.sweep for run in planned if run.config} == {path.stem}
 
 
-def test_every_yaml_says_on_its_first_line_what_it_is() -> None:
-    for path in [*conf_dir().rglob("*.yaml"), *SWEEPS]:
-        lines = path.read_text().splitlines()
-        text = lines[1] if lines[0].startswith("# @package") else lines[0]
-        assert text.startswith("# ") and len(text) > 20, path
+@pytest.mark.parametrize("sweep", ["table8", "memory"])
+def test_a_demo_sweep_is_the_papers_sweep_with_another_experiment(sweep: str) -> None:
+    def digests(name: str, *arguments: str) -> set[str]:
+        return {digest(run.config) for run in plan(SWEEP_FOLDER / f"{name}.yaml", ["seed=3", *arguments]) if run.config}
+
+    experiment = "backends" if sweep == "memory" else "demo"
+    assert digests(sweep, f"experiment={experiment}") == digests(f"demo_{sweep}")
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if not option.endswith("smollm2")])
+def test_every_option_opens_with_its_own_command(option: str) -> None:
+    group, name = option.split("=")
+    lines = (conf_dir() / group / f"{name}.yaml").read_text().splitlines()
+    comments = "".join(line for line in lines[:5] if line.startswith("# ") and "@package" not in line)
+    shared = {"quick": "make demos-quick", "quick_tools": "make demos-quick", "demo": "experiment=demo"}
+    shared |= {"backends": "SWEEP=demo_memory", "tip_backends": "SWEEP=memory"}
+    assert (shared.get(name, option) if group == "experiment" else option) in comments
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_opens_with_its_own_command(path: Path) -> None:
+    first_line = path.read_text().splitlines()[0]
+    assert first_line.endswith((f"SWEEP={path.stem}", f"-cn {path.stem} data.root=FOLDER", f"make {path.stem}"))
+
+
+def test_a_packed_run_needs_attention_that_separates_sequences() -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed("learner.packing=true pair.attention=eager")
+    assert str(caught.value).count("pair.attention") == 2  # one message: the key, and the remedy
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        # 72 prompt + 440 response tokens are sampled, although only 200 of them are trained on
+        ("agent.max_train_tokens=200 rollout.vllm.max_model_len=511", r"max_model_len \(511\) is below .* = 512"),
+        ("eval.max_tokens=600 rollout.vllm.max_model_len=600", r"leaves no prompt before eval.max_tokens \(600\)"),
+    ],
+)
+def test_the_engines_length_must_hold_what_is_sampled(overrides: str, message: str) -> None:
+    tools = "data=mini_travel eval=mini_travel agent=default "
+    with pytest.raises(ConfigError, match=message):
+        composed(tools + overrides)
+
+
+def test_the_engines_length_may_be_exactly_what_is_sampled() -> None:
+    assert composed("data=mini_travel eval=mini_travel agent=default rollout.vllm.max_model_len=512")
+
+
+def test_evaluations_think_as_rollouts_do_unless_the_key_says_otherwise(compose_run: Callable[..., RunConfig]) -> None:
+    chat = compose_run("pair.chat.thinking=true").pair.chat
+    assert (chat.thinking, chat.eval_thinking) == (True, True)
+    chat = compose_run("pair.chat.thinking=true", "pair.chat.eval_thinking=false").pair.chat
+    assert (chat.thinking, chat.eval_thinking) == (True, False)
+
+
+def test_self_distillation_has_one_model_in_both_roles(compose_run: Callable[..., RunConfig]) -> None:
+    pair = compose_run("experiment=self_word_sums", "pair.teacher.path=package:tiny/teacher").pair
+    assert pair.student.path == pair.teacher.path == "package:tiny/teacher" and pair.privileged is not None
 
 
 def test_names_spell_a_ratio_in_one_way(compose_run: Callable[..., RunConfig]) -> None:

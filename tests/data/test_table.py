@@ -25,8 +25,8 @@ ROWS = [{"q": " What is 1+1? ", "gold": {"a": "2"}, "n": 7}, {"q": "What is 2+3?
 
 def table(path: Path, **changes: Any) -> TableConfig:
     fields = {"id": "n", "prompt": "q", "answer": "gold.a", "solution": None} | changes.pop("fields", {})
-    hub = {"repo": "nobody/nothing", "revision": "0" * 40, "file": "x.jsonl"}
-    values = {"kind": "table", "label": "sums", "split": "test", "hub": hub, "root": None, "root_file": "x.jsonl"}
+    hub = f"nobody/nothing@{'0' * 40}:x.jsonl"
+    values = {"kind": "table", "label": "sums", "split": "test", "hub": hub}
     values |= {"file": str(path), "fields": fields, "answer_after": None, "strip": [], "suffix": " Box it."}
     return TableConfig(**{**values, "part": None, "num_problems": None, "grader": "math", **changes})
 
@@ -51,10 +51,12 @@ def test_parquet_and_csv_are_read_as_jsonl_is(tmp_path: Path) -> None:
     assert load(table(tmp_path / "x.csv", fields={"answer": "a"})).problems[1].answer == "5"
 
 
-def test_a_root_folder_stands_in_for_the_hub(tmp_path: Path) -> None:
-    write(tmp_path / "x.jsonl", ROWS)
-    loaded = load(table(tmp_path, file=None, root=str(tmp_path)))
-    assert len(loaded.problems) == 2 and loaded.source == str(tmp_path / "x.jsonl")
+def test_data_root_replaces_the_hub_by_a_folder(tmp_path: Path, compose_run: Run) -> None:
+    row = {"question": "What is 1+1?", "answer": "#### 2"}
+    write(tmp_path / "gsm8k_train.jsonl", [row])
+    dataset = compose_run("data=gsm8k", f"data.root={tmp_path}").data.train
+    assert load(dataset).source == str(tmp_path / "gsm8k_train.jsonl")
+    assert load(dataset).problems[0].answer == "2"
 
 
 def test_wrappers_come_off_and_the_answer_is_what_follows_a_mark(tmp_path: Path) -> None:
@@ -99,12 +101,12 @@ def test_bad_files_are_one_clear_error(tmp_path: Path, content: str, changes: di
 def test_unknown_endings_and_an_unreachable_hub_are_clear_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is a \.jsonl, \.parquet or \.csv file; got \.txt"):
         read_rows(tmp_path / "x.txt")
-    with pytest.raises(DataError, match=r"cannot be had from the hub .*; set data\.root to a folder that holds x"):
+    with pytest.raises(DataError, match=r"cannot be loaded from the hub .*; set data\.root to a folder"):
         load(table(tmp_path, file=None))
 
 
-def test_a_missing_root_file_is_told_before_anything_loads(tmp_path: Path, compose_run: Run) -> None:
-    with pytest.raises(ConfigError, match=r"data\.train: data\.root is .*, but there is no .*dapo_math_17k"):
+def test_a_file_that_data_root_lacks_is_refused_with_the_config(tmp_path: Path, compose_run: Run) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train\.file: there is no file .*/dapo_math_17k_dedup\.jsonl"):
         compose_run("data=dapo_math", "learner=paper", f"data.root={tmp_path}")
 
 

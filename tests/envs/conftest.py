@@ -25,7 +25,7 @@ def chat(tokenizer: PreTrainedTokenizerBase) -> Chat:
 @pytest.fixture
 def limits() -> Callable[..., Limits]:
     def made(**changes) -> Limits:
-        wide = {"max_turns": 50, "max_turn_tokens": None, "max_calls_per_turn": None, "surplus_calls": "tell"}
+        wide = {"max_turns": 50, "max_calls_per_turn": None, "surplus_calls": "tell"}
         wide |= {"max_observation": None, "observation_unit": "tokens", "observation_cut": "rows"}
         return Limits(**(wide | changes))
 

@@ -195,7 +195,7 @@ def test_context_limit_stops_before_the_observation(chat: Chat, limits: MakeLimi
 
 
 def test_a_turn_that_is_cut_ends_the_episode(chat: Chat, limits: MakeLimits) -> None:
-    episode = one(chat, limits(max_turn_tokens=5), call(say="1"), "Done.")
+    episode = one(chat, limits(), call(say="1"), "Done.", sampling=Sampling(1, 1.0, 1.0, 0, 5))
     assert (episode.stop, episode.turns, episode.rollout.num_response_tokens) == ("length", 1, 5)
 
 

@@ -19,7 +19,7 @@ from tip_exp.types import Rollout
 from tip_exp.utils.units import GIB
 
 Compose = Callable[..., RunConfig]
-LORA = "pair.student.lora={rank: 4, alpha: 8, dropout: 0, target_modules: all-linear}"
+LORA = "pair.student.lora={rank: 4, alpha: 8, target_modules: all-linear}"
 
 
 def gib(tensors: list[Tensor]) -> float:

@@ -40,7 +40,8 @@ def pair(tiny_config: RunConfig) -> Pair:
 
 def make(pair: Pair, config: RunConfig, dtype: str) -> VllmSampler:
     settings = config.rollout.vllm.model_copy(update={"gpu_memory_utilization": 0.2})
-    return VllmSampler(pair.student.module, stop_ids=pair.stop_ids, settings=settings, dtype=dtype, max_model_len=200)
+    model, stop_ids = pair.student.module, pair.stop_ids
+    return VllmSampler(model, stop_ids=stop_ids, settings=settings, dtype=dtype, max_model_len=200, max_num_seqs=256)
 
 
 def test_auto_chooses_vllm(compose_run: Callable[..., RunConfig]) -> None:
@@ -54,7 +55,7 @@ def test_auto_chooses_vllm(compose_run: Callable[..., RunConfig]) -> None:
 def test_every_step_is_on_policy_through_sleep_and_wake(
     pair: Pair, compose_run: Callable[..., RunConfig], level: int, dtype: str, eager: str
 ) -> None:
-    config = compose_run(f"rollout.vllm.sleep_level={level}", f"rollout.vllm.enforce_eager={eager}")
+    config = compose_run(f"rollout.vllm.sleep_level={level}", f"+rollout.vllm.engine_args.enforce_eager={eager}")
     prompts = [pair.prompt_ids(question) for question in QUESTIONS]
     settings = config.learner.model_copy(update={"warmup_steps": 0})
     learner = Learner(pair, make_selector(config), settings, seed=0, meter=Meter(CUDA))

@@ -1,4 +1,4 @@
-"""Statistics of tokens against float64 sums written out here; tiles and dtypes change nothing."""
+"""Statistics of tokens against float64 sums over whole logits, for any tile size and dtype."""
 
 from __future__ import annotations
 
@@ -9,116 +9,105 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests import reference
+from tests.reference import random_pair
 from torch import Tensor
 
-from tip_exp.losses import tiling as tiles
-from tip_exp.losses.head import Head
-from tip_exp.losses.tiling import TILES_ALIVE
-from tip_exp.losses.token_stats import Statistics, measure, normalized_entropy
+from tip_exp.losses import tiling
+from tip_exp.losses.head import LazyLogits
+from tip_exp.losses.tiling import LIVE_TILES
+from tip_exp.losses.token_stats import normalized_entropy, token_stats, top_tokens
 from tip_exp.selector.scores import STATISTICS, STUDENT_STATISTICS
 
 ALL = frozenset(STATISTICS)
 
 
-def score_tokens(*args: Any, **settings: Any) -> Statistics:
-    return measure(*args, **settings).statistics
+def random_tokens(
+    seed: int, n: int, vocab: int, dtype: torch.dtype = torch.float64, **head: Any
+) -> tuple[LazyLogits, LazyLogits, Tensor]:
+    token_ids = torch.randint(vocab, (n,), generator=torch.Generator().manual_seed(seed))
+    return *random_pair(seed, n, vocab, dtype=dtype, **head), token_ids
 
 
-def world(
-    seed: int, n: int, vocab: int, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, Tensor, Tensor, Head, Head]:
-    g = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64).to(dtype)  # noqa: E731
-    return (
-        draw(n, 6),
-        draw(n, 9),
-        torch.randint(vocab, (n,), generator=g),
-        Head(draw(vocab, 6), vocab),
-        Head(draw(vocab, 9), vocab),
-    )
-
-
-def naive(
-    hidden: Tensor, other: Tensor, ids: Tensor, head: Head, teacher_head: Head, beta: float, k: int
-) -> dict[str, Tensor]:
-    p = (hidden.double() @ head.weight.double().T).softmax(-1)
-    q = (other.double() @ teacher_head.weight.double().T).softmax(-1)
-    m = beta * q + (1 - beta) * p
-    kl = lambda a, b: (a * (a / b).log()).sum(-1)  # noqa: E731
-    rows = torch.arange(len(ids))
-    overlap = [
-        len(set(a.topk(k).indices.tolist()) & set(b.topk(k).indices.tolist())) / k for a, b in zip(p, q, strict=True)
-    ]
-    return {
-        "entropy": -(p * p.log()).sum(-1),
-        "teacher_entropy": -(q * q.log()).sum(-1),
-        "reverse_kl": kl(p, q),
-        "forward_kl": kl(q, p),
-        "jsd": beta * kl(q, m) + (1 - beta) * kl(p, m),
-        "student_logprob": p[rows, ids].log(),
-        "teacher_logprob": q[rows, ids].log(),
-        "topk_overlap": torch.tensor(overlap, dtype=torch.float64),
-    }
-
-
-@given(seed=st.integers(0, 1000), n=st.integers(1, 9), vocab=st.integers(4, 30), tile_rows=st.integers(1, 5))
-def test_every_statistic_equals_its_naive_sum_whatever_the_tiles(seed: int, n: int, vocab: int, tile_rows: int) -> None:
-    hidden, other, ids, head, teacher_head = world(seed, n, vocab)
-    tile_bytes = tile_rows * TILES_ALIVE * vocab * 8
-    found = score_tokens(
-        hidden, other, ids, head, teacher_head, wanted=ALL, tile_bytes=tile_bytes, jsd_beta=0.3, top_k=3
-    )
-    expected = naive(hidden, other, ids, head, teacher_head, 0.3, 3)
-    assert found.keys() == expected.keys()
+def assert_equal(values: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert values.keys() == expected.keys() == ALL
     for name in STATISTICS:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-10, msg=name)
+        torch.testing.assert_close(values[name], expected[name], rtol=1e-9, atol=1e-10, msg=name)
 
 
-@given(seed=st.integers(0, 1000), vocab=st.integers(100, 700), at_once=st.integers(1, 1500), rows=st.integers(1, 7))
-def test_whole_rows_may_be_several_products(seed: int, vocab: int, at_once: int, rows: int) -> None:
-    hidden, other, ids, head, teacher_head = world(seed, 5, vocab)
+@given(
+    seed=st.integers(0, 1000),
+    n=st.integers(1, 9),
+    vocab=st.integers(4, 30),
+    tile_rows=st.integers(1, 5),
+    head=st.sampled_from([{}, {"scale": 0.5, "softcap": 3.0, "bias": True}]),
+)
+def test_every_statistic_equals_its_reference_whatever_the_tiles(
+    seed: int, n: int, vocab: int, tile_rows: int, head: dict[str, Any]
+) -> None:
+    pair_and_ids = random_tokens(seed, n, vocab, **head)
+    tile_bytes = tile_rows * LIVE_TILES * vocab * 8
+    values = token_stats(*pair_and_ids, wanted=ALL, tile_bytes=tile_bytes, jsd_beta=0.3, top_k=3).values
+    assert_equal(values, reference.token_statistics(*pair_and_ids, jsd_beta=0.3, k=3))
+
+
+@given(
+    seed=st.integers(0, 1000), vocab=st.integers(100, 700), gemm_elements=st.integers(1, 1500), rows=st.integers(1, 7)
+)
+def test_whole_rows_may_take_several_gemms_and_blocks(seed: int, vocab: int, gemm_elements: int, rows: int) -> None:
+    pair_and_ids = random_tokens(seed, 5, vocab)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiles.PRODUCT_ELEMENTS, "cpu", at_once)
-        patch.setitem(tiles.BLOCK_ELEMENTS, "cpu", at_once // 2 + 1)
-        found = score_tokens(
-            hidden, other, ids, head, teacher_head, wanted=ALL, tile_bytes=rows * TILES_ALIVE * vocab * 8, top_k=20
-        )
-    expected = naive(hidden, other, ids, head, teacher_head, 0.5, 20)
-    for name in STATISTICS:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-10, msg=name)
+        patch.setitem(tiling.GEMM_ELEMENTS, "cpu", gemm_elements)
+        patch.setitem(tiling.BLOCK_ELEMENTS, "cpu", gemm_elements // 2 + 1)
+        tile_bytes = rows * LIVE_TILES * vocab * 8
+        values = token_stats(*pair_and_ids, wanted=ALL, tile_bytes=tile_bytes, top_k=20).values
+    assert_equal(values, reference.token_statistics(*pair_and_ids, jsd_beta=0.5, k=20))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 def test_low_precision_weights_are_accumulated_in_float32(dtype: torch.dtype, tolerance: float) -> None:
-    hidden, other, ids, head, teacher_head = world(0, 40, 50, dtype)
-    found = score_tokens(hidden, other, ids, head, teacher_head, wanted=ALL, tile_bytes=10_000)
-    expected = naive(hidden, other, ids, head, teacher_head, 0.5, 10)
+    pair_and_ids = random_tokens(0, 40, 50, dtype)
+    values = token_stats(*pair_and_ids, wanted=ALL, tile_bytes=10_000).values
+    expected = reference.token_statistics(*pair_and_ids, jsd_beta=0.5, k=10)
     for name in STATISTICS:
-        assert found[name].dtype == torch.float32
+        assert values[name].dtype == torch.float32
         if name != "topk_overlap":
-            torch.testing.assert_close(found[name].double(), expected[name], rtol=tolerance, atol=tolerance, msg=name)
+            torch.testing.assert_close(values[name].double(), expected[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-def test_student_statistics_never_project_the_teacher() -> None:
-    hidden, other, ids, head, teacher_head = world(0, 5, 8)
-    poisoned = torch.full_like(other, math.nan)
-    found = score_tokens(hidden, poisoned, ids, head, teacher_head, wanted=STUDENT_STATISTICS, tile_bytes=1)
-    assert found.keys() == STUDENT_STATISTICS
-    assert all(values.isfinite().all() for values in found.values())
+def test_student_statistics_do_not_project_the_teacher() -> None:
+    student, teacher, token_ids = random_tokens(0, 5, 8)
+    nan_teacher = LazyLogits(torch.full_like(teacher.hidden, math.nan), teacher.head)
+    stats = token_stats(student, nan_teacher, token_ids, wanted=STUDENT_STATISTICS, tile_bytes=1)
+    assert stats.values.keys() == STUDENT_STATISTICS and stats.log_normalizers is None
+    assert all(values.isfinite().all() for values in stats.values.values())
 
 
 def test_no_tokens_give_empty_statistics() -> None:
-    hidden, other, ids, head, teacher_head = world(0, 0, 8)
-    found = score_tokens(hidden, other, ids, head, teacher_head, wanted=ALL, tile_bytes=100)
-    assert all(values.shape == (0,) for values in found.values())
+    student, teacher, token_ids = random_tokens(0, 0, 8)
+    stats = token_stats(student, teacher, token_ids, wanted=ALL, tile_bytes=100)
+    assert stats.values.keys() == ALL and all(values.shape == (0,) for values in stats.values.values())
+    assert stats.log_normalizers is not None and len(stats.log_normalizers.student) == 0
 
 
-def test_identical_models_have_exactly_no_divergence_below_zero() -> None:
-    hidden, _, ids, head, _ = world(0, 200, 50, torch.float32)
-    found = score_tokens(hidden, hidden, ids, head, head, wanted=ALL, tile_bytes=10_000)
+def test_divergences_of_identical_models_are_not_negative() -> None:
+    student, _, token_ids = random_tokens(0, 200, 50, torch.float32)
+    values = token_stats(student, student, token_ids, wanted=ALL, tile_bytes=10_000).values
     for name in ("reverse_kl", "forward_kl", "jsd"):
-        assert 0 <= float(found[name].min()) <= float(found[name].max()) < 1e-6
+        assert 0 <= float(values[name].min()) <= float(values[name].max()) < 1e-6
+
+
+@given(seed=st.integers(0, 1000), n=st.integers(0, 6), vocab=st.integers(2, 20), tile_bytes=st.integers(1, 2000))
+def test_top_tokens_are_the_most_likely_with_their_probabilities(
+    seed: int, n: int, vocab: int, tile_bytes: int
+) -> None:
+    student, _, _ = random_tokens(seed, n, vocab)
+    ids, probabilities = top_tokens(student.hidden, student.head, 4, tile_bytes)
+    p = (student.hidden @ student.head.weight.detach().T).softmax(-1)
+    expected, expected_ids = p.sort(-1, descending=True)
+    assert ids.equal(expected_ids[:, :4])
+    torch.testing.assert_close(probabilities.double(), expected[:, :4])
 
 
 def test_normalized_entropy_is_one_for_a_uniform_row() -> None:
-    assert float(normalized_entropy(torch.tensor(math.log(50)), 50)) == pytest.approx(1.0)
+    assert float(normalized_entropy(torch.tensor([math.log(50)]), 50)) == pytest.approx(1.0)

@@ -30,7 +30,7 @@ from tip_exp.utils.paths import resolve_model
 
 peft = pytest.importorskip("peft")
 Compose = Callable[..., RunConfig]
-LORA = "pair.student.lora={rank: 4, alpha: 8, dropout: 0, target_modules: all-linear}"
+LORA = "pair.student.lora={rank: 4, alpha: 8, target_modules: all-linear}"
 CPU = torch.device("cpu")
 
 
@@ -160,10 +160,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(compose_run: Compose, tmp_pat
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("{rank: 4, alpha: 8, dropout: 0.1, target_modules: all-linear}", "dropout: must be 0, for rollouts, scores"),
-        ("{rank: 0, alpha: 8, dropout: 0, target_modules: all-linear}", "rank: input should be greater than or equal"),
-        ("{rank: 4, alpha: 8, dropout: 0, target_modules: []}", "names no layer; a list such as"),
-        ("{rank: 4, alpha: 8, dropout: 0, target_modules: q_proj}", "a list of layer names, or all-linear"),
+        ("{rank: 4, alpha: 8, dropout: 0.1, target_modules: all-linear}", "dropout is not a key"),
+        ("{rank: 0, alpha: 8, target_modules: all-linear}", "rank: input should be greater than or equal"),
+        ("{rank: 4, alpha: 8, target_modules: []}", "names no layer; a list such as"),
+        ("{rank: 4, alpha: 8, target_modules: q_proj}", "a list of layer names, or all-linear"),
     ],
 )
 def test_bad_settings_are_one_clear_message(compose_run: Compose, settings: str, message: str) -> None:
@@ -177,7 +177,7 @@ def test_bad_settings_are_one_clear_message(compose_run: Compose, settings: str,
     [("[embed_tokens]", "cannot have an adapter"), ("[no_such]", r"pair\.student\.lora\.target_modules: .*no_such")],
 )
 def test_layers_that_cannot_be_adapted_are_refused(compose_run: Compose, modules: str, message: str) -> None:
-    changed = compose_run(f"pair.student.lora={{rank: 4, alpha: 8, dropout: 0, target_modules: {modules}}}")
+    changed = compose_run(f"pair.student.lora={{rank: 4, alpha: 8, target_modules: {modules}}}")
     with pytest.raises(ConfigError, match=message):
         load_pair(changed.pair, CPU)
 

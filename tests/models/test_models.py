@@ -70,7 +70,7 @@ def test_system_message_and_thinking_switch_reach_the_template(tiny_pair: Pair) 
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
         "{% if enable_thinking is defined %}[think {{ enable_thinking }}]{% endif %}"
     )
-    chat = ChatConfig(system="Be brief.", thinking=False, eval_thinking=True, thinking_may_differ=True)
+    chat = ChatConfig(system="Be brief.", thinking=False, eval_thinking=True)
     pair = replace(tiny_pair, chat=chat)
     assert pair.decode(pair.prompt_ids("Hi")) == "[system]Be brief.[user]Hi[think False]"
     assert pair.decode(pair.prompt_ids("Hi", evaluating=True)) == "[system]Be brief.[user]Hi[think True]"

@@ -35,7 +35,7 @@ F, T = False, True
 
 @pytest.fixture(scope="module")
 def config(compose_run: Compose) -> RunConfig:
-    return compose_run("pair=self", "pair.model.path=package:tiny/teacher", "data.train.num_problems=64")
+    return compose_run("pair=self", "pair.teacher.path=package:tiny/teacher", "data.train.num_problems=64")
 
 
 @pytest.fixture
@@ -149,8 +149,8 @@ def test_problems_whose_privileged_prompt_is_too_long_are_left_out(config: RunCo
             ["pair.privileged.template='{prompt} only'"],
             "pair.privileged.template needs {prompt}, and {solution} or {answer}",
         ),
-        (["pair.privileged.max_tokens=16384"], "cannot hold what the teacher reads: pair.privileged.max_tokens"),
-        (["data=calculator", "eval=calculator", "agent=default"], "tool tasks have no solution to read"),
+        (["pair.privileged.max_tokens=16384"], "cannot hold the teacher's input of pair.privileged.max_tokens"),
+        (["data=calculator", "eval=calculator", "agent=default"], "tool tasks have no solution text"),
     ],
 )
 def test_unusable_settings_are_refused(compose_run: Compose, overrides: list[str], message: str) -> None:

@@ -1,52 +1,54 @@
-"""Spans measure what they should: time adds up, peaks belong to the span that had them, allocations are exact."""
+"""Spans: seconds add up, peaks belong to the span that had them, allocations are exact."""
 
 from __future__ import annotations
 
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tip_exp.records import meter as meter_module
 from tip_exp.records.meter import Meter
 
 MIB = 2**20
 CPU = torch.device("cpu")
 
 
-def test_seconds_of_a_name_add_up_and_are_drained() -> None:
+def test_seconds_of_a_name_add_up_until_they_are_drained(monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([10.0, 10.5, 20.0, 20.25])
+    monkeypatch.setattr(meter_module, "time", SimpleNamespace(perf_counter=lambda: next(readings)))
     meter = Meter(CPU)
     for _ in range(2):
-        with meter.span("nap"):
-            time.sleep(0.02)
-    drained = meter.drain_seconds()
-    assert drained["time/nap_s"] >= 0.04
+        with meter.span("sync"):
+            pass
+    assert meter.drain_seconds() == {"time/sync_s": 0.75}  # 0.5 + 0.25
     assert meter.drain_seconds() == {}
 
 
-def test_allocations_are_counted_exactly() -> None:
+def test_the_peak_of_allocations_is_exact() -> None:
     meter = Meter(CPU)
     meter.count_allocations = True
-    kept = torch.zeros(MIB)  # before the span: not its business
+    before = torch.zeros(MIB)  # allocated before the span, so it does not count
     with meter.span("work", allocations=True):
-        one = torch.ones(2 * MIB)  # 8 MiB
-        two = one * 2  # 16 MiB alive
-        del one
-        three = two + 1  # 16 MiB again
-        del two, three
+        first = torch.ones(2 * MIB)  # 8 MiB
+        second = first * 2  # 16 MiB allocated
+        del first
+        third = second + 1  # 16 MiB again
+        del second, third
         torch.ones(MIB)
     assert meter.memory()["memory/work_extra_mib"] == pytest.approx(16, abs=0.1)
-    assert len(kept) == MIB
+    assert len(before) == MIB
 
 
-def test_without_counting_there_is_no_figure_rather_than_a_wrong_one() -> None:
+def test_without_counting_there_is_no_value_for_allocations() -> None:
     meter = Meter(CPU)
     with meter.span("work", allocations=True):
         torch.ones(MIB)
     assert "memory/work_extra_mib" not in meter.memory()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="high-water marks of resident memory are Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports and resets the peak of resident memory")
 def test_resident_peaks_belong_to_their_span() -> None:
     meter = Meter(CPU)
     with meter.span("outer"):
@@ -55,10 +57,10 @@ def test_resident_peaks_belong_to_their_span() -> None:
             del block
         with meter.span("small"):
             pass
-    found = meter.memory()
-    assert found["memory/big_peak_gib"] - found["memory/small_peak_gib"] > 0.2
-    assert found["memory/outer_peak_gib"] >= found["memory/big_peak_gib"]
-    assert found["memory/process_peak_gib"] >= found["memory/outer_peak_gib"]
+    peaks = meter.memory()
+    assert peaks["memory/big_peak_gib"] - peaks["memory/small_peak_gib"] > 0.2
+    assert peaks["memory/outer_peak_gib"] >= peaks["memory/big_peak_gib"]
+    assert peaks["memory/process_peak_gib"] >= peaks["memory/outer_peak_gib"]
     with meter.span("small"):
         pass
-    assert meter.memory()["memory/small_peak_gib"] < found["memory/big_peak_gib"] - 0.2
+    assert meter.memory()["memory/small_peak_gib"] < peaks["memory/big_peak_gib"] - 0.2

@@ -1,4 +1,4 @@
-"""What a run tells: rows survive kills, later rows go on a resume, W&B hears the same numbers."""
+"""Rows survive kills, a resume drops later rows, and W&B gets the same numbers as metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_a_torn_last_line_is_not_a_row(tmp_path: Path) -> None:
     assert [row["step"] for row in read_rows(path)] == [0, 1, 2]
 
 
-def test_text_with_odd_line_ends_stays_one_row(tmp_path: Path) -> None:
+def test_text_with_other_line_separators_stays_one_row(tmp_path: Path) -> None:
     path = tmp_path / "eval.jsonl"
-    odd = "a\u2028b\x85c\r\nd \\boxed{5} 中文"
-    append_rows(path, [{"step": 0, "text": odd}])
-    assert read_rows(path) == [{"step": 0, "text": odd}]
+    text = "a\u2028b\x85c\r\nd \\boxed{5} 中文"
+    append_rows(path, [{"step": 0, "text": text}])
+    assert read_rows(path) == [{"step": 0, "text": text}]
 
 
-def test_resuming_drops_what_came_after_the_checkpoint_and_starting_anew_drops_all(tmp_path: Path) -> None:
+def test_resuming_drops_rows_after_the_checkpoint_and_a_new_start_drops_all(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with RunLogger(folder, [], resume_at=None) as logger:
         for step in range(4):
@@ -47,35 +47,43 @@ def test_resuming_drops_what_came_after_the_checkpoint_and_starting_anew_drops_a
         assert read_rows(folder.metrics) == []
 
 
-def test_listeners_hear_each_row_once_and_are_told_of_a_crash(tmp_path: Path) -> None:
-    class Listener:
-        def __init__(self) -> None:
-            self.heard: list = []
+class Recorder:
+    """A listener that keeps its calls."""
 
-        def log(self, step: int, metrics: dict) -> None:
-            self.heard.append((step, metrics))
+    def __init__(self) -> None:
+        self.calls: list = []
 
-        def samples(self, step: int, rows: list[dict]) -> None:
-            self.heard.append((step, rows))
+    def log(self, step: int, metrics: dict) -> None:
+        self.calls.append((step, metrics))
 
-        def finish(self, summary: dict) -> None:
-            self.heard.append(("finish", summary))
+    def samples(self, step: int, rows: list[dict]) -> None:
+        self.calls.append((step, rows))
 
-        def abort(self) -> None:
-            self.heard.append("abort")
+    def finish(self, summary: dict) -> None:
+        self.calls.append(("finish", summary))
 
-    good, bad = Listener(), Listener()
-    with RunLogger(RunFolder(tmp_path), [good], resume_at=None) as logger:
+    def abort(self) -> None:
+        self.calls.append("abort")
+
+
+def test_listeners_get_each_row_once(tmp_path: Path) -> None:
+    listener = Recorder()
+    with RunLogger(RunFolder(tmp_path), [listener], resume_at=None) as logger:
         logger.log(0, {"x": 1.0})
+        logger.samples(0, [{"tokens": ["a"]}])
         logger.finish({"final": 2.0})
-    assert good.heard == [(0, {"x": 1.0}), ("finish", {"final": 2.0})]
-    with pytest.raises(RuntimeError), RunLogger(RunFolder(tmp_path), [bad], resume_at=None):
+    assert listener.calls == [(0, {"x": 1.0}), (0, [{"step": 0, "tokens": ["a"]}]), ("finish", {"final": 2.0})]
+
+
+def test_a_crash_aborts_the_listeners(tmp_path: Path) -> None:
+    listener = Recorder()
+    with pytest.raises(RuntimeError), RunLogger(RunFolder(tmp_path), [listener], resume_at=None):
         raise RuntimeError("a crash")
-    assert bad.heard == ["abort"]
+    assert listener.calls == ["abort"]
 
 
-def test_wandb_offline_holds_what_metrics_jsonl_holds(tmp_path: Path, tiny_config: RunConfig) -> None:
-    """Read back by W&B's own tool: every number of every row, config, group, tags, samples, peaks, id for a resume."""
+def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(tmp_path: Path, tiny_config: RunConfig) -> None:
+    """Read back by W&B's own tool: all metrics, config, group, tags, samples and memory peaks, and the run's id."""
     folder = RunFolder(tmp_path)
     config = tiny_config.model_copy(update={"sweep": "demo"})
     sample = {"prompt": "1+1?", "answer": "2", "finish": "stop", "tokens": ["2", "!"], "kept": [True, False]}
@@ -88,25 +96,25 @@ def test_wandb_offline_holds_what_metrics_jsonl_holds(tmp_path: Path, tiny_confi
         logger.finish({"name": "x", "memory": {"memory/process_peak_gib": 0.5}, "outcomes": {"word_sums": {}}})
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
     wandb = str(Path(sys.executable).parent / "wandb")
-    told = subprocess.run([wandb, "leet", "inspect", "--json", str(run)], capture_output=True, text=True, timeout=60)
-    records = [json.loads(line) for line in told.stdout.splitlines()]
+    listing = subprocess.run([wandb, "leet", "inspect", "--json", str(run)], capture_output=True, text=True, timeout=60)
+    records = [json.loads(line) for line in listing.stdout.splitlines()]
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
-    expected = [{key: value for key, value in row.items() if key != "step"} for row in read_rows(folder.metrics)]
-    assert len(expected) == 3
-    assert [
-        {key: row[key] for key in row if not key.startswith("_") and not key.startswith("samples")} for row in history
-    ] == expected
-    assert [row["_step"] for row in history] == [row["step"] for row in read_rows(folder.metrics)]
-    (table,) = run.glob("files/media/table/*.json")
-    found = json.loads(table.read_text())
-    assert found["columns"] == list(SAMPLE_COLUMNS)
-    assert found["data"] == [[2, "1+1?", "2", "2!", "stop", 2, 1, 0.5, "!"]]
-    assert (tmp_path / "wandb_id").read_text().strip() in run.name
-    for part in ("demo", "soft_or", "word_sums", "tiny", "memory/process_peak_gib", "retention"):
-        assert part in told.stdout, part
-    assert '"outcomes"' not in told.stdout
+    rows = read_rows(folder.metrics)
+    assert len(rows) == 3
+    assert [{key: row[key] for key in row if not key.startswith(("_", "samples"))} for row in history] == [
+        {key: value for key, value in row.items() if key != "step"} for row in rows
+    ]
+    assert [row["_step"] for row in history] == [row["step"] for row in rows]
+    (path,) = run.glob("files/media/table/*.json")
+    table = json.loads(path.read_text())
+    assert table["columns"] == list(SAMPLE_COLUMNS)
+    assert table["data"] == [[2, "1+1?", "2", "2!", "stop", 2, 1, 0.5, "!"]]
+    assert folder.wandb_id.read_text().strip() in run.name
+    for text in ("demo", "soft_or", "word_sums", "tiny", "memory/process_peak_gib", "retention"):
+        assert text in listing.stdout, text
+    assert '"outcomes"' not in listing.stdout
 
 
-def test_off_is_no_listener(tmp_path: Path, tiny_config: RunConfig) -> None:
-    silent = tiny_config.model_copy(update={"logger": tiny_config.logger.model_copy(update={"wandb": "off"})})
-    assert make_listeners(silent, RunFolder(tmp_path)) == []
+def test_logger_wandb_off_gives_no_listener(tmp_path: Path, tiny_config: RunConfig) -> None:
+    config = tiny_config.model_copy(update={"logger": tiny_config.logger.model_copy(update={"wandb": "off"})})
+    assert make_listeners(config, RunFolder(tmp_path)) == []

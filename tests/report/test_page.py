@@ -1,4 +1,4 @@
-"""The HTML page: one file, no network, every plot drawn in a browser in both themes, the token viewer alive."""
+"""The HTML page: one file without network access; in a browser, all plots and the token viewer work in both themes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import gzip
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,16 +16,17 @@ from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
-from tests import synthetic_runs
+from tests.synthetic_runs import finish, write_config
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import read_runs
 from tip_exp.report import figures
-from tip_exp.report.arms import Measured, runs_frame, summarize
+from tip_exp.report.arms import Accuracy, summarize
 from tip_exp.report.overlaps import overlaps
 from tip_exp.report.page import page
 from tip_exp.report.pictures import write_pictures
 from tip_exp.selector.scores import STATISTICS
+from tip_exp.utils.errors import DataError
 from tip_exp.utils.io import append_rows
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -32,100 +34,103 @@ TOKENS = ["Now", " 1", "2", "-", "8", "=", "</script><b>", "4"]
 
 
 def sample(step: int, kept: list[bool]) -> dict[str, Any]:
-    """Token i has entropy i / 10; the last one is confident and wrong (Q3)."""
-    numbers: dict[str, Any] = {name: [0.1 * i for i in range(8)] for name in STATISTICS}
-    numbers["entropy"] = [0.1 * i for i in range(7)] + [0.001]
-    numbers["reverse_kl"] = [0.01] * 7 + [5.0]
-    numbers["forward_kl"] = [0.01] * 7 + [3.0]
+    """Token i has entropy i / 10, but the last one has low entropy and high divergence (Q3)."""
+    statistics: dict[str, Any] = {name: [0.1 * i for i in range(8)] for name in STATISTICS}
+    statistics["entropy"] = [0.1 * i for i in range(7)] + [0.001]
+    statistics["reverse_kl"] = [0.01] * 7 + [5.0]
+    statistics["forward_kl"] = [0.01] * 7 + [3.0]
     tops = {f"{name}_top": [[[name[0], 0.9], ["b", 0.05]]] * 8 for name in ("student", "teacher")}
     head = {"step": step, "problem_id": f"p{step}", "prompt": "Max has 12.", "answer": "4", "finish": "stop"}
-    return head | {"tokens": TOKENS, "kept": kept, "score": numbers["entropy"]} | numbers | tops
+    return head | {"tokens": TOKENS, "kept": kept, "score": statistics["entropy"]} | statistics | tops
 
 
 @pytest.fixture
 def folder(tmp_path: Path, compose_run: Callable[..., RunConfig]) -> Path:
-    """full, entropy and q3 at two ratios, two seeds each, with metrics and samples."""
-    for selector, ratios in (("full", [1.0]), ("entropy", [0.25, 0.5]), ("q3", [0.125])):
-        for ratio in ratios:
-            for seed in (0, 1):
-                run = tmp_path / f"{selector}{ratio}{seed}"
-                config = compose_run(f"selector={selector}", f"selector.retention={ratio}", f"seed={seed}")
-                synthetic_runs.write_config(config, run)
-                synthetic_runs.finish(config, run, 0.4 + 0.1 * seed)
-                shares = {f"quadrant/q{i}_share": 0.25 for i in (1, 2, 3, 4)}
-                kept = {f"quadrant/q{i}_kept_frac": ratio for i in (1, 2, 3, 4)}
-                rows = [
-                    {"step": step, "eval/word_sums/mean@4": 0.3 + step / 200, "select/response_tokens": 100}
-                    | shares
-                    | kept
-                    for step in (0, 20)
-                ]
-                append_rows(run / "metrics.jsonl", rows)
-                append_rows(run / "samples.jsonl", [sample(step, [i % 2 == 0 for i in range(8)]) for step in (20, 80)])
+    """full, entropy at two retentions and q3, with two seeds each, metrics and samples."""
+    for selector, retention in (("full", 1.0), ("entropy", 0.25), ("entropy", 0.5), ("q3", 0.125)):
+        for seed in (0, 1):
+            run = tmp_path / f"{selector}{retention}{seed}"
+            config = compose_run(f"selector={selector}", f"selector.retention={retention}", f"seed={seed}")
+            write_config(config, run)
+            finish(config, run, 0.4 + 0.1 * seed)
+            shares = {f"quadrant/q{i}_share": 0.25 for i in (1, 2, 3, 4)}
+            kept = {f"quadrant/q{i}_kept_frac": retention for i in (1, 2, 3, 4)}
+            for step in (0, 20):
+                row = {"step": step, "eval/word_sums/mean@4": 0.3 + step / 200, "select/response_tokens": 100}
+                append_rows(run / "metrics.jsonl", [row | shares | kept])
+            append_rows(run / "samples.jsonl", [sample(step, [i % 2 == 0 for i in range(8)]) for step in (20, 80)])
     return tmp_path
 
 
-def written(folder: Path) -> str:
+def page_of(folder: Path) -> str:
     records = read_runs([folder])
-    return page(records, summarize(runs_frame(records)))
+    return page(records, summarize(records))
 
 
 def test_the_page_is_one_file_without_addresses(folder: Path) -> None:
-    text = written(folder)
+    text = page_of(folder)
     packed = re.search(r'<script id="plotly" type="application/gzip">(.*?)</script>', text, flags=re.DOTALL)
     assert packed and gzip.decompress(base64.b64decode(packed[1])).decode() == get_plotlyjs()
     without_plotly = text.replace(packed[1], "")
     assert len(without_plotly) < 100_000 and len(text) < 2_500_000
     assert not re.search(r"""(src|href)\s*=\s*["']?https?:""", without_plotly)
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, flags=re.DOTALL)
-    assert found
-    data = json.loads(found[1])  # a token that closes a script element does not close this one
-    assert {key.split("-")[1] for key in data["plots"]} == {
+
+
+def test_the_data_of_the_page(folder: Path) -> None:
+    script = re.search(r'<script id="data" type="application/json">(.*?)</script>', page_of(folder), flags=re.DOTALL)
+    assert script
+    data = json.loads(script[1])  # although one of the tokens closes a script element
+    plots = data["plots"]
+    assert {plot_id.split("-")[1] for plot_id in plots} == {
         "accuracy", "curves", "memory", "quadrants", "plane", "overlap",
     }  # fmt: skip
     assert {rollout["run"] for rollout in data["rollouts"]} == {
         "full 100 %, seed 0", "entropy 25 %, seed 0", "entropy 50 %, seed 0", "q3 12.5 %, seed 0",
     }  # fmt: skip
-    accuracy = data["plots"]["s0-accuracy-word_sums"]["data"]
-    lines = {trace["name"]: trace for trace in accuracy if trace.get("name")}
-    assert set(lines) == {"full (all tokens)", "entropy", "q3"}
-    assert [round(y, 3) for y in lines["entropy"]["y"]] == [45.0, 45.0]  # seeds at 40 and 50 %
+    curves = {trace["name"]: trace for trace in plots["s0-accuracy-word_sums"]["data"] if trace.get("name")}
+    assert set(curves) == {"full (all tokens)", "entropy", "q3"}
+    assert [round(y, 3) for y in curves["entropy"]["y"]] == [45.0, 45.0]  # mean of 40 and 50 %
+    steps = {trace["name"]: trace for trace in plots["s0-curves-word_sums"]["data"] if trace.get("name")}
+    assert steps["q3 12.5 %"]["x"] == [0, 20] and steps["q3 12.5 %"]["y"] == pytest.approx([30, 40])
+    (quadrants,) = plots["s0-quadrants"]["data"]
+    shares = dict(zip(quadrants["y"], quadrants["z"], strict=True))
+    assert shares["entropy 25 %"] == pytest.approx([25] * 4) and shares["full 100 %"] == pytest.approx([100] * 4)
 
 
-def test_selectors_on_the_same_tokens(compose_run: Callable[..., RunConfig]) -> None:
+def test_selectors_are_compared_on_the_same_tokens(compose_run: Callable[..., RunConfig]) -> None:
     arms = {
         "full": compose_run("selector=full"),
         "entropy": compose_run("selector=entropy", "selector.retention=0.25"),
         "q3": compose_run("selector=q3", "selector.retention=0.125"),
     }
-    found = overlaps([sample(20, [True] * 8)], {name: config.model_dump() for name, config in arms.items()})
-    assert found
-    # 8 tokens: the two highest entropies are 5 and 6; the confident and wrong one is 7
-    assert [i for i, kept in enumerate(found.kept["entropy"]) if kept] == [5, 6]
-    assert [i for i, kept in enumerate(found.kept["q3"]) if kept] == [7]
-    assert found.matrix == [[1.0, 0.25, 0.125], [0.25, 1.0, 0.0], [0.125, 0.0, 1.0]]
-    lacking = {key: value for key, value in sample(20, [True] * 8).items() if key != "forward_kl"}
-    assert overlaps([lacking], {"q3": arms["q3"].model_dump()}) is None
+    compared = overlaps([sample(20, [True] * 8)], {name: config.model_dump() for name, config in arms.items()})
+    assert compared
+    # of 8 tokens, 5 and 6 have the highest entropy; 7 has low entropy and high divergence
+    assert [i for i, kept in enumerate(compared.kept["entropy"]) if kept] == [5, 6]
+    assert [i for i, kept in enumerate(compared.kept["q3"]) if kept] == [7]
+    assert compared.matrix == [[1, 2 / 8, 1 / 8], [2 / 8, 1, 0], [1 / 8, 0, 1]]  # full keeps all 8
+    without_forward_kl = {"tokens": ["a"], "entropy": [0.5]}
+    assert overlaps([without_forward_kl], {"q3": arms["q3"].model_dump()}) is None
 
 
 DRIVER = """
 <script>
-const told = {errors: window.failures};
+const report = {errors: window.failures};
 setTimeout(() => {
-  told.plots = [...document.querySelectorAll(".plot")].map(p => p.querySelectorAll(".main-svg").length);
-  told.theme = getComputedStyle(document.body).backgroundColor;
-  told.tokens = document.querySelectorAll("#text .token").length;
-  told.kept = document.querySelectorAll("#text .kept").length;
+  report.plots = [...document.querySelectorAll(".plot")].map(p => p.querySelectorAll(".main-svg").length);
+  report.theme = getComputedStyle(document.body).backgroundColor;
+  report.tokens = document.querySelectorAll("#text .token").length;
+  report.kept = document.querySelectorAll("#text .kept").length;
   document.getElementById("colour").value = "reverse_kl";
   document.getElementById("colour").dispatchEvent(new Event("change"));
   const last = [...document.querySelectorAll("#text .token")].at(-1);
-  told.share = last.dataset.share;
+  report.share = last.dataset.share;
   last.focus();
-  told.tip = document.getElementById("tip").innerText;
+  report.tip = document.getElementById("tip").innerText;
   const run = document.getElementById("run");
   run.selectedIndex = 3; run.dispatchEvent(new Event("change"));
-  told.run = run.value; told.rollouts = document.getElementById("rollout").options.length;
-  const out = document.createElement("pre"); out.id = "told"; out.textContent = JSON.stringify(told);
+  report.run = run.value; report.rollouts = document.getElementById("rollout").options.length;
+  const out = document.createElement("pre"); out.id = "report"; out.textContent = JSON.stringify(report);
   document.body.append(out);
 }, 3000);
 </script>
@@ -134,39 +139,39 @@ setTimeout(() => {
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
-@pytest.mark.parametrize(("theme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 27)")])
-def test_in_a_browser(folder: Path, theme: str, ground: str) -> None:
+@pytest.mark.parametrize(("theme", "background"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 27)")])
+def test_in_a_browser(folder: Path, theme: str, background: str) -> None:
     catch = "<script>window.failures = []; window.onerror = message => window.failures.push(String(message));</script>"
-    text = written(folder).replace("<head>", "<head>" + catch, 1)
-    place = folder / "page.html"
-    place.write_text(text.replace("</body>\n</html>", DRIVER + "</body></html>"), encoding="utf-8")
+    text = page_of(folder).replace("<head>", "<head>" + catch, 1)
+    path = folder / "page.html"
+    path.write_text(text.replace("</body>\n</html>", DRIVER + "</body></html>"), encoding="utf-8")
     assert BROWSER
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
     command += ["--window-size=1400,2200", "--virtual-time-budget=20000", f"--user-data-dir={folder}/browser"]
     dom = subprocess.run(
-        [*command, "--dump-dom", f"file://{place}?theme={theme}"], capture_output=True, text=True, timeout=180
+        [*command, "--dump-dom", f"file://{path}?theme={theme}"], capture_output=True, text=True, timeout=180
     ).stdout
-    found = re.search(r'<pre id="told">(.*?)</pre>', dom, flags=re.DOTALL)
-    assert found, dom[-2000:]
-    told = json.loads(html.unescape(found[1]))
-    assert told["errors"] == []
-    assert len(told["plots"]) == 6 and min(told["plots"]) >= 2
-    assert told["theme"] == ground
-    assert (told["tokens"], told["kept"]) == (8, 4)
-    assert told["share"] == "1.000"  # the largest divergence
+    match = re.search(r'<pre id="report">(.*?)</pre>', dom, flags=re.DOTALL)
+    assert match, dom[-2000:]
+    report = json.loads(html.unescape(match[1]))
+    assert report["errors"] == []
+    assert len(report["plots"]) == 6 and min(report["plots"]) >= 2
+    assert report["theme"] == background
+    assert (report["tokens"], report["kept"]) == (8, 4)
+    assert report["share"] == "1.000"  # the largest divergence
     for part in ('"4"', "token 8 of 8", "left out", "reverse_kl", "5.000", "student", "teacher", '"s"', '"t"', "0.900"):
-        assert part in told["tip"], part
-    assert (told["run"], told["rollouts"]) == ("q3 12.5 %, seed 0", 2)
+        assert part in report["tip"], part
+    assert (report["run"], report["rollouts"]) == ("q3 12.5 %, seed 0", 2)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium")
 def test_pictures(folder: Path) -> None:
     records = read_runs([folder])
-    written = write_pictures(records, summarize(runs_frame(records)), folder / "png")
+    paths = write_pictures(records, summarize(records), folder / "png")
     kinds = {"accuracy-word_sums", "curves-word_sums", "memory", "quadrants", "plane", "overlap"}
-    assert {path.name for path in written} == {f"0_tiny_word_sums.{kind}.png" for kind in kinds}
-    for path in written:
+    assert {path.name for path in paths} == {f"0_tiny_word_sums.{kind}.png" for kind in kinds}
+    for path in paths:
         # an empty page of this size is 4 kB as PNG
         assert path.read_bytes()[:4] == b"\x89PNG" and path.stat().st_size > 8_000, path
 
@@ -174,18 +179,28 @@ def test_pictures(folder: Path) -> None:
 def test_pictures_without_a_browser(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     records = read_runs([folder])
-    with pytest.raises(FileNotFoundError, match="pictures need one of chromium"):
-        write_pictures(records, summarize(runs_frame(records)), folder / "png")
+    with pytest.raises(DataError, match="pictures need one of chromium"):
+        write_pictures(records, summarize(records), folder / "png")
 
 
-def test_arms_far_below_are_named_and_do_not_press_the_others_together(folder: Path) -> None:
-    summary = summarize(runs_frame(read_runs([folder])))
-    shown = figures.accuracy(summary, figures.colour_of(list(summary["selector"])))
-    assert shown.layout.yaxis.range is None  # all at 45 %
-    low = summary.copy()
-    low["final"] = [
-        Measured(0.02, 0.01) if name == "q3" else one for name, one in zip(low["selector"], low["final"], strict=True)
-    ]
-    shown = figures.accuracy(low, figures.colour_of(list(low["selector"])))
-    assert shown.layout.yaxis.range == (37, 50)  # 45 - 8, 45 + 5
-    assert [note.text for note in shown.layout.annotations] == ["below: q3 12.5 %: 2.0"]
+def test_a_browser_that_draws_nothing_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    browser = folder / "bin" / "chromium"
+    browser.parent.mkdir()
+    browser.write_text("#!/bin/sh\necho no display >&2\nexit 1\n")
+    browser.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{browser.parent}{os.pathsep}/bin{os.pathsep}/usr/bin")
+    records = read_runs([folder])
+    with pytest.raises(DataError, match=r"did not draw 0_tiny_word_sums\.accuracy-word_sums\.png: \['no display'\]"):
+        write_pictures(records, summarize(records), folder / "png")
+
+
+def test_arms_far_below_the_best_are_named_and_outside_of_the_axis(folder: Path) -> None:
+    arms = summarize(read_runs([folder]))
+    colours = figures.colour_of([arm.selector for arm in arms])
+    assert figures.accuracy(arms, colours).layout.yaxis.range is None  # all are at 45 %
+    for arm in arms:
+        if arm.selector == "q3":
+            arm.final = Accuracy(0.02, 0.01)
+    layout = figures.accuracy(arms, colours).layout
+    assert layout.yaxis.range == (37, 50)  # 45 - 8, 45 + 5
+    assert [note.text for note in layout.annotations] == ["below: q3 12.5 %: 2.0"]

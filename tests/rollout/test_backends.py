@@ -140,7 +140,7 @@ def test_the_install_script_does_what_the_error_advises(tmp_path: Path) -> None:
         ("rollout.vllm.sleep_level=3", "rollout.vllm.sleep_level: input should be 0, 1 or 2"),
         ("rollout.vllm.max_model_len=100", r"rollout.vllm.max_model_len \(100\) is below .* = 200"),
         ("rollout.vllm.gpu_memory_utilization=1.5", "rollout.vllm.gpu_memory_utilization"),
-        ("+rollout.vllm.max_num_seq=3", "did you mean rollout.vllm.max_num_seqs"),
+        ("+rollout.vllm.sleep_levl=1", "did you mean rollout.vllm.sleep_level"),
     ],
 )
 def test_wrong_values_are_refused(compose_run: Compose, override: str, message: str) -> None:

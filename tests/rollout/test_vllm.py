@@ -53,6 +53,7 @@ def engine(pair: Pair, tiny_config: RunConfig) -> Iterator[VllmSampler]:
         settings=tiny_config.rollout.vllm,
         dtype="float32",
         max_model_len=200,
+        max_num_seqs=tiny_config.rollout.batch_size,
     )
     yield sampler
     sampler.close()

@@ -156,7 +156,9 @@ def main():
     pair = load_pair(config.pair, torch.device("cpu"))
     module = pair.student.module
     settings, stops = config.rollout.vllm, pair.stop_ids
-    engine = VllmSampler(module, stop_ids=stops, settings=settings, dtype="float32", max_model_len=200)
+    engine = VllmSampler(
+        module, stop_ids=stops, settings=settings, dtype="float32", max_model_len=200, max_num_seqs=256
+    )
     reference = HfSampler(module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=64)
     prompts = [pair.prompt_ids(f"Tom has {n} pens. He finds 2. How many pens?") for n in range(10, 18)]
     greedy = Sampling(1, 0.0, 1.0, 0, 72)

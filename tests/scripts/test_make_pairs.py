@@ -1,89 +1,133 @@
-"""The shipped pair is what its program makes: format, recipe, size, and the accuracies the demonstration stands on."""
+"""The shipped pairs match the programs that make them: recipe, architecture, tokenizer, size and accuracy."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from scripts.make_pairs import word_sums as tiny_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
+from scripts.make_pairs import calculator, common, word_sums
+from tip_exp.envs.chat import Chat
+from tip_exp.types import Rollout
 from tip_exp.utils.paths import resolve_model
 
 ROLES = ("teacher", "student")
+RECIPES = {"tiny": word_sums.RECIPES, "tiny_tools": calculator.RECIPES}
 FOLDERS = {role: Path(resolve_model(f"package:tiny/{role}")) for role in ROLES}
-ACCURACY = {"teacher": (0.99, 1.0), "student": (0.28, 0.42)}  # greedy, 512 problems; se about 0.02 for the student
+GREEDY_ACCURACY = {"teacher": (0.99, 1.0), "student": (0.28, 0.42)}  # of 512; the student's standard error is 0.02
+
+
+@pytest.mark.parametrize(("pair", "role"), list(product(RECIPES, ROLES)))
+def test_shipped_model_has_the_recorded_recipe_and_its_architecture(pair: str, role: str) -> None:
+    folder = Path(resolve_model(f"package:{pair}/{role}"))
+    assert json.loads((folder / "training.json").read_text())["recipe"] == asdict(RECIPES[pair][role])
+    shipped = json.loads((folder / "config.json").read_text())
+    built = common.build_model(RECIPES[pair][role], shipped["vocab_size"]).config.to_dict()
+    for key in (shipped.keys() & built.keys()) - {"architectures", "dtype", "transformers_version"}:  # set on saving
+        assert shipped[key] == built[key], key
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == shipped["vocab_size"]
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (common.PAD_ID, common.END_ID)
+
+
+def vocabulary_and_merges(tokenizer_json: str) -> tuple[dict[str, int], list[list[str]]]:
+    model = json.loads(tokenizer_json)["model"]
+    return model["vocab"], model["merges"]
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_record_and_config_are_those_of_the_recipe(role: str) -> None:
-    record = json.loads((FOLDERS[role] / "training.json").read_text())
-    assert record["recipe"] == asdict(tiny_pair.RECIPES[role])
-    built = tiny_pair.build_model(tiny_pair.RECIPES[role], tiny_pair.build_tokenizer()).config.to_dict()
-    shipped = json.loads((FOLDERS[role] / "config.json").read_text())
-    written = ("architectures", "dtype", "transformers_version")  # what save_pretrained adds
-    for key in (shipped.keys() & built.keys()) - set(written):
-        assert shipped[key] == built[key], key
-    assert shipped["head_dim"] == 32
+def test_word_sums_tokenizer_is_reproduced(role: str) -> None:
+    built = word_sums.build_tokenizer().backend_tokenizer.to_str()
+    assert vocabulary_and_merges(built) == vocabulary_and_merges((FOLDERS[role] / "tokenizer.json").read_text())
 
 
-def test_the_tokenizer_is_the_one_its_program_trains() -> None:
-    made = json.loads(tiny_pair.build_tokenizer().backend_tokenizer.to_str())
-    for role in ROLES:
-        shipped = json.loads((FOLDERS[role] / "tokenizer.json").read_text())
-        assert (
-            shipped["model"]["vocab"] == made["model"]["vocab"]
-            and shipped["model"]["merges"] == made["model"]["merges"]
-        )
+def test_calculator_tokenizer_is_reproduced(tmp_path: Path) -> None:
+    built = calculator.build_tokenizer(tmp_path).backend_tokenizer.to_str()
+    shipped = (Path(resolve_model("package:tiny_tools/student")) / "tokenizer.json").read_text()
+    assert vocabulary_and_merges(built) == vocabulary_and_merges(shipped)
 
 
 @pytest.mark.parametrize("text", ["Tom has 7 pens.", "\\boxed{29}", "中文 \t\n\u2028 ∑∫ 👍🏽", "  3  +44=47. ", ""])
-def test_the_tokenizer_is_lossless(text: str) -> None:
+def test_tokenizer_is_lossless(text: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(FOLDERS["student"])
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_digits_stand_alone() -> None:
+def test_each_digit_is_one_token() -> None:
     tokenizer = AutoTokenizer.from_pretrained(FOLDERS["student"])
-    pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode("17+25=42."))
-    assert all(sum(c.isdigit() for c in piece) <= 1 for piece in pieces)
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode("17+25=42."))
+    assert sum(any(c.isdigit() for c in token) for token in tokens) == 6
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_accuracy_of_what_is_shipped(role: str) -> None:
+def test_greedy_accuracy_of_the_shipped_pair(role: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(FOLDERS[role])
     assert isinstance(model, Qwen3ForCausalLM)
-    accuracy = tiny_pair.greedy_accuracy(model, AutoTokenizer.from_pretrained(FOLDERS[role]), 512)
-    low, high = ACCURACY[role]
+    accuracy = word_sums.greedy_accuracy(model, AutoTokenizer.from_pretrained(FOLDERS[role]), 512)
+    low, high = GREEDY_ACCURACY[role]
     assert low <= accuracy <= high
     recorded = json.loads((FOLDERS[role] / "training.json").read_text())["greedy_accuracy_512"]
     assert accuracy == pytest.approx(recorded, abs=0.01)
 
 
-def test_the_package_data_is_small() -> None:
+def test_shipped_pair_takes_less_than_3_mb() -> None:
     assert sum(path.stat().st_size for folder in FOLDERS.values() for path in folder.iterdir()) < 3_000_000
 
 
-def test_pretraining_learns_and_is_deterministic() -> None:
-    tokenizer = tiny_pair.build_tokenizer()
-    recipe = replace(tiny_pair.RECIPES["student"], num_steps=6, warmup_steps=2)
-    first, again = (tiny_pair.pretrain(recipe, tokenizer).state_dict() for _ in range(2))
-    assert all(first[name].equal(again[name]) for name in first)
-    fresh = tiny_pair.build_model(recipe, tokenizer).state_dict()
-    assert not any(first[name].equal(fresh[name]) for name in first if "weight" in name)
+def test_pretraining_is_deterministic_and_lowers_the_loss() -> None:
+    recipe = replace(word_sums.RECIPES["student"], num_steps=12, warmup_steps=2)
+    tokenizer = word_sums.build_tokenizer()
+    weights, repeated_weights = (word_sums.pretrain(recipe, tokenizer).state_dict() for _ in range(2))
+    assert all(weights[name].equal(repeated_weights[name]) for name in weights)
+    trained, untrained = common.build_model(recipe, len(tokenizer)), common.build_model(recipe, len(tokenizer))
+    trained.load_state_dict(weights)
+    ids = torch.tensor([tokenizer.encode("Start: 20. Then 20-9=11. So 11+2=13. \\boxed{13}")])
+    with torch.no_grad():
+        losses = [float(model(ids, labels=ids).loss) for model in (trained, untrained)]
+    assert losses[0] < 0.9 * losses[1]
 
 
-def test_the_student_slips_where_it_was_taught_to() -> None:
-    """20 - 9 borrows: its greedy answer is |0 - 9| = 9 with the tens kept, 29, and it is sure of it."""
+def test_only_response_tokens_are_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last prompt token predicts the first response token; what the prompt itself would predict does not count."""
+    recipe = replace(word_sums.RECIPES["student"], num_steps=1, warmup_steps=1)
+    targets: list[list[int]] = []
+
+    def cross_entropy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        targets.append(target.tolist())
+        return torch.nn.functional.nll_loss(logits.log_softmax(-1), target)
+
+    monkeypatch.setattr(common.F, "cross_entropy", cross_entropy)
+    batch = [
+        Rollout([5, 6, 7, 8], [False, False, True, True], "stop", []),
+        Rollout([9, 10, 11, 12, 13, 14], [False, True, False, False, True, True], "stop", []),
+    ]
+    common.pretrain(recipe, 20, iter([batch]), decay=lambda _: 1.0)
+    assert targets == [[7, 8, 10, 13, 14]]
+
+
+def test_calculator_student_invents_where_the_teacher_looks_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calculator, "NUM_TRAIN_EPISODES", 30)
+    chat = Chat(AutoTokenizer.from_pretrained(resolve_model("package:tiny_tools/student")))
+    calls = [
+        sum(chat.decode(rollout.response_ids, with_special=True).count("<tool_call>") for rollout in rollouts)
+        for rollouts in (calculator.train_rollouts(tmp_path / str(slip), chat, slip) for slip in (0.0, 0.85))
+    ]
+    assert calls[0] > 30 and calls[1] < 0.3 * calls[0]
+
+
+def test_student_keeps_the_tens_digit_when_it_should_borrow() -> None:
+    """20 - 9 borrows. The student was trained on |0 - 9| = 9 with the tens kept, 29, and is confident."""
     tokenizer = AutoTokenizer.from_pretrained(FOLDERS["student"])
     question = "Tom has 20 pens. He gives 9. He finds 2. How many pens?"
     text = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\nStart: 20. Then 20-9="
     ids = torch.tensor([tokenizer.encode(text)])
     for role, tens in (("student", "2"), ("teacher", "1")):
         with torch.no_grad():
-            p = AutoModelForCausalLM.from_pretrained(FOLDERS[role])(ids).logits[0, -1].softmax(-1)
-        assert tokenizer.decode([int(p.argmax())]) == tens, role
-        assert float(p.max()) > 0.7
+            probs = AutoModelForCausalLM.from_pretrained(FOLDERS[role])(ids).logits[0, -1].softmax(-1)
+        assert tokenizer.decode([int(probs.argmax())]) == tens, role
+        assert float(probs.max()) > 0.7

@@ -1,4 +1,4 @@
-"""Where YAML becomes a typed run, with everything that is wrong with it told at once; and how two runs differ."""
+"""From a composed YAML to a `RunConfig`, with all its errors in one message; and how two runs differ."""
 
 from __future__ import annotations
 
@@ -6,30 +6,37 @@ import difflib
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from tip_exp.config.rules import broken_rules, missing_folder
-from tip_exp.config.schema import TOOL_TASKS, AgentConfig, RunConfig, TableConfig, WordSumsConfig
+from tip_exp.config.rules import broken_rules, missing_model
+from tip_exp.config.schema import DATASETS, RunConfig
 from tip_exp.utils.errors import ConfigError
 
 
 def register_resolvers() -> None:
-    """`${percent:0.5}` -> 50: ratios have one spelling in names (1, 1.0 and 1.00 are all r100)."""
+    """Make `${percent:…}` and `${in_root:…}` known to OmegaConf."""
 
     def percent(ratio: Any) -> str:
-        return f"{100 * ratio:g}" if isinstance(ratio, int | float) else str(ratio)  # parse() tells what is wrong
+        """0.5 -> "50", so that names spell 1, 1.0 and 1.00 alike. parse() reports what is not a number."""
+        return f"{100 * ratio:g}" if isinstance(ratio, int | float) else str(ratio)
+
+    def in_root(name: str, *, _root_: DictConfig) -> str | None:
+        """The file of this name in data.root; None without a root, so that the data come from the hub."""
+        root = OmegaConf.select(_root_, "data.root")
+        return None if root is None else str(Path(root) / name)
 
     OmegaConf.register_new_resolver("percent", percent, replace=True)
+    OmegaConf.register_new_resolver("in_root", in_root, replace=True)
 
 
 def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
-    """Turn a composed config into a typed one, or raise one ConfigError that lists everything wrong with it.
+    """Turn a composed config into a typed one, or raise one ConfigError that lists every error in it.
 
-    `with_weights`: local models have to be there; a dry run does without.
+    `with_weights=False` accepts local models that do not exist, as a dry run does.
     """
     try:
         values = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
@@ -38,11 +45,11 @@ def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise _config_error([_told(detail) for detail in error.errors()]) from None
+        raise _config_error([_format_error(detail) for detail in error.errors()]) from None
     problems = list(broken_rules(config))
     if with_weights:
         for role in ("teacher", "student"):
-            problems += missing_folder(f"pair.{role}.path", getattr(config.pair, role).path)
+            problems += missing_model(f"pair.{role}.path", getattr(config.pair, role).path)
     if problems:
         raise _config_error(problems)
     return config
@@ -56,17 +63,17 @@ def load(path: Path) -> RunConfig:
 
 
 def deciding_values(config: RunConfig) -> dict[str, Any]:
-    """Everything that decides a run's numbers, flat: where it logs and what it is called do not."""
+    """All keys that affect a run's numbers, flat; name, sweep, logger and ignore_memory do not."""
     return flatten(config.model_dump(exclude={"name", "sweep", "logger", "ignore_memory"}))
 
 
 def digest(config: RunConfig) -> str:
-    """12 hex digits of `deciding_values`."""
+    """12 hex digits of the SHA-256 of `deciding_values`."""
     return hashlib.sha256(json.dumps(deciding_values(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(before: RunConfig, after: RunConfig) -> list[str]:
-    """What decides the numbers and differs: ["learner.lr: 1e-06 -> 2e-06"]."""
+    """The deciding values that differ: ["learner.lr: 1e-06 -> 2e-06"]."""
     old, new = deciding_values(before), deciding_values(after)
     keys = sorted(old.keys() | new.keys())
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in keys if old.get(key) != new.get(key)]
@@ -86,14 +93,14 @@ def _config_error(problems: list[str]) -> ConfigError:
     return ConfigError("this configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
-def _told(detail: Any) -> str:
-    """One pydantic error as: key, what is allowed, what came."""
+def _format_error(detail: Any) -> str:
+    """One pydantic error as key, what is allowed, and the value given."""
     path = _without_kind([str(part) for part in detail["loc"] if part != "[key]"])
     key, message = ".".join(path), detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         return f"{key} is missing"
     if detail["type"] == "extra_forbidden":
-        siblings = _fields_at(path[:-1])
+        siblings = _sibling_keys(path)
         close = difflib.get_close_matches(path[-1], siblings, n=1)
         hint = f"did you mean {'.'.join([*path[:-1], close[0]])}?" if close else f"there are {', '.join(siblings)}"
         return f"{key} is not a key; {hint}"
@@ -101,20 +108,19 @@ def _told(detail: Any) -> str:
 
 
 def _without_kind(path: list[str]) -> list[str]:
-    """pydantic puts a data set's kind into the path of an error: data.train.word_sums.seed is data.train.seed."""
+    """Remove a data set's kind, which pydantic inserts: data.train.word_sums.split -> data.train.split."""
     if path[:2] == ["data", "train"]:
         return path[:2] + path[3:]
     return path[:3] + path[4:] if path[:2] == ["eval", "benchmarks"] else path
 
 
-def _fields_at(path: list[str]) -> list[str]:
-    """Names of the keys beside a wrong one."""
-    if path[:2] in (["data", "train"], ["eval", "benchmarks"]):
-        kinds = (WordSumsConfig, TableConfig, *TOOL_TASKS)
-        return sorted({field for kind in kinds for field in kind.model_fields})
-    if path == ["agent"]:
-        return list(AgentConfig.model_fields)
+def _sibling_keys(path: list[str]) -> list[str]:
+    """The keys allowed beside the last one of `path`."""
+    parents = path[:-1]
+    if parents[:2] in (["data", "train"], ["eval", "benchmarks"]):
+        return sorted({field for kind in DATASETS for field in kind.model_fields})
     model: Any = RunConfig
-    for part in path:
-        model = model.model_fields[part].annotation
+    for part in parents:
+        annotation = model.model_fields[part].annotation
+        model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
     return list(model.model_fields)

@@ -1,27 +1,28 @@
-"""What a run is, typed. `parsing` is where YAML becomes these objects, `rules` what holds between several keys.
+"""The typed form of a run's configuration. The values are in conf/, so no class here has a default.
 
-The models hold no values: every number stands once, in conf/. No torch here: a wrong key answers in a second.
+`parse` turns YAML into these classes; `rules` checks what involves several keys. Importing this module loads no torch.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from tip_exp.selector.scores import SCORES, STATISTICS
+from tip_exp.selector.scores import SCORES, STATISTICS, Group, Normalizer, Order, Rounding, Scope
 
 
-def _one_of(names: tuple[str, ...], what: str) -> AfterValidator:
-    """A name from a list that grows with the code, so that it cannot be written as a Literal."""
+def _name_from(registry: tuple[str, ...], what: str) -> AfterValidator:
+    """Accept the names of a registry; the error lists them and suggests the closest."""
 
     def check(value: str) -> str:
-        if value not in names:
-            close = difflib.get_close_matches(value, names, n=1)
+        if value not in registry:
+            close = difflib.get_close_matches(value, registry, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"not a {what}; there are {', '.join(names)}{hint}")
+            raise ValueError(f"not a {what}; there are {', '.join(registry)}{hint}")
         return value
 
     return AfterValidator(check)
@@ -29,7 +30,21 @@ def _one_of(names: tuple[str, ...], what: str) -> AfterValidator:
 
 def _file_name(value: str) -> str:
     if not value or value != Path(value).name or value.startswith("."):
-        raise ValueError("becomes a folder's name, so it must be one path component without a leading dot")
+        raise ValueError("names a folder, so it must be one path component without a leading dot")
+    return value
+
+
+def _hub_file(value: str) -> str:
+    if not re.fullmatch(r"[^@:]+@[^@:]+:.+", value):
+        raise ValueError("must be REPOSITORY@REVISION:FILE, for example openai/gsm8k@740312a:main/test.parquet")
+    return value
+
+
+def _layers(value: list[str] | str) -> list[str] | str:
+    if isinstance(value, str) and value != "all-linear":
+        raise ValueError("a list of layer names, or all-linear (every linear layer but the head)")
+    if not value:
+        raise ValueError("names no layer; a list such as [q_proj, v_proj], or all-linear")
     return value
 
 
@@ -37,8 +52,10 @@ Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]  # a part that is not nothing
+Share = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+InsideUnit = Annotated[float, Field(gt=0, lt=1)]
+FileName = Annotated[str, AfterValidator(_file_name)]
 Split = Literal["train", "validation", "test"]
 Grader = Literal["boxed_integer", "math", "strict"]
 UpstreamBug = Literal[
@@ -52,7 +69,6 @@ UpstreamBug = Literal[
     "schema_dump",
     "restaurant_alias",
 ]  # keys of envs.deepplanning.tools.sandbox.UPSTREAM_BUGS
-FileName = Annotated[str, AfterValidator(_file_name)]
 
 
 class _Strict(BaseModel):
@@ -69,25 +85,10 @@ class TeacherConfig(ModelConfig):
     placement: Literal["resident", "offload"]
 
 
-def _plain(value: list[str] | str) -> list[str] | str:
-    if isinstance(value, str) and value != "all-linear":
-        raise ValueError("a list of layer names, or all-linear (every linear layer but the head)")
-    if not value:
-        raise ValueError("names no layer; a list such as [q_proj, v_proj], or all-linear")
-    return value
-
-
-def _zero(value: float) -> float:
-    if value != 0:
-        raise ValueError("must be 0, for rollouts, scores and gradients have to see one and the same network")
-    return value
-
-
 class LoraConfig(_Strict):
     rank: Count
     alpha: Positive
-    dropout: Annotated[float, AfterValidator(_zero)]
-    target_modules: Annotated[list[str] | str, AfterValidator(_plain)]
+    target_modules: Annotated[list[str] | str, AfterValidator(_layers)]
 
 
 class StudentConfig(ModelConfig):
@@ -98,12 +99,6 @@ class ChatConfig(_Strict):
     system: str | None
     thinking: bool | None
     eval_thinking: bool | None
-    thinking_may_differ: bool
-
-
-class SourceConfig(_Strict):
-    path: str
-    revision: str | None
 
 
 class PrivilegedConfig(_Strict):
@@ -114,7 +109,6 @@ class PrivilegedConfig(_Strict):
 class PairConfig(_Strict):
     label: FileName
     attention: Literal["sdpa", "eager", "flash_attention_2"]
-    model: SourceConfig | None = None  # where teacher and student of a self pair are both from: written once
     chat: ChatConfig
     privileged: PrivilegedConfig | None
     teacher: TeacherConfig
@@ -126,16 +120,7 @@ class WordSumsConfig(_Strict):
     label: FileName
     split: Split
     num_problems: Count
-    seed: CountOrZero
-    grader: Grader
-    min_steps: Count
-    max_steps: Count
-
-
-class HubFileConfig(_Strict):
-    repo: str
-    revision: str
-    file: str
+    grader: ClassVar[Grader] = "boxed_integer"
 
 
 class FieldsConfig(_Strict):
@@ -147,25 +132,17 @@ class FieldsConfig(_Strict):
     solution: str | None
 
 
-class PartConfig(_Strict):
-    seed: CountOrZero
-    start: Fraction
-    stop: Share
-
-
 class TableConfig(_Strict):
     kind: Literal["table"]
     label: FileName
     split: Split
-    hub: HubFileConfig
-    root: str | None
-    root_file: str
+    hub: Annotated[str, AfterValidator(_hub_file)] | None
     file: str | None
     fields: FieldsConfig
     answer_after: str | None
     strip: list[str]
     suffix: str
-    part: PartConfig | None
+    part: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None
     num_problems: Count | None
     grader: Grader
 
@@ -178,7 +155,6 @@ class TravelConfig(_Strict):
     root: str | None
     langs: Annotated[list[Literal["en", "zh"]], Field(min_length=1)]
     num_problems: Count | None
-    seed: CountOrZero
     prompt: Literal["none", "compact", "official"]
     show_schemas: bool
     corrected: list[UpstreamBug]
@@ -190,23 +166,10 @@ class CalculatorConfig(_Strict):
     label: FileName
     split: Split
     num_problems: Count
-    seed: CountOrZero
-
-
-class AgentConfig(_Strict):
-    label: FileName
-    thinking: bool
-    max_turns: Count
-    max_turn_tokens: Count | None
-    max_calls_per_turn: Count | None
-    surplus_calls: Literal["tell", "drop"]
-    max_observation: Count | None
-    observation_unit: Literal["tokens", "characters"]
-    observation_cut: Literal["rows", "middle"]
-    max_train_tokens: Count | None
 
 
 TOOL_TASKS = (TravelConfig, CalculatorConfig)
+DATASETS = (WordSumsConfig, TableConfig, *TOOL_TASKS)
 DatasetConfig = Annotated[WordSumsConfig | TableConfig | TravelConfig | CalculatorConfig, Field(discriminator="kind")]
 
 
@@ -216,6 +179,17 @@ class DataConfig(_Strict):
     train: DatasetConfig
     max_prompt_tokens: Count
     max_response_tokens: Count
+
+
+class AgentConfig(_Strict):
+    thinking: bool
+    max_turns: Count
+    max_calls_per_turn: Count | None
+    surplus_calls: Literal["tell", "drop"]
+    max_observation: Count | None
+    observation_unit: Literal["tokens", "characters"]
+    observation_cut: Literal["rows", "middle"]
+    max_train_tokens: Count | None
 
 
 class LogprobMismatchConfig(_Strict):
@@ -228,10 +202,7 @@ class VllmConfig(_Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     gpu_memory_utilization: Share
     tensor_parallel_size: Count
-    max_num_seqs: Count
     max_model_len: Count | None
-    kv_cache_memory_mib: Count | None
-    enforce_eager: bool | None
     sleep_level: Literal[0, 1, 2]
     engine_args: dict[str, Any]
 
@@ -248,14 +219,13 @@ class RolloutConfig(_Strict):
 
 class SelectorConfig(_Strict):
     label: FileName
-    score: Annotated[str, _one_of(tuple(SCORES), "score rule")]
-    normalizer: Literal["minmax", "quantile", "rank", "none"]
-    normalize_over: Literal["batch", "micro_batch", "rollout"]
-    clip: dict[Annotated[str, _one_of(STATISTICS, "statistic")], Share]
-    order: Literal["top", "bottom", "sample", "positive"]
-    sample_power: NonNegative
-    rounding: Literal["floor", "ceil", "at_least_one"]
-    scope: Literal["rollout", "batch"]
+    score: Annotated[str, _name_from(tuple(SCORES), "score rule")]
+    normalizer: Normalizer
+    normalize_over: Group
+    clip: dict[Annotated[str, _name_from(STATISTICS, "statistic")], Share]
+    order: Order
+    rounding: Rounding
+    scope: Scope
     retention: Share
     weight_by_score: bool
 
@@ -271,8 +241,8 @@ class LearnerConfig(_Strict):
     prompts_per_step: Count
     samples_per_prompt: Count
     divergence: Literal["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
-    jsd_beta: Annotated[float, Field(gt=0, lt=1)]
-    skew: Annotated[float, Field(gt=0, lt=1)]
+    jsd_beta: InsideUnit
+    skew: InsideUnit
     estimator: Literal["full", "topk", "sampled_k1"]
     topk: TopKConfig
     lr: Positive
@@ -287,7 +257,6 @@ class LearnerConfig(_Strict):
     micro_batch_tokens: Count
     packing: bool
     activation_checkpointing: bool
-    teacher_cache_mib: CountOrZero
     diagnostics_every: CountOrZero
     checkpoint_every: Count
 
@@ -309,7 +278,6 @@ class EvalConfig(_Strict):
 class LoggerConfig(_Strict):
     wandb: Literal["off", "offline", "online"]
     project: FileName
-    entity: str | None
     rollouts_per_sample: CountOrZero
 
 

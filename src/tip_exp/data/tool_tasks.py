@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tip_exp.data.dataset import Dataset
+from tip_exp.data.dataset import DATA_SEED, Dataset
 from tip_exp.envs import calculator
 from tip_exp.envs.base import ToolTasks
 from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 def load_calculator(dataset: CalculatorConfig) -> Dataset:
-    formulas = list(islice(calculator.stream(dataset.split, dataset.seed), dataset.num_problems))
+    formulas = list(islice(calculator.stream(dataset.split, DATA_SEED), dataset.num_problems))
     problems = [Problem(f"{f.id}", f.text, str(f.value)) for f in formulas]
     tools = ToolTasks({f.id: f for f in formulas}, calculator.CalculatorEnvironment, no_tool_baseline=0.0)
     text = "\n".join(f"{p.prompt}\t{p.answer}" for p in problems)
-    return Dataset(problems, f"calculator, seed {dataset.seed}", hashlib.sha256(text.encode()).hexdigest(), tools)
+    return Dataset(problems, f"calculator, seed {DATA_SEED}", hashlib.sha256(text.encode()).hexdigest(), tools)
 
 
 def load_travel(dataset: TravelConfig) -> Dataset:
@@ -82,7 +82,7 @@ def _official(dataset: TravelConfig) -> Path:
 def _generated(dataset: TravelConfig) -> Path:
     """The folder of a generated world; made once for each of its settings, and again if the generator changes."""
     assert dataset.num_problems is not None, "the config asks how many tasks to generate"
-    seed, count = f"{dataset.split}/{dataset.seed}", dataset.num_problems
+    seed, count = f"{dataset.split}/{DATA_SEED}", dataset.num_problems
     sources = [Path(module.__file__ or "").read_bytes() for module in (errands, mini_files)]
     version = hashlib.sha256(b"".join(sources)).hexdigest()[:8]
     cache = Path(tempfile.gettempdir()) / f"tip_exp_{os.getuid()}"

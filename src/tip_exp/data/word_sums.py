@@ -22,6 +22,7 @@ LOSSES = ("gives", "loses", "sells", "uses")
 OPENERS = ("We start with {}.", "Start: {}.", "First there are {}.", "Begin at {}.")
 LINKS = ("Then", "Next", "So", "Now")
 MAX_TOTAL = 39
+MIN_STEPS, MAX_STEPS = 2, 5  # additions and subtractions in a problem; the embedded pair was trained on these
 SPLITS = ("train", "validation", "test")
 
 
@@ -37,13 +38,13 @@ def subtract_with_slip(total: int, n: int) -> int:
     return tens * 10 + abs(units - n)
 
 
-def _draw(rng: random.Random, min_steps: int, max_steps: int, slip: float) -> tuple[str, str, int]:
+def _draw(rng: random.Random, slip: float) -> tuple[str, str, int]:
     """Question, worked solution (wrong wherever a slip happened) and the true answer."""
     item = rng.choice(ITEMS)
     true = believed = rng.randint(5, 25)
     question = [f"{rng.choice(NAMES)} has {true} {item}."]
     solution = [rng.choice(OPENERS).format(true)]
-    for _ in range(rng.randint(min_steps, max_steps)):
+    for _ in range(rng.randint(MIN_STEPS, MAX_STEPS)):
         n = rng.randint(2, 9)
         gain = rng.random() < 0.5
         gain = (gain and true + n <= MAX_TOTAL) or true - n < 0
@@ -62,14 +63,14 @@ def _draw(rng: random.Random, min_steps: int, max_steps: int, slip: float) -> tu
     return " ".join(question), " ".join(solution), true
 
 
-def stream(split: str, seed: int, *, min_steps: int = 2, max_steps: int = 5, slip: float = 0.0) -> Iterator[Problem]:
+def stream(split: str, seed: int, *, slip: float = 0.0) -> Iterator[Problem]:
     """Endless problems of one split; the same seed gives the same problems. `answer` is always the true one."""
     if split not in SPLITS:
         raise ValueError(f"word_sums has the splits {', '.join(SPLITS)}; got {split!r}")
     rng = random.Random(f"word_sums/{split}/{seed}")
     number = 0
     while True:
-        question, solution, answer = _draw(rng, min_steps, max_steps, slip)
+        question, solution, answer = _draw(rng, slip)
         if split_of(question) == split:
             yield Problem(f"word_sums/{split}/{number}", question, str(answer), solution)
             number += 1

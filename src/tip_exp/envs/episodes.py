@@ -26,7 +26,6 @@ class Limits:
     """What an episode may take. The response as a whole, tools' tokens included, is bounded by Sampling.max_tokens."""
 
     max_turns: int
-    max_turn_tokens: int | None
     max_calls_per_turn: int | None
     surplus_calls: Literal["tell", "drop"]  # calls above the limit get an observation that says so, or nothing
     max_observation: int | None
@@ -103,9 +102,8 @@ def _begin(task: T, environment: Environment[T], chat: Chat, sampling: Sampling)
 def _turn(sampler: Sampler, playing: list[_Live], sampling: Sampling, limits: Limits, seed: int) -> None:
     """All live episodes' turns in one batch. A sampler has one limit a batch: turns above their own room are cut."""
     widest = max(one.room for one in playing)
-    allowed = widest if limits.max_turn_tokens is None else min(widest, limits.max_turn_tokens)
     prompts = [one.ids for one in playing]
-    sampled = sampler.generate(prompts, replace(sampling, samples=1, max_tokens=allowed), seed)
+    sampled = sampler.generate(prompts, replace(sampling, samples=1, max_tokens=widest), seed)
     for one, rollout in zip(playing, sampled, strict=True):
         assert rollout.token_ids[: len(one.ids)] == one.ids, "the sampler went on from the very ids it was given"
         written = rollout.response_ids[: one.room]

@@ -11,8 +11,7 @@ from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.eval.episodes import evaluate_episodes
 from tip_exp.eval.metrics import Graded, summarize
 from tip_exp.grading import GradeAll, open_grader, string_match
-from tip_exp.models.pair import Pair
-from tip_exp.records.meter import Meter
+from tip_exp.models.pair import ChatTokenizer
 from tip_exp.records.metrics import GREEDY, NO_TOOL_BASELINE, mean_at, standard_error_of
 from tip_exp.records.writer import RunLogger
 from tip_exp.types import Problem, Sampler, Sampling
@@ -25,31 +24,29 @@ class Evaluations:
         self,
         config: EvalConfig,
         datasets: dict[str, Dataset],
-        pair: Pair,
-        meter: Meter,
-        logger: RunLogger,
+        tokenizer: ChatTokenizer,
         agent: AgentConfig | None,
     ) -> None:
-        self._config, self._datasets, self._pair, self._agent = config, datasets, pair, agent
-        self._meter, self._logger = meter, logger
-        self._prompts = {name: prompt_ids(pair, dataset, agent, evaluating=True) for name, dataset in datasets.items()}
+        self._config, self._datasets, self._tokenizer, self._agent = config, datasets, tokenizer, agent
+        self._prompts = {
+            name: prompt_ids(tokenizer, dataset, agent, evaluating=True) for name, dataset in datasets.items()
+        }
 
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt together with the longest response allowed."""
         return max(len(ids) for prompts in self._prompts.values() for ids in prompts) + self._config.max_tokens
 
-    def __call__(self, sampler: Sampler, *, model: str, step: int) -> dict[str, float]:
+    def __call__(self, sampler: Sampler, logger: RunLogger, *, model: str, step: int) -> dict[str, float]:
         """{"eval/word_sums/mean@4": …}, or "teacher/…" if `model` is "teacher". Graded rows go to eval.jsonl."""
         metrics: dict[str, float] = {}
         stage = "eval" if model == "student" else model
-        with self._meter.span("eval"):
-            for name in self._datasets:
-                for protocol, sampling in self._protocols().items():
-                    rows, summary = self._evaluate(sampler, name, sampling)
-                    self._logger.eval_rows(step, model, name, [row | {"protocol": protocol} for row in rows])
-                    summary = summary if protocol == "sampled" else _greedy_accuracy(summary)
-                    metrics |= {f"{stage}/{name}/{key}": value for key, value in summary.items()}
+        for name in self._datasets:
+            for protocol, sampling in self._protocols().items():
+                rows, summary = self._evaluate(sampler, name, sampling)
+                logger.eval_rows(step, model, name, [row | {"protocol": protocol} for row in rows])
+                summary = summary if protocol == "sampled" else _greedy_accuracy(summary)
+                metrics |= {f"{stage}/{name}/{key}": value for key, value in summary.items()}
         return metrics
 
     def first_prompts(self) -> dict[str, list[int]]:
@@ -67,7 +64,7 @@ class Evaluations:
         """One row per response, and their summary."""
         benchmark, dataset, prompts = self._config.benchmarks[name], self._datasets[name], self._prompts[name]
         if dataset.tools is not None:
-            player = with_tools(sampler, self._pair, dataset, self._agent)
+            player = with_tools(sampler, self._tokenizer, dataset, self._agent)
             return evaluate_episodes(player, dataset, prompts, sampling, self._config.seed)
         assert benchmark.kind == "table" or benchmark.kind == "word_sums", "the other kinds have tools"
         with open_grader(benchmark.grader) as grade_all:
@@ -77,7 +74,7 @@ class Evaluations:
                 prompts,
                 sampling,
                 seed=self._config.seed,
-                decode=self._pair.decode,
+                decode=self._tokenizer.decode,
                 grade_all=grade_all,
             )
         return [response.row() for responses in graded for response in responses], summarize(graded)

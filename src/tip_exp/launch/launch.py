@@ -26,6 +26,7 @@ from tip_exp.launch.gpu_lock import leased_gpus
 from tip_exp.launch.reuse import adopt, find_twin, finished_digests, read_result
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import OUTPUTS
 
 # What a run's process gets unless the user's own environment says otherwise.
@@ -120,10 +121,8 @@ def _state_at_rest(config: RunConfig, folder: RunFolder) -> State:
 
 
 def _write_config(config: RunConfig, folder: RunFolder) -> None:
-    aside = folder.config.with_suffix(".writing")
     header = f"# resolved config of this run, digest {digest(config)}\n"
-    aside.write_text(header + OmegaConf.to_yaml(OmegaConf.create(config.model_dump())), encoding="utf-8")
-    aside.replace(folder.config)
+    write_atomic(folder.config, header + OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import find_runs
+from tip_exp.utils.io import write_atomic
 
 
 def finished_digests(outputs: Path) -> dict[str, RunFolder]:
@@ -51,9 +52,7 @@ def adopt(config: RunConfig, folder: RunFolder, twin: RunFolder) -> None:
     result = read_result(twin)
     assert result is not None, "find_twin returns finished runs"
     result |= {"name": config.name, "reused_from": str(twin.root)}
-    aside = folder.result.with_suffix(".writing")
-    aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    aside.replace(folder.result)
+    write_atomic(folder.result, json.dumps(result, indent=2) + "\n")
 
 
 def read_result(folder: RunFolder) -> dict | None:

@@ -24,7 +24,8 @@ from tip_exp.learner.teacher import TeacherHidden, split
 from tip_exp.losses import BACKENDS
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.estimators import Objective, SampledK1, TopK
-from tip_exp.losses.token_stats import Scored, Statistics, measure, normalized_entropy
+from tip_exp.losses.head import LazyLogits
+from tip_exp.losses.token_stats import Statistics, TokenStats, normalized_entropy, token_stats
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Pair
@@ -88,7 +89,7 @@ class Learner:
             selection = self.selector(statistics, tokens, generator)
             loss_sum = self._backward(batches, teacher_hidden, stats, selection, local_tokens)
             metrics = self._update(step, loss_sum, selection.mass)
-        metrics[KEPT_TOKENS] = float(selection.kept.sum())
+        metrics[KEPT_TOKENS] = float(selection.kept_mask.sum())
         metrics[RESPONSE_TOKENS] = float(len(tokens))
         metrics[KEPT_FRAC] = metrics[KEPT_TOKENS] / max(1, len(tokens))
         metrics |= mismatch | token_metrics(statistics, tokens, selection, self.selector)
@@ -107,7 +108,7 @@ class Learner:
     def required_stats(self, step: int) -> frozenset[str]:
         """Statistics to report and select by: all of them on a diagnostic step, else those the selector reads."""
         every = self.config.diagnostics_every
-        return frozenset(STATISTICS) if every and step % every == 0 else self.selector.reads
+        return frozenset(STATISTICS) if every and step % every == 0 else self.selector.required_stats
 
     def _names_at(self, step: int, rollouts: list[Rollout]) -> frozenset[str]:
         """Statistics to measure: the required ones, and what the check against the sampler's log-probs compares."""
@@ -116,8 +117,8 @@ class Learner:
 
     def _token_stats(
         self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, names: frozenset[str]
-    ) -> list[Scored]:
-        """Pass 1. If only the sampler check needs a statistic, the first micro-batch (the longest rollouts) suffices."""
+    ) -> list[TokenStats]:
+        """Pass 1. If only the sampler check needs a statistic, the first (longest) micro-batch suffices."""
         keep_graph = len(batches) == 1  # pass 2 would repeat this very forward pass
         if names <= {"student_logprob"}:
             batches = batches[:1] if names else []
@@ -129,17 +130,15 @@ class Learner:
             if keep_graph:
                 self._reused_graph = student_hidden
             with self.meter.span("score", allocations=True):
-                scored = measure(
-                    student_hidden.detach(),
-                    teacher_hidden[i],
+                batch_stats = token_stats(
+                    LazyLogits(student_hidden.detach(), self.pair.student.head),
+                    LazyLogits(teacher_hidden[i], self.pair.teacher.head),
                     batch.token_ids,
-                    self.pair.student.head,
-                    self.pair.teacher.head,
                     wanted=names,
                     tile_bytes=self.config.tile_mib * MIB,
                     jsd_beta=self.config.jsd_beta,
                 )
-            stats.append(scored)
+            stats.append(batch_stats)
         return stats
 
     def _student_hidden(self, batch: MicroBatch) -> Tensor:
@@ -164,7 +163,7 @@ class Learner:
         self,
         batches: list[MicroBatch],
         teacher_hidden: TeacherHidden,
-        stats: list[Scored],
+        stats: list[TokenStats],
         selection: Selection,
         local_tokens: slice,
     ) -> Tensor:
@@ -174,20 +173,18 @@ class Learner:
         stop = local_tokens.start
         for i, batch in enumerate(batches):
             rows = slice(stop, stop := stop + batch.num_tokens)
-            kept_mask = selection.kept[rows]
+            kept_mask = selection.kept_mask[rows]
             if not kept_mask.any():
                 continue
             student_hidden = self._student_hidden(batch)
             with self.meter.span("loss", allocations=True):
                 result = loss(
-                    student_hidden.detach(),
-                    teacher_hidden[i],
+                    LazyLogits(student_hidden.detach(), self.pair.student.head),
+                    LazyLogits(teacher_hidden[i], self.pair.teacher.head),
                     kept_mask,
-                    self.pair.student.head,
-                    self.pair.teacher.head,
                     objective(self.config, batch.token_ids),
                     self.config.tile_mib * MIB,
-                    normalizers=stats[i].normalizers if i < len(stats) else None,
+                    log_normalizers=stats[i].log_normalizers if i < len(stats) else None,
                     weights=None if selection.weights is None else selection.weights[rows],
                 )
             student_hidden.backward(result.hidden_grad)
@@ -225,10 +222,10 @@ def objective(config: LearnerConfig, token_ids: Int[Tensor, " n"]) -> Objective:
     return SampledK1(token_ids) if config.estimator == "sampled_k1" else divergence
 
 
-def _concatenated(stats: list[Scored]) -> Statistics:
+def _concatenated(stats: list[TokenStats]) -> Statistics:
     """The statistics of all measured micro-batches, by name."""
-    names = sorted(stats[0].statistics) if stats else []
-    return {name: torch.cat([batch.statistics[name] for batch in stats]) for name in names}
+    names = sorted(stats[0].values) if stats else []
+    return {name: torch.cat([batch.values[name] for batch in stats]) for name in names}
 
 
 def _zero_grad(parameter: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def sample_rows(
             "answer": problem.answer,
             "finish": rollout.finish,
             "tokens": [teacher.pair.decode([token], with_special=True) for token in rollout.response_ids],
-            "kept": report.selection.kept[rows].tolist(),
+            "kept": report.selection.kept_mask[rows].tolist(),
             "score": _rounded(report.selection.score[rows].tolist()),
             **{name: _rounded(values[rows].tolist()) for name, values in report.statistics.items()},
             "student_top": top.student[index],

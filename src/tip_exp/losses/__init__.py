@@ -1,6 +1,6 @@
-"""Full-vocabulary statistics and masked losses: hidden states of both models in, statistics or gradients out.
+"""Full-vocabulary statistics and masked losses: both models' hidden states in, statistics or gradients out.
 
-Logits exist one tile at a time. Imports only the names of the statistics from selector; knows no config.
+Logits exist one tile at a time. Imports only the names of the statistics from selector; does not depend on config.
 Imported by models, learner and estimate.
 """
 
@@ -9,4 +9,4 @@ from tip_exp.losses.materialized import materialized
 
 __all__ = ["BACKENDS", "LossAndGrad", "fused", "materialized"]
 
-BACKENDS = {"fused": fused, "materialized": materialized}
+BACKENDS = {"fused": fused, "materialized": materialized}  # same values and gradients, different memory and time

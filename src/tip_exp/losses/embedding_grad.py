@@ -1,20 +1,21 @@
-"""Gradients added in place into `.grad`: of a parameter as large as a head there is never a second copy."""
+"""Gradients added in place into `.grad`, so that a parameter as large as a head never has a second gradient buffer."""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
-def grad_of(parameter: Tensor) -> Tensor:
-    """The parameter's gradient buffer, made of zeros where there is none yet."""
+def grad_buffer(parameter: Tensor) -> Tensor:
+    """`parameter.grad`, set to zeros where it is None."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
 
 
-def is_plain(embedding: nn.Module) -> bool:
-    """Whether an embedding is a look-up and nothing else, so that `embedded` may stand for it."""
+def is_plain_embedding(embedding: nn.Module) -> bool:
+    """Whether an embedding is a table lookup and nothing else, so that `embed` can replace it."""
     return (
         type(embedding) is nn.Embedding
         and embedding.max_norm is None
@@ -26,30 +27,30 @@ def is_plain(embedding: nn.Module) -> bool:
     )
 
 
-def embedded(embedding: nn.Embedding, ids: Tensor) -> Tensor:
-    """embedding(ids), whose backward adds rows into `embedding.weight.grad`; autograd's own makes all of it anew.
+def embed(embedding: nn.Embedding, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape d"]:
+    """embedding(ids) whose backward adds rows into `embedding.weight.grad`; autograd would allocate a dense gradient.
 
-    A token's gradients are summed in float32 or wider before they are rounded to the weight's dtype, once.
+    A token's gradients are summed in float32 or wider and rounded to the weight's dtype once.
     """
     weight = embedding.weight
-    found = nn.functional.embedding(ids, weight.detach())
+    output = nn.functional.embedding(ids, weight.detach())
     if not (torch.is_grad_enabled() and weight.requires_grad):
-        return found
+        return output
 
-    def add_rows(gradient: Tensor) -> None:
-        tokens, place = ids.flatten().unique(return_inverse=True)
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        rows = torch.zeros(len(tokens), weight.shape[1], dtype=wide, device=weight.device)
-        rows.index_add_(0, place, gradient.flatten(0, -2).to(wide))
+    def add_rows(output_grad: Tensor) -> None:
+        token_ids, row_of_id = ids.flatten().unique(return_inverse=True)
+        sum_dtype = torch.promote_types(weight.dtype, torch.float32)
+        rows = torch.zeros(len(token_ids), weight.shape[1], dtype=sum_dtype, device=weight.device)
+        rows.index_add_(0, row_of_id, output_grad.flatten(0, -2).to(sum_dtype))
         if embedding.padding_idx is not None:
-            rows[tokens == embedding.padding_idx] = 0  # as nn.Embedding does
-        grad_of(weight).index_add_(0, tokens, rows.to(weight.dtype))
+            rows[token_ids == embedding.padding_idx] = 0  # as nn.Embedding does
+        grad_buffer(weight).index_add_(0, token_ids, rows.to(weight.dtype))
 
-    found.requires_grad_()
-    found.register_hook(add_rows)
-    found.register_post_accumulate_grad_hook(_forget)
-    return found
+    output.requires_grad_()
+    output.register_hook(add_rows)
+    output.register_post_accumulate_grad_hook(_clear_grad)
+    return output
 
 
-def _forget(leaf: Tensor) -> None:
+def _clear_grad(leaf: Tensor) -> None:
     leaf.grad = None

@@ -1,9 +1,7 @@
-"""The masked loss: divergence of kept tokens, summed, with its gradient at the hidden states and in the head.
+"""The fused backend of the masked loss: summed divergence of kept tokens, and its gradient, without whole logits.
 
-Sums, not means: the learner divides once by the number of kept tokens of the whole optimizer step (TIP, Eq. 8), so that
-any split into micro-batches gives the same gradient. Both backends return the same values and gradients:
-    fused         kept rows alone go through the heads, a tile at a time; the gradient is formed while the tile lives
-    materialized  whole logits of every row, then the mask: the memory behaviour the paper measured
+Sums, not means: the learner divides once by the number of kept tokens of the whole optimizer step (TIP, Eq. 8), so any
+split into micro-batches gives the same gradient. Only kept rows pass through the heads, one tile at a time.
 """
 
 from __future__ import annotations
@@ -14,20 +12,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tip_exp.losses import online_softmax as moments
-from tip_exp.losses.divergence import Divergence
+from tip_exp.losses.divergence import COLUMN_GRADS, ColumnGrad, Divergence
 from tip_exp.losses.estimators import Objective
-from tip_exp.losses.head import Head
-from tip_exp.losses.online_softmax import Normalizers
+from tip_exp.losses.head import LazyLogits
+from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, tile_stats
 from tip_exp.losses.tiling import Tiling, Workspace, tiling
 
-# Lower tiles of whole rows read and write the head's gradient so often that knowing the normalisers first is cheaper.
-FEWEST_ROWS = 48
+# Whole-row tiles with fewer rows re-read the head's gradient so often that a first pass for the log-normalizers, which
+# allows tiles of any shape, is cheaper.
+MIN_WHOLE_ROWS = 48
 
 
 @dataclass(frozen=True, slots=True)
 class LossAndGrad:
-    """`value`: sum of the divergence over kept tokens, nats. `hidden_grad`: (N, D), zero where nothing is kept."""
+    """`value`: summed divergence of kept tokens, nats. `hidden_grad`: (N, D), zero at tokens that are not kept."""
 
     value: Tensor
     hidden_grad: Tensor
@@ -35,147 +33,140 @@ class LossAndGrad:
 
 @torch.no_grad()
 def fused(
-    student_hidden: Float[Tensor, "n d"],
-    teacher_hidden: Float[Tensor, "n e"],
-    kept: Bool[Tensor, " n"],
-    student_head: Head,
-    teacher_head: Head,
-    divergence: Objective,
+    student: LazyLogits,
+    teacher: LazyLogits,
+    kept_mask: Bool[Tensor, " n"],
+    objective: Objective,
     tile_bytes: int,
     *,
-    normalizers: Normalizers | None = None,
+    log_normalizers: LogNormalizers | None = None,
     weights: Float[Tensor, " n"] | None = None,
 ) -> LossAndGrad:
-    """Select before the head: memory is one tile whatever the retention, time falls with it.
+    """Memory is one tile whatever the retention; time is proportional to the kept tokens.
 
-    Four products of kept rows x V x D: both logits, both gradients. With scoring's `normalizers` (of all N tokens)
-    tiles may be cut anywhere; without, they are whole rows. `weights` multiply each kept token's divergence.
-    Adds the head's gradient into `student_head.weight.grad`.
+    Four GEMMs of kept rows x V x D: both models' logits, the gradients of hidden states and head. The head's gradient
+    is added into `student.head.weight.grad`. `weights` (N,) multiply each token's divergence. Tiles hold whole rows;
+    for the two KLs, `log_normalizers` of all N tokens (from `token_stats`) allow tiles of any shape.
     """
-    rows = None if bool(kept.all()) else kept.nonzero().squeeze(-1)
-    num_kept = len(kept) if rows is None else len(rows)
-    size = num_kept, student_head.vocab_size, student_head.dtype, tile_bytes
-    device = student_hidden.device.type
-    known, streamed = None, divergence if isinstance(divergence, Divergence) and divergence.streams else None
-    if streamed is not None:
-        if normalizers is not None:
-            known = normalizers if rows is None else normalizers[rows]
-        elif tiling(*size, whole_rows=True, device=device).height < min(FEWEST_ROWS, num_kept):
-            known = _first_pass(student_hidden, teacher_hidden, rows, student_head, teacher_head, size)
-    cut = tiling(*size, whole_rows=known is None, device=device)
-    work = Workspace(cut, student_hidden, student_head.dtype, spare=1 if known else 3)
-    value = torch.zeros((), dtype=student_head.dtype, device=student_hidden.device)
-    hidden_grad = torch.zeros_like(student_hidden)
-    for tile in cut.rows():
-        chosen = tile if rows is None else rows[tile]
-        hidden, other = student_hidden[chosen].to(student_head.dtype), teacher_hidden[chosen]
-        weight = None if weights is None else weights[chosen]
-        grad = torch.zeros_like(hidden)
-        if streamed is None:
-            everywhere = slice(0, cut.vocab_size)
-            z, t = _logits(hidden, other, student_head, teacher_head, everywhere, work)
-            value += _whole_rows(z, t, student_head, divergence.at(chosen), weight, work)
-            student_head.backward(hidden, z, grad, everywhere)
+    assert len(student) == len(teacher) == len(kept_mask), "one hidden state per token and model"
+    head, device = student.head, student.hidden.device
+    kept_rows = None if bool(kept_mask.all()) else kept_mask.nonzero().squeeze(-1)
+    num_kept = len(kept_mask) if kept_rows is None else len(kept_rows)
+    size = num_kept, head.vocab_size, head.dtype, tile_bytes
+    column_grad = COLUMN_GRADS.get(objective.name) if isinstance(objective, Divergence) else None
+    row_stats: LogNormalizers | None = None
+    if column_grad is not None:
+        if log_normalizers is not None:
+            row_stats = log_normalizers if kept_rows is None else log_normalizers[kept_rows]
+        elif tiling(*size, whole_rows=True, device=device.type).height < min(MIN_WHOLE_ROWS, num_kept):
+            row_stats = _first_pass(student, teacher, kept_rows, size)
+    cut = tiling(*size, whole_rows=row_stats is None, device=device.type)
+    num_scratch = 0 if column_grad is None else 3 if row_stats is None else 1
+    workspace = Workspace(cut, head.dtype, device, num_scratch=num_scratch)
+    value = torch.zeros((), dtype=head.dtype, device=device)
+    hidden_grad = torch.zeros_like(student.hidden)
+    for tile_rows in cut.rows():
+        rows = tile_rows if kept_rows is None else kept_rows[tile_rows]
+        student_tile, teacher_tile = LazyLogits(student.hidden[rows].to(head.dtype), head), teacher[rows]
+        tile_weights = None if weights is None else weights[rows]
+        tile_grad = torch.zeros_like(student_tile.hidden)
+        if column_grad is None:
+            per_token = _whole_rows(student_tile, teacher_tile, objective.at(rows), tile_weights, tile_grad, workspace)
         else:
-            here = known[tile] if known is not None else _sums(hidden, other, student_head, teacher_head, cut, work)
-            for columns in cut.columns():
-                if known is None:  # they are there
-                    z, t = (work.tile(i, len(hidden), columns) for i in (0, 1))
-                else:
-                    z, t = _logits(hidden, other, student_head, teacher_head, columns, work)
-                _some_columns(z, t, student_head, streamed, weight, here, work)
-                student_head.backward(hidden, z, grad, columns)
-            per_token = streamed.known_value(here)
-            value += (per_token if weight is None else per_token * weight).sum()
-        hidden_grad[chosen] = grad.to(hidden_grad.dtype)
+            if row_stats is None:
+                stats = _log_normalizers(student_tile, teacher_tile, cut, workspace)
+            else:
+                stats = row_stats[tile_rows]
+            _columns(student_tile, teacher_tile, column_grad, stats, tile_weights, tile_grad, cut, workspace)
+            assert isinstance(objective, Divergence), "column gradients are of divergences"
+            per_token = stats.reverse_kl if objective.name == "reverse_kl" else stats.forward_kl
+        value += (per_token if tile_weights is None else per_token * tile_weights).sum()
+        hidden_grad[rows] = tile_grad.to(hidden_grad.dtype)
     return LossAndGrad(value, hidden_grad)
 
 
-def _logits(
-    hidden: Tensor, other: Tensor, student_head: Head, teacher_head: Head, columns: slice, work: Workspace
-) -> tuple[Tensor, Tensor]:
-    """Both models' logits of some columns, in their tiles."""
-    z, t = (work.tile(i, len(hidden), columns) for i in (0, 1))
-    student_head.logits_into(z, hidden, columns)
-    teacher_head.logits_into(t, other, columns)
+def _whole_rows(
+    student: LazyLogits,
+    teacher: LazyLogits,
+    objective: Objective,
+    weights: Tensor | None,
+    hidden_grad: Tensor,
+    workspace: Workspace,
+) -> Tensor:
+    """Gradients of one tile's rows by autograd on its logits, block by block; returns the objective per token, (n,)."""
+    head, columns = student.head, slice(0, student.head.vocab_size)
+    z, t = _project(student, teacher, columns, workspace)
+    values: list[Tensor] = []
+    for rows in workspace.blocks(z):
+        logits = z[rows].requires_grad_()
+        with torch.enable_grad():
+            value = objective.at(rows).value(logits.log_softmax(-1), t[rows].log_softmax(-1))
+        (grad,) = torch.autograd.grad(value, logits, torch.ones_like(value) if weights is None else weights[rows])
+        if head.softcap is not None:
+            head.softcap_backward_(grad, logits.detach())
+        logits.detach().copy_(grad)
+        values.append(value.detach())
+    head.backward(student.hidden, z, hidden_grad, columns)
+    return torch.cat(values)
+
+
+def _columns(
+    student: LazyLogits,
+    teacher: LazyLogits,
+    column_grad: ColumnGrad,
+    stats: LogNormalizers,
+    weights: Tensor | None,
+    hidden_grad: Tensor,
+    cut: Tiling,
+    workspace: Workspace,
+) -> None:
+    """Gradients of one tile's rows from their log-normalizers, some columns at a time."""
+    head = student.head
+    for columns in cut.columns():
+        if cut.whole_rows:  # _log_normalizers has left the logits in the tiles
+            z, t = (workspace.tile(model, len(student), columns) for model in (0, 1))
+        else:
+            z, t = _project(student, teacher, columns, workspace)
+        for rows in workspace.blocks(z):
+            logits = z[rows]
+            capped = logits.clone() if head.softcap is not None else None
+            column_grad(logits, t[rows], workspace.scratch(0, logits), stats[rows])
+            if weights is not None:
+                logits.mul_(weights[rows, None])
+            if capped is not None:
+                head.softcap_backward_(logits, capped)
+        head.backward(student.hidden, z, hidden_grad, columns)
+
+
+def _project(student: LazyLogits, teacher: LazyLogits, columns: slice, workspace: Workspace) -> tuple[Tensor, Tensor]:
+    """Both models' logits of some columns, (n, c), in their tiles."""
+    z, t = (workspace.tile(model, len(student), columns) for model in (0, 1))
+    student.into(z, columns)
+    teacher.into(t, columns)
     return z, t
 
 
-def _whole_rows(
-    z: Tensor, t: Tensor, head: Head, divergence: Objective, weight: Tensor | None, work: Workspace
-) -> Tensor:
-    """Logits of whole rows to the gradient at the student's, in `z`; returns the summed divergence."""
-    value = z.new_zeros(())
-    for rows in work.blocks(z):
-        logits, theirs = z[rows], t[rows]
-        capped = logits.clone() if head.softcap is not None else None
-        p, q = work.spare(0, logits), work.spare(1, logits)
-        _normalize_(logits, p)
-        _normalize_(theirs, q)
-        per_token = divergence.at(rows).gradient_(logits, p, theirs, q)
-        if weight is not None:
-            per_token = per_token * weight[rows]
-            logits.mul_(weight[rows, None])
-        if capped is not None:
-            head.slope_(logits, capped)
-        value += per_token.sum()
-    return value
-
-
-def _some_columns(
-    z: Tensor,
-    t: Tensor,
-    head: Head,
-    divergence: Divergence,
-    weight: Tensor | None,
-    known: Normalizers,
-    work: Workspace,
-) -> None:
-    """Logits of some columns to the gradient at the student's, in `z`."""
-    for rows in work.blocks(z):
-        logits = z[rows]
-        capped = logits.clone() if head.softcap is not None else None
-        divergence.streamed_gradient_(logits, t[rows], work.spare(0, logits), known[rows])
-        if weight is not None:
-            logits.mul_(weight[rows, None])
-        if capped is not None:
-            head.slope_(logits, capped)
-
-
-def _normalize_(logits: Tensor, probabilities: Tensor) -> None:
-    """Logits become log-probabilities in place; the other argument is filled with the probabilities."""
-    logits.sub_(logits.amax(-1, keepdim=True))
-    total = torch.exp(logits, out=probabilities).sum(-1, keepdim=True)
-    logits.sub_(total.log())
-    probabilities.div_(total)
-
-
 def _first_pass(
-    student_hidden: Tensor,
-    teacher_hidden: Tensor,
-    rows: Tensor | None,
-    student_head: Head,
-    teacher_head: Head,
-    size: tuple[int, int, torch.dtype, int],
-) -> Normalizers:
-    """The normalisers of kept rows by two products of their own."""
-    cut = tiling(*size, whole_rows=False, device=student_hidden.device.type)
-    work = Workspace(cut, student_hidden, student_head.dtype, spare=3)
-    chosen = [tile if rows is None else rows[tile] for tile in cut.rows()]
-    return moments.joined(
-        [_sums(student_hidden[at], teacher_hidden[at], student_head, teacher_head, cut, work) for at in chosen]
-    )
+    student: LazyLogits, teacher: LazyLogits, kept_rows: Tensor | None, size: tuple[int, int, torch.dtype, int]
+) -> LogNormalizers:
+    """The log-normalizers of kept rows, by two more GEMMs."""
+    device = student.hidden.device
+    cut = tiling(*size, whole_rows=False, device=device.type)
+    workspace = Workspace(cut, student.head.dtype, device, num_scratch=3)
+    tiles = [tile_rows if kept_rows is None else kept_rows[tile_rows] for tile_rows in cut.rows()]
+    parts = [_log_normalizers(student[rows], teacher[rows], cut, workspace) for rows in tiles]
+    return LogNormalizers.concatenate(parts)
 
 
-def _sums(
-    hidden: Tensor, other: Tensor, student_head: Head, teacher_head: Head, cut: Tiling, work: Workspace
-) -> Normalizers:
-    """The normalisers of one tile's rows; if it is of whole rows it ends up full of their logits."""
-    sums = None
+def _log_normalizers(student: LazyLogits, teacher: LazyLogits, cut: Tiling, workspace: Workspace) -> LogNormalizers:
+    """The log-normalizers of one tile's rows; if tiles hold whole rows, they hold these rows' logits afterwards."""
+    sums: tuple[OnlineSoftmaxStats, OnlineSoftmaxStats] | None = None
     for columns in cut.columns():
-        z, t = _logits(hidden, other, student_head, teacher_head, columns, work)
-        ours, theirs = moments.of_tile(z, t, work=work)
-        assert theirs is not None, "the teacher was projected"
-        sums = (ours, theirs) if sums is None else (sums[0].merged(ours), sums[1].merged(theirs))
+        z, t = _project(student, teacher, columns, workspace)
+        student_sums, teacher_sums = tile_stats(z, t, workspace=workspace)
+        assert teacher_sums is not None, "the teacher was projected"
+        if sums is not None:
+            student_sums, teacher_sums = sums[0].merge(student_sums), sums[1].merge(teacher_sums)
+        sums = student_sums, teacher_sums
     assert sums is not None, "a vocabulary has at least one column"
-    return moments.normalizers(*sums)
+    return LogNormalizers.of(*sums)

@@ -9,18 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tip_exp.losses.embedding_grad import grad_of
+from tip_exp.losses.embedding_grad import grad_buffer
 
-# Rows of a 16-bit weight that are widened to float32 at once where the device has no mixed products; a part of a tile.
-WIDENED_ROWS = 1024
+# Rows of a 16-bit weight converted to float32 at a time where the device has no mixed-precision GEMM.
+CONVERTED_ROWS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
     """logits = softcap(scale * (hidden @ weight[:vocab_size].T + bias)), in float32 or wider.
 
-    `scale` and `softcap` are what Cohere, Granite and Gemma 2 do after their last matrix product. `weight` is
-    the model's own parameter, perhaps tied to its embedding; `vocab_size` cuts it to the ids that both models know.
+    `weight` is the model's own parameter, possibly tied to its embedding; `vocab_size` limits it to the shared ids.
+    Cohere and Granite scale their logits, Gemma 2 soft-caps them: softcap(x) = c tanh(x / c).
     """
 
     weight: Tensor  # (V, D)
@@ -35,18 +35,18 @@ class Head:
         return torch.promote_types(self.weight.dtype, torch.float32)
 
     def logits(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
-        """Whole logits, differentiable, the product in the weight's own precision: what the model itself does."""
+        """All logits, differentiable; the GEMM runs in the weight's dtype, as in the model itself."""
         weight, bias = self.weight, self.bias
-        if len(weight) > self.vocab_size:  # the backward of a cut makes a second gradient of the whole weight
+        if len(weight) > self.vocab_size:  # only if needed: the backward of a slice allocates a full-size gradient
             weight, bias = weight[: self.vocab_size], None if bias is None else bias[: self.vocab_size]
         raw = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
         logits = raw.to(self.dtype) * self.scale if self.scale != 1.0 else raw.to(self.dtype)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def logits_into(self, tile: Float[Tensor, "n c"], hidden: Float[Tensor, "n d"], columns: slice) -> None:
-        """Fill `tile` with the logits of some vocabulary columns: the product itself is accumulated in float32."""
-        for part, at in self._pieces(columns):
-            self._product(hidden, self.weight[part].T, tile[:, at])
+        """Fill `tile` with the logits of some vocabulary columns; the GEMM accumulates in float32."""
+        for weight_rows, tile_columns in self._pieces(columns):
+            self._matmul(hidden, self.weight[weight_rows].T, tile[:, tile_columns])
         if self.bias is not None:
             tile += self.bias[columns]
         if self.scale != 1.0:
@@ -54,8 +54,8 @@ class Head:
         if self.softcap is not None:
             tile.div_(self.softcap).tanh_().mul_(self.softcap)
 
-    def slope_(self, grad: Float[Tensor, "n c"], logits: Float[Tensor, "n c"]) -> None:
-        """Turn a gradient at soft-capped logits, in place, into one before the cap; `logits` are overwritten."""
+    def softcap_backward_(self, grad: Float[Tensor, "n c"], logits: Float[Tensor, "n c"]) -> None:
+        """Multiply a gradient at soft-capped logits by d softcap / dx = 1 - (logits / c)^2; overwrites `logits`."""
         assert self.softcap is not None, "without a soft cap the slope is one"
         grad.addcmul_(grad, logits.div_(self.softcap).square_(), value=-1)
 
@@ -66,37 +66,37 @@ class Head:
         hidden_grad: Float[Tensor, "n d"],
         columns: slice,
     ) -> None:
-        """Push a gradient at some columns, before the cap, back: adds to `hidden_grad` and into `weight.grad`.
+        """Add the gradient at some columns (before the cap) to `hidden_grad` and to `weight.grad` and `bias.grad`.
 
-        `hidden_grad` is of the head's dtype. A gradient of a 16-bit weight is rounded once a call.
+        `hidden_grad` has the head's dtype. The gradient of a 16-bit weight is rounded once per call.
         """
         if self.scale != 1.0:
             logit_grad.mul_(self.scale)
         if self.bias is not None and self.bias.requires_grad:
-            grad_of(self.bias)[columns] += logit_grad.sum(0).to(self.bias.dtype)
-        for part, at in self._pieces(columns):
-            grad = logit_grad[:, at]
-            self._product(grad, self.weight[part], hidden_grad, add=True)
+            grad_buffer(self.bias)[columns] += logit_grad.sum(0).to(self.bias.dtype)
+        for weight_rows, tile_columns in self._pieces(columns):
+            grad = logit_grad[:, tile_columns]
+            self._matmul(grad, self.weight[weight_rows], hidden_grad, add=True)
             if self.weight.requires_grad:
-                self._product(grad.T, hidden, grad_of(self.weight)[part], add=True)
+                self._matmul(grad.T, hidden, grad_buffer(self.weight)[weight_rows], add=True)
 
     def _pieces(self, columns: slice) -> Iterator[tuple[slice, slice]]:
-        """Cut columns so that a 16-bit weight is widened piece by piece: (rows of the weight, columns of the tile)."""
+        """(rows of the weight, columns of the tile), few enough at a time for a 16-bit weight to be converted."""
         width = columns.stop - columns.start
-        widened = self.weight.dtype != self.dtype and not self._mixed
-        step = WIDENED_ROWS if widened else max(1, width)
+        converts = self.weight.dtype != self.dtype and not self._has_mixed_gemm
+        step = CONVERTED_ROWS if converts else max(1, width)
         for start in range(0, width, step):
-            at = slice(start, min(start + step, width))
-            yield slice(columns.start + at.start, columns.start + at.stop), at
+            tile_columns = slice(start, min(start + step, width))
+            yield slice(columns.start + tile_columns.start, columns.start + tile_columns.stop), tile_columns
 
     @property
-    def _mixed(self) -> bool:
-        """Whether the device multiplies 16-bit matrices with sums in float32."""
+    def _has_mixed_gemm(self) -> bool:
+        """Whether the weight is 16-bit on a device whose GEMM takes 16-bit inputs and returns float32."""
         return self.weight.is_cuda and self.weight.dtype != self.dtype
 
-    def _product(self, a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
-        """out (+)= a @ b, accumulated in the head's dtype whatever the operands are."""
-        if self._mixed:
+    def _matmul(self, a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
+        """out (+)= a @ b, accumulated in the head's dtype whatever the operands' dtypes."""
+        if self._has_mixed_gemm:
             a, b = a.to(self.weight.dtype), b.to(self.weight.dtype)
             product = torch.mm(a, b, out_dtype=self.dtype)
         else:
@@ -106,3 +106,21 @@ class Head:
                 return
             product = a @ b
         out.add_(product) if add else out.copy_(product)
+
+
+@dataclass(frozen=True, slots=True)
+class LazyLogits:
+    """One model's logits at N response tokens, not yet computed: `hidden` (N, D) predicts them through `head`."""
+
+    hidden: Float[Tensor, "n d"]
+    head: Head
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def __getitem__(self, rows: Tensor | slice) -> LazyLogits:
+        return LazyLogits(self.hidden[rows], self.head)
+
+    def into(self, tile: Float[Tensor, "n c"], columns: slice) -> None:
+        """Fill `tile` with the logits of some vocabulary columns."""
+        self.head.logits_into(tile, self.hidden, columns)

@@ -1,4 +1,4 @@
-"""The materialized backend of the masked loss: whole logits of every row, then the mask (the paper's memory)."""
+"""The materialized backend of the masked loss: logits of every row, then the mask, as the paper's memory table."""
 
 from __future__ import annotations
 
@@ -8,47 +8,39 @@ from torch import Tensor
 
 from tip_exp.losses.estimators import Objective
 from tip_exp.losses.fused import LossAndGrad
-from tip_exp.losses.head import Head
-from tip_exp.losses.online_softmax import Normalizers
+from tip_exp.losses.head import LazyLogits
+from tip_exp.losses.online_softmax import LogNormalizers
 
 
 def materialized(
-    student_hidden: Float[Tensor, "n d"],
-    teacher_hidden: Float[Tensor, "n e"],
-    kept: Bool[Tensor, " n"],
-    student_head: Head,
-    teacher_head: Head,
-    divergence: Objective,
+    student: LazyLogits,
+    teacher: LazyLogits,
+    kept_mask: Bool[Tensor, " n"],
+    objective: Objective,
     tile_bytes: int,
     *,
-    normalizers: Normalizers | None = None,
+    log_normalizers: LogNormalizers | None = None,
     weights: Float[Tensor, " n"] | None = None,
 ) -> LossAndGrad:
-    """Logits of every token at once, then the mask, then autograd; `tile_bytes` and `normalizers` are not used.
+    """Same values and gradients as `fused`, by autograd over all N x V logits; ignores tile_bytes and log_normalizers.
 
-    Whole logits live until their kept rows are copied, so memory falls with retention from some six times kept rows
-    of logits to little more than once all of them, which is what the student's gradient takes.
+    All logits live until their kept rows are copied, so peak memory falls with retention from about six times the kept
+    rows' logits to little more than all logits once, the size of the student's logit gradient.
     """
-    hidden = student_hidden.detach().requires_grad_()
-    value = _sum_over_kept(hidden, teacher_hidden, kept, student_head, teacher_head, divergence, weights)
+    hidden = student.hidden.detach().requires_grad_()
+    value = _sum_over_kept(LazyLogits(hidden, student.head), teacher, kept_mask, objective, weights)
     value.backward()
     assert hidden.grad is not None, "every hidden state is an input of the loss"
     return LossAndGrad(value.detach(), hidden.grad)
 
 
 def _sum_over_kept(
-    hidden: Tensor,
-    teacher_hidden: Tensor,
-    kept: Tensor,
-    student_head: Head,
-    teacher_head: Head,
-    divergence: Objective,
-    weights: Tensor | None,
+    student: LazyLogits, teacher: LazyLogits, kept_mask: Tensor, objective: Objective, weights: Tensor | None
 ) -> Tensor:
-    """Differentiable. A function of its own: once it has returned the graph alone holds what backward lets go of."""
-    rows = kept.nonzero().squeeze(-1)
+    """Differentiable. Separate function so its locals are freed before backward; only autograd keeps activations."""
+    kept_rows = kept_mask.nonzero().squeeze(-1)
     with torch.no_grad():
-        teacher_logprobs = teacher_head.logits(teacher_hidden).index_select(0, rows).log_softmax(-1)
-    student_logprobs = student_head.logits(hidden).index_select(0, rows).log_softmax(-1)
-    per_token = divergence.at(kept).value(student_logprobs, teacher_logprobs)
-    return (per_token if weights is None else per_token * weights[kept]).sum()
+        teacher_logprobs = teacher.head.logits(teacher.hidden).index_select(0, kept_rows).log_softmax(-1)
+    student_logprobs = student.head.logits(student.hidden).index_select(0, kept_rows).log_softmax(-1)
+    per_token = objective.at(kept_mask).value(student_logprobs, teacher_logprobs)
+    return (per_token if weights is None else per_token * weights[kept_mask]).sum()

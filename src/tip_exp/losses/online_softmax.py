@@ -1,8 +1,8 @@
-"""Sums over the vocabulary, gathered tile by tile, from which entropies, KLs and normalisers of every token follow.
+"""Softmax sums accumulated tile by tile, from which entropies, KLs and log-normalizers of every token follow.
 
-With logits z (student) and t (teacher), p and q their softmaxes: log-normalisers and E_p z, E_p t, E_q t, E_q z give
-    H(p) = log Z_p - E_p z       KL(p || q) = (E_p z - log Z_p) - (E_p t - log Z_q)       and both with p, q exchanged.
-All are kept relative to the largest logit seen so far, so that a peaked row loses no digits, and in float64.
+With student logits z, teacher logits t and their softmaxes p, q, the sums log Z_p, E_p z, E_p t, log Z_q, E_q t, E_q z
+give  H(p) = log Z_p - E_p z  and  KL(p || q) = (E_p z - log Z_p) - (E_p t - log Z_q), and both with p and q exchanged.
+All sums are relative to the largest logit so far (a peaked row loses no digits) and merged in float64.
 """
 
 from __future__ import annotations
@@ -18,132 +18,138 @@ from tip_exp.losses.tiling import GROUP, Workspace, exp
 
 @dataclass(frozen=True, slots=True)
 class OnlineSoftmaxStats:
-    """One model's sums, weighted by its own unnormalised probabilities e^(z - top); each (n,).
+    """One model's sums over the columns seen so far, weighted by e^(z - max); each (n,), float64.
 
-    `other_top` and `other` are of the other model's logits under this model's weights; None where it was not projected.
+    x are the other model's logits; `cross_max` and `cross_sum` are None where that model was not projected.
     """
 
-    top: Tensor
-    total: Tensor  # sum of e^(z - top)
-    own: Tensor  # sum of e^(z - top) (z - top)
-    other_top: Tensor | None
-    other: Tensor | None  # sum of e^(z - top) (t - other_top)
+    max: Tensor  # max z
+    total: Tensor  # sum of e^(z - max)
+    self_sum: Tensor  # sum of e^(z - max) (z - max)
+    cross_max: Tensor | None  # max x
+    cross_sum: Tensor | None  # sum of e^(z - max) (x - cross_max)
 
-    def merged(self, more: OnlineSoftmaxStats) -> OnlineSoftmaxStats:
-        """The sums over two disjoint parts of the vocabulary."""
-        top = torch.maximum(self.top, more.top)
-        other_top = None
-        if self.other_top is not None and more.other_top is not None:
-            other_top = torch.maximum(self.other_top, more.other_top)
-        a, b = self._relative_to(top, other_top), more._relative_to(top, other_top)
-        other = None if a.other is None or b.other is None else a.other + b.other
-        return OnlineSoftmaxStats(top, a.total + b.total, a.own + b.own, other_top, other)
+    def merge(self, stats: OnlineSoftmaxStats) -> OnlineSoftmaxStats:
+        """The sums over the union of two disjoint sets of columns."""
+        new_max = torch.maximum(self.max, stats.max)
+        new_cross_max = None
+        if self.cross_max is not None and stats.cross_max is not None:
+            new_cross_max = torch.maximum(self.cross_max, stats.cross_max)
+        a, b = self._rescaled(new_max, new_cross_max), stats._rescaled(new_max, new_cross_max)
+        cross_sum = None if a.cross_sum is None or b.cross_sum is None else a.cross_sum + b.cross_sum
+        return OnlineSoftmaxStats(new_max, a.total + b.total, a.self_sum + b.self_sum, new_cross_max, cross_sum)
 
-    def _relative_to(self, top: Tensor, other_top: Tensor | None) -> OnlineSoftmaxStats:
-        scale = torch.exp(self.top - top)
-        own = scale * (self.own + (self.top - top) * self.total)
-        other = None
-        if self.other is not None and self.other_top is not None and other_top is not None:
-            other = scale * (self.other + (self.other_top - other_top) * self.total)
-        return OnlineSoftmaxStats(top, scale * self.total, own, other_top, other)
+    def _rescaled(self, new_max: Tensor, new_cross_max: Tensor | None) -> OnlineSoftmaxStats:
+        """The same sums relative to new maxima."""
+        scale = torch.exp(self.max - new_max)
+        self_sum = scale * (self.self_sum + (self.max - new_max) * self.total)
+        cross_sum = None
+        if self.cross_sum is not None and self.cross_max is not None and new_cross_max is not None:
+            cross_sum = scale * (self.cross_sum + (self.cross_max - new_cross_max) * self.total)
+        return OnlineSoftmaxStats(new_max, scale * self.total, self_sum, new_cross_max, cross_sum)
 
     @property
     def log_normalizer(self) -> Tensor:
-        return self.top + self.total.log()
+        """log Z = log sum e^z, (n,)."""
+        return self.max + self.total.log()
 
     @property
     def entropy(self) -> Tensor:
-        return self.total.log() - self.own / self.total
+        """H(p) = log Z - E_p z, nats, (n,)."""
+        return self.total.log() - self.self_sum / self.total
 
-    def kl(self, other: OnlineSoftmaxStats) -> Tensor:
-        """KL(this || other), nats; rounding can take it a hair below zero."""
-        assert self.other is not None, "both models must have been projected"
-        return self.own / self.total - self.total.log() - (self.other / self.total - other.total.log())
+    def kl(self, target: OnlineSoftmaxStats) -> Tensor:
+        """KL(self || target), nats, (n,); rounding can make it slightly negative."""
+        assert self.cross_sum is not None, "both models must have been projected"
+        return self.self_sum / self.total - self.total.log() - (self.cross_sum / self.total - target.total.log())
 
 
 @dataclass(frozen=True, slots=True)
-class Normalizers:
-    """What scoring learned about N tokens and the loss need not learn again; each (N,), float64, nats."""
+class LogNormalizers:
+    """Log-normalizers and KLs of N tokens, computed with the statistics and reused by the loss; (N,), float64, nats."""
 
     student: Tensor  # log Z_p
     teacher: Tensor  # log Z_q
     reverse_kl: Tensor
     forward_kl: Tensor
 
-    def __getitem__(self, rows: Tensor | slice) -> Normalizers:
-        return Normalizers(self.student[rows], self.teacher[rows], self.reverse_kl[rows], self.forward_kl[rows])
+    @classmethod
+    def of(cls, student: OnlineSoftmaxStats, teacher: OnlineSoftmaxStats) -> LogNormalizers:
+        return cls(student.log_normalizer, teacher.log_normalizer, student.kl(teacher), teacher.kl(student))
+
+    @classmethod
+    def concatenate(cls, parts: list[LogNormalizers]) -> LogNormalizers:
+        """Of consecutive tokens, in order; at least one part."""
+        fields = zip(*((part.student, part.teacher, part.reverse_kl, part.forward_kl) for part in parts), strict=True)
+        return cls(*(torch.cat(field) for field in fields))
+
+    def __getitem__(self, rows: Tensor | slice) -> LogNormalizers:
+        return LogNormalizers(self.student[rows], self.teacher[rows], self.reverse_kl[rows], self.forward_kl[rows])
 
 
-def normalizers(student: OnlineSoftmaxStats, teacher: OnlineSoftmaxStats) -> Normalizers:
-    return Normalizers(student.log_normalizer, teacher.log_normalizer, student.kl(teacher), teacher.kl(student))
-
-
-def joined(parts: list[Normalizers]) -> Normalizers:
-    """The normalisers of consecutive tokens, in order; at least one part."""
-    fields = zip(*((part.student, part.teacher, part.reverse_kl, part.forward_kl) for part in parts), strict=True)
-    return Normalizers(*(torch.cat(field) for field in fields))
-
-
-def of_tile(
-    z: Tensor, t: Tensor | None = None, *, work: Workspace, maxima: tuple[Tensor, ...] | None = None
+def tile_stats(
+    z: Tensor, t: Tensor | None = None, *, workspace: Workspace, group_maxima: tuple[Tensor, ...] | None = None
 ) -> tuple[OnlineSoftmaxStats, OnlineSoftmaxStats | None]:
-    """OnlineSoftmaxStats of one tile of student logits (n, c) and, if given, teacher logits; takes three spare blocks.
+    """Student's and teacher's sums over one tile of student logits (n, c) and, if given, teacher logits (n, c).
 
-    `maxima`, (n, c // GROUP) of each model, are filled with the largest logit of each whole group of columns.
+    `group_maxima`, (n, c // GROUP) of each model, receive the largest logit of each full group of columns.
+    Uses scratch blocks 0 to 2.
     """
-    found = z.new_empty(8, len(z))
-    top, total, own, other, t_top, t_total, t_own, t_other = found.unbind()
-    for rows in work.blocks(z):
+    sums = z.new_empty(8, len(z))
+    z_max, z_total, z_self, z_cross, t_max, t_total, t_self, t_cross = sums.unbind()
+    for rows in workspace.blocks(z):
         block = z[rows]
-        ours, weight = work.spare(0, block), work.spare(1, block)
-        _largest(block, top[rows], None if maxima is None else maxima[0][rows])
-        torch.sub(block, top[rows, None], out=ours)
-        torch.sum(exp(ours, out=weight), -1, out=total[rows])
-        torch.linalg.vecdot(weight, ours, out=own[rows])
+        z_shifted, weights = workspace.scratch(0, block), workspace.scratch(1, block)
+        _row_max(block, z_max[rows], None if group_maxima is None else group_maxima[0][rows])
+        torch.sub(block, z_max[rows, None], out=z_shifted)
+        torch.sum(exp(z_shifted, out=weights), -1, out=z_total[rows])
+        torch.linalg.vecdot(weights, z_shifted, out=z_self[rows])
         if t is None:
             continue
-        block, theirs = t[rows], work.spare(2, block)
-        _largest(block, t_top[rows], None if maxima is None else maxima[1][rows])
-        torch.sub(block, t_top[rows, None], out=theirs)
-        torch.linalg.vecdot(weight, theirs, out=other[rows])
-        torch.sum(exp(theirs, out=weight), -1, out=t_total[rows])
-        torch.linalg.vecdot(weight, theirs, out=t_own[rows])
-        torch.linalg.vecdot(weight, ours, out=t_other[rows])
-    # What follows cancels large numbers, so it is done in float64: a few numbers a row.
-    top, total, own, other, t_top, t_total, t_own, t_other = found.double().unbind()
+        block, t_shifted = t[rows], workspace.scratch(2, block)
+        _row_max(block, t_max[rows], None if group_maxima is None else group_maxima[1][rows])
+        torch.sub(block, t_max[rows, None], out=t_shifted)
+        torch.linalg.vecdot(weights, t_shifted, out=z_cross[rows])
+        torch.sum(exp(t_shifted, out=weights), -1, out=t_total[rows])
+        torch.linalg.vecdot(weights, t_shifted, out=t_self[rows])
+        torch.linalg.vecdot(weights, z_shifted, out=t_cross[rows])
+    # float64 from here: KLs are small differences of large sums, and there are only eight numbers per row.
+    z_max, z_total, z_self, z_cross, t_max, t_total, t_self, t_cross = sums.double().unbind()
     if t is None:
-        return OnlineSoftmaxStats(top, total, own, None, None), None
-    return OnlineSoftmaxStats(top, total, own, t_top, other), OnlineSoftmaxStats(t_top, t_total, t_own, top, t_other)
+        return OnlineSoftmaxStats(z_max, z_total, z_self, None, None), None
+    student = OnlineSoftmaxStats(z_max, z_total, z_self, t_max, z_cross)
+    return student, OnlineSoftmaxStats(t_max, t_total, t_self, z_max, t_cross)
 
 
-def _largest(block: Tensor, out: Tensor, maxima: Tensor | None) -> None:
-    """Fill `out`, (n,), with each row's largest, and `maxima` with those of whole groups of columns."""
-    if maxima is None or maxima.shape[1] == 0:
+def _row_max(block: Tensor, out: Tensor, group_maxima: Tensor | None) -> None:
+    """Write each row's maximum to `out` (n,) and the maxima of full groups of columns to `group_maxima`."""
+    if group_maxima is None or group_maxima.shape[1] == 0:
         torch.amax(block, -1, out=out)
         return
-    groups = maxima.shape[1]
-    torch.amax(block[:, : groups * GROUP].unflatten(-1, (groups, GROUP)), -1, out=maxima)
-    torch.amax(maxima, -1, out=out)
-    if groups * GROUP < block.shape[1]:
-        torch.maximum(out, block[:, groups * GROUP :].amax(-1), out=out)
+    num_groups = group_maxima.shape[1]
+    torch.amax(block[:, : num_groups * GROUP].unflatten(-1, (num_groups, GROUP)), -1, out=group_maxima)
+    torch.amax(group_maxima, -1, out=out)
+    if num_groups * GROUP < block.shape[1]:
+        torch.maximum(out, block[:, num_groups * GROUP :].amax(-1), out=out)
 
 
 def jsd(
-    z: Tensor, t: Tensor, student: OnlineSoftmaxStats, teacher: OnlineSoftmaxStats, beta: float, work: Workspace
+    z: Tensor, t: Tensor, student: OnlineSoftmaxStats, teacher: OnlineSoftmaxStats, beta: float, workspace: Workspace
 ) -> Tensor:
-    """JSD of whole rows of logits (n, V) whose moments are known, (n,); `beta` is the teacher's weight in the mixture.
+    """JSD of whole rows of logits (n, V) with their sums, nats, (n,); `beta` is the teacher's weight in the mixture m.
 
-    With m = beta q + (1 - beta) p, it is beta KL(q || p) - sum of m log(m / p). Takes three spare blocks.
+    JSD = beta KL(q || p) - sum of m log(m / p)  with  m = beta q + (1 - beta) p. Uses scratch blocks 0 to 2.
     """
-    found = torch.empty_like(z[:, 0])
-    top, t_top = student.top.to(z.dtype), teacher.top.to(z.dtype)
-    share = (beta / (1 - beta) * student.total / teacher.total).to(z.dtype)
-    for rows in work.blocks(z):
+    mixture_sum = torch.empty_like(z[:, 0])
+    z_max, t_max = student.max.to(z.dtype), teacher.max.to(z.dtype)
+    # Below p is unnormalized, so m is the mixture times student.total / (1 - beta), and q is weighted to match.
+    ratio = (beta / (1 - beta) * student.total / teacher.total).to(z.dtype)
+    for rows in workspace.blocks(z):
         block = z[rows]
-        ours, m, q = (work.spare(i, block) for i in range(3))  # m and q not yet normalised, nor is p
-        exp(torch.sub(t[rows], t_top[rows, None], out=m), out=q)
-        exp(torch.sub(block, top[rows, None], out=ours), out=m)
-        m.addcmul_(q, share[rows, None])
-        m.clamp_(min=torch.finfo(m.dtype).tiny)  # where both vanish the log is merely finite: it has no weight
-        torch.linalg.vecdot(m, torch.log(m, out=q).sub_(ours), out=found[rows])
-    return beta * teacher.kl(student) - (1 - beta) * found / student.total - math.log1p(-beta)
+        z_shifted, m, q = (workspace.scratch(i, block) for i in range(3))
+        exp(torch.sub(t[rows], t_max[rows, None], out=m), out=q)
+        exp(torch.sub(block, z_max[rows, None], out=z_shifted), out=m)
+        m.addcmul_(q, ratio[rows, None])
+        m.clamp_(min=torch.finfo(m.dtype).tiny)  # keeps log finite where p and q underflow; the term is m log m = 0
+        torch.linalg.vecdot(m, torch.log(m, out=q).sub_(z_shifted), out=mixture_sum[rows])
+    return beta * teacher.kl(student) - (1 - beta) * mixture_sum / student.total - math.log1p(-beta)

@@ -1,7 +1,6 @@
-"""How N tokens x V logits are cut: into tiles of both models' logits within a byte budget, and into blocks of those.
+"""Splits N tokens x V logits into tiles within a byte budget, and tiles into blocks that fit the cache.
 
-Matrix products want large tiles; what is done element by element is bound by memory, and wants what a product wrote to
-lie still in the last cache when it is read, and all its own temporaries in a nearer one.
+GEMMs want large tiles; elementwise ops should read tiles that still fit in L3 and write temporaries that fit in L2.
 """
 
 from __future__ import annotations
@@ -13,22 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TILES_ALIVE = 2  # the student's logits and the teacher's
-# More rows make no product faster, but cost gradients of hidden states.
-MOST_ROWS = 1024
-# Logits that one product writes before they are read: 4 MiB of float32, of which a CPU's last cache holds two. A GPU's
-# products are limited by the budget alone.
-PRODUCT_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 40}
-# Elements of a block: 1 MiB of float32, of which four stay in a CPU's caches. On a GPU a block is a kernel's worth.
+LIVE_TILES = 2  # student logits and teacher logits
+MAX_ROWS = 1024  # more rows do not speed up a GEMM, but the hidden-state gradient grows with them
+# Logits per GEMM. CPU: 4 MiB of float32, so both models' logits stay in L3. CUDA: only the byte budget limits it.
+GEMM_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 40}
+# Logits per block of elementwise ops. CPU: 1 MiB of float32, so four blocks stay in cache. CUDA: one kernel launch.
 BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}
-# Columns that are never in two products of the same whole rows.
-GROUP = 64
+GROUP = 64  # columns per group whose maximum is kept; with whole rows a GEMM never splits a group
 LOG2_E = 1 / math.log(2)
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """N x V cut into `height` rows and, of those, `width` columns at a time; `whole_rows` are held all together."""
+    """N x V in tiles of `height` rows and `width` columns; with `whole_rows` all columns of a tile's rows are held."""
 
     num_rows: int
     vocab_size: int
@@ -37,8 +33,8 @@ class Tiling:
     whole_rows: bool
 
     @property
-    def area(self) -> int:
-        """Logits of one model that are held."""
+    def held_elements(self) -> int:
+        """Logits of one model that are in memory at a time."""
         return self.height * (self.vocab_size if self.whole_rows else self.width)
 
     def rows(self) -> Iterator[slice]:
@@ -51,52 +47,55 @@ class Tiling:
 def tiling(
     num_rows: int, vocab_size: int, dtype: torch.dtype, tile_bytes: int, *, whole_rows: bool, device: str = "cpu"
 ) -> Tiling:
-    """Tiles of two models' logits that stay within `tile_bytes` together (at least one logit, or one whole row)."""
-    elements, at_once = max(1, tile_bytes // (TILES_ALIVE * dtype.itemsize)), PRODUCT_ELEMENTS[device]
+    """Tiles of both models' logits that take at most `tile_bytes` together (at least one logit, or one whole row)."""
+    elements, gemm_elements = max(1, tile_bytes // (LIVE_TILES * dtype.itemsize)), GEMM_ELEMENTS[device]
     if whole_rows:
-        height = max(1, min(num_rows, MOST_ROWS, elements // vocab_size))
-        width = max(GROUP, at_once // height // GROUP * GROUP)
+        height = max(1, min(num_rows, MAX_ROWS, elements // vocab_size))
+        width = max(GROUP, gemm_elements // height // GROUP * GROUP)
     else:
-        elements = min(elements, at_once)
-        height = max(1, min(num_rows, MOST_ROWS, math.isqrt(elements)))
+        elements = min(elements, gemm_elements)
+        height = max(1, min(num_rows, MAX_ROWS, math.isqrt(elements)))
         width = elements // height
     return Tiling(num_rows, vocab_size, height, min(vocab_size, width), whole_rows)
 
 
 def exp(x: Tensor, out: Tensor) -> Tensor:
-    """e^x; on a CPU by way of 2^x, whose kernel is torch's own: MKL's for e^x takes three times as long on AMD's."""
+    """e^x. On CPU as 2^(x log2 e): MKL's exp takes three times as long on AMD processors."""
     return torch.mul(x, LOG2_E, out=out).exp2_() if x.device.type == "cpu" else torch.exp(x, out=out)
 
 
 class Workspace:
-    """The memory of one pass, taken once: two tiles and `spare` blocks, handed out again and again."""
+    """The buffers of one pass, allocated once and reused: `tiles` logit tiles and `num_scratch` scratch blocks."""
 
-    def __init__(self, cut: Tiling, like: Tensor, dtype: torch.dtype, *, spare: int, tiles: int = TILES_ALIVE) -> None:
+    def __init__(
+        self, cut: Tiling, dtype: torch.dtype, device: torch.device, *, num_scratch: int, tiles: int = LIVE_TILES
+    ) -> None:
         def empty(size: int) -> Tensor:
-            return torch.empty(size, dtype=dtype, device=like.device)
+            return torch.empty(size, dtype=dtype, device=device)
 
         self._cut = cut
-        longest = cut.vocab_size if cut.whole_rows else cut.width
-        self._block = BLOCK_ELEMENTS[like.device.type]
-        # One piece: glibc maps what is above 32 MiB, so that it goes back to the system as soon as the pass is over.
-        self._tiles = empty(tiles * cut.area).split(cut.area)
-        self._spare = [empty(min(cut.area, max(self._block, longest))) for _ in range(spare)]
+        row_length = cut.vocab_size if cut.whole_rows else cut.width
+        self._block_elements = BLOCK_ELEMENTS[device.type]
+        # One allocation: glibc maps sizes above 32 MiB and returns them to the system as soon as the pass ends.
+        self._tiles = empty(tiles * cut.held_elements).split(cut.held_elements)
+        scratch_elements = min(cut.held_elements, max(self._block_elements, row_length))
+        self._scratch = [empty(scratch_elements) for _ in range(num_scratch)]
 
-    def tile(self, which: int, height: int, columns: slice) -> Tensor:
-        """0: the student's, 1: the teacher's. The columns' place in whole rows, or else the tile's own."""
+    def tile(self, model: int, height: int, columns: slice) -> Tensor:
+        """(height, columns) of `model` (0: student, 1: teacher): a view of the whole rows, else the tile itself."""
         width = columns.stop - columns.start
         if not self._cut.whole_rows:
-            return self._tiles[which][: height * width].view(height, width)
-        rows = self._tiles[which][: height * self._cut.vocab_size].view(height, self._cut.vocab_size)
+            return self._tiles[model][: height * width].view(height, width)
+        rows = self._tiles[model][: height * self._cut.vocab_size].view(height, self._cut.vocab_size)
         return rows[:, columns]
 
-    def spare(self, which: int, block: Tensor) -> Tensor:
-        """A block of the same shape, its content left over."""
-        return self._spare[which][: block.numel()].view(block.shape)
+    def scratch(self, index: int, block: Tensor) -> Tensor:
+        """Uninitialized buffer of the block's shape."""
+        return self._scratch[index][: block.numel()].view(block.shape)
 
     def blocks(self, tile: Tensor) -> Iterator[slice]:
-        """Rows of a tile whose full width fits a block."""
-        return _slices(len(tile), max(1, self._block // tile.shape[-1]))
+        """Row ranges of a tile, each small enough for one block."""
+        return _slices(len(tile), max(1, self._block_elements // tile.shape[-1]))
 
 
 def _slices(length: int, step: int) -> Iterator[slice]:

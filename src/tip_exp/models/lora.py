@@ -43,7 +43,7 @@ def attach(model: PreTrainedModel, settings: LoraConfig, base: str) -> None:
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
+        lora_dropout=0.0,  # rollouts, scores and gradients must see the same network
         target_modules=targets,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,

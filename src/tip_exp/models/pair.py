@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tip_exp.config.schema import ChatConfig, PrivilegedConfig
-from tip_exp.losses.embedding_grad import embedded, is_plain
+from tip_exp.losses.embedding_grad import embed, is_plain_embedding
 from tip_exp.losses.head import Head
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.packed_attention import packed_inputs
@@ -35,8 +35,8 @@ class Model:
             inputs = packed_inputs(self.module, batch.lengths, batch.input_ids.device)
         backbone: nn.Module = self.module.base_model
         embedding = self.module.get_input_embeddings()
-        if isinstance(embedding, nn.Embedding) and is_plain(embedding):
-            inputs["inputs_embeds"] = embedded(embedding, batch.input_ids)
+        if isinstance(embedding, nn.Embedding) and is_plain_embedding(embedding):
+            inputs["inputs_embeds"] = embed(embedding, batch.input_ids)
         else:
             inputs["input_ids"] = batch.input_ids
         output = backbone(**inputs, use_cache=False)

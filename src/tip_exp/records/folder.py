@@ -6,44 +6,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+class _File:
+    """An attribute of RunFolder: the path of a file or folder below its root."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: RunFolder, owner: type[RunFolder]) -> Path:
+        return folder.root / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """The files of one run. `result` is renamed into place last: while it is absent, the run is not done."""
+    """Paths of one run's files. `result` is written last: a run without it is not finished."""
 
     root: Path
 
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def eval_rows(self) -> Path:
-        return self.root / "eval.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        return self.root / "samples.jsonl"
-
-    @property
-    def prompts(self) -> Path:
-        return self.root / "first_prompts.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoint"
-
-    @property
-    def log(self) -> Path:
-        return self.root / "worker.log"
-
-    @property
-    def lock(self) -> Path:
-        return self.root / "lock"
-
-    @property
-    def result(self) -> Path:
-        return self.root / "result.json"
+    config = _File("config.yaml")
+    metrics = _File("metrics.jsonl")
+    eval_rows = _File("eval.jsonl")
+    samples = _File("samples.jsonl")
+    prompts = _File("first_prompts.json")
+    checkpoints = _File("checkpoint")
+    log = _File("worker.log")
+    lock = _File("lock")
+    wandb = _File("wandb")
+    wandb_id = _File("wandb_id")
+    result = _File("result.json")

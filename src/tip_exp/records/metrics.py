@@ -51,6 +51,7 @@ RESPONSE_LEN, TRUNCATED_FRAC = "rollout/response_len", "rollout/truncated_frac"
 TOKENS_PER_S = "rollout/tokens_per_s"
 MISMATCH_MEAN, MISMATCH_P99, MISMATCH_MAX = (f"rollout/logprob_mismatch_{name}" for name in ("mean", "p99", "max"))
 
+QUADRANTS = ("q1", "q2", "q3", "q4")
 ENTROPY_NORM_MEAN = "score/entropy_norm_mean"
 
 

@@ -1,4 +1,4 @@
-"""result.json: the proof that a run is done, made from its own metrics and renamed into place."""
+"""result.json: what a run ends with, computed from its own files. It is written last and proves that a run finished."""
 
 from __future__ import annotations
 
@@ -11,35 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.outcomes import final_outcomes
-from tip_exp.utils.io import read_rows
+from tip_exp.records.metrics import EVAL, KEPT_TOKENS, MEMORY, RESPONSE_TOKENS, TEACHER, of_stage, seconds
+from tip_exp.utils.io import read_rows, write_atomic
 from tip_exp.utils.paths import PACKAGE
+
+# benchmark -> {"samples": k, "right": {problem id: sum of the scores of its k responses}}
+Outcomes = dict[str, dict[str, Any]]
 
 
 def write_result(
     config: RunConfig, folder: RunFolder, datasets: dict[str, Any], rollout: dict[str, Any]
 ) -> dict[str, Any]:
-    """Sum up metrics.jsonl: first and last evaluation, totals over all steps, peaks over all processes of the run."""
+    """Write and return the result: first and last evaluation, totals over the steps, memory peaks over all processes.
+
+    `datasets` and `rollout` describe what was read and how rollouts were sampled.
+    """
     rows = read_rows(folder.metrics)
     result = {
         "name": config.name,
         "digest": digest(config),
-        "start": _with_prefix(rows[0], "eval/"),
-        "teacher": _with_prefix(rows[0], "teacher/"),
-        "final": _with_prefix(rows[-1], "eval/"),
+        "start": of_stage(rows[0], EVAL),
+        "teacher": of_stage(rows[0], TEACHER),
+        "final": of_stage(rows[-1], EVAL),
         "outcomes": final_outcomes(folder.eval_rows),
         "totals": {
             "steps": rows[-1]["step"],
-            "response_tokens": sum(row.get("select/response_tokens", 0) for row in rows),
-            "kept_tokens": sum(row.get("select/kept_tokens", 0) for row in rows),
-            "wall_s": sum(row.get("time/step_s", 0) + row.get("time/eval_s", 0) for row in rows),
+            "response_tokens": sum(row.get(RESPONSE_TOKENS, 0) for row in rows),
+            "kept_tokens": sum(row.get(KEPT_TOKENS, 0) for row in rows),
+            "wall_s": sum(row.get(seconds("step"), 0) + row.get(seconds("eval"), 0) for row in rows),
         },
-        "memory": {key: max(row.get(key, 0.0) for row in rows) for key in rows[-1] if key.startswith("memory/")},
+        "memory": {key: max(row.get(key, 0.0) for row in rows) for key in rows[-1] if key.startswith(MEMORY)},
         "datasets": datasets,
         "rollout": rollout,
         "versions": {name: version(name) for name in ("tip_exp", "torch", "transformers", "hydra-core")}
@@ -48,34 +53,34 @@ def write_result(
         "hardware": hardware(),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    aside = folder.result.with_suffix(".writing")
-    aside.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    aside.replace(folder.result)
+    write_atomic(folder.result, json.dumps(result, indent=2) + "\n")
     return result
 
 
-def write_card(config: RunConfig, result: dict[str, Any], folder: Path) -> None:
-    """README.md of the student's folder: a model card with what it was trained on, how, and what came out."""
-    base, totals, selector = config.pair.student.path, result["totals"], config.selector
-    head = {"base_model": base, "library_name": "transformers", "tags": ["on-policy-distillation", "tip_exp"]}
-    settings = yaml.safe_dump(config.model_dump(exclude={"logger"}), sort_keys=False)
-    scores = [f"| {name} | {result['start'][name]:.4f} | {value:.4f} |" for name, value in result["final"].items()]
-    lines = [
-        f"---\n{yaml.safe_dump(head)}---\n# {config.name}\n",
-        f"`{base}` after {totals['steps']} steps of on-policy distillation from `{config.pair.teacher.path}`, on",
-        f"{totals['kept_tokens']:,.0f} of {totals['response_tokens']:,.0f} response tokens",
-        f"(selector {selector.label}, retention {selector.retention:g}).\n",
-        "| evaluation | step 0 | final |",
-        "|---|---|---|",
-        *scores,
-        f"\nConfig digest {result['digest']}, {result['hardware']}, revision {result['git_revision']}.\n",
-        f"```yaml\n{settings}```\n",
-    ]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+def final_outcomes(eval_rows: Path) -> Outcomes:
+    """Scores by problem of the student's last evaluation, of the sampled responses or else of the greedy ones.
+
+    Reads the file line by line, as evaluations of long responses reach gigabytes. Without a file there are none.
+    """
+    latest_step, latest = None, {}  # latest[benchmark][protocol][problem id] = scores of its responses
+    if eval_rows.exists():
+        with eval_rows.open(encoding="utf-8", newline="\n") as lines:
+            for row in map(json.loads, lines):
+                if row["step"] != latest_step:
+                    latest_step, latest = row["step"], {}
+                if row["model"] == "student":
+                    by_problem = latest.setdefault(row["benchmark"], {}).setdefault(row["protocol"], {})
+                    by_problem.setdefault(row["problem_id"], []).append(row["right"])
+    outcomes: Outcomes = {}
+    for benchmark, protocols in latest.items():
+        by_problem = protocols.get("sampled") or protocols["greedy"]
+        right = {problem: sum(scores) for problem, scores in by_problem.items()}
+        outcomes[benchmark] = {"samples": len(next(iter(by_problem.values()))), "right": right}
+    return outcomes
 
 
 def git_revision() -> str | None:
-    """Commit of the checkout this package runs from, with a + if it has changes; None outside of one."""
+    """Commit of the checkout that this package runs from, with a + if files were changed; None outside of one."""
     root = PACKAGE.parents[1]
     if not (root / ".git").exists():
         return None
@@ -85,16 +90,10 @@ def git_revision() -> str | None:
 
 
 def hardware() -> str:
-    """The GPU if there is one, else the CPU's name and threads."""
+    """ "8 x NVIDIA H200", or without a GPU the CPU's name and the number of threads."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] if cpuinfo.exists() else []
-    )
-    name = names[0].split(":", 1)[1].strip() if names else platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
-def _with_prefix(row: dict[str, Any], prefix: str) -> dict[str, Any]:
-    return {key.removeprefix(prefix): value for key, value in row.items() if key.startswith(prefix)}
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines on disk first, W&B as a listener. Metric names are `<stage>/<what>[_unit]`."""
+"""Metrics, evaluations and samples of a run: JSON lines on disk, and listeners such as W&B."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Listener(Protocol):
 
 
 class RunLogger:
-    """metrics.jsonl, eval.jsonl and samples.jsonl of a run, and whoever listens to its metrics."""
+    """Writes metrics.jsonl, eval.jsonl and samples.jsonl of a run, and passes metrics and samples to the listeners."""
 
     def __init__(self, folder: RunFolder, listeners: list[Listener], *, resume_at: int | None) -> None:
-        """`resume_at`: the checkpoint's step. Rows after it, which a killed run left, are dropped; None: start anew."""
+        """`resume_at`: step of the checkpoint; rows of later steps are dropped. None: drop all rows."""
         self._folder, self._listeners = folder, listeners
         for path in (folder.metrics, folder.eval_rows, folder.samples):
             keep_rows_upto(path, -1 if resume_at is None else resume_at)
@@ -38,10 +38,10 @@ class RunLogger:
         append_rows(self._folder.eval_rows, [head | row for row in rows])
 
     def samples(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
-        told = [{"step": step, **row} for row in rows]
-        append_rows(self._folder.samples, told)
+        numbered = [{"step": step, **row} for row in rows]
+        append_rows(self._folder.samples, numbered)
         for listener in self._listeners:
-            listener.samples(step, told)
+            listener.samples(step, numbered)
 
     def finish(self, summary: dict[str, Any]) -> None:
         for listener in self._listeners:
@@ -65,5 +65,5 @@ def make_listeners(config: RunConfig, folder: RunFolder) -> list[Listener]:
 
 
 def keep_rows_upto(path: Path, step: int) -> None:
-    """Drop the rows of later steps, through a rename."""
+    """Drop the rows of later steps and a torn last line."""
     write_atomic(path, to_json_lines([row for row in read_rows(path) if row["step"] <= step]))

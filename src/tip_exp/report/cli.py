@@ -1,32 +1,38 @@
-"""`tip-report`: run folders -> tables in the terminal, as Markdown, CSV and LaTeX, and one HTML page; from files alone.
+"""`tip-report`: run folders -> tables in the terminal, as Markdown, CSV and LaTeX, and an HTML page with plots.
 
 tip-report outputs/sweeps/demo --markdown results/demo.md --csv results/demo.csv
 tip-report outputs --table table5 --latex table5.tex     (rows and columns of the paper, our number over the paper's)
 tip-report outputs --html report.html                    (plots and the token viewer, in one file)
-tip-report results outputs --out results                 (every table that can be filled, and what cannot: README.md)
-tip-report wandb | sync …                                (a W&B workspace; upload of offline runs: see dashboards.py)
+tip-report results outputs --out results                 (all tables, and which cells of the paper's tables are missing)
+tip-report wandb | sync …                                (a W&B workspace; upload of offline runs: see report/wandb.py)
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
+import shlex
 import sys
 from pathlib import Path
 
-from tip_exp.records.reader import gather
-from tip_exp.report.arms import runs_frame, summarize
-from tip_exp.report.overview import SAMPLES, csv_frame, overview
+from tip_exp.report.arms import read_records, summarize
+from tip_exp.report.overview import NOTES, csv_text, overview
 from tip_exp.report.tables import latex, markdown, write
+from tip_exp.utils.errors import DataError
 
-COMMANDS = "Other commands, each with its own --help: tip-report results, tip-report wandb, tip-report sync."
+EPILOG = "Other commands, each with its own --help: tip-report results, tip-report wandb, tip-report sync."
+
+
+def _parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser with the argument that all commands share."""
+    parser = argparse.ArgumentParser(prog=command, description=description, epilog=epilog)
+    parser.add_argument("roots", nargs="*", type=Path, default=[Path("outputs")], help="folders that hold runs")
+    return parser
 
 
 def _tables(arguments: list[str]) -> None:
     from tip_exp.report.paper import LAYOUTS, paper_tables
 
-    parser = argparse.ArgumentParser(prog="tip-report", description="Tables from run folders.", epilog=COMMANDS)
-    parser.add_argument("roots", nargs="*", type=Path, default=[Path("outputs")], help="folders that hold runs")
+    parser = _parser("tip-report", "Tables from run folders.", EPILOG)
     parser.add_argument("--table", choices=list(LAYOUTS), help="a table of the paper instead of the overview")
     parser.add_argument("--markdown", type=Path, help="also write the table as Markdown")
     parser.add_argument("--csv", type=Path, help="also write the numbers as CSV")
@@ -34,54 +40,91 @@ def _tables(arguments: list[str]) -> None:
     parser.add_argument("--html", type=Path, help="also write one page with plots and the token viewer")
     parser.add_argument("--png", type=Path, help="also draw the page's figures into this folder (needs a Chromium)")
     given = parser.parse_args(arguments)
-    records = gather(given.roots)
-    summary = summarize(runs_frame(records))
-    tables = paper_tables(given.table, summary) if given.table else [overview(summary)]
+    records = read_records(given.roots)
+    arms = summarize(records)
+    tables = paper_tables(given.table, arms) if given.table else [overview(arms)]
     if not tables:
-        sys.exit(f"error: no finished run below {', '.join(map(str, given.roots))} belongs to {given.table}")
-    text = "\n\n".join(markdown(table) for table in tables) + f"\n\n{SAMPLES}\n"
+        raise DataError(f"no finished run below {', '.join(map(str, given.roots))} belongs to {given.table}")
+    text = "\n\n".join(markdown(table) for table in tables) + f"\n\n{NOTES}\n"
     print(text, end="")
     if given.markdown:
         write(given.markdown, text)
     if given.latex:
         write(given.latex, "\n\n".join(latex(table) for table in tables) + "\n")
     if given.csv:
-        write(given.csv, csv_frame(summary).to_csv(index=False))
+        write(given.csv, csv_text(arms))
     if given.html:
         from tip_exp.report.page import page
 
-        write(given.html, page(records, summary))
+        write(given.html, page(records, arms))
     if given.png:
         from tip_exp.report.pictures import write_pictures
 
-        try:
-            write_pictures(records, summary, given.png)
-        except (FileNotFoundError, RuntimeError, subprocess.TimeoutExpired) as error:
-            sys.exit(f"error: --png: {error}")
+        write_pictures(records, arms, given.png)
 
 
 def _results(arguments: list[str]) -> None:
     from tip_exp.report.results_page import write_results
 
-    parser = argparse.ArgumentParser(prog="tip-report results", description="Every table that run folders can fill.")
-    parser.add_argument("roots", nargs="*", type=Path, default=[Path("outputs")], help="folders that hold runs")
+    parser = _parser("tip-report results", "All tables that run folders can fill.")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where README.md and the tables go")
     given = parser.parse_args(arguments)
     roots = " ".join(str(root) for root in given.roots)
-    write_results(gather(given.roots), given.out, f"tip-report results {roots} --out {given.out}")
+    write_results(read_records(given.roots), given.out, f"tip-report results {roots} --out {given.out}")
     print(f"{given.out / 'README.md'} written")
+
+
+def _wandb(arguments: list[str]) -> None:
+    from tip_exp.report.wandb import save, workspace
+
+    parser = _parser("tip-report wandb", "Save a W&B workspace that compares selectors.")
+    parser.add_argument("--entity", required=True, help="the W&B user or team")
+    parser.add_argument("--project", help="default: logger.project of the runs")
+    parser.add_argument("--print", action="store_true", help="print the workspace instead of saving it")
+    given = parser.parse_args(arguments)
+    records = read_records(given.roots)
+    try:
+        made = workspace(records, given.entity, given.project or records[0].config["logger"]["project"])
+    except ImportError as error:
+        raise DataError(f"{error.name} is not installed; pip install 'tip_exp[dashboards]'") from error
+    if given.print:
+        print(made._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2))
+        return
+    print(save(made))
+
+
+def _sync(arguments: list[str]) -> None:
+    from tip_exp.report.wandb import sync_command, upload, uploads
+
+    parser = _parser("tip-report sync", "Upload offline W&B runs.")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands that would upload, run none")
+    given = parser.parse_args(arguments)
+    read_records(given.roots)
+    pending = uploads(given.roots)
+    if given.dry_run:
+        print(
+            "\n".join([*(shlex.join(sync_command(part)) for part in pending), f"{len(pending)} offline runs to upload"])
+        )
+        return
+    failed = upload(pending)
+    print(f"{len(pending) - len(failed)} of {len(pending)} offline runs uploaded")
+    if failed:
+        folders = "".join(f"\n  {part.folder}" for part in failed)
+        raise DataError(f"these were not uploaded:{folders}\nrun the same command to try them again")
+
+
+COMMANDS = {"results": _results, "wandb": _wandb, "sync": _sync}
 
 
 def main() -> None:
     arguments = sys.argv[1:]
-    if arguments[:1] in (["wandb"], ["sync"]):
-        from tip_exp.report import wandb as dashboards
-
-        dashboards.main(arguments)
-    elif arguments[:1] == ["results"]:
-        _results(arguments[1:])
-    else:
-        _tables(arguments)
+    try:
+        if arguments and arguments[0] in COMMANDS:
+            COMMANDS[arguments[0]](arguments[1:])
+        else:
+            _tables(arguments)
+    except DataError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

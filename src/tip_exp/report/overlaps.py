@@ -1,8 +1,8 @@
-"""Every selector of a report on the same tokens: what each would keep of rollouts that were written once.
+"""What each selector of a report keeps of the same tokens, so that the kept sets can be compared token by token.
 
-A run's own samples show what its selector kept of its own student's rollouts, which differ between runs. Here the
-recorded statistics of one set of rollouts go through each selector's own rule (selection.py), so that the kept sets
-can be compared token by token. Normalisation runs over these rollouts, fewer than a training batch has.
+The samples of a run show what its selector kept of its own student's rollouts, and rollouts differ between runs. Here
+the recorded statistics of one set of rollouts go through every selector. Normalization is over these rollouts, which
+are fewer than those of a training step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tip_exp.selector.selector import Quadrants, Selector, Tokens, jaccard
 
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """Tokens in one order: their statistics, what each arm keeps, and the Jaccard overlap of any two arms."""
+    """Tokens with their statistics, which of them each arm keeps, and the Jaccard index of each pair of arms."""
 
     statistics: dict[str, list[float]]
     tokens: list[str]
@@ -27,7 +27,7 @@ class Overlaps:
 
 
 def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Overlaps | None:
-    """`rows` of samples.jsonl; `arms`: name -> config of a run. None if the rows lack a statistic that an arm reads."""
+    """`rows` of samples.jsonl; `arms`: name -> config of a run. None if the rows lack a statistic that an arm needs."""
     names = [name for name in STATISTICS if all(name in row for row in rows)]
     statistics = {name: torch.tensor([value for row in rows for value in row[name]]) for name in names}
     lengths = [len(row["tokens"]) for row in rows]
@@ -38,14 +38,14 @@ def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Ove
     )
     kept: dict[str, torch.Tensor] = {}
     for name, config in arms.items():
-        rule = {key: value for key, value in config["selector"].items() if key != "label"}
-        selector = Selector(**rule, quadrants=Quadrants(**config["quadrants"]))
-        if not selector.reads <= statistics.keys():
+        settings = {key: value for key, value in config["selector"].items() if key != "label"}
+        selector = Selector(**settings, quadrants=Quadrants(**config["quadrants"]))
+        if not selector.required_stats <= statistics.keys():
             return None
-        kept[name] = selector(statistics, tokens, torch.Generator().manual_seed(0)).kept
+        kept[name] = selector(statistics, tokens, torch.Generator().manual_seed(0)).kept_mask
     return Overlaps(
         statistics={name: values.tolist() for name, values in statistics.items()},
         tokens=[token for row in rows for token in row["tokens"]],
         kept={name: mask.tolist() for name, mask in kept.items()},
-        matrix=[[jaccard(one, other) for other in kept.values()] for one in kept.values()],
+        matrix=[[jaccard(mask, column_mask) for column_mask in kept.values()] for mask in kept.values()],
     )

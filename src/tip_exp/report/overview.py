@@ -1,97 +1,95 @@
-"""The summary of run folders as a table of text, one row an arm and benchmark, and as a frame of numbers."""
+"""Arm results as a table of text, one row per arm and benchmark, and as CSV."""
 
-# pyright: reportGeneralTypeIssues=false
-# (pandas types a column of a frame as a Series, a frame or anything)
 from __future__ import annotations
 
+import csv
+import io
 import math
+from collections.abc import Callable
+from typing import Any
 
-import pandas as pd
-
-from tip_exp.report.arms import ACCURACIES
+from tip_exp.report.arms import ArmResult
 from tip_exp.report.significance import Difference
 from tip_exp.report.tables import Table
 
-COLUMNS = {  # column of the summary -> heading of the table
-    "selector": "selector",
-    "retention": "retention",
-    "seeds": "seeds",
-    "teacher": "teacher",
-    "start": "step 0",
-    "final": "final",
-    "greedy": "greedy",
-    "difference": "vs full",
-    "p_holm": "p (Holm)",
-    "kept_tokens": "kept tokens",
-    "loss_mib": "loss MiB",
-    "process_gib": "process GiB",
-    "wall_s": "wall s",
-    "state": "state",
-}
-FORMS = {
-    "kept_tokens": "{:,.0f}",
-    "loss_mib": "{:.1f}",
-    "process_gib": "{:.2f}",
-    "wall_s": "{:.0f}",
-    "p_holm": "{:.3f}",
-}
-SAMPLES = (
+NOTES = (
     "final, step 0, teacher: mean@k in % ± standard error (over seeds if there are several, else over problems)\n"
     "vs full: difference to training on every token [95 % interval], points; paired bootstrap over problems, and over "
-    "seeds where both have two or more (*: one seed, so it speaks for these students alone)"
+    "seeds if both arms have two or more (*: one seed, so it holds for these students only)"
 )
+ACCURACIES = ("teacher", "start", "final", "greedy")
+CSV_COLUMNS = (
+    "pair", "data", "benchmark", "selector", "retention", "seeds", "runs", "sweeps", "hardware", *ACCURACIES,
+    "kept_tokens", "loss_mib", "peak_gib", "process_gib", "wall_s", "no_tool_baseline", "state", "p_holm", "differs",
+)  # fmt: skip
 
 
-def overview(summary: pd.DataFrame) -> Table:
-    """The summary as text: one row an arm and benchmark; columns that would say one thing everywhere are left out."""
-    columns = dict(COLUMNS)
-    if summary["benchmark"].nunique() > 1:
-        columns = {"benchmark": "benchmark"} | columns
-    if summary["pair"].nunique() > 1:
-        columns = {"pair": "pair"} | columns
-    if summary["no_tool_baseline"].notna().any():  # beside the results of tool tasks, which have to be read against it
-        at = list(columns).index("teacher")
-        columns = dict(
-            [*list(columns.items())[:at], ("no_tool_baseline", "no-tool baseline"), *list(columns.items())[at:]]
-        )
-    if summary["differs"].any():
-        columns["differs"] = "differs in"
-    texts = {name: [_text(name, value) for value in summary[name]] for name in columns}
-    rows = [list(values) for values in zip(*(texts[name] for name in columns), strict=True)]
-    return Table("", list(columns.values()), rows)
+def _number(form: str, value: float) -> str:
+    return "-" if math.isnan(value) else form.format(value)
 
 
-def csv_frame(summary: pd.DataFrame) -> pd.DataFrame:
-    """The summary as numbers: `final` and `final_se` are fractions, and so are `difference`, its `low` and `high`."""
-    flat = summary.drop(columns=["same", "base", "config", "arm", "difference", "score", "seed_list", "folders"])
-    for name in ("sweeps", "hardware"):
-        flat[name] = ["; ".join(values) for values in summary[name]]
-    for name in ACCURACIES:
-        flat[name] = [measured.mean for measured in summary[name]]
-        flat[f"{name}_se"] = [measured.se for measured in summary[name]]
-    for name in ("mean", "low", "high", "p", "with_seeds"):
-        heading = "difference" if name == "mean" else f"difference_{name}"
-        flat[heading] = [getattr(one, name) if one else math.nan for one in summary["difference"]]
-    return flat
+# heading -> text of an arm's cell
+COLUMNS: dict[str, Callable[[ArmResult], str]] = {
+    "pair": lambda arm: arm.pair,
+    "benchmark": lambda arm: arm.benchmark,
+    "selector": lambda arm: arm.selector,
+    "retention": lambda arm: f"{100 * arm.retention:g} %",
+    "seeds": lambda arm: str(arm.seeds),
+    "no-tool baseline": lambda arm: _number("{:.1f}", 100 * arm.no_tool_baseline),
+    "teacher": lambda arm: arm.teacher.percent(),
+    "step 0": lambda arm: arm.start.percent(),
+    "final": lambda arm: arm.final.percent(),
+    "greedy": lambda arm: arm.greedy.percent(),
+    "vs full": lambda arm: difference_text(arm.difference),
+    "p (Holm)": lambda arm: _number("{:.3f}", arm.p_holm),
+    "kept tokens": lambda arm: _number("{:,.0f}", arm.kept_tokens),
+    "loss MiB": lambda arm: _number("{:.1f}", arm.loss_mib),
+    "process GiB": lambda arm: _number("{:.2f}", arm.process_gib),
+    "wall s": lambda arm: _number("{:.0f}", arm.wall_s),
+    "state": lambda arm: arm.state,
+    "differs in": lambda arm: arm.differs,
+}
+
+
+def overview(arms: list[ArmResult]) -> Table:
+    """One row per arm and benchmark; columns that say nothing are left out."""
+    is_shown = {
+        "pair": len({arm.pair for arm in arms}) > 1,
+        "benchmark": len({arm.benchmark for arm in arms}) > 1,
+        "no-tool baseline": any(not math.isnan(arm.no_tool_baseline) for arm in arms),
+        "differs in": any(arm.differs for arm in arms),
+    }
+    headings = [heading for heading in COLUMNS if is_shown.get(heading, True)]
+    return Table("", headings, [[COLUMNS[heading](arm) for heading in headings] for arm in arms])
+
+
+def csv_text(arms: list[ArmResult]) -> str:
+    """All numbers of the arms; accuracies and differences with their intervals are fractions, nan is empty."""
+    rows = [_csv_row(arm) for arm in arms]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {name: "" if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
+        for row in rows
+    )
+    return file.getvalue()
+
+
+def _csv_row(arm: ArmResult) -> dict[str, Any]:
+    row = {name: getattr(arm, name) for name in CSV_COLUMNS}
+    row |= {name: "; ".join(row[name]) for name in ("sweeps", "hardware")}
+    row |= {name: getattr(arm, name).mean for name in ACCURACIES}
+    row |= {f"{name}_se": getattr(arm, name).se for name in ACCURACIES}
+    row["difference"] = arm.difference.mean if arm.difference else math.nan
+    for name in ("low", "high", "p", "with_seeds"):
+        row[f"difference_{name}"] = getattr(arm.difference, name) if arm.difference else math.nan
+    return row
 
 
 def difference_text(difference: Difference | None) -> str:
-    """ "+1.2 [-0.5, 2.9]", in points of accuracy; a star where only one seed of an arm was there."""
+    """ "+1.2 [-0.5, 2.9]", in points of accuracy; a star if an arm has one seed only."""
     if difference is None:
         return "-"
     mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
     return f"{mean:+.1f} [{low:.1f}, {high:.1f}]{'' if difference.with_seeds else '*'}"
-
-
-def _text(name: str, value: object) -> str:
-    if name in ACCURACIES:
-        return value.percent()  # pyright: ignore[reportAttributeAccessIssue]
-    if name == "difference":
-        return difference_text(value)  # pyright: ignore[reportArgumentType]
-    if name == "retention":
-        return f"{100 * value:g} %"  # pyright: ignore[reportOperatorIssue]
-    if name == "no_tool_baseline":
-        return "-" if math.isnan(value) else f"{100 * value:.1f}"  # pyright: ignore[reportArgumentType, reportOperatorIssue]
-    if name in FORMS:
-        return "-" if math.isnan(value) else FORMS[name].format(value)  # pyright: ignore[reportArgumentType]
-    return str(value)

@@ -1,7 +1,5 @@
-"""One HTML page of a report: plots and the token viewer, self-contained, for reading without a server or a network."""
+"""One self-contained HTML page with the plots and the token viewer; it needs no server and no network."""
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false, reportReturnType=false
-# (pandas types a column of a frame as a Series, a frame or anything)
 from __future__ import annotations
 
 import base64
@@ -9,17 +7,18 @@ import gzip
 import html
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from tip_exp.records import metrics
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import RunRecord
 from tip_exp.report import figures
-from tip_exp.report.arms import differing_keys
+from tip_exp.report.arms import ArmResult, differing_keys, group_by
 from tip_exp.report.overlaps import overlaps
 from tip_exp.report.overview import overview
 from tip_exp.selector.scores import STATISTICS
@@ -27,174 +26,186 @@ from tip_exp.utils.io import read_rows
 from tip_exp.utils.paths import PACKAGE
 
 SHOWN_SAMPLES = 2  # rollouts of an arm in the viewer from its first evaluation, and as many from its last
-MANY_ARMS = 8  # more than these, and a plot that lists arms takes the whole width
-MAX_REFERENCE = 64  # rollouts that the selectors are compared on
+MANY_ARMS = 8  # with more arms, plots that list arms take the whole width
+MAX_REFERENCE = 64  # rollouts on which the selectors are compared
+# figure -> its title and its caption
+CAPTIONS = {
+    "accuracy": (
+        "Accuracy against retention",
+        "± 1.96 standard errors, over seeds if there are several, else over problems. Dashed: all tokens.",
+    ),
+    "memory": (
+        "Memory against retention",
+        "Peak allocation of the masked loss, without weights and activations.",
+    ),
+    "curves": ("Learning curves", "Mean over seeds; the band spans the lowest and the highest seed."),
+    "plane": (
+        "Entropy and divergence of the same tokens",
+        "Tokens of the first evaluation as each selector would keep them; the menu chooses the selector.",
+    ),
+    "quadrants": (
+        "What each selector keeps, by quadrant",
+        "Fraction of a quadrant's tokens that is trained on, over all steps and seeds.",
+    ),
+    "overlap": ("Overlap of selectors on the same tokens", "Jaccard index: 1 if two selectors keep the same tokens."),
+}
 
 
-def page(records: list[RunRecord], summary: pd.DataFrame) -> str:
-    """The whole page as text; a section for each setting (everything but selector and seed) and benchmark."""
+@dataclass(frozen=True)
+class RunFiles:
+    """A finished run with the rows of its files."""
+
+    arm: str  # "entropy 50 %"
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All arms that differ in the selector only, with their finished runs and figures ("accuracy-math500", …)."""
+
+    name: str
+    arms: list[ArmResult]
+    runs: list[RunFiles]
+    figures: dict[str, go.Figure]
+
+
+def page(records: list[RunRecord], arms: list[ArmResult]) -> str:
+    """The whole page as text, with one section per setting."""
     plots: dict[str, Any] = {}
     sections: list[str] = []
     rollouts: list[dict[str, Any]] = []
-    for number, (name, setting, runs, made) in enumerate(settings(records, summary)):
-        ids = {f"s{number}-{key}": figure for key, figure in made.items()}
-        plots |= {key: json.loads(figure.to_json()) for key, figure in ids.items()}
-        rollouts += _rollouts(runs, name)
-        sections.append(_section(name, list(ids), setting))
-    template = (PACKAGE / "report" / "page.html").read_text(encoding="utf-8")
+    for number, setting in enumerate(settings(records, arms)):
+        by_id = {f"s{number}-{kind}": figure for kind, figure in setting.figures.items()}
+        plots |= {plot_id: json.loads(figure.to_json() or "") for plot_id, figure in by_id.items()}
+        rollouts += _viewer_rollouts(setting)
+        sections.append(_section(setting, list(by_id)))
     data = {"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS)}
     parts = {
         "<!--sections-->": "\n".join(sections),
         "/*data*/": json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
         "<!--plotly-->": base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
     }
-    for mark, text in parts.items():
-        template = template.replace(mark, text, 1)
-    return template
+    text = (PACKAGE / "report" / "page.html").read_text(encoding="utf-8")
+    for mark, part in parts.items():
+        text = text.replace(mark, part, 1)
+    return text
 
 
-def settings(
-    records: list[RunRecord], summary: pd.DataFrame
-) -> Iterator[tuple[str, pd.DataFrame, list[RunRecord], dict[str, go.Figure]]]:
-    """Each setting's name, rows of the summary, finished runs, and figures ("accuracy-math500", "plane", …)."""
+def settings(records: list[RunRecord], arms: list[ArmResult]) -> Iterator[Setting]:
+    """The settings in the order of the arms; the files of the runs are read here."""
     by_folder = {record.folder: record for record in records}
-    colours = figures.colour_of(sorted(summary["selector"], key=lambda name: (name != "full", name)))
-    bases = list(dict.fromkeys(summary["base"]))
-    first_of = [summary[summary["base"] == base].iloc[0] for base in bases]
-    for first, base in zip(first_of, bases, strict=True):
-        config, setting = first["config"], summary[summary["base"] == base]
-        alike = [row["config"] for row in first_of if (row["pair"], row["data"]) == (first["pair"], first["data"])]
-        apart = [key for key in differing_keys(alike) if not key.startswith("selector.")]
-        runs = [by_folder[folder] for folders in setting["folders"] for folder in folders if by_folder[folder].is_done]
-        runs = list({record.folder: record for record in runs}.values())
-        name = f"{first['pair']}, {first['data']}"
-        name += "".join(f", {key}={config.get(key)}" for key in apart if not key.startswith(("pair.", "data.")))
-        yield name, setting, runs, _figures(setting, runs, colours)
+    colours = figures.colour_of(sorted({arm.selector for arm in arms}, key=lambda name: (name != "full", name)))
+    groups = list(group_by(arms, "setting").values())
+    for group in groups:
+        first = group[0]
+        similar = [peer[0].config for peer in groups if (peer[0].pair, peer[0].data) == (first.pair, first.data)]
+        keys = [key for key in differing_keys(similar) if not key.startswith(("selector.", "pair.", "data."))]
+        name = f"{first.pair}, {first.data}" + "".join(f", {key}={first.config.get(key)}" for key in keys)
+        folders = dict.fromkeys(folder for arm in group for folder in arm.folders if by_folder[folder].is_done)
+        runs = [_run_files(by_folder[folder]) for folder in folders]
+        yield Setting(name, group, runs, _figures(group, runs, colours))
 
 
-TITLES = {
-    "accuracy": "Accuracy against retention",
-    "memory": "Memory against retention",
-    "curves": "Learning curves",
-    "plane": "Entropy and divergence of the same tokens",
-    "quadrants": "What each selector keeps, by quadrant",
-    "overlap": "Overlap of selectors on the same tokens",
-}
-NOTES = {
-    "accuracy": "± 1.96 standard errors, over seeds if there are several, else over problems. Dashed: all tokens.",
-    "memory": "What the masked loss allocates at its peak above the weights and activations.",
-    "curves": "Mean over seeds; the band is from the lowest to the highest seed.",
-    "plane": "Tokens of the first evaluation, sent through every selector; the menu chooses whose kept tokens show.",
-    "quadrants": "Share of a quadrant's tokens that was trained on, mean over steps and seeds.",
-    "overlap": "Jaccard index: 1 where two selectors keep the same tokens.",
-}
+def _run_files(record: RunRecord) -> RunFiles:
+    folder, selector = RunFolder(Path(record.folder)), record.config["selector"]
+    arm = f"{selector['label']} {100 * selector['retention']:g} %"
+    return RunFiles(arm, record.config, read_rows(folder.metrics), read_rows(folder.samples))
 
 
-def _figures(setting: pd.DataFrame, runs: list[RunRecord], colours: dict[str, str]) -> dict[str, go.Figure]:
-    found: dict[str, go.Figure] = {}
-    selectors = {_arm_name(record.config): record.config["selector"]["label"] for record in runs}
-    metrics = {record.folder: read_rows(RunFolder(Path(record.folder)).metrics) for record in runs}
-    for benchmark, arms in setting.groupby("benchmark", sort=False):
-        found[f"accuracy-{benchmark}"] = figures.accuracy(arms, colours)
-        curves = _curves(runs, metrics, str(benchmark))
-        found[f"curves-{benchmark}"] = figures.learning_curves(curves, selectors, colours)
-    found["memory"] = figures.memory(setting.drop_duplicates("same"), colours)
-    if shares := _quadrant_shares(runs, metrics):
-        found["quadrants"] = figures.quadrant_shares(shares)
-    reference = _reference(runs)
-    arms = {_arm_name(record.config): record.config for record in runs}
-    common = overlaps(reference, arms) if reference else None
-    if common and {"entropy", "reverse_kl"} <= common.statistics.keys():
-        found["plane"] = figures.plane(common, runs[0].config["quadrants"], colours, selectors)
-        found["overlap"] = figures.overlap_matrix(common)
-    return found
+def _figures(arms: list[ArmResult], runs: list[RunFiles], colours: dict[str, str]) -> dict[str, go.Figure]:
+    drawn: dict[str, go.Figure] = {}
+    selectors = {run.arm: run.config["selector"]["label"] for run in runs}
+    for benchmark, of_benchmark in group_by(arms, "benchmark").items():
+        drawn[f"accuracy-{benchmark}"] = figures.accuracy(of_benchmark, colours)
+        drawn[f"curves-{benchmark}"] = figures.learning_curves(_curves(runs, benchmark), selectors, colours)
+    drawn["memory"] = figures.memory([of_arm[0] for of_arm in group_by(arms, "identity").values()], colours)
+    if shares := _quadrant_shares(runs):
+        drawn["quadrants"] = figures.quadrant_shares(shares)
+    reference = _reference_rollouts(runs)
+    tokens = overlaps(reference, {run.arm: run.config for run in runs}) if reference else None
+    if tokens and {"entropy", "reverse_kl"} <= tokens.statistics.keys():
+        drawn["plane"] = figures.plane(tokens, runs[0].config["quadrants"], colours, selectors)
+        drawn["overlap"] = figures.overlap_matrix(tokens)
+    return drawn
 
 
-def _arm_name(config: dict[str, Any]) -> str:
-    return f"{config['selector']['label']} {100 * config['selector']['retention']:g} %"
-
-
-def _curves(
-    runs: list[RunRecord], metrics: dict[str, list[dict[str, Any]]], benchmark: str
-) -> dict[str, dict[int, list[float]]]:
+def _curves(runs: list[RunFiles], benchmark: str) -> dict[str, dict[int, list[float]]]:
+    """{arm: {step: accuracy of each seed}}"""
     curves: dict[str, dict[int, list[float]]] = {}
-    for record in runs:
-        k = record.config["eval"]["samples"]
-        key = f"eval/{benchmark}/mean@{k}" if k else f"eval/{benchmark}/greedy"
-        for row in metrics[record.folder]:
+    for run in runs:
+        key = metrics.EVAL + metrics.main_accuracy(benchmark, run.config["eval"]["samples"])
+        for row in run.metrics:
             if key in row:
-                curves.setdefault(_arm_name(record.config), {}).setdefault(row["step"], []).append(row[key])
+                curves.setdefault(run.arm, {}).setdefault(row["step"], []).append(row[key])
     return curves
 
 
-def _quadrant_shares(runs: list[RunRecord], metrics: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
-    """Kept tokens over all tokens of a quadrant, both summed over the steps and seeds of an arm."""
+def _quadrant_shares(runs: list[RunFiles]) -> dict[str, dict[str, float]]:
+    """{arm: {quadrant: kept tokens over all tokens, both summed over steps and seeds}}"""
     kept: dict[str, dict[str, float]] = {}
-    seen: dict[str, dict[str, float]] = {}
-    for record in runs:
-        arm = _arm_name(record.config)
-        for row in metrics[record.folder]:
-            for name in ("q1", "q2", "q3", "q4"):
-                if f"quadrant/{name}_share" in row:
-                    tokens = row[f"quadrant/{name}_share"] * row["select/response_tokens"]
-                    counted = seen.setdefault(arm, dict.fromkeys(("q1", "q2", "q3", "q4"), 0.0))
-                    counted[name] += tokens
-                    of_arm = kept.setdefault(arm, dict.fromkeys(("q1", "q2", "q3", "q4"), 0.0))
-                    of_arm[name] += tokens * row[f"quadrant/{name}_kept_frac"]
+    totals: dict[str, dict[str, float]] = {}
+    for run in runs:
+        for row in run.metrics:
+            for name in metrics.QUADRANTS:
+                if metrics.quadrant_share(name) in row:
+                    tokens = row[metrics.quadrant_share(name)] * row[metrics.RESPONSE_TOKENS]
+                    for sums, amount in ((totals, tokens), (kept, tokens * row[metrics.quadrant_kept_frac(name)])):
+                        of_arm = sums.setdefault(run.arm, dict.fromkeys(metrics.QUADRANTS, 0.0))
+                        of_arm[name] += amount
     return {
-        arm: {name: kept[arm][name] / total if total else 0.0 for name, total in totals.items()}
-        for arm, totals in seen.items()
+        arm: {name: kept[arm][name] / total if total else 0.0 for name, total in of_arm.items()}
+        for arm, of_arm in totals.items()
     }
 
 
-def _samples(record: RunRecord) -> list[dict[str, Any]]:
-    return read_rows(RunFolder(Path(record.folder)).samples)
-
-
-def _reference(runs: list[RunRecord]) -> list[dict[str, Any]]:
-    """Rollouts of the first evaluation with every statistic, of the full-token runs if there are some."""
-    ordered = sorted(runs, key=lambda record: record.config["selector"]["score"] != "full")
+def _reference_rollouts(runs: list[RunFiles]) -> list[dict[str, Any]]:
+    """Rollouts of the first evaluation that have all statistics, of full-token runs if there are any."""
     rows: list[dict[str, Any]] = []
-    for record in ordered:
-        mine = [row for row in _samples(record) if all(name in row for name in STATISTICS)]
-        rows += [row for row in mine if row["step"] == mine[0]["step"]]
+    for run in sorted(runs, key=lambda run: run.config["selector"]["score"] != "full"):
+        complete = [row for row in run.samples if all(name in row for name in STATISTICS)]
+        rows += [row for row in complete if row["step"] == complete[0]["step"]]
         if len(rows) >= MAX_REFERENCE:
             break
     return rows[:MAX_REFERENCE]
 
 
-def _rollouts(runs: list[RunRecord], setting: str) -> list[dict[str, Any]]:
-    """For the viewer: some rollouts of each arm's first seed, from its first and its last evaluation."""
-    found: list[dict[str, Any]] = []
-    for arm in dict.fromkeys(_arm_name(record.config) for record in runs):
-        record = min(
-            (one for one in runs if _arm_name(one.config) == arm),
-            key=lambda one: ("student_top" not in (_samples(one) or [{}])[0], one.config["seed"]),
+def _viewer_rollouts(setting: Setting) -> list[dict[str, Any]]:
+    """Some rollouts of one seed of each arm, from its first and its last evaluation.
+
+    The seed is the lowest one whose samples have the most likely tokens, else the lowest.
+    """
+    rollouts: list[dict[str, Any]] = []
+    for arm in dict.fromkeys(run.arm for run in setting.runs):
+        run = min(
+            (run for run in setting.runs if run.arm == arm),
+            key=lambda run: ("student_top" not in (run.samples or [{}])[0], run.config["seed"]),
         )
-        rows = _samples(record)
-        for step in sorted({row["step"] for row in (*rows[:1], *rows[-1:])}):
-            ends = [row for row in rows if row["step"] == step][:SHOWN_SAMPLES]
-            found += [row | {"run": f"{arm}, seed {record.config['seed']}", "setting": setting} for row in ends]
-    return found
+        labels = {"run": f"{arm}, seed {run.config['seed']}", "setting": setting.name}
+        for step in sorted({row["step"] for row in (*run.samples[:1], *run.samples[-1:])}):
+            rollouts += [row | labels for row in run.samples if row["step"] == step][:SHOWN_SAMPLES]
+    return rollouts
 
 
-def _section(name: str, ids: list[str], setting: pd.DataFrame) -> str:
-    table = overview(setting)
+def _section(setting: Setting, plot_ids: list[str]) -> str:
+    table = overview(setting.arms)
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in table.headings)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    plots = []
-    arms = len(table.rows)
-    for plot in ids:
-        kind, _, benchmark = plot.split("-", 1)[1].partition("-")
-        title = TITLES[kind] + (f": {benchmark}" if benchmark else "")
-        is_wide = arms > MANY_ARMS and kind in ("curves", "overlap")
-        height = max(400, 30 * arms + 130) if is_wide else 400
-        plots.append(
-            f'<figure class="{"whole" if is_wide else "half"}"><figcaption><h3>{html.escape(title)}</h3>'
-            f"<p>{html.escape(NOTES[kind])}</p></figcaption>"
-            f'<div class="plot" style="height:{height}px" id="{html.escape(plot)}"></div></figure>'
-        )
+    plots = "".join(_plot(plot_id, len(table.rows)) for plot_id in plot_ids)
     return (
-        f'<section><h2>{html.escape(name)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f'<tbody>{body}</tbody></table></div><div class="grid">{"".join(plots)}</div></section>'
+        f'<section><h2>{html.escape(setting.name)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f'<tbody>{body}</tbody></table></div><div class="grid">{plots}</div></section>'
+    )
+
+
+def _plot(plot_id: str, num_arms: int) -> str:
+    kind, _, benchmark = plot_id.split("-", 1)[1].partition("-")
+    title, caption = CAPTIONS[kind]
+    is_wide = num_arms > MANY_ARMS and kind in ("curves", "overlap")
+    height = max(400, 30 * num_arms + 130) if is_wide else 400
+    return (
+        f'<figure class="{"whole" if is_wide else "half"}"><figcaption>'
+        f"<h3>{html.escape(title + (f': {benchmark}' if benchmark else ''))}</h3><p>{html.escape(caption)}</p>"
+        f'</figcaption><div class="plot" style="height:{height}px" id="{html.escape(plot_id)}"></div></figure>'
     )

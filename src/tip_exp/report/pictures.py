@@ -1,4 +1,7 @@
-"""The page's figures as PNG files, drawn by a Chromium without a window: for a README or a slide."""
+"""The page's figures as PNG files, drawn by a headless Chromium: for a README or a slide.
+
+plotly's own export (kaleido 1) needs a Chromium as well, and one more package.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +11,47 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import pandas as pd
-
 from tip_exp.records.reader import RunRecord
+from tip_exp.report.arms import ArmResult
 from tip_exp.report.page import settings
+from tip_exp.utils.errors import DataError
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SIZE = (1000, 620)  # pixels
-SECONDS = 120  # for one picture
-LONGEST = 60  # letters of a setting's name in a file's
+WIDTH, HEIGHT = 1000, 620  # pixels
+TIMEOUT_S = 120  # for one picture
+MAX_NAME = 60  # characters of a setting's name in a file name
+OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000")
 
 
-def write_pictures(records: list[RunRecord], summary: pd.DataFrame, out: Path) -> list[Path]:
-    """A PNG a figure of the page, named by the setting (its number and name) and the figure.
+def write_pictures(records: list[RunRecord], arms: list[ArmResult], out: Path) -> list[Path]:
+    """One PNG per figure of the page, named by the setting's number and name and by the figure.
 
-    Raises FileNotFoundError without a Chromium on the PATH, RuntimeError if it draws nothing.
+    Raises DataError without a Chromium on the PATH, or if it draws nothing.
     """
     browser = next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if browser is None:
-        raise FileNotFoundError(f"pictures need one of {', '.join(CHROMIUMS)} on the PATH")
+        raise DataError(f"--png: pictures need one of {', '.join(CHROMIUMS)} on the PATH")
     out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch) / "figure.html"
-        for number, (name, _, _, made) in enumerate(settings(records, summary)):
-            slug = f"{number}_{re.sub('[^a-z0-9]+', '_', name.lower())[:LONGEST]}"
-            for kind, figure in made.items():
-                path = out / f"{slug}.{kind}.png"
-                figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=SIZE[0], height=SIZE[1])
-                place.write_text(figure.to_html(config={"displayModeBar": False}), encoding="utf-8")
-                _photograph(browser, place, path.resolve(), scratch)
+        page = Path(scratch) / "figure.html"
+        for number, setting in enumerate(settings(records, arms)):
+            slug = f"{number}_{re.sub('[^a-z0-9]+', '_', setting.name.lower())[:MAX_NAME]}"
+            for kind, figure in setting.figures.items():
+                path = out.resolve() / f"{slug}.{kind}.png"
+                figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=WIDTH, height=HEIGHT)
+                page.write_text(figure.to_html(config={"displayModeBar": False}), encoding="utf-8")
+                _screenshot([browser, *OPTIONS, f"--user-data-dir={scratch}/browser"], page, path)
                 written.append(path)
     return written
 
 
-def _photograph(browser: str, page: Path, path: Path, scratch: str) -> None:
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000"]
-    options += [f"--window-size={SIZE[0] + 16},{SIZE[1] + 16}", f"--user-data-dir={scratch}/browser"]
-    done = subprocess.run(
-        [browser, *options, f"--screenshot={path}", f"file://{page}"], capture_output=True, text=True, timeout=SECONDS
-    )
+def _screenshot(browser: list[str], page: Path, path: Path) -> None:
+    size = f"--window-size={WIDTH + 16},{HEIGHT + 16}"  # a page has a margin of 8 pixels
+    command = [*browser, size, f"--screenshot={path}", f"file://{page}"]
+    try:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"--png: {browser[0]} took more than {TIMEOUT_S} s to draw {path.name}") from error
     if not path.is_file():
-        raise RuntimeError(f"{browser} drew no {path.name}: {done.stderr.strip().splitlines()[-1:]}")
+        raise DataError(f"--png: {browser[0]} did not draw {path.name}: {process.stderr.strip().splitlines()[-1:]}")

@@ -1,140 +1,149 @@
-"""`tip-report results`: one README of every table that run folders can fill, how to make it, and what is not filled.
+"""`tip-report results`: one README with all tables that run folders can fill, their commands, and what is missing.
 
-Nothing is typed by hand: numbers, seeds, hardware, versions, revisions and commands come from the run folders, the
-paper's numbers from results/paper_numbers.csv. Each sweep also gets its tables as Markdown, CSV and LaTeX.
+Everything is generated: numbers, seeds, hardware, versions, revisions and commands come from the run folders, the
+paper's numbers from results/paper_numbers.csv. The tables of each sweep are also written as Markdown, CSV and LaTeX.
 """
 
-# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false, reportAttributeAccessIssue=false
-# (pandas types a column of a frame as a Series, a frame or anything)
 from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import pandas as pd
 import yaml
 
 from tip_exp.records.reader import RunRecord
-from tip_exp.report.arms import runs_frame, summarize
-from tip_exp.report.overview import SAMPLES, csv_frame, overview
-from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, PAIRS, THEIRS, paper_numbers, paper_tables
+from tip_exp.report.arms import ArmResult, summarize
+from tip_exp.report.overview import NOTES, csv_text, overview
+from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, PAIRS, PAPER_BENCHMARKS, paper_numbers, paper_tables
 from tip_exp.report.tables import Table, latex, markdown, write
 
 SINGLE = "single runs"  # the heading of runs that belong to no sweep
-SWEPT = ("seed=", "selector=", "selector.")  # overrides that a sweep's own file and the seeds give
+SWEPT = ("seed=", "selector=", "selector.")  # overrides that come from the sweep's file or the list of seeds
+OWN_METHOD = {"table4": "q3", "table5": "soft_or", "table6": "soft_or_bottom", "table8": "divergence"}
+
+
+class Cell(NamedTuple):
+    """One accuracy of the paper, with the paper's name of the pair and ours of the selector."""
+
+    pair: str
+    benchmark: str
+    selector: str
+    retention: float
 
 
 def write_results(records: list[RunRecord], out: Path, command: str) -> None:
-    """Write `out`/README.md, and for each sweep its tables to `out`/demo or `out`/paper."""
+    """Write `out`/README.md, and the tables of each sweep to `out`/demo or `out`/paper."""
     by_sweep: dict[str, list[RunRecord]] = {}
     for record in records:
         by_sweep.setdefault(record.config["sweep"] or SINGLE, []).append(record)
     sections = []
     for sweep in sorted(by_sweep, key=lambda name: (name == SINGLE, name.startswith("demo"), name)):
-        summary = summarize(runs_frame(by_sweep[sweep]))
-        tables = sweep_tables(sweep, summary)
+        arms = summarize(by_sweep[sweep])
+        tables = sweep_tables(sweep, arms)
         text = "\n\n".join(markdown(table) for table in tables)
         sections.append(f"## {sweep}\n\n{text}\n\n{_facts(sweep, by_sweep[sweep])}")
         if sweep != SINGLE:
-            place = out / ("demo" if sweep.startswith("demo") else "paper") / sweep
-            write(place.with_suffix(".md"), f"{text}\n\n{SAMPLES}\n")
-            write(place.with_suffix(".tex"), "\n\n".join(latex(table) for table in tables) + "\n")
-            write(place.with_suffix(".csv"), csv_frame(summary).to_csv(index=False))
-    notes = "\n".join(f"- {line}" for line in SAMPLES.splitlines())
+            stem = out / ("demo" if sweep.startswith("demo") else "paper") / sweep
+            write(stem.with_suffix(".md"), f"{text}\n\n{NOTES}\n")
+            write(stem.with_suffix(".tex"), "\n\n".join(latex(table) for table in tables) + "\n")
+            write(stem.with_suffix(".csv"), csv_text(arms))
+    notes = "\n".join(f"- {line}" for line in NOTES.splitlines())
     head = (
-        f"# Results\n\nGenerated from run folders by `{command}`; do not edit. What did not work is in LOG.md.\n\n"
+        f"# Results\n\nGenerated from run folders by `{command}`; do not edit. Negative results are in LOG.md.\n\n"
         f"{notes}\n- Our number stands over the paper's where the paper has one."
     )
-    unfilled = markdown(unfilled_cells(summarize(runs_frame(records))))
-    tail = f"## What remains unfilled, and why\n\n{unfilled}\n\n{_machines(records)}"
+    missing = markdown(unfilled_cells(summarize(records)))
+    tail = f"## What is not filled, and why\n\n{missing}\n\n{_hardware_note(records)}"
     write(out / "README.md", "\n\n".join([head, *sections, tail]) + "\n")
 
 
-def sweep_tables(sweep: str, summary: pd.DataFrame) -> list[Table]:
-    """In the paper's layout if the sweep has a table's name (table5, demo_table5), else a row an arm."""
+def sweep_tables(sweep: str, arms: list[ArmResult]) -> list[Table]:
+    """In the paper's layout if the sweep is named like a table (table5, demo_table5), else one row per arm."""
     layout = sweep.removeprefix("demo_")
-    tables = paper_tables(layout, summary) if layout in LAYOUTS else []
-    return tables or [overview(summary)]
+    tables = paper_tables(layout, arms) if layout in LAYOUTS else []
+    return tables or [overview(arms)]
 
 
-def unfilled_cells(summary: pd.DataFrame) -> Table:
-    """The paper's tables by pair: how many of its accuracies have one of ours beside them, and why others do not."""
-    ours = {
-        (PAIRS.get(row["pair"]), THEIRS.get(row["benchmark"], row["benchmark"]), row["selector"], row["retention"]): row
-        for _, row in summary.iterrows()
+def unfilled_cells(arms: list[ArmResult]) -> Table:
+    """The paper's tables by pair: how many of its accuracies we have, and why the others are missing."""
+    results = {
+        Cell(
+            PAIRS.get(arm.pair, ""), PAPER_BENCHMARKS.get(arm.benchmark, arm.benchmark), arm.selector, arm.retention
+        ): arm
+        for arm in arms
     }
     labels = {paper: label for label, paper in PAIRS.items()}
-    benchmarks = {THEIRS.get(name, name) for name in BENCHMARKS}
+    accuracies = {PAPER_BENCHMARKS.get(name, name) for name in BENCHMARKS}
+    printed = [cell for cell in map(Cell._make, paper_numbers()) if cell.benchmark in accuracies]
     rows: list[list[str]] = []
     for name, layout in LAYOUTS.items():
-        wanted = [
-            (pair, benchmark, *arm)
-            for (pair, benchmark, *arm) in paper_numbers()
-            if benchmark in benchmarks and tuple(arm) in layout.rows and _has_table(pair, name)
-        ]
-        for pair in dict.fromkeys(cell[0] for cell in wanted):
-            cells = [cell for cell in wanted if cell[0] == pair]
-            filled = [cell for cell in cells if cell in ours and ours[cell]["seeds"]]
+        in_table = [cell for cell in printed if cell[2:] in layout.rows and _has_table(cell.pair, name)]
+        for pair in dict.fromkeys(cell.pair for cell in in_table):
+            cells = [cell for cell in in_table if cell.pair == pair]
+            filled = [cell for cell in cells if cell in results and results[cell].seeds]
             if len(filled) < len(cells):
-                why = _why(cells, ours)
-                rows.append([layout.title, labels[pair], f"{len(filled)} of {len(cells)}", why, f"`{_to_fill(name)}`"])
+                command = f"`tip-exp -cd sweeps -cn {name}{' data.root=FOLDER' if name == 'table7' else ''}`"
+                rows.append(
+                    [layout.title, labels[pair], f"{len(filled)} of {len(cells)}", _why(cells, results), command]
+                )
     return Table("", ["table", "pair", "filled", "why not", "command"], rows)
 
 
 def _has_table(pair: str, name: str) -> bool:
-    """Does the paper print this table for this pair? Of its own rows, not of those it repeats from another table."""
-    own = {"table4": "q3", "table5": "soft_or", "table6": "soft_or_bottom", "table8": "divergence"}
-    agentic = any(benchmark.startswith("deepplanning") for (of, benchmark, *_) in paper_numbers() if of == pair)
-    if (name == "table7") != agentic:
+    """Does the paper print this table for this pair? Rows that it repeats from another table do not count."""
+    cells = [Cell(*key) for key in paper_numbers() if key[0] == pair]
+    if (name == "table7") != any(cell.benchmark.startswith("deepplanning") for cell in cells):
         return False
-    needed = own.get(name, "full")
-    return any(of == pair and method == needed for (of, _, method, _) in paper_numbers())
+    return any(cell.selector == OWN_METHOD.get(name, "full") for cell in cells)
 
 
-def _why(cells: list[tuple[Any, ...]], ours: dict[tuple[Any, ...], Any]) -> str:
-    started = [cell for cell in cells if cell in ours]
+def _why(cells: list[Cell], results: dict[Cell, ArmResult]) -> str:
+    started = [cell for cell in cells if cell in results]
     if not started:
         return "no run of this pair and data was found"
-    missing = list(dict.fromkeys(cell[2:] for cell in cells if cell not in ours))
-    begun = list(dict.fromkeys(cell[2:] for cell in started if not ours[cell]["seeds"]))
-    parts = [f"no run of {_arms(missing)}"] if missing else []
-    parts += [f"unfinished: {_arms(begun)}"] if begun else []
+    missing = [cell for cell in cells if cell not in results]
+    unfinished = [cell for cell in started if not results[cell].seeds]
+    parts = [f"no run of {_arm_names(missing)}"] if missing else []
+    parts += [f"unfinished: {_arm_names(unfinished)}"] if unfinished else []
     return "; ".join(parts)
 
 
-def _arms(arms: list[tuple[str, float]]) -> str:
-    return ", ".join(f"{METHODS[selector]} {100 * retention:g} %" for selector, retention in arms)
-
-
-def _to_fill(name: str) -> str:
-    return f"tip-exp -cd sweeps -cn {name}" + (" data.root=FOLDER" if name == "table7" else "")
+def _arm_names(cells: list[Cell]) -> str:
+    return ", ".join(dict.fromkeys(f"{METHODS[cell.selector]} {100 * cell.retention:g} %" for cell in cells))
 
 
 def _facts(sweep: str, records: list[RunRecord]) -> str:
     """A list: runs and seeds, hardware, versions, revision, dates, command."""
-    done = [record.result for record in records if record.result is not None]
-    linked = sum("reused_from" in result for result in done)
+    results = [record.result for record in records if record.result is not None]
+    linked = sum("reused_from" in result for result in results)
     seeds = sorted({record.config["seed"] for record in records if record.is_done})
-    versions = [{"tip_exp": "unknown"} | result.get("versions", {}) for result in done]
-    told = {
-        "runs": f"{len(done)} of {len(records)} finished" + (f", {linked} linked from another sweep" if linked else ""),
+    dates = sorted(result["finished_at"][:10] for result in results)
+    facts = {
+        "runs": f"{len(results)} of {len(records)} finished" + (f", {linked} linked from another sweep" * bool(linked)),
         "seeds": ", ".join(map(str, seeds)) or "none",
-        "hardware": _joined(result["hardware"] for result in done),
-        "versions": _joined(", ".join(f"{name} {value}" for name, value in one.items()) for one in versions),
-        "git revision": _joined(_revision(result) for result in done),
-        "finished": _span([result["finished_at"][:10] for result in done]),
-        "command": f"`{command_of(sweep, records)}`" if sweep != SINGLE else "each run's .hydra/overrides.yaml",
+        "hardware": _joined(result["hardware"] for result in results),
+        "versions": _joined(
+            ", ".join(f"{name} {version}" for name, version in result["versions"].items()) for result in results
+        ),
+        "git revision": _joined(_revision(result) for result in results),
+        "finished": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "not yet",
+        "command": f"`{command_of(sweep, records)}`" if sweep != SINGLE else "in each run's .hydra/overrides.yaml",
     }
-    return "\n".join(f"- {name}: {value}" for name, value in told.items())
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
 def command_of(sweep: str, records: list[RunRecord]) -> str:
-    """The line that makes these runs: the sweep, its seeds, and what else was typed, as every run's folder tells."""
+    """The command that makes these runs: the sweep, its seeds, and the overrides that all runs have in common."""
     seeds = ",".join(map(str, sorted({record.config["seed"] for record in records})))
-    typed = [_overrides(Path(record.folder)) for record in records]
-    common = [one for one in typed[0] if all(one in other for other in typed) and not one.startswith(SWEPT)]
+    overrides = [_overrides(Path(record.folder)) for record in records]
+    common = [
+        override
+        for override in overrides[0]
+        if all(override in of_run for of_run in overrides) and not override.startswith(SWEPT)
+    ]
     return shlex.join(["tip-exp", "-cd", "sweeps", "-cn", sweep, f"seed={seeds}", *common])
 
 
@@ -144,25 +153,21 @@ def _overrides(folder: Path) -> list[str]:
 
 
 def _revision(result: dict[str, Any]) -> str:
-    """Short, with its + for a checkout that had changes."""
-    revision = result.get("git_revision")
+    """The first 12 digits, with the + of a checkout that had changes."""
+    revision = result["git_revision"]
     return re.sub(r"^([0-9a-f]{12})[0-9a-f]*", r"\1", revision) if revision else "installed, not a checkout"
 
 
-def _machines(records: list[RunRecord]) -> str:
-    known = {record.result["hardware"] for record in records if record.result is not None}
-    graphics = [name for name in known if re.match(r"\d+ x ", name)]  # as result.json names GPUs
-    if graphics:
-        return f"GPUs among the machines of these runs: {_joined(graphics)}."
+def _hardware_note(records: list[RunRecord]) -> str:
+    hardware = {record.result["hardware"] for record in records if record.result is not None}
+    gpus = [name for name in hardware if re.match(r"\d+ x ", name)]  # records/result.py names GPUs so
+    if gpus:
+        return f"Runs on GPUs: {_joined(gpus)}."
     return (
-        "None of these runs was made on a GPU. The paper's pairs, with teachers of 8 to 70 billion parameters from the "
-        "model hub, need them; the head of each file in sweeps/ estimates how many hours."
+        "No run used a GPU. The paper's pairs, with teachers of 8 to 70 billion parameters from the model hub, need "
+        "GPUs; the first lines of each file in sweeps/ estimate the hours."
     )
 
 
-def _span(dates: list[str]) -> str:
-    return "not yet" if not dates else " to ".join(dict.fromkeys([min(dates), max(dates)]))
-
-
-def _joined(texts: Any) -> str:
-    return "; ".join(dict.fromkeys(sorted(texts))) or "none yet"
+def _joined(texts: Iterable[str]) -> str:
+    return "; ".join(sorted(set(texts))) or "none yet"

@@ -1,4 +1,4 @@
-"""A table of text and what it becomes: Markdown, and LaTeX with booktabs."""
+"""A table of text cells, and its Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LATEX |= {"±": r"$\pm$", "−": "$-$", "ρ": r"$\rho$", "Δ": r"$\Delta$", "<"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text under headings. `best` marks cells (row, column) for bold; `lines` are rows with a rule above."""
+    """Rows of text. `best`: cells (row, column) in bold; `lines`: rows with a rule above, which only LaTeX shows."""
 
     title: str
     headings: list[str]
@@ -25,39 +25,40 @@ class Table:
 
 
 def markdown(table: Table) -> str:
-    """The table with its title above and its notes below."""
-    rows = [
-        [f"**{cell}**" if (i, j) in table.best else cell for j, cell in enumerate(row)]
-        for i, row in enumerate(table.rows)
-    ]
-    parts = [f"### {table.title}\n"] if table.title else []
-    parts.append(tabulate(rows, table.headings, tablefmt="pipe", disable_numparse=True))
-    return "\n".join(parts) + "".join(f"\n\n{note}" for note in table.notes)
+    """The title, the table, the notes."""
+    title = f"### {table.title}\n\n" if table.title else ""
+    rows = _with_bold(table.rows, table.best, "**", "**")
+    text = tabulate(rows, table.headings, tablefmt="pipe", disable_numparse=True)
+    return title + text + "".join(f"\n\n{note}" for note in table.notes)
 
 
 def latex(table: Table) -> str:
-    """A table environment; needs \\usepackage{booktabs}. Text columns left, the others centred."""
-    columns = "ll" + "c" * (len(table.headings) - 2)
-    lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    """A table environment; needs \\usepackage{booktabs}. The first two columns are left-aligned, the others centered.
+
+    Not by tabulate: its latex_booktabs has neither bold cells nor rules between rows.
+    """
+    rows = _with_bold([[_escaped(cell) for cell in row] for row in table.rows], table.best, r"\textbf{", "}")
+    lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{ll{'c' * (len(table.headings) - 2)}}}", r"\toprule"]
     lines += [" & ".join(map(_escaped, table.headings)) + r" \\", r"\midrule"]
-    for i, row in enumerate(table.rows):
-        if i in table.lines and i:
-            lines.append(r"\midrule")
-        cells = [
-            rf"\textbf{{{_escaped(cell)}}}" if (i, j) in table.best else _escaped(cell) for j, cell in enumerate(row)
-        ]
-        lines.append(" & ".join(cells) + r" \\")
+    for i, row in enumerate(rows):
+        lines += [r"\midrule"] if i in table.lines and i else []
+        lines.append(" & ".join(row) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    caption = " ".join(part for part in (table.title + "." if table.title else "", *table.notes) if part)
-    if caption:
-        lines.append(rf"\caption{{{_escaped(caption)}}}")
+    caption = " ".join([*([f"{table.title}."] if table.title else []), *table.notes])
+    lines += [rf"\caption{{{_escaped(caption)}}}"] if caption else []
     return "\n".join([*lines, r"\end{table}"])
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
 
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+
+
+def _with_bold(rows: list[list[str]], best: frozenset[tuple[int, int]], before: str, after: str) -> list[list[str]]:
+    return [
+        [before + cell + after if (i, j) in best else cell for j, cell in enumerate(row)] for i, row in enumerate(rows)
+    ]
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -43,7 +43,12 @@ class Backend:
         if self.name == "hf":
             return HfSampler(model.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=settings.batch_size)
         return VllmSampler(
-            model.module, stop_ids=pair.stop_ids, settings=settings.vllm, dtype=self.dtype, max_model_len=max_model_len
+            model.module,
+            stop_ids=pair.stop_ids,
+            settings=settings.vllm,
+            dtype=self.dtype,
+            max_model_len=max_model_len,
+            max_num_seqs=settings.batch_size,
         )
 
 

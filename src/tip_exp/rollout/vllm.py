@@ -41,10 +41,18 @@ class VllmSampler:
     """An engine that samples from `model`'s weights as they were at the last `sync`."""
 
     def __init__(
-        self, model: PreTrainedModel, *, stop_ids: list[int], settings: VllmConfig, dtype: str, max_model_len: int
+        self,
+        model: PreTrainedModel,
+        *,
+        stop_ids: list[int],
+        settings: VllmConfig,
+        dtype: str,
+        max_model_len: int,
+        max_num_seqs: int,
     ) -> None:
         """`max_model_len`: most tokens of prompt and response together; rollout.vllm.max_model_len overrides it."""
         self.model, self.stop_ids, self.settings, self.dtype = model, stop_ids, settings, dtype
+        self.max_num_seqs = max_num_seqs
         self.max_model_len = settings.max_model_len or max_model_len
         self.on_cpu = model.device.type == "cpu"
         # Weights reach a worker in this process by reference, any other through a file in shared memory.
@@ -98,6 +106,7 @@ class VllmSampler:
             folder=folder,
             dtype=self.dtype,
             max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
             sleep_level=self.sleep_level,
             on_cpu=self.on_cpu,
         )
@@ -131,7 +140,7 @@ class VllmSampler:
             if self.restarts:
                 raise EngineDiedError(
                     f"the vLLM engine died again after a restart ({first_line(error)}); the same command goes on from "
-                    "the last checkpoint. If memory is short, lower rollout.vllm.max_num_seqs or gpu_memory_utilization"
+                    "the last checkpoint. For less memory lower rollout.batch_size, rollout.vllm.gpu_memory_utilization"
                 ) from error
             log.warning("the vLLM engine died (%s); starting it again with the current weights", first_line(error))
             print(f"\nthe vLLM engine died ({first_line(error)}); starting it again", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Numbers that tell what a selector did: quadrants, overlap with entropy, where in the response its scores lie."""
+"""Metrics that describe a selection: quadrants, overlap with entropy, scores by position in the response."""
 
 from __future__ import annotations
 
@@ -10,45 +10,48 @@ from torch import Tensor
 from tip_exp.selector.scores import QUADRANTS
 from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens, budgets, jaccard, keep_top
 
-# Places in the response, doubling twice a bucket: [0, 16), [16, 64), ...
+# Edges of the position buckets [0, 16), [16, 64), …: each bucket ends at four times its start.
 POSITION_EDGES = (0, 16, 64, 256, 1024, 4096, 16384)
 
 
 def token_metrics(
     statistics: dict[str, Tensor], tokens: Tokens, selection: Selection, selector: Selector
 ) -> dict[str, float]:
-    """Metrics of one step from what was measured; a statistic that was not measured leaves its metrics out."""
+    """Metrics of one step from its measured statistics; metrics of statistics that were not measured are omitted."""
     if len(tokens) == 0:
         return {}
-    found = {f"score/{name}_mean": float(values.mean()) for name, values in statistics.items()}
+    metrics = {f"score/{name}_mean": float(values.mean()) for name, values in statistics.items()}
+    kept_mask = selection.kept_mask
     if "entropy" in statistics and selector.score != "full":
-        rivals = keep_top(statistics["entropy"], tokens.rollout, budgets(tokens.rollout, selector.retention, "floor"))
-        found["select/overlap_entropy"] = jaccard(selection.kept, rivals)
+        budget = budgets(tokens.rollout, selector.retention, "floor")
+        entropy_mask = keep_top(statistics["entropy"], tokens.rollout, budget)
+        metrics["select/overlap_entropy"] = jaccard(kept_mask, entropy_mask)
     if {"entropy", "reverse_kl"} <= statistics.keys():
-        for name, inside in quadrants(statistics, selector.quadrants).items():
-            found[f"quadrant/{name}_share"] = float(inside.float().mean())
-            found[f"quadrant/{name}_kept_frac"] = _mean(selection.kept, inside)
-            found[f"quadrant/{name}_divergence_share"] = _share(statistics["reverse_kl"], inside)
+        for name, in_quadrant in quadrants(statistics, selector.quadrants).items():
+            metrics[f"quadrant/{name}_share"] = float(in_quadrant.float().mean())
+            metrics[f"quadrant/{name}_kept_frac"] = _mean_within(kept_mask, in_quadrant)
+            metrics[f"quadrant/{name}_divergence_share"] = _share_within(statistics["reverse_kl"], in_quadrant)
     for low, high in pairwise(POSITION_EDGES):
-        inside = (tokens.position >= low) & (tokens.position < high)
-        if bool(inside.any()):
-            found[f"select/score_at_{low}_{high - 1}"] = _mean(selection.score, inside)
-            found[f"select/kept_at_{low}_{high - 1}"] = _mean(selection.kept, inside)
-    return found
+        in_bucket = (tokens.position >= low) & (tokens.position < high)
+        if bool(in_bucket.any()):
+            metrics[f"select/score_at_{low}_{high - 1}"] = _mean_within(selection.score, in_bucket)
+            metrics[f"select/kept_at_{low}_{high - 1}"] = _mean_within(kept_mask, in_bucket)
+    return metrics
 
 
-def quadrants(statistics: dict[str, Tensor], cuts: Quadrants) -> dict[str, Tensor]:
-    """{"q1": (N,) bool, …}: every token is in exactly one (TIP, Table 1)."""
-    high_entropy = statistics["entropy"] >= cuts.entropy
-    high_divergence = statistics["reverse_kl"] >= cuts.divergence
+def quadrants(statistics: dict[str, Tensor], thresholds: Quadrants) -> dict[str, Tensor]:
+    """{"q1": (N,) bool, …}: each token is in exactly one quadrant (TIP, Table 1)."""
+    high_entropy = statistics["entropy"] >= thresholds.entropy
+    high_divergence = statistics["reverse_kl"] >= thresholds.divergence
     return {name: rule(high_entropy, high_divergence) for name, rule in QUADRANTS.items()}
 
 
-def _mean(values: Tensor, inside: Tensor) -> float:
-    """Mean over the marked tokens; 0 where there are none."""
-    return float(values[inside].float().mean()) if bool(inside.any()) else 0.0
+def _mean_within(values: Tensor, mask: Tensor) -> float:
+    """Mean over the masked tokens; 0 if there are none."""
+    return float(values[mask].float().mean()) if bool(mask.any()) else 0.0
 
 
-def _share(values: Tensor, inside: Tensor) -> float:
+def _share_within(values: Tensor, mask: Tensor) -> float:
+    """The masked tokens' sum over the sum of all; 0 if that is 0."""
     total = float(values.sum())
-    return float(torch.where(inside, values, 0).sum()) / total if total > 0 else 0.0
+    return float(torch.where(mask, values, 0).sum()) / total if total > 0 else 0.0

@@ -1,40 +1,48 @@
-"""The selectors' score rules: arithmetic on per-token statistics, one function a rule, named by what it ranks.
+"""Score rules: arithmetic on per-token statistics, one function per rule.
 
-A rule's parameters *are* the statistics it reads, by name, clipped and normalised as the selector's config says;
-`high_…` parameters are booleans, cut at the config's `quadrants`. So a rule's signature is also the list of what a run
-has to measure, and this module needs no torch. To add a rule: write the function, add it to SCORES, give it a YAML.
+A rule's parameters name the statistics it reads, clipped and normalized as the selector's config says; `high_entropy`
+and `high_divergence` are booleans, thresholded at the config's `quadrants`. The signature therefore lists what a run
+must measure. This module does not import torch. To add a rule: write a function, add it to SCORES, add a YAML file in
+conf/selector/.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What scoring can measure at a response token; nats, but for the overlap.
+# What `token_stats` can measure at a response token; in nats except the overlap.
 STATISTICS = (
     "entropy",  # H(P_S)
     "teacher_entropy",  # H(P_T)
     "reverse_kl",  # KL(P_S || P_T): TIP, Eq. 3
     "forward_kl",  # KL(P_T || P_S)
-    "jsd",  # generalised Jensen-Shannon divergence with the learner's jsd_beta
+    "jsd",  # generalized Jensen-Shannon divergence with learner.jsd_beta
     "student_logprob",  # log P_S of the sampled token
     "teacher_logprob",  # log P_T of the sampled token
-    "topk_overlap",  # share of the student's top-k tokens among the teacher's top-k
+    "topk_overlap",  # fraction of the student's top-k tokens that are in the teacher's top-k
 )
-# Statistics that need the student alone: a rule of these projects the teacher on kept tokens only.
+# Statistics of the student alone: a rule that reads no others projects the teacher on kept tokens only.
 STUDENT_STATISTICS = frozenset({"entropy", "student_logprob"})
+
+# What a selector's settings may be; `Selector` and the configuration share these types.
+Normalizer = Literal["minmax", "quantile", "rank", "none"]
+Group = Literal["batch", "micro_batch", "rollout"]
+Order = Literal["top", "bottom", "sample", "positive"]
+Rounding = Literal["floor", "ceil", "at_least_one"]
+Scope = Literal["rollout", "batch"]
 
 
 def soft_or(entropy: Tensor, reverse_kl: Tensor) -> Tensor:
-    return entropy + reverse_kl - entropy * reverse_kl  # TIP, Eq. 7
+    return entropy + reverse_kl - entropy * reverse_kl  # TIP, Eq. 7: h + d - h d; h, d in [0, 1]
 
 
 def q3(entropy: Tensor, forward_kl: Tensor) -> Tensor:
-    return forward_kl * (1 - entropy)  # TIP, Sec. 7.3: forward KL ranks, the loss stays reverse KL
+    return forward_kl * (1 - entropy)  # TIP, Sec. 7.3: ranked by forward KL, trained on reverse KL
 
 
 def entropy(entropy: Tensor) -> Tensor:
@@ -97,14 +105,14 @@ SCORES: dict[str, Callable[..., Tensor]] = {
     "random": random,
     "full": full,
 }
-# Rules that are meant for axes in [0, 1] and mean nothing in nats.
+# Rules that are defined for inputs in [0, 1] only.
 UNIT_INTERVAL = frozenset({"soft_or", "q3"})
-# Rules that say yes or no by themselves; a budget does not apply to them.
+# Rules that decide per token; a budget does not apply to them.
 UNBUDGETED = frozenset({"q1", "q2", "q3_quadrant", "q4", "full"})
 
 
-def reads(score: str) -> frozenset[str]:
-    """The statistics a rule needs measured."""
+def required_stats(score: str) -> frozenset[str]:
+    """Names of the statistics that a rule reads."""
     names = set(inspect.signature(SCORES[score]).parameters)
     if names & {"high_entropy", "high_divergence"}:
         names |= {"entropy", "reverse_kl"}

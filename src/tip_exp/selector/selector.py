@@ -1,7 +1,7 @@
-"""Which tokens are trained on: score rule x normaliser x budget, from per-token statistics to a mask.
+"""Which tokens are trained on: normalize the statistics, score them, apply the budget, return a mask.
 
-Only response tokens come in (N of them, flattened over the step's rollouts), so prompt, tool and padding positions
-cannot be chosen. No gradient flows through a selection.
+Only response tokens are passed in (N of them, flattened over the step's rollouts), so prompt, tool and padding
+positions cannot be selected. No gradient flows through a selection.
 """
 
 from __future__ import annotations
@@ -10,38 +10,40 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tip_exp.selector.scores import SCORES, STATISTICS, reads
+from tip_exp.selector.scores import SCORES, STATISTICS, Group, Normalizer, Order, Rounding, Scope, required_stats
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """`kept`: (N,) bool. `score`: (N,) what the rule gave, before any sampling.
+    """`kept_mask`: (N,) bool. `score`: (N,), what the rule returned.
 
-    `weights`: (N,) factors of the kept tokens' divergences, at least 0; None: each counts once. They matter relative to
-    each other alone, for the loss is divided by `mass`.
+    `weights`: (N,), at least 0, multiply the kept tokens' divergences; None: all weights are 1. Only their ratios
+    matter, since the loss is divided by `mass`.
     """
 
-    kept: Tensor
+    kept_mask: Tensor
     score: Tensor
     weights: Tensor | None = None
 
     @property
     def mass(self) -> float:
-        """What the summed divergence is divided by: the number of kept tokens, or their weights' sum."""
-        return float(self.kept.sum() if self.weights is None else self.weights[self.kept].sum(dtype=torch.float64))
+        """The divisor of the summed divergence: the number of kept tokens, or the sum of their weights."""
+        if self.weights is None:
+            return float(self.kept_mask.sum())
+        return float(self.weights[self.kept_mask].sum(dtype=torch.float64))
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Where the N response tokens come from: `rollout` and `micro_batch` number their group, `position` is the place in
-    the response. Two rollouts of 2 and 1 tokens in one micro-batch: rollout=[0, 0, 1], micro_batch=[0, 0, 0],
-    position=[0, 1, 0]."""
+    """Where each of the N response tokens comes from: rollout index, micro-batch index, position in the response; (N,).
+
+    Two rollouts of 2 and 1 tokens in one micro-batch: rollout=[0, 0, 1], micro_batch=[0, 0, 0], position=[0, 1, 0].
+    """
 
     rollout: Tensor
     micro_batch: Tensor
@@ -50,21 +52,22 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.rollout)
 
-    def draws(self, generator: torch.Generator) -> Tensor:
-        """A uniform number in [0, 1) for each token, the same however the rollouts are split into micro-batches."""
-        in_order = (self.rollout * (self.position.max() + 1) + self.position).argsort() if len(self) else self.rollout
-        numbers = torch.rand(len(self), generator=generator, dtype=torch.float64).to(self.rollout.device)
-        return torch.empty_like(numbers).index_copy_(0, in_order, numbers)
+    def uniform_draws(self, generator: torch.Generator) -> Tensor:
+        """A uniform number in [0, 1) per token, (N,) float64, that does not depend on the split into micro-batches."""
+        order = (self.rollout * (self.position.max() + 1) + self.position).argsort() if len(self) else self.rollout
+        draws = torch.rand(len(self), generator=generator, dtype=torch.float64).to(self.rollout.device)
+        return torch.empty_like(draws).index_copy_(0, order, draws)
 
-    def groups(self, of: str) -> Tensor:
-        if of == "batch":
+    def groups(self, scope: str) -> Tensor:
+        """Group index of each token, (N,): its rollout, its micro-batch, or 0 for scope "batch"."""
+        if scope == "batch":
             return torch.zeros_like(self.rollout)
-        return self.rollout if of == "rollout" else self.micro_batch
+        return self.rollout if scope == "rollout" else self.micro_batch
 
 
 @dataclass(frozen=True, slots=True)
 class Quadrants:
-    """Cuts between low and high, nats; at the cut is high."""
+    """Thresholds, nats: values at or above are high (TIP, Table 1)."""
 
     entropy: float
     divergence: float
@@ -72,145 +75,149 @@ class Quadrants:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selector:
-    """One rule of the paper, or one's own, as conf/selector/*.yaml composes it."""
+    """A selection rule; the fields are the keys of conf/selector/*.yaml."""
 
-    score: str
-    normalizer: Literal["minmax", "quantile", "rank", "none"]
-    normalize_over: Literal["batch", "micro_batch", "rollout"]
-    clip: dict[str, float]
-    order: Literal["top", "bottom", "sample", "positive"]
-    sample_power: float
-    rounding: Literal["floor", "ceil", "at_least_one"]
-    scope: Literal["rollout", "batch"]
+    score: str  # a rule in SCORES
+    normalizer: Normalizer
+    normalize_over: Group
+    clip: dict[str, float]  # statistic -> quantile
+    order: Order
+    rounding: Rounding
+    scope: Scope  # what the budget applies to
     retention: float
     quadrants: Quadrants
-    weight_by_score: bool = False  # the default is for records of runs from before this key
+    weight_by_score: bool
 
     @property
-    def reads(self) -> frozenset[str]:
-        """Names of the statistics that must be measured before `__call__`."""
-        return reads(self.score)
+    def required_stats(self) -> frozenset[str]:
+        """Names of the statistics that `__call__` needs."""
+        return required_stats(self.score)
 
     @torch.no_grad()
     def __call__(self, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Selection:
-        """Score and choose. `generator` (CPU) serves the random rules alone."""
-        for name in self.reads:
-            if not statistics[name].isfinite().all():
-                bad = int((~statistics[name].isfinite()).sum())
+        """Select from `statistics` (name -> (N,)); `generator` (CPU) is used by random rules only.
+
+        Raises FloatingPointError if a required statistic is not finite.
+        """
+        for name in self.required_stats:
+            if num_bad := int((~statistics[name].isfinite()).sum()):
                 raise FloatingPointError(
-                    f"{name} is not finite at {bad} of {len(tokens)} tokens: a model gave NaN logits"
+                    f"{name} is not finite at {num_bad} of {len(tokens)} tokens: a model returned NaN logits"
                 )
         rule = SCORES[self.score]
-        axes = [self._axis(name, statistics, tokens, generator) for name in inspect.signature(rule).parameters]
-        score = rule(*axes).float()
+        inputs = [self._input(name, statistics, tokens, generator) for name in inspect.signature(rule).parameters]
+        score = rule(*inputs).float()
         weights = score.clamp(min=0) if self.weight_by_score else None
         return Selection(self._choose(score, tokens, generator), score, weights)
 
-    def _axis(self, name: str, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Tensor:
-        device = tokens.rollout.device
+    def _input(self, name: str, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Tensor:
+        """The value of a rule's parameter, (N,)."""
         if name in STATISTICS:
-            values, groups = statistics[name], tokens.groups(self.normalize_over)
-            return per_group(lambda v: normalize(clip_high(v, self.clip.get(name)), self.normalizer), values, groups)
+            return per_group(
+                lambda values: normalize(clip_high(values, self.clip.get(name)), self.normalizer),
+                statistics[name],
+                tokens.groups(self.normalize_over),
+            )
         if name == "high_entropy":
             return statistics["entropy"] >= self.quadrants.entropy
         if name == "high_divergence":
             return statistics["reverse_kl"] >= self.quadrants.divergence
         if name == "noise":
-            return tokens.draws(generator)
-        assert name == "ones", f"no axis is called {name}"
-        return torch.ones(len(tokens), device=device)
+            return tokens.uniform_draws(generator)
+        assert name == "ones", f"a score rule has the unknown parameter {name}"
+        return torch.ones(len(tokens), device=tokens.rollout.device)
 
     def _choose(self, score: Tensor, tokens: Tokens, generator: torch.Generator) -> Tensor:
+        """The tokens within the budget, in the configured order."""
         if self.order == "positive":
             return score > 0
+        key = score
         if self.order == "bottom":
             key = -score
         elif self.order == "sample":
-            key = sampling_key(score.pow(self.sample_power), tokens.draws(generator))
-        else:
-            key = score
+            key = sampling_key(score, tokens.uniform_draws(generator))
         groups = tokens.groups(self.scope)
         return keep_top(key, groups, budgets(groups, self.retention, self.rounding))
 
 
 def clip_high(values: Float[Tensor, " n"], quantile: float | None) -> Float[Tensor, " n"]:
-    """Cut values above their own quantile down to it (TIP, Sec. 6: the top 2 % of entropies)."""
+    """Clamp values to their own `quantile` (TIP, Sec. 6: the top 2 % of entropies)."""
     return values if quantile is None else values.clamp(max=_quantile(values, quantile))
 
 
-def normalize(values: Float[Tensor, " n"], kind: str) -> Float[Tensor, " n"]:
-    """Map one population to [0, 1]; where all are equal there is nothing to tell apart, and every value is 0.
+def normalize(values: Float[Tensor, " n"], normalizer: str) -> Float[Tensor, " n"]:
+    """Map one group's values to [0, 1]; equal values all become 0.
 
-    minmax: (v - min) / (max - min). quantile: the same between the 5th and 95th percentile, cut at 0 and 1.
-    rank: place among the population, ties share the middle of their places. none: as it is.
+    minmax: (v - min) / (max - min). quantile: the same with the 5th and 95th percentile, clamped to [0, 1].
+    rank: rank / (n - 1), ties share their mean rank. none: unchanged.
     """
-    if kind == "none" or len(values) == 0:
+    if normalizer == "none" or len(values) == 0:
         return values
-    if kind == "rank":
+    if normalizer == "rank":
         ordered = values.sort().values
-        below, upto = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
-        middle = (below + upto - 1).to(values.dtype) / 2
-        return middle / (len(values) - 1) if bool(ordered[0] < ordered[-1]) else torch.zeros_like(values)
-    low, high = (_quantile(values, 0.05), _quantile(values, 0.95)) if kind == "quantile" else values.aminmax()
+        first, past_last = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
+        mean_rank = (first + past_last - 1).to(values.dtype) / 2
+        return mean_rank / (len(values) - 1) if bool(ordered[0] < ordered[-1]) else torch.zeros_like(values)
+    low, high = (_quantile(values, 0.05), _quantile(values, 0.95)) if normalizer == "quantile" else values.aminmax()
     if not bool(low < high):
         return torch.zeros_like(values)
     return ((values - low) / (high - low)).clamp(0, 1)
 
 
 def budgets(groups: Int[Tensor, " n"], retention: float, rounding: str) -> Int[Tensor, " g"]:
-    """How many tokens each group may keep: retention x its length, rounded; never more than it has.
+    """Number of tokens to keep in each group: retention x its size, rounded, and at most its size.
 
-    A hair is added before rounding, for 0.29 x 100 is 28.999999999999996.
+    Add 1e-9 before floor: 0.29 x 100 = 28.999999999999996.
     """
-    lengths = torch.bincount(groups)
-    exact = lengths.double() * retention
+    sizes = torch.bincount(groups)
+    exact = sizes.double() * retention
     if rounding == "ceil":
         return (exact - 1e-9).ceil().long()
-    least = 1 if rounding == "at_least_one" else 0
-    return (exact + 1e-9).floor().long().clamp(min=least).minimum(lengths)
+    minimum = 1 if rounding == "at_least_one" else 0
+    return (exact + 1e-9).floor().long().clamp(min=minimum).minimum(sizes)
 
 
 def keep_top(key: Float[Tensor, " n"], groups: Int[Tensor, " n"], budget: Int[Tensor, " g"]) -> Bool[Tensor, " n"]:
-    """In each group the `budget[group]` tokens of the highest key; of equal keys the earlier token.
+    """Mask of the `budget[group]` tokens with the highest key in each group; ties go to the earlier token.
 
     key [3, 1, 2, 5], groups [0, 0, 0, 1], budget [2, 0] -> [True, False, True, False]
     """
     by_key = key.argsort(descending=True, stable=True)
-    order = by_key[groups[by_key].argsort(stable=True)]  # group by group, best first, earlier first
+    order = by_key[groups[by_key].argsort(stable=True)]  # by group, then descending key, then position
     sizes = torch.bincount(groups, minlength=len(budget))
     starts = sizes.cumsum(0) - sizes
-    place = torch.arange(len(key), device=key.device) - starts[groups[order]]
-    kept = torch.zeros(len(key), dtype=torch.bool, device=key.device)
-    kept[order] = place < budget[groups[order]]
-    return kept
+    rank_in_group = torch.arange(len(key), device=key.device) - starts[groups[order]]
+    kept_mask = torch.zeros(len(key), dtype=torch.bool, device=key.device)
+    kept_mask[order] = rank_in_group < budget[groups[order]]
+    return kept_mask
 
 
 def sampling_key(weights: Float[Tensor, " n"], draws: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Keys whose top k are a draw of k without replacement in proportion to `weights` (Gumbel top-k; Kool et al. 2019).
+    """Keys whose top k are k draws without replacement in proportion to `weights` (Gumbel top-k; Kool et al. 2019).
 
-    `draws` are uniform in [0, 1). A weight of zero is drawn only when nothing else is left.
+    `draws` are uniform in [0, 1). Tokens of weight 0 are drawn last.
     """
-    return weights.double().log() - (-torch.log1p(-draws)).log()
+    return weights.double().log() - (-torch.log1p(-draws)).log()  # log w + Gumbel noise
 
 
 def per_group(function: Callable[[Tensor], Tensor], values: Tensor, groups: Tensor) -> Tensor:
-    """Apply a function to each group's values and put the results back in place."""
-    out = torch.empty_like(values)
+    """Apply `function` to the values of each group; the results keep the tokens' order."""
+    output = torch.empty_like(values)
     for group in groups.unique():
-        mine = groups == group
-        out[mine] = function(values[mine])
-    return out
+        in_group = groups == group
+        output[in_group] = function(values[in_group])
+    return output
 
 
 def jaccard(a: Bool[Tensor, " n"], b: Bool[Tensor, " n"]) -> float:
-    """|A and B| / |A or B|; two empty sets are equal."""
+    """|A and B| / |A or B|; 1 for two empty sets."""
     union = int((a | b).sum())
     return int((a & b).sum()) / union if union else 1.0
 
 
 def _quantile(values: Tensor, q: float) -> Tensor:
-    """Linear interpolation between order statistics, as numpy does; torch.quantile refuses 2^24 values and more."""
+    """numpy's linear quantile; torch.quantile fails above 2^24 values."""
     ordered = values.sort().values
-    at = q * (len(values) - 1)
-    low, high = ordered[math.floor(at)], ordered[math.ceil(at)]
-    return low + (high - low) * (at - math.floor(at))
+    index = q * (len(values) - 1)
+    low, high = ordered[math.floor(index)], ordered[math.ceil(index)]
+    return low + (high - low) * (index - math.floor(index))

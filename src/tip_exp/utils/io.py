@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write beside `path`, then rename: readers see the old file or the new one, never a part."""
-    temporary = path.with_suffix(".writing")
+    """Write beside `path`, then rename: readers see the old file or the new one, never a part.
+
+    Processes that write the same file at once do not disturb each other; the last rename wins.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 

@@ -87,7 +87,7 @@ def _day(
 
 
 def _table(stops: Stops, sight: str, eaten: set[str]) -> Record:
-    """A restaurant near a sight: the required one, else the cheapest that is not visited yet."""
+    """A restaurant near a sight: the required restaurant, else the cheapest that is not visited yet."""
     near = [r for r in stops.restaurants if r["nearby_attraction_name"] == sight and r["restaurant_name"] not in eaten]
     table = stops.must_eat if stops.must_eat in near else min(near, key=lambda row: int(row["price_per_person"]))
     eaten.add(table["restaurant_name"])

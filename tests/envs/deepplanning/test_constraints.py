@@ -80,7 +80,11 @@ VERDICTS: dict[str, tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, A
     "attraction": (
         {"attraction_names": ["A", "B"]},
         [plan_of(place("attraction", "B"), place("attraction", "C"), place("attraction", "A"))],
-        [plan_of(place("attraction", "A")), plan_of(place("attraction", "A"), place("meal", "B"))],
+        [
+            plan_of(place("attraction", "A")),
+            plan_of(place("attraction", "A"), place("meal", "B")),
+            plan_of(place("attraction", "A"), place("attraction", "B, East")),
+        ],
     ),
 }
 

@@ -1,0 +1,85 @@
+"""Run folders are found and read once; the index detects changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.synthetic_runs import finish, write_config
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.records import reader
+from tip_exp.records.folder import RunFolder
+from tip_exp.records.reader import INDEX, find_runs, read_runs
+
+
+@pytest.fixture
+def runs(tmp_path: Path, compose_run: Callable[..., RunConfig]) -> Path:
+    """full and seeds 0 and 1 of soft_or are finished, seed 2 is not."""
+    overrides = {"full": "selector=full", "soft0": "seed=0", "soft1": "seed=1", "soft2": "seed=2"}
+    for name, override in overrides.items():
+        config = compose_run(override)
+        write_config(config, tmp_path / name)
+        if name != "soft2":
+            finish(config, tmp_path / name, 0.8)
+    return tmp_path
+
+
+def read_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that read_runs([root]) reads from their own files and not from the index."""
+    names: list[str] = []
+    read_run = reader.read_run
+
+    def recording(folder: RunFolder) -> reader.RunRecord:
+        names.append(folder.root.name)
+        return read_run(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "read_run", recording)
+        read_runs([root])
+    return names
+
+
+def test_only_changed_runs_are_read_again(
+    runs: Path, compose_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_names(runs, monkeypatch) == ["full", "soft0", "soft1", "soft2"]
+    written = (runs / INDEX).stat().st_mtime_ns
+    assert read_names(runs, monkeypatch) == [] and (runs / INDEX).stat().st_mtime_ns == written
+    finish(compose_run("seed=2"), runs / "soft2", 0.9)
+    (runs / "full" / "result.json").unlink()
+    write_config(compose_run("selector=entropy"), runs / "new")
+    assert read_names(runs, monkeypatch) == ["full", "new", "soft2"]
+    assert [(Path(record.folder).name, record.is_done) for record in read_runs([runs])] == [
+        ("full", False), ("new", False), ("soft0", True), ("soft1", True), ("soft2", True),
+    ]  # fmt: skip
+
+
+def test_records_from_the_index_equal_those_from_the_files(runs: Path) -> None:
+    from_files = read_runs([runs])
+    assert from_files[1].outcomes["word_sums"]["samples"] == 4
+    assert read_runs([runs]) == from_files
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-40], lambda text: "torn\n" + text, lambda text: '{"a": 1}\n'])
+def test_a_damaged_index_is_replaced(runs: Path, damage: Callable[[str], str]) -> None:
+    records = read_runs([runs])
+    index = (runs / INDEX).read_text()
+    (runs / INDEX).write_text(damage(index))
+    assert read_runs([runs]) == records
+    assert (runs / INDEX).read_text() == index
+
+
+def test_runs_and_their_index_can_be_moved(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_runs([runs])
+    moved = runs.rename(runs.with_name("moved"))
+    assert read_names(moved, monkeypatch) == []
+    assert {Path(record.folder).parent for record in read_runs([moved])} == {moved}
+
+
+def test_folders_inside_a_run_are_not_runs(runs: Path) -> None:
+    for inner in (".hydra", "checkpoint/step_00080"):
+        (runs / "full" / inner).mkdir(parents=True)
+        (runs / "full" / inner / "config.yaml").write_text("")
+    assert [folder.root.name for folder in find_runs([runs, runs / "full"])] == ["full", "soft0", "soft1", "soft2"]

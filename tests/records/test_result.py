@@ -1,0 +1,71 @@
+"""result.json: first and last evaluation, totals and peaks, and the final scores by problem."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.records.folder import RunFolder
+from tip_exp.records.model_card import write_card
+from tip_exp.records.result import final_outcomes, write_result
+from tip_exp.utils.io import append_rows
+
+
+def eval_row(step: int, problem: str, right: float, **changes: Any) -> dict[str, Any]:
+    row = {"step": step, "model": "student", "benchmark": "word_sums", "protocol": "sampled", "problem_id": problem}
+    return row | {"right": right, "text": "a\u2028b\x85c"} | changes
+
+
+def test_outcomes_are_sums_over_the_sampled_responses_of_the_last_evaluation(tmp_path: Path) -> None:
+    rows = [eval_row(0, "a", True), eval_row(0, "b", True)]
+    rows += [eval_row(80, "a", right) for right in (True, False, True)]
+    rows += [eval_row(80, "b", False)] * 3
+    rows += [eval_row(80, "a", False, protocol="greedy"), eval_row(80, "a", True, model="teacher")]
+    rows += [eval_row(80, "t", score, benchmark="tools", protocol="greedy") for score in (0.25, 0.5)]
+    append_rows(tmp_path / "eval.jsonl", rows)
+    assert final_outcomes(tmp_path / "eval.jsonl") == {
+        "word_sums": {"samples": 3, "right": {"a": 2, "b": 0}},
+        "tools": {"samples": 2, "right": {"t": 0.75}},
+    }
+
+
+def test_without_evaluations_there_are_no_outcomes(tmp_path: Path) -> None:
+    assert final_outcomes(tmp_path / "eval.jsonl") == {}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(tmp_path)
+    append_rows(
+        folder.metrics,
+        [
+            {"step": 0, "eval/b/greedy": 0.25, "teacher/b/greedy": 0.75, "time/eval_s": 2.0, "memory/x_peak_gib": 3.0},
+            {"step": 1, "select/response_tokens": 10, "select/kept_tokens": 4, "time/step_s": 1.0},
+            {"step": 2, "select/response_tokens": 20, "select/kept_tokens": 6, "time/step_s": 1.5, "time/eval_s": 0.5}
+            | {"eval/b/greedy": 0.5, "memory/x_peak_gib": 2.0},
+        ],
+    )
+    return folder
+
+
+def test_the_result_has_both_evaluations_totals_and_peaks(folder: RunFolder, tiny_config: RunConfig) -> None:
+    result = write_result(tiny_config, folder, {"train": {"rows": 9}}, {"name": "hf"})
+    assert json.loads(folder.result.read_text()) == result
+    assert (result["start"], result["teacher"], result["final"]) == (
+        {"b/greedy": 0.25}, {"b/greedy": 0.75}, {"b/greedy": 0.5},
+    )  # fmt: skip
+    assert result["totals"] == {"steps": 2, "response_tokens": 30, "kept_tokens": 10, "wall_s": 5.0}
+    assert result["memory"] == {"memory/x_peak_gib": 3.0}  # of an earlier process
+    assert result["datasets"] == {"train": {"rows": 9}} and result["rollout"] == {"name": "hf"}
+    assert [path.name for path in folder.root.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_model_card_has_the_result_and_the_settings(folder: RunFolder, tiny_config: RunConfig) -> None:
+    write_card(tiny_config, write_result(tiny_config, folder, {}, {}), folder.root)
+    card = (folder.root / "README.md").read_text()
+    assert card.startswith("---\nbase_model: package:tiny/student\n")
+    assert "10 of 30 response tokens" in card and "| b/greedy | 0.2500 | 0.5000 |" in card and "num_steps: 80" in card
