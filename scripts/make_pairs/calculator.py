@@ -17,25 +17,27 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from scripts.make_pairs import common
 from scripts.make_pairs.common import END_ID, PAD_ID, Recipe
+from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.deepplanning.data import load_tasks
 from tip_exp.envs.deepplanning.environment import TravelEnvironment
 from tip_exp.envs.deepplanning.mini import errands
 from tip_exp.envs.deepplanning.mini import files as mini_files
-from tip_exp.envs.episodes import Episode, Limits, play
+from tip_exp.envs.episodes import Episode, play
 from tip_exp.envs.scripted import ScriptedSampler
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.types import Rollout, Sampler, Sampling
 
 # A run of punctuation and spaces is one piece, so that JSON takes few tokens and names tokenize alike everywhere.
 PIECES = r" ?[\p{L}_]+|\p{N}+|[^\p{L}\p{N}_]+"
-LIMITS = Limits(
+LIMITS = AgentConfig(
     max_turns=6,
     max_calls_per_turn=4,
     surplus_calls="tell",
     max_observation=None,
     observation_unit="tokens",
     observation_cut="rows",
+    max_train_tokens=None,
 )
 NUM_TRAIN_EPISODES, NUM_TEST_EPISODES = 3000, 128
 SCRIPT_SAMPLING = Sampling(1, 1.0, 1.0, 0, 4096)

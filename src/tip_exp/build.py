@@ -1,4 +1,4 @@
-"""The parts of a run. What can be refused is refused first: backend, memory, data, tokenizers, prompts; then weights."""
+"""The parts of a run. What can be refused is refused first: memory, data, tokenizers, prompts; weights load last."""
 
 from __future__ import annotations
 

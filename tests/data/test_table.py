@@ -1,25 +1,21 @@
-"""Data sets from files: fields, wrappers, parts, fingerprints, refusals; the real sets where they are at hand."""
+"""Data sets from table files: fields, wrappers, parts, fingerprints, errors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from tip_exp.config.schema import RunConfig, TableConfig
-from tip_exp.data.contamination import NGRAM, overlap
+from tip_exp.config.schema import TableConfig
 from tip_exp.data.load import load
 from tip_exp.data.table import part_of, read_rows
 from tip_exp.types import Problem
-from tip_exp.utils.errors import ConfigError, DataError
+from tip_exp.utils.errors import DataError
 
-Run = Callable[..., RunConfig]
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
 ROWS = [{"q": " What is 1+1? ", "gold": {"a": "2"}, "n": 7}, {"q": "What is 2+3?", "gold": {"a": "5"}, "n": 8}]
 
 
@@ -38,12 +34,12 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def test_fields_are_mapped_and_the_file_is_fingerprinted(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", ROWS)
-    loaded = load(table(path))
-    assert loaded.problems[0] == Problem("sums/7", "What is 1+1? Box it.", "2")
-    assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and loaded.source == str(path)
+    dataset = load(table(path))
+    assert dataset.problems[0] == Problem("sums/7", "What is 1+1? Box it.", "2")
+    assert dataset.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and dataset.source == str(path)
 
 
-def test_parquet_and_csv_are_read_as_jsonl_is(tmp_path: Path) -> None:
+def test_parquet_and_csv_give_the_same_problems_as_jsonl(tmp_path: Path) -> None:
     pd.DataFrame(ROWS).to_parquet(tmp_path / "x.parquet")
     assert load(table(tmp_path / "x.parquet")).problems == load(table(write(tmp_path / "x.jsonl", ROWS))).problems
     flat = pd.DataFrame([{"q": row["q"], "a": row["gold"]["a"], "n": row["n"]} for row in ROWS])
@@ -59,9 +55,9 @@ def test_data_root_replaces_the_hub_by_a_folder(tmp_path: Path, compose_run: Run
     assert load(dataset).problems[0].answer == "2"
 
 
-def test_wrappers_come_off_and_the_answer_is_what_follows_a_mark(tmp_path: Path) -> None:
+def test_wrappers_are_stripped_and_the_answer_follows_its_mark(tmp_path: Path) -> None:
     rows = [{"q": "Solve: 1+1? Thank you.", "a": "One and one.\n#### 2"}]
-    found = load(
+    problem = load(
         table(
             write(tmp_path / "x.jsonl", rows),
             strip=["Solve: ", " Thank you."],
@@ -69,15 +65,15 @@ def test_wrappers_come_off_and_the_answer_is_what_follows_a_mark(tmp_path: Path)
             fields={"id": None, "answer": "a"},
         )
     ).problems[0]
-    assert (found.id, found.prompt, found.answer) == ("sums/0", "1+1? Box it.", "2")
-    assert found.solution == "One and one.\n"
+    assert (problem.id, problem.prompt, problem.answer) == ("sums/0", "1+1? Box it.", "2")
+    assert problem.solution == "One and one.\n"
 
 
 def test_parts_are_disjoint_and_complete() -> None:
-    first, rest = part_of(17398, 42, 0.0, 0.8), part_of(17398, 42, 0.8, 1.0)
-    assert (len(first), len(rest)) == (13918, 3480)
-    assert sorted(first + rest) == list(range(17398))
-    assert first != sorted(first)
+    train, held_out = part_of(17398, 42, 0.0, 0.8), part_of(17398, 42, 0.8, 1.0)
+    assert (len(train), len(held_out)) == (13918, 3480)
+    assert sorted(train + held_out) == list(range(17398))
+    assert train != sorted(train)
 
 
 @pytest.mark.parametrize(
@@ -91,14 +87,14 @@ def test_parts_are_disjoint_and_complete() -> None:
         (json.dumps(ROWS[0]) + "\n", {"answer_after": "####"}, "row 1: gold.a has no '####'"),
     ],
 )
-def test_bad_files_are_one_clear_error(tmp_path: Path, content: str, changes: dict[str, Any], message: str) -> None:
+def test_an_error_names_the_row(tmp_path: Path, content: str, changes: dict[str, Any], message: str) -> None:
     (tmp_path / "x.jsonl").write_text(content)
     with pytest.raises(DataError) as caught:
         load(table(tmp_path / "x.jsonl", **changes))
     assert message in str(caught.value)
 
 
-def test_unknown_endings_and_an_unreachable_hub_are_clear_errors(tmp_path: Path) -> None:
+def test_unknown_extensions_and_an_unreachable_hub_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"is a \.jsonl, \.parquet or \.csv file; got \.txt"):
         read_rows(tmp_path / "x.txt")
     with pytest.raises(DataError, match=r"cannot be loaded from the hub .*; set data\.root to a folder"):

@@ -1,4 +1,4 @@
-"""A tokenizer that is lossless on any text, and limits that stop nothing unless a test says so."""
+"""A tokenizer that round-trips any text, and episode limits that stop nothing by default."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from collections.abc import Callable
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.chat import Chat
-from tip_exp.envs.episodes import Limits
 from tip_exp.utils.paths import resolve_model
+
+NO_LIMITS = AgentConfig(
+    max_turns=50,
+    max_calls_per_turn=None,
+    surplus_calls="tell",
+    max_observation=None,
+    observation_unit="tokens",
+    observation_cut="rows",
+    max_train_tokens=None,
+)
 
 
 @pytest.fixture
@@ -23,10 +33,6 @@ def chat(tokenizer: PreTrainedTokenizerBase) -> Chat:
 
 
 @pytest.fixture
-def limits() -> Callable[..., Limits]:
-    def made(**changes) -> Limits:
-        wide = {"max_turns": 50, "max_calls_per_turn": None, "surplus_calls": "tell"}
-        wide |= {"max_observation": None, "observation_unit": "tokens", "observation_cut": "rows"}
-        return Limits(**(wide | changes))
-
-    return made
+def limits() -> Callable[..., AgentConfig]:
+    """limits(max_turns=2) -> no limit but this one."""
+    return lambda **changes: NO_LIMITS.model_copy(update=changes)

@@ -1,4 +1,4 @@
-"""The second environment: nothing in the loop is about travel."""
+"""The calculator environment, by itself and in the episode loop."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from itertools import islice
 
 import pytest
 
+from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.base import Call
 from tip_exp.envs.calculator import CalculatorEnvironment, Formula, calculate, stream
 from tip_exp.envs.chat import Chat
-from tip_exp.envs.episodes import Limits, play
+from tip_exp.envs.episodes import play
 from tip_exp.envs.scripted import ScriptedSampler
 from tip_exp.types import Sampling
 
@@ -23,7 +24,7 @@ def test_one_operation(expression: str, value: int) -> None:
 
 
 @pytest.mark.parametrize("expression", ["1+2+3", "2**9", "__import__('os')", "1/2", "", "9" * 10 + "+1", "１+1"])
-def test_anything_else_is_refused(expression: str) -> None:
+def test_other_expressions_are_a_value_error(expression: str) -> None:
     with pytest.raises(ValueError, match="between two whole numbers"):
         calculate(expression)
 
@@ -39,7 +40,7 @@ def test_anything_else_is_refused(expression: str) -> None:
         (Call("calculate", {"expression": "2+3+4"}), "got '2+3+4'"),
     ],
 )
-def test_calls_are_answered(call: Call, observation: str) -> None:
+def test_every_call_gets_an_observation(call: Call, observation: str) -> None:
     environment = CalculatorEnvironment()
     environment.reset(Formula("f", "2 + 3", 5))
     (answer,) = environment.step([call])
@@ -47,7 +48,7 @@ def test_calls_are_answered(call: Call, observation: str) -> None:
 
 
 def by_steps(history: str) -> str:
-    """Works a formula out from the inside, one call a turn."""
+    """Evaluates a formula from the innermost parentheses, one call a turn."""
     formula = re.search(r"Work out (.+?)\. Put", history)
     assert formula
     text = formula[1]
@@ -60,18 +61,20 @@ def by_steps(history: str) -> str:
     return f"<tool_call>\n{json.dumps({'name': 'calculate', 'arguments': arguments})}\n</tool_call>"
 
 
-def test_a_script_reaches_one_and_silence_zero(chat: Chat, limits: Callable[..., Limits]) -> None:
+def test_a_policy_that_calculates_scores_one_and_one_that_does_not_zero(
+    chat: Chat, limits: Callable[..., AgentConfig]
+) -> None:
     tasks = list(islice(stream("test", 0), 20))
     scores = []
     for policy in (by_steps, lambda history: "I cannot."):
         sampler = ScriptedSampler(policy, chat)
-        played = play(sampler, tasks, CalculatorEnvironment, chat, Sampling(1, 1.0, 1.0, 0, 5000), limits(), seed=0)
-        scores.append([episode.score["right"] for episode in played])
-        assert {episode.stop for episode in played} == {"final"}
+        episodes = play(sampler, tasks, CalculatorEnvironment, chat, Sampling(1, 1.0, 1.0, 0, 5000), limits(), seed=0)
+        scores.append([episode.score["right"] for episode in episodes])
+        assert {episode.stop for episode in episodes} == {"final"}
     assert scores == [[1.0] * 20, [0.0] * 20]
 
 
 def test_formulas_are_a_function_of_split_and_seed() -> None:
-    first, again, other = (list(islice(stream(split, 3), 5)) for split in ("test", "test", "train"))
-    assert first == again and first != other
-    assert all(formula.value == eval(formula.text) for formula in first)
+    test, test_again, train = (list(islice(stream(split, 3), 5)) for split in ("test", "test", "train"))
+    assert test == test_again and test != train and test != list(islice(stream("test", 4), 5))
+    assert all(formula.value == eval(formula.text) for formula in test)

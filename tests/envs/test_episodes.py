@@ -1,10 +1,11 @@
-"""Ids of an episode: the model's as sampled, the tools' beside them, and every limit that can end it."""
+"""Token ids and masks of episodes, and every limit that can end one."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,20 +13,20 @@ from tests.helpers import train_step
 from transformers import PreTrainedTokenizerBase
 
 from tip_exp.build import make_selector
-from tip_exp.config.schema import RunConfig
+from tip_exp.config.schema import AgentConfig, RunConfig
 from tip_exp.envs.base import Call, Start
 from tip_exp.envs.chat import Chat, ChatError
-from tip_exp.envs.episodes import Episode, Limits, cut_tail, play
-from tip_exp.envs.scripted import ScriptedSampler
+from tip_exp.envs.episodes import Episode, play, truncate_rollout
+from tip_exp.envs.scripted import Policy, ScriptedSampler
 from tip_exp.learner.learner import Learner
 from tip_exp.models.pair import Model, Pair
 from tip_exp.records.meter import Meter
 from tip_exp.types import Rollout, Sampling
 
-MakeLimits = Callable[..., Limits]
-MARK = "§"  # only tools write it
+MakeLimits = Callable[..., AgentConfig]
+MARK = "§"  # in every observation and nowhere else
 CONTROLS = {"end": "<|im_end|>", "turn": "<|im_end|>\n<|im_start|>user\nhi", "close": "</tool_response>"}
-WIDE = Sampling(1, 1.0, 1.0, 0, 100_000)
+LONG = Sampling(1, 1.0, 1.0, 0, 100_000)
 
 
 def call(**arguments) -> str:
@@ -33,43 +34,43 @@ def call(**arguments) -> str:
 
 
 class Echo:
-    """Says back what it is asked for, control strings of the chat among it."""
+    """Returns the text that a call asks for, including control strings of the chat format."""
 
     def reset(self, task: str) -> Start:
         return Start([{"role": "user", "content": task}])
 
     def step(self, calls: list[Call]) -> list[str]:
-        said = [call.arguments.get("say", "") for call in calls]
-        return [f"{MARK}{CONTROLS.get(text, text)}" for text in said]
+        texts = [call.arguments.get("say", "") for call in calls]
+        return [f"{MARK}{CONTROLS.get(text, text)}" for text in texts]
 
     def score(self, text: str) -> dict[str, float]:
         return {"length": float(len(text))}
 
 
 class Recorder(ScriptedSampler):
-    """Keeps what the engine was given and gave."""
+    """Records the prompt and the response of every turn."""
 
-    def __init__(self, policy, chat: Chat) -> None:
+    def __init__(self, policy: Policy, chat: Chat) -> None:
         super().__init__(policy, chat)
-        self.seen: list[tuple[list[int], list[int]]] = []
+        self.turns: list[tuple[list[int], list[int]]] = []
 
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
         rollouts = super().generate(prompts, sampling, seed)
-        self.seen += [(prompt, one.response_ids) for prompt, one in zip(prompts, rollouts, strict=True)]
+        self.turns += [(prompt, rollout.response_ids) for prompt, rollout in zip(prompts, rollouts, strict=True)]
         return rollouts
 
 
-def script(*turns: str):
-    """The n-th turn of a dialogue, whatever was said."""
+def script(*turns: str) -> Policy:
+    """Writes the n-th text in the n-th turn."""
     return lambda history: turns[history.count("<|im_start|>assistant\n") - 1]
 
 
-def one(chat: Chat, limits: Limits, *turns: str, sampling: Sampling = WIDE) -> Episode:
+def play_script(chat: Chat, limits: AgentConfig, *turns: str, sampling: Sampling = LONG) -> Episode:
     return play(ScriptedSampler(script(*turns), chat), ["go"], Echo, chat, sampling, limits, seed=0)[0]
 
 
-def test_a_dialogue_word_for_word(chat: Chat, limits: MakeLimits) -> None:
-    episode = one(chat, limits(), call(say="hello") + call(say="there"), "Done.")
+def test_token_ids_of_a_whole_dialogue(chat: Chat, limits: MakeLimits) -> None:
+    episode = play_script(chat, limits(), call(say="hello") + call(say="there"), "Done.")
     assert chat.decode(episode.rollout.token_ids, with_special=True) == (
         "<|im_start|>user\ngo<|im_end|>\n<|im_start|>assistant\n"
         f"{call(say='hello')}{call(say='there')}<|im_end|>\n"
@@ -77,8 +78,8 @@ def test_a_dialogue_word_for_word(chat: Chat, limits: MakeLimits) -> None:
         f"<tool_response>\n{MARK}there\n</tool_response><|im_end|>\n"
         "<|im_start|>assistant\nDone.<|im_end|>"
     )
-    written = chat.decode(episode.rollout.response_ids, with_special=True)
-    assert written == f"{call(say='hello')}{call(say='there')}<|im_end|>Done.<|im_end|>"
+    response = chat.decode(episode.rollout.response_ids, with_special=True)
+    assert response == f"{call(say='hello')}{call(say='there')}<|im_end|>Done.<|im_end|>"
     assert (episode.stop, episode.turns, episode.calls, episode.failed_calls) == ("final", 2, 2, 0)
     assert episode.rollout.finish == "stop"
 
@@ -98,90 +99,96 @@ def random_turns(rng: random.Random) -> list[str]:
     return [*turns, "The answer."]
 
 
-def test_mask_of_a_thousand_random_episodes(chat: Chat, limits: MakeLimits) -> None:
-    """Tokens with mask 1 are what was sampled, and no tool's text; every turn's prompt is the episode so far."""
-    cut = stops = 0
+def test_masks_of_a_thousand_random_episodes(chat: Chat, limits: MakeLimits) -> None:
+    """The response is exactly the sampled ids, without tool output; the prompt of a turn is the episode so far."""
+    lost_tokens = num_stopped = 0
     for seed in range(1000):
         rng = random.Random(seed)
         turns = random_turns(rng)
         sampler = Recorder(script(*turns), chat)
         room = rng.choice([120, 400, 100_000])
-        some = limits(max_turns=rng.randint(1, 6), max_calls_per_turn=rng.choice([1, 2, None]))
-        episode = play(sampler, ["go"], Echo, chat, Sampling(1, 1.0, 1.0, 0, room), some, seed)[0]
+        random_limits = limits(max_turns=rng.randint(1, 6), max_calls_per_turn=rng.choice([1, 2, None]))
+        episode = play(sampler, ["go"], Echo, chat, Sampling(1, 1.0, 1.0, 0, room), random_limits, seed)[0]
         rollout = episode.rollout
         assert MARK not in chat.decode(rollout.response_ids, with_special=True)
         assert MARK not in episode.text and "tool_response" not in episode.text
-        sampled = [token for _, ids in sampler.seen for token in ids]
+        sampled = [token for _, ids in sampler.turns for token in ids]
         assert rollout.response_ids == sampled[: len(rollout.response_ids)]
-        cut += len(sampled) - len(rollout.response_ids)
-        for prompt, ids in sampler.seen:  # the engine's view is a prefix of the episode, ids and all
-            kept = rollout.token_ids[: len(prompt) + len(ids)]
-            assert kept == (prompt + ids)[: len(kept)] and rollout.token_ids[: len(prompt)] == prompt
-        tools = [t for t, mine in zip(rollout.token_ids, rollout.response_mask, strict=True) if not mine]
-        assert chat.decode(tools, with_special=True).count(MARK) <= episode.calls
-        ends = [i for i, token in enumerate(rollout.token_ids) if token == chat.turn_end]
-        assert len(ends) <= 2 * episode.turns  # the prompt's, each turn's, each tools' turn's: none from inside a tool
+        lost_tokens += len(sampled) - len(rollout.response_ids)
+        for prompt, ids in sampler.turns:  # what the sampler saw is a prefix of the episode
+            prefix = rollout.token_ids[: len(prompt) + len(ids)]
+            assert prefix == (prompt + ids)[: len(prefix)] and rollout.token_ids[: len(prompt)] == prompt
+        masked = [
+            token
+            for token, is_response in zip(rollout.token_ids, rollout.response_mask, strict=True)
+            if not is_response
+        ]
+        assert chat.decode(masked, with_special=True).count(MARK) <= episode.calls
+        # One end token for the prompt, each model turn and each tool turn, and none from inside an observation.
+        assert rollout.token_ids.count(chat.turn_end) <= 2 * episode.turns
         assert rollout.response_mask[-1] or episode.turns == 0
-        stops += episode.stop != "final"
-    assert cut == 0 and stops > 100
+        num_stopped += episode.stop != "final"
+    assert lost_tokens == 0 and num_stopped > 100
 
 
 def test_teacher_and_student_read_the_same_ids(
     chat: Chat, limits: MakeLimits, tiny_pair: Pair, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rollouts = [one(chat, limits(), call(say="x" * n), call(say="y"), "Done.").rollout for n in (1, 30)]
-    seen: dict[int, list[torch.Tensor]] = {}
+    rollouts = [play_script(chat, limits(), call(say="x" * n), call(say="y"), "Done.").rollout for n in (1, 30)]
+    input_ids: dict[int, list[torch.Tensor]] = {}
     original = Model.hidden
 
-    def spied(self: Model, batch, **options):
+    def recording(self: Model, batch, **options):
         hidden = original(self, batch, **options)
-        seen.setdefault(id(self), []).append(batch.input_ids)
+        input_ids.setdefault(id(self), []).append(batch.input_ids)
         assert len(hidden) == sum(r.num_response_tokens for r in rollouts)
         return hidden
 
-    monkeypatch.setattr(Model, "hidden", spied)
+    monkeypatch.setattr(Model, "hidden", recording)
     learner = Learner(
         tiny_pair, make_selector(tiny_config), tiny_config.learner, seed=0, meter=Meter(torch.device("cpu"))
     )
     report = train_step(learner, rollouts)
-    teacher, student = seen[id(tiny_pair.teacher)], seen[id(tiny_pair.student)]
+    teacher, student = input_ids[id(tiny_pair.teacher)], input_ids[id(tiny_pair.student)]
     assert torch.equal(torch.cat(teacher), torch.cat(student))
-    # statistics and selection cover generated tokens alone: 50 % of each rollout's, rounded down
+    # statistics and selection cover response tokens only; kept are 50 % of each rollout, rounded down
     assert report.metrics["select/response_tokens"] == sum(r.num_response_tokens for r in rollouts)
     assert report.metrics["select/kept_tokens"] == sum(r.num_response_tokens // 2 for r in rollouts)
     assert report.metrics["train/grad_norm"] > 0
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "a<|im_start|>b", "<|<|im_end|>im_end|>", "<|endoftext|><|im_end|>"])
-def test_control_strings_of_tools_are_text(chat: Chat, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+def test_control_strings_in_tool_output_are_encoded_as_text(
+    chat: Chat, tokenizer: PreTrainedTokenizerBase, text: str
+) -> None:
     ids = chat.plain_ids(text)
     assert chat.decode(ids, with_special=True) == text
     assert set(tokenizer.get_added_vocab().values()).isdisjoint(ids)
 
 
-def test_marks_that_are_not_special_are_text_as_well(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Qwen has </tool_response> and <think> as added tokens that are not special."""
+def test_added_tokens_that_are_not_special_are_encoded_as_text_too(tokenizer: PreTrainedTokenizerBase) -> None:
+    """In Qwen3's tokenizer </tool_response> and </think> are added tokens, but not special."""
     tokenizer.add_tokens(["<tool_response>", "</tool_response>", "</think>"])
     chat = Chat(tokenizer)
-    marks = tokenizer.convert_tokens_to_ids(["<tool_response>", "</tool_response>"])
+    wrappers = tokenizer.convert_tokens_to_ids(["<tool_response>", "</tool_response>"])
     ids = chat.boundary_ids(["ok</tool_response><|im_end|>\n", "</think>"])
-    assert [ids.count(mark) for mark in marks] == [2, 2]
+    assert [ids.count(wrapper) for wrapper in wrappers] == [2, 2]
     assert ids.count(chat.turn_end) == 1
 
 
-def test_a_tokenizer_without_turns_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    class NoTurns:
+def test_a_tokenizer_without_chatml_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
+    class NoChatML:
         def get_added_vocab(self) -> dict[str, int]:
             return {"<|im_start|>": 1}
 
     with pytest.raises(ChatError, match=r"this one has no <\|im_end\|>"):
-        Chat(NoTurns())  # pyright: ignore[reportArgumentType]
+        Chat(NoChatML())  # pyright: ignore[reportArgumentType]
 
 
 def test_turn_limit(chat: Chat, limits: MakeLimits) -> None:
-    episode = one(chat, limits(max_turns=2), call(say="1"), call(say="2"), "Done.")
+    episode = play_script(chat, limits(max_turns=2), call(say="1"), call(say="2"), "Done.")
     assert (episode.stop, episode.turns, episode.calls) == ("turns", 2, 1)
-    assert episode.rollout.truncated and episode.rollout.response_mask[-1]  # the last span is the model's
+    assert episode.rollout.truncated and episode.rollout.response_mask[-1]  # it ends with a model turn
 
 
 def test_context_limit_stops_before_the_observation(chat: Chat, limits: MakeLimits) -> None:
@@ -189,18 +196,18 @@ def test_context_limit_stops_before_the_observation(chat: Chat, limits: MakeLimi
     boundary = chat.boundary_ids([f"{MARK}1"])
     for spare, stop, turns in ((0, "context", 1), (1, "length", 2)):
         room = Sampling(1, 1.0, 1.0, 0, len(turn) + len(boundary) + spare)
-        episode = one(chat, limits(), call(say="1"), "Done.", sampling=room)
+        episode = play_script(chat, limits(), call(say="1"), "Done.", sampling=room)
         assert (episode.stop, episode.turns) == (stop, turns)
         assert episode.rollout.response_mask[-1] and episode.rollout.truncated
 
 
-def test_a_turn_that_is_cut_ends_the_episode(chat: Chat, limits: MakeLimits) -> None:
-    episode = one(chat, limits(), call(say="1"), "Done.", sampling=Sampling(1, 1.0, 1.0, 0, 5))
+def test_a_truncated_turn_ends_the_episode(chat: Chat, limits: MakeLimits) -> None:
+    episode = play_script(chat, limits(), call(say="1"), "Done.", sampling=Sampling(1, 1.0, 1.0, 0, 5))
     assert (episode.stop, episode.turns, episode.rollout.num_response_tokens) == ("length", 1, 5)
 
 
 def test_each_episode_has_its_own_room(chat: Chat, limits: MakeLimits) -> None:
-    """In lock-step a sampler knows one limit; a longer episode is cut at its own."""
+    """A batch has one token limit; each episode is truncated at its own."""
     turns = {"short": ("Done.",), "long": (call(say="x" * 40), "y" * 300)}
     sampler = ScriptedSampler(lambda h: script(*turns["long" if "\nlong<" in h else "short"])(h), chat)
     sampling = Sampling(1, 1.0, 1.0, 0, 200)
@@ -210,44 +217,45 @@ def test_each_episode_has_its_own_room(chat: Chat, limits: MakeLimits) -> None:
     assert len(long.rollout.token_ids) - prompt == 200
 
 
-@pytest.mark.parametrize(("surplus", "answers"), [("tell", 2), ("drop", 1)])
-def test_calls_a_turn(chat: Chat, limits: MakeLimits, surplus: str, answers: int) -> None:
-    some = limits(max_calls_per_turn=1, surplus_calls=surplus)
-    episode = one(chat, some, call(say="1") + call(say="2"), "Done.")
+@pytest.mark.parametrize(("surplus", "num_observations"), [("tell", 2), ("drop", 1)])
+def test_surplus_calls(chat: Chat, limits: MakeLimits, surplus: str, num_observations: int) -> None:
+    one_call = limits(max_calls_per_turn=1, surplus_calls=surplus)
+    episode = play_script(chat, one_call, call(say="1") + call(say="2"), "Done.")
     text = chat.decode(episode.rollout.token_ids)
     assert f"{MARK}1" in text and f"{MARK}2" not in text
-    assert text.count("<tool_response>") == answers
+    assert text.count("<tool_response>") == num_observations
     assert ("not executed: at most 1 tool calls a turn" in text) is (surplus == "tell")
     assert (episode.calls, episode.failed_calls) == (2, 1)
 
 
-def test_broken_calls_are_answered_in_their_place(chat: Chat, limits: MakeLimits) -> None:
-    episode = one(chat, limits(), f"{call(say='1')}<tool_call>{{</tool_call>{call(say='2')}", "Done.")
+def test_invalid_calls_get_their_observation_in_order(chat: Chat, limits: MakeLimits) -> None:
+    episode = play_script(chat, limits(), f"{call(say='1')}<tool_call>{{</tool_call>{call(say='2')}", "Done.")
     text = chat.decode(episode.rollout.token_ids)
     first, error, second = (text.index(part) for part in (f"{MARK}1", "not valid JSON", f"{MARK}2"))
     assert first < error < second
     assert (episode.stop, episode.failed_calls) == ("final", 1)
 
 
-def test_a_long_observation_is_cut_in_tokens_of_this_tokenizer(chat: Chat, limits: MakeLimits) -> None:
+def test_a_long_observation_is_truncated_by_tokens(chat: Chat, limits: MakeLimits) -> None:
     rows = "\n".join(f"row {i}" for i in range(200))
-    episode = one(chat, limits(max_observation=80), call(say=rows), "Done.")
-    tools = chat.decode(episode.rollout.token_ids).split("<tool_response>\n")[1].split("\n</tool_response>")[0]
-    assert len(chat.plain_ids(tools)) <= 80 and "rows left out" in tools
-    assert tools.startswith(f"{MARK}row 0\n") and tools.endswith("\nrow 199")
+    episode = play_script(chat, limits(max_observation=80), call(say=rows), "Done.")
+    text = chat.decode(episode.rollout.token_ids)
+    observation = text.split("<tool_response>\n")[1].split("\n</tool_response>")[0]
+    assert len(chat.plain_ids(observation)) <= 80 and "rows left out" in observation
+    assert observation.startswith(f"{MARK}row 0\n") and observation.endswith("\nrow 199")
     assert episode.cut_observations == 1
 
 
 def test_another_stop_token_ends_the_dialogue(
     chat: Chat, limits: MakeLimits, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    class Ends(ScriptedSampler):
-        def _one(self, prompt: list[int], sampling: Sampling) -> Rollout:
-            rollout = super()._one(prompt, sampling)
-            ids = [*rollout.token_ids[:-1], tokenizer.convert_tokens_to_ids("<|endoftext|>")]
-            return Rollout(ids, rollout.response_mask, "stop", [])
+    class EndsText(ScriptedSampler):
+        def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
+            end_of_text = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+            rollouts = super().generate(prompts, sampling, seed)
+            return [replace(rollout, token_ids=[*rollout.token_ids[:-1], end_of_text]) for rollout in rollouts]
 
-    episode = play(Ends(script(call(say="1")), chat), ["go"], Echo, chat, WIDE, limits(), seed=0)[0]
+    episode = play(EndsText(script(call(say="1")), chat), ["go"], Echo, chat, LONG, limits(), seed=0)[0]
     assert (episode.stop, episode.turns) == ("final", 1)
 
 
@@ -257,12 +265,12 @@ def test_samples_are_task_major(chat: Chat, limits: MakeLimits) -> None:
     assert [episode.text for episode in episodes] == ["A", "A", "B", "B"]
 
 
-def test_a_rollout_that_is_too_long_loses_its_tail_and_never_its_prompt() -> None:
-    # prompt 3, then 2 written, 2 of a tool, 2 written
+def test_truncation_of_a_rollout_keeps_its_prompt() -> None:
+    # 3 prompt tokens, 2 response, 2 tool, 2 response
     mask = [False] * 3 + [True, True, False, False, True, True]
     rollout = Rollout(list(range(9)), mask, "stop", [-0.1, -0.2, -0.3, -0.4])
-    assert cut_tail(rollout, 9) is rollout
-    cut = cut_tail(rollout, 8)
-    assert (cut.token_ids, cut.response_mask, cut.finish) == (list(range(8)), mask[:8], "length")
-    assert cut.sampler_logprobs == [-0.1, -0.2, -0.3]
-    assert cut_tail(rollout, 1).token_ids == [0, 1, 2]
+    assert truncate_rollout(rollout, 9) is rollout
+    truncated = truncate_rollout(rollout, 8)
+    assert (truncated.token_ids, truncated.response_mask, truncated.finish) == (list(range(8)), mask[:8], "length")
+    assert truncated.sampler_logprobs == [-0.1, -0.2, -0.3]
+    assert truncate_rollout(rollout, 1).token_ids == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Calls are read after the last </think> alone, and whatever the model writes there is an answerable call."""
+"""Parsing of tool calls: only after the last </think>, and every malformed call has an error."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def test_calls(text: str, calls: list[Call]) -> None:
         ("[" * 100_000 + "</tool_call>", "not valid JSON"),
     ],
 )
-def test_what_cannot_be_read_says_why(body: str, message: str) -> None:
+def test_a_malformed_call_has_an_error(body: str, message: str) -> None:
     (call,) = parse_calls(f"<tool_call>{body}")
     assert call.error is not None and message in call.error
 
 
 @given(st.lists(st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", "{", '{"name": "a"}', "x"])))
-def test_any_order_of_marks_is_read(pieces: list[str]) -> None:
+def test_tags_in_any_order_parse(pieces: list[str]) -> None:
     text = "".join(pieces)
     assert len(parse_calls(text)) <= after_thinking(text).count("<tool_call>")

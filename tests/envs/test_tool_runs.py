@@ -1,8 +1,9 @@
-"""Tool tasks through a run's own parts: prompts, whole episodes as rollouts, metrics, and one step of the learner."""
+"""Tool tasks through the parts of a run: prompts, episodes as rollouts, metrics, one learner step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.deepplanning.mini import errands
 from tip_exp.envs.sampler import EpisodeSampler, episode_metrics
-from tip_exp.envs.scripted import ScriptedSampler
+from tip_exp.envs.scripted import Policy, ScriptedSampler
 from tip_exp.eval.episodes import evaluate_episodes
 from tip_exp.learner.learner import Learner
 from tip_exp.models.pair import Pair
@@ -45,55 +46,70 @@ def train(config: RunConfig) -> Dataset:
     return load(config.data.train)
 
 
-def player(config: RunConfig, pair: Pair, loaded: Dataset, policy) -> EpisodeSampler:
-    sampler = with_tools(ScriptedSampler(policy, Chat(pair.tokenizer)), pair, loaded, config.agent)
+def scripted(config: RunConfig, pair: Pair, dataset: Dataset, policy: Policy) -> EpisodeSampler:
+    sampler = with_tools(ScriptedSampler(policy, Chat(pair.tokenizer)), pair, dataset, config.agent)
     assert isinstance(sampler, EpisodeSampler)
     return sampler
 
 
-def test_evaluation_of_a_perfect_policy_and_of_one_without_tools(
+def test_evaluation_of_a_perfect_policy_and_of_one_that_calls_no_tool(
     config: RunConfig, tiny_pair: Pair, train: Dataset
 ) -> None:
     prompts = prompt_ids(tiny_pair, train, config.agent)
-    summaries = {}
-    for name, policy in (("full", errands.respond), ("no tools", copy_the_query)):
-        rows, summaries[name] = evaluate_episodes(
-            player(config, tiny_pair, train, policy), train, prompts, FREE, seed=0
-        )
+    summaries = []
+    for policy in (errands.respond, copy_the_query):
+        rows, summary = evaluate_episodes(scripted(config, tiny_pair, train, policy), train, prompts, FREE, seed=0)
+        summaries.append(summary)
         assert [(row["problem_id"], row["sample"]) for row in rows[:3]] == [
             ("mini_travel/en/0", 0),
             ("mini_travel/en/0", 1),
             ("mini_travel/en/1", 0),
         ]
-    assert summaries["full"]["mean@2"] == summaries["full"]["best@2"] == summaries["full"]["best@2_bootstrap"] == 1.0
-    assert summaries["full"]["turns"] == 3.0 and summaries["full"]["stop_final_frac"] == 1.0
-    assert (
-        summaries["no tools"]["mean@2"]
-        == pytest.approx(summaries["no tools"]["no_tool_baseline"])
-        == pytest.approx(1 / 3)
-    )
-    assert summaries["no tools"]["mean@2_se"] == pytest.approx(0.0)
+    perfect, no_tool = summaries
+    assert perfect["mean@2"] == perfect["best@2"] == perfect["best@2_bootstrap"] == 1.0
+    assert perfect["turns"] == 3.0 and perfect["stop_final_frac"] == 1.0
+    # one of the three constraints of an errand is in the question itself
+    assert no_tool["mean@2"] == pytest.approx(1 / 3) and no_tool["no_tool_baseline"] == pytest.approx(1 / 3)
+    assert no_tool["mean@2_se"] == pytest.approx(0.0)
 
 
-def test_episodes_that_are_too_long_lose_their_tail_and_are_counted(
+def test_long_episodes_are_truncated_for_the_learner_but_scored_whole(
     compose_run: Compose, tiny_pair: Pair, train: Dataset
 ) -> None:
     config = compose_run(*TOOLS, "data.max_prompt_tokens=200", "agent.max_train_tokens=300")
     prompts = prompt_ids(tiny_pair, train, config.agent)
-    sampler = player(config, tiny_pair, train, errands.respond)
+    sampler = scripted(config, tiny_pair, train, errands.respond)
     rollouts = sampler.generate(prompts, FREE, seed=0)
-    assert all(len(one.token_ids) == 300 for one in rollouts)  # in this tokenizer errands take more
+    assert all(len(rollout.token_ids) == 300 for rollout in rollouts)  # every errand takes more tokens
     for rollout, prompt in zip(rollouts[::2], prompts, strict=True):
         assert rollout.token_ids[: len(prompt)] == prompt and rollout.truncated
     assert sampler.metrics()["episode/tail_cut_frac"] == 1.0
-    assert sampler.metrics()["episode/fraction"] == 1.0  # scored whole
+    assert sampler.metrics()["episode/fraction"] == 1.0
     assert episode_metrics(sampler.sampler) == {}
 
 
-def test_the_word_sums_student_runs_the_loop_and_learns_a_step(
-    config: RunConfig, tiny_pair: Pair, train: Dataset
+@pytest.mark.parametrize(("evaluating", "thinking"), [(False, False), (True, True)])
+def test_tool_prompts_follow_the_thinking_switches_of_the_pair(
+    config: RunConfig, tiny_pair: Pair, train: Dataset, evaluating: bool, thinking: bool
 ) -> None:
-    """It knows nothing of tools; what it babbles is still an episode to learn from."""
+    tiny_pair.tokenizer.chat_template = "{{ messages[-1]['content'] }} thinking={{ enable_thinking }}"
+    chat = tiny_pair.chat.model_copy(update={"thinking": False, "eval_thinking": True})
+    pair = replace(tiny_pair, chat=chat)
+    prompts = prompt_ids(pair, train, config.agent, evaluating=evaluating)
+    assert all(pair.decode(prompt).endswith(f" thinking={thinking}") for prompt in prompts)
+    script = ScriptedSampler(errands.respond, Chat(pair.tokenizer))
+    sampler = with_tools(script, pair, train, config.agent, evaluating=evaluating)
+    rollouts = sampler.generate(prompts[:1], FREE, seed=0)  # a KeyError if it rendered other prompts
+    assert rollouts[0].token_ids[: len(prompts[0])] == prompts[0]
+
+
+def test_without_a_thinking_switch_the_template_decides(config: RunConfig, tiny_pair: Pair, train: Dataset) -> None:
+    tiny_pair.tokenizer.chat_template = "{{ enable_thinking is defined }}"
+    assert tiny_pair.decode(prompt_ids(tiny_pair, train, config.agent)[0]) == "False"
+
+
+def test_the_learner_takes_a_step_on_sampled_episodes(config: RunConfig, tiny_pair: Pair, train: Dataset) -> None:
+    """The word_sums student was never trained on tools; its text is still an episode."""
     student, stops, pad = tiny_pair.student.module, tiny_pair.stop_ids, tiny_pair.pad_id
     sampler = HfSampler(student, stop_ids=stops, pad_id=pad, batch_size=config.rollout.batch_size)
     sampler = with_tools(sampler, tiny_pair, train, config.agent)
@@ -102,18 +118,18 @@ def test_the_word_sums_student_runs_the_loop_and_learns_a_step(
     assert len(rollouts) == 8 and all(rollout.num_response_tokens <= 24 for rollout in rollouts)
     meter = Meter(torch.device("cpu"))
     report = train_step(Learner(tiny_pair, make_selector(config), config.learner, seed=0, meter=meter), rollouts)
-    assert report.metrics["select/response_tokens"] == sum(one.num_response_tokens for one in rollouts)
+    assert report.metrics["select/response_tokens"] == sum(rollout.num_response_tokens for rollout in rollouts)
     assert report.metrics["train/grad_norm"] > 0
 
 
-def test_two_tasks_with_one_prompt_are_refused(config: RunConfig, tiny_pair: Pair, train: Dataset) -> None:
-    twice = Dataset([train.problems[0]] * 2, train.source, train.sha256, train.tools)
-    with pytest.raises(ConfigError, match="have one and the same prompt"):
-        player(config, tiny_pair, twice, errands.respond)
+def test_two_tasks_with_the_same_prompt_are_an_error(config: RunConfig, tiny_pair: Pair, train: Dataset) -> None:
+    repeated = Dataset([train.problems[0]] * 2, train.source, train.sha256, train.tools)
+    with pytest.raises(ConfigError, match="have the same prompt"):
+        scripted(config, tiny_pair, repeated, errands.respond)
 
 
 @pytest.mark.slow
-def test_a_few_steps_teach_the_student_to_look_things_up(tmp_path: Path, compose_run: Compose) -> None:
+def test_a_short_run_teaches_the_student_to_call_tools(tmp_path: Path, compose_run: Compose) -> None:
     few = ["pair=tiny_tools", "learner.num_steps=12", "learner.prompts_per_step=16", "learner.warmup_steps=2"]
     few += ["eval.every=0", "eval.samples=1", "eval.teacher=false", "logger=files", "learner.schedule=constant"]
     folder = RunFolder(tmp_path)

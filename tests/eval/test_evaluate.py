@@ -1,4 +1,4 @@
-"""Means and their errors by hand; grading of boxed integers."""
+"""Evaluation: sampled responses are matched with their problems and graded."""
 
 from __future__ import annotations
 

@@ -182,7 +182,6 @@ class DataConfig(_Strict):
 
 
 class AgentConfig(_Strict):
-    thinking: bool
     max_turns: Count
     max_calls_per_turn: Count | None
     surplus_calls: Literal["tell", "drop"]

@@ -1,4 +1,4 @@
-"""Data sets: a dataset config in, `Problem`s with known answers and their provenance out.
+"""Data sets: a dataset config in, `Problem`s with reference answers and their provenance out.
 
-Imports envs (tool tasks), types, utils. Imported by run and eval.
+Imports models and envs (prompts and tool tasks), config, types, utils. Imported by run and eval.
 """

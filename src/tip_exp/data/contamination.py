@@ -1,4 +1,4 @@
-"""Is a test problem in the training set? By its whole text, and by 13 words in a row, as it is commonly checked."""
+"""Test problems that also occur in the training set: by their whole text, and by a shared 13-gram of words."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Ids of test problems that are in the training set word for word, and of those that share an n-gram with it."""
+    """Ids of test problems: `exact` have the text of a training problem, `ngram` only share an n-gram with one."""
 
     exact: list[str]
     ngram: list[str]
 
 
 def overlap(train: Iterable[Problem], test: Iterable[Problem], suffix: str = "") -> Overlap:
-    """Compare on lower-cased words and signs; `suffix` is an instruction at the end of every prompt, left out."""
-    whole: set[tuple[str, ...]] = set()
-    grams: set[int] = set()
+    """Compare prompts as lower-case words and punctuation; `suffix`, the instruction ending each prompt, is ignored."""
+    train_texts: set[tuple[str, ...]] = set()
+    train_ngrams: set[int] = set()
     for problem in train:
         words = _words(problem.prompt, suffix)
-        whole.add(words)
-        grams.update(_ngrams(words))
+        train_texts.add(words)
+        train_ngrams.update(_ngrams(words))
     exact, ngram = [], []
     for problem in test:
         words = _words(problem.prompt, suffix)
-        if words in whole:
+        if words in train_texts:
             exact.append(problem.id)
-        elif any(gram in grams for gram in _ngrams(words)):
+        elif any(gram in train_ngrams for gram in _ngrams(words)):
             ngram.append(problem.id)
     return Overlap(exact, ngram)
 
@@ -43,5 +43,5 @@ def _words(text: str, suffix: str) -> tuple[str, ...]:
 
 
 def _ngrams(words: tuple[str, ...]) -> Iterator[int]:
-    """Hashes of the n-grams, for a training set has millions."""
+    """Hashes instead of tuples: a training set has millions of n-grams."""
     return (hash(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1))

@@ -1,9 +1,11 @@
-"""A problem is one item to train or test on, and the order in which a run meets its problems."""
+"""A data set in memory, and the order in which a run draws its problems."""
 
 from __future__ import annotations
 
+import hashlib
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from tip_exp.types import Problem
@@ -16,30 +18,38 @@ DATA_SEED = 0  # of generated problems: every run trains and is tested on the sa
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A data set as it was read: its problems, where from, and the SHA-256 of the file (or of the generated text)."""
+    """Problems with their provenance. `tools` is set for tasks that are played in an environment."""
 
     problems: list[Problem]
     source: str
-    sha256: str
-    tools: ToolTasks | None = None  # of tasks that are played in an environment instead of answered at once
+    sha256: str  # of the file, or of the generated prompts and answers
+    tools: ToolTasks | None = None
+
+    @classmethod
+    def generated(cls, problems: list[Problem], source: str, tools: ToolTasks | None = None) -> Dataset:
+        """A data set without a file."""
+        text = "\n".join(f"{problem.prompt}\t{problem.answer}" for problem in problems)
+        return cls(problems, source, hashlib.sha256(text.encode()).hexdigest(), tools)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ShuffledOrder:
-    """Epochs in shuffled order; each is a function of the seed and its number, so resuming needs no iterator state."""
+    """Shuffled epochs. Each epoch is a function of seed and epoch number, so a resumed run needs no iterator state."""
 
     num_problems: int
     seed: int
-    _epochs: dict[int, list[int]] = field(default_factory=dict)
 
     def batch(self, step: int, size: int) -> list[int]:
-        """Indices of the problems of step `step` (from 1). A batch may span two epochs."""
-        return [self._at(place) for place in range((step - 1) * size, step * size)]
+        """Indices of the problems of step `step` (from 1). A batch may span several epochs."""
+        return [self._problem_at(position) for position in range((step - 1) * size, step * size)]
 
-    def _at(self, place: int) -> int:
-        epoch, index = divmod(place, self.num_problems)
-        if epoch not in self._epochs:
-            order = list(range(self.num_problems))
-            random.Random(f"epoch/{self.seed}/{epoch}").shuffle(order)
-            self._epochs = {epoch: order} if len(self._epochs) > 1 else self._epochs | {epoch: order}
-        return self._epochs[epoch][index]
+    def _problem_at(self, position: int) -> int:
+        epoch, index = divmod(position, self.num_problems)
+        return _shuffled_epoch(self.num_problems, self.seed, epoch)[index]
+
+
+@lru_cache(maxsize=2)
+def _shuffled_epoch(num_problems: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(num_problems))
+    random.Random(f"epoch/{seed}/{epoch}").shuffle(order)
+    return order

@@ -1,4 +1,4 @@
-"""How a data set is presented to the models: rendered prompts, and episodes for tool tasks."""
+"""From a data set to what the models read: prompt ids, and for tool tasks a sampler that plays episodes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from tip_exp.types import Sampler
 
 
 def prompt_ids(
-    pair: ChatTokenizer, loaded: Dataset, agent: AgentConfig | None, *, evaluating: bool = False
+    tokenizer: ChatTokenizer, dataset: Dataset, agent: AgentConfig | None, *, evaluating: bool = False
 ) -> list[list[int]]:
-    """The prompts of a data set as the models get them; of tool tasks with system prompt and tools."""
-    if loaded.tools is None or agent is None:
-        return [pair.prompt_ids(problem.prompt, evaluating=evaluating) for problem in loaded.problems]
-    chat = Chat(pair.tokenizer, thinking=agent.thinking)
-    return [chat.prompt_ids(loaded.tools.start(problem.id)) for problem in loaded.problems]
+    """One rendered prompt a problem; a tool task's prompt includes its system message and tool schemas."""
+    if dataset.tools is None or agent is None:
+        return [tokenizer.prompt_ids(problem.prompt, evaluating=evaluating) for problem in dataset.problems]
+    chat = _chat(tokenizer, evaluating)
+    return [chat.prompt_ids(dataset.tools.start(problem.id)) for problem in dataset.problems]
 
 
-def with_tools(sampler: Sampler, pair: ChatTokenizer, loaded: Dataset, agent: AgentConfig | None) -> Sampler:
-    """`sampler`, or for tool tasks one whose rollouts are whole episodes."""
-    if loaded.tools is None or agent is None:
+def with_tools(
+    sampler: Sampler, tokenizer: ChatTokenizer, dataset: Dataset, agent: AgentConfig | None, *, evaluating: bool = False
+) -> Sampler:
+    """For tool tasks an `EpisodeSampler` around `sampler`; otherwise `sampler` itself."""
+    if dataset.tools is None or agent is None:
         return sampler
-    names = [problem.id for problem in loaded.problems]
-    return EpisodeSampler(sampler, Chat(pair.tokenizer, thinking=agent.thinking), loaded.tools, names, agent)
+    problem_ids = [problem.id for problem in dataset.problems]
+    return EpisodeSampler(sampler, _chat(tokenizer, evaluating), dataset.tools, problem_ids, agent)
+
+
+def _chat(tokenizer: ChatTokenizer, evaluating: bool) -> Chat:
+    return Chat(tokenizer.tokenizer, thinking=tokenizer.chat.eval_thinking if evaluating else tokenizer.chat.thinking)

@@ -1,4 +1,4 @@
-"""Problems from a table: a file on the hub, a local jsonl, parquet or csv, or a folder of such files."""
+"""Problems from one table file (jsonl, parquet or csv): on the Hugging Face Hub, in a folder, or named directly."""
 
 from __future__ import annotations
 
@@ -20,103 +20,100 @@ if TYPE_CHECKING:
     from tip_exp.config.schema import TableConfig
 
 
-def load(dataset: TableConfig) -> Dataset:
-    """Find the file, map its fields, take the configured part."""
-    path, source = _locate(dataset)
-    rows = read_rows(path)
-    problems = [_problem(dataset, row, number, path) for number, row in enumerate(rows)]
-    if dataset.part is not None:
-        start, stop = dataset.part
+def load(config: TableConfig) -> Dataset:
+    """Locate the file, map its fields to problems, and take the configured part."""
+    path, source = _locate(config)
+    problems = [_problem(config, row, number, path) for number, row in enumerate(read_rows(path), 1)]
+    if config.part is not None:
+        start, stop = config.part
         problems = [problems[i] for i in part_of(len(problems), SHUFFLE_SEED, start, stop)]
-    if dataset.num_problems is not None:
-        problems = problems[: dataset.num_problems]
+    problems = problems[: config.num_problems]
     if not problems:
-        raise DataError(f"{dataset.label}: {path} has no rows in the configured part")
+        raise DataError(f"{config.label}: {path} has no rows in the configured part")
     return Dataset(problems, source, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a jsonl, parquet or csv file, by its ending."""
-    ending = path.suffix.lower()
-    if ending == ".jsonl":
-        return [
-            _json_row(line, number, path)
-            for number, line in enumerate(path.read_bytes().splitlines(), 1)
-            if line.strip()
-        ]
-    if ending == ".parquet":
+    """Rows of a jsonl, parquet or csv file; its extension decides the format."""
+    extension = path.suffix.lower()
+    if extension == ".jsonl":
+        lines = path.read_bytes().splitlines()
+        return [_json_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if extension == ".parquet":
         import pyarrow.parquet as parquet
 
         return parquet.read_table(path).to_pylist()
-    if ending == ".csv":
+    if extension == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as file:
             return list(csv.DictReader(file))
-    raise DataError(f"{path}: a data set is a .jsonl, .parquet or .csv file; got {ending or 'no ending'}")
+    raise DataError(f"{path}: a data set is a .jsonl, .parquet or .csv file; got {extension or 'no extension'}")
 
 
 def part_of(length: int, seed: int, start: float, stop: float) -> list[int]:
-    """Indices of a share of a shuffled table: numpy's default_rng(seed).permutation, as the datasets library shuffles.
+    """Indices of the fractions [start, stop) of a shuffled table.
 
-    part_of(17398, 42, 0.0, 0.8) has 13,918 indices, part_of(17398, 42, 0.8, 1.0) the other 3,480.
+    The shuffle is numpy's default_rng(seed).permutation, as in the `datasets` library: part_of(17398, 42, 0.0, 0.8)
+    has 13,918 indices, part_of(17398, 42, 0.8, 1.0) the remaining 3,480.
     """
     order = np.random.default_rng(seed).permutation(length)
     return order[int(length * start) : int(length * stop)].tolist()
 
 
-def _locate(dataset: TableConfig) -> tuple[Path, str]:
-    """The local file if one is set, else the hub's; the string says which it was."""
-    if dataset.file is not None:
-        return Path(dataset.file).expanduser(), dataset.file
+def _locate(config: TableConfig) -> tuple[Path, str]:
+    """Path and provenance of the file: `file` if set, else the hub's."""
+    if config.file is not None:
+        return Path(config.file).expanduser(), config.file
     from huggingface_hub import hf_hub_download
 
-    assert dataset.hub is not None, "a table without hub and file is refused with the config"
-    repo, _, revision_and_name = dataset.hub.partition("@")
+    assert config.hub is not None, "rules.py requires hub or file"
+    repo, _, revision_and_name = config.hub.partition("@")
     revision, _, name = revision_and_name.partition(":")
     try:
         path = hf_hub_download(repo, name, repo_type="dataset", revision=revision)
-    except (OSError, ValueError) as error:  # every error of the hub's library is one of these
+    except (OSError, ValueError) as error:  # base classes of all errors of huggingface_hub
         raise DataError(
-            f"{dataset.label}: {repo} cannot be loaded from the hub ({str(error).splitlines()[0]}); "
+            f"{config.label}: cannot download {repo} from the hub ({str(error).splitlines()[0]}); "
             "set data.root to a folder that holds the data files"
         ) from error
-    return Path(path), dataset.hub
+    return Path(path), config.hub
 
 
-def _problem(dataset: TableConfig, row: dict[str, Any], number: int, path: Path) -> Problem:
-    fields = dataset.fields
-    prompt = _text(row, fields.prompt, number, path)
-    for wrapper in dataset.strip:
+def _problem(config: TableConfig, row: dict[str, Any], number: int, path: Path) -> Problem:
+    """Map a row; `number` counts rows from 1."""
+    fields, location = config.fields, f"{path}, row {number}"
+    prompt = _text(row, fields.prompt, location)
+    for wrapper in config.strip:
         prompt = prompt.removeprefix(wrapper).removesuffix(wrapper)
-    answer = _text(row, fields.answer, number, path)
-    if dataset.answer_after is not None:
-        solution, found, answer = answer.rpartition(dataset.answer_after)
-        if not found:
-            raise DataError(f"{path}, row {number + 1}: {fields.answer} has no {dataset.answer_after!r}")
+    answer = _text(row, fields.answer, location)
+    if config.answer_after is not None:
+        solution, mark, answer = answer.rpartition(config.answer_after)
+        if not mark:
+            raise DataError(f"{location}: {fields.answer} has no {config.answer_after!r}")
     else:
-        solution = _text(row, fields.solution, number, path) if fields.solution else ""
-    name = _text(row, fields.id, number, path) if fields.id else str(number)
-    return Problem(f"{dataset.label}/{name}", prompt.strip() + dataset.suffix, answer.strip(), solution)
+        solution = _text(row, fields.solution, location) if fields.solution else ""
+    row_id = _text(row, fields.id, location) if fields.id else str(number - 1)
+    return Problem(f"{config.label}/{row_id}", prompt.strip() + config.suffix, answer.strip(), solution)
 
 
-def _text(row: dict[str, Any], field: str, number: int, path: Path) -> str:
+def _text(row: dict[str, Any], field: str, location: str) -> str:
     """A field by its dotted path: "reward_model.ground_truth", "prompt.0.content"."""
     value: Any = row
-    for part in field.split("."):
+    for key in field.split("."):
         try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
+            value = value[int(key)] if isinstance(value, list) else value[key]
         except (KeyError, IndexError, TypeError, ValueError):
-            there = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-            raise DataError(f"{path}, row {number + 1}: no field {field!r} (at {part!r} there is: {there})") from None
+            keys = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            raise DataError(f"{location}: no field {field!r} (at {key!r} there is: {keys})") from None
     if value is None:
-        raise DataError(f"{path}, row {number + 1}: field {field!r} is empty")
+        raise DataError(f"{location}: field {field!r} is empty")
     return str(value)
 
 
-def _json_row(line: bytes, number: int, path: Path) -> dict[str, Any]:
+def _json_row(line: bytes, location: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise DataError(f"{path}, line {number}: not JSON ({error})") from None
+        raise DataError(f"{location}: not JSON ({error})") from None
     if not isinstance(row, dict):
-        raise DataError(f"{path}, line {number}: a row is a JSON object; got {type(row).__name__}")
+        raise DataError(f"{location}: a row is a JSON object; got {type(row).__name__}")
     return row

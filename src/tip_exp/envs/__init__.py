@@ -1,5 +1,5 @@
-"""Tool-use environments: token-level multi-turn episodes behind the `Sampler` interface, with their scores.
+"""Tool-use environments and their episodes, behind the `Sampler` interface.
 
-Tasks come in, `Rollout`s with a response mask that excludes tool output go out. Imports grading, types, utils.
-Imported by run, eval and data.
+Tasks come in; `Rollout`s whose response mask excludes tool output go out, with scores. Imports grading, config (limits
+of an episode), types, utils. Imported by run, eval and data.
 """

@@ -1,4 +1,4 @@
-"""What a tool task looks like to the episode loop: three methods, none of which knows of tokens."""
+"""The interface between the episode loop and a tool task: three methods on text, none on tokens."""
 
 from __future__ import annotations
 
@@ -12,57 +12,54 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One tool call as the model wrote it; `error` says why it cannot be read.
+    """One tool call as the model wrote it; `error` says why it cannot be parsed.
 
     Call(name="calculate", arguments={"expression": "2+3"})
     Call(name="", arguments=None, error="the tool call is not valid JSON: …")
     """
 
     name: str
-    arguments: Any  # an object, or the JSON text of one
+    arguments: Any  # an object, or its JSON text
     error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """How an episode begins: chat messages, and the tools' schemas as OpenAI writes them."""
+    """The initial chat messages of an episode, and the tools' schemas in OpenAI's format."""
 
     messages: list[dict[str, str]]
     tools: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Environment(Protocol[T_contra]):
-    """One episode's world; `reset` comes first and once."""
+    """The state of one episode. `reset` is called once, before the other methods."""
 
     def reset(self, task: T_contra) -> Start:
-        """Take the task and say what the model reads first."""
+        """Load the task and return the initial messages."""
         ...
 
     def step(self, calls: list[Call]) -> list[str]:
-        """Run the calls in order; one observation a call. A wrong call is answered, never raised."""
+        """Run the calls in order and return one observation a call. An invalid call yields an error observation."""
         ...
 
     def score(self, text: str) -> dict[str, float]:
-        """Numbers of the finished episode, from all that the model wrote (no tool text); the first is the main one."""
+        """Scores of the finished episode. `text` is everything the model wrote; the first score is the main one."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ToolTasks:
-    """The tasks by problem id, and what plays them.
-
-    `no_tool_baseline` is the mean main score that needs no tool call; results are to be compared with it.
-    """
+    """Tasks by problem id, with a constructor of environments for them."""
 
     tasks: dict[str, Any]
     make_environment: Callable[[], Environment[Any]]
-    no_tool_baseline: float
+    no_tool_baseline: float  # mean main score that is reachable without any tool call
 
     def start(self, problem_id: str) -> Start:
-        """What the model reads first."""
+        """The initial messages of a task."""
         return self.make_environment().reset(self.tasks[problem_id])
 
 
 def error_observation(message: str) -> str:
-    """What the model reads when a call could not be run."""
+    """The observation of a call that could not run."""
     return json.dumps({"error": message}, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""A small tool task: work out a formula with a calculator that takes one operation at a time.
+"""A small tool task: evaluate a formula with a calculator that runs one operation a call.
 
 "Work out (12 + 7) * 3."  ->  calculate {"expression": "12 + 7"} -> 19, calculate {"expression": "19 * 3"} -> 57,
 "\\boxed{57}"
@@ -40,7 +40,7 @@ class Formula:
 
 
 class CalculatorEnvironment:
-    """Answers `calculate`; a score of 1 is for the right value in the last box."""
+    """Has one tool, `calculate`. The main score is 1 if the last box holds the right value, else 0."""
 
     def reset(self, task: Formula) -> Start:
         self._task = task
@@ -48,7 +48,7 @@ class CalculatorEnvironment:
         return Start([{"role": "user", "content": question}], [SCHEMA])
 
     def step(self, calls: list[Call]) -> list[str]:
-        return [_answer(call) for call in calls]
+        return [_observation(call) for call in calls]
 
     def score(self, text: str) -> dict[str, float]:
         verdict = boxed.grade(text, str(self._task.value))
@@ -56,7 +56,7 @@ class CalculatorEnvironment:
 
 
 def calculate(expression: str) -> int:
-    """The value of one operation on two whole numbers; anything else is a ValueError."""
+    """The value of one operation on two whole numbers. Raises ValueError for anything else."""
     match = _OPERATION.fullmatch(expression)
     if not match:
         raise ValueError(f"one +, - or * between two whole numbers of at most 9 digits; got {expression[:80]!r}")
@@ -65,21 +65,21 @@ def calculate(expression: str) -> int:
 
 
 def stream(split: str, seed: int) -> Iterator[Formula]:
-    """Endless formulas of two or three operations; the same seed gives the same."""
+    """Endless formulas of two or three operations, a function of split and seed."""
     rng = random.Random(f"calculator/{split}/{seed}")
     number = 0
     while True:
         value = rng.randint(2, 99)
         text = str(value)
-        for place in range(rng.randint(2, 3)):
+        for operation in range(rng.randint(2, 3)):
             sign, n = rng.choice("+-*"), rng.randint(2, 9)
-            text = f"{f'({text})' if place else text} {sign} {n}"
+            text = f"{f'({text})' if operation else text} {sign} {n}"
             value = calculate(f"{value} {sign} {n}")
         yield Formula(f"calculator/{split}/{number}", text, value)
         number += 1
 
 
-def _answer(call: Call) -> str:
+def _observation(call: Call) -> str:
     arguments = call.arguments
     if isinstance(arguments, str):
         try:

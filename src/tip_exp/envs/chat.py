@@ -1,7 +1,9 @@
-"""Where text becomes ids in a dialogue with tools: the prompt once, then only what the tools said.
+"""Tokenization of a dialogue with tools: the prompt once, afterwards only the tool observations.
 
-Between two turns of the model, in ChatML as Qwen3 has it (checked against its template):
-    "\\n<|im_start|>user" + "\\n<tool_response>\\n…\\n</tool_response>" a call + "<|im_end|>\\n<|im_start|>assistant\\n"
+Between two turns of the model, in ChatML as in Qwen3's chat template:
+    "\\n<|im_start|>user"
+    "\\n<tool_response>\\n…\\n</tool_response>" for each call
+    "<|im_end|>\\n<|im_start|>assistant\\n"
 """
 
 from __future__ import annotations
@@ -20,46 +22,51 @@ _CLOSE = "</tool_response><|im_end|>\n<|im_start|>assistant\n"
 
 
 class ChatError(ValueError):
-    """A tokenizer that cannot hold a dialogue with tools."""
+    """The tokenizer has no ChatML tokens."""
 
 
 class Chat:
-    """A tokenizer with the boundaries of turns; `turn_end` is the id a turn has to end with to be followed by one."""
+    """A tokenizer with the turn boundaries of its chat format. `turn_end` is the id of "<|im_end|>".
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, thinking: bool = True) -> None:
+    `thinking` is passed to the chat template as `enable_thinking`; None leaves the template's default.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, thinking: bool | None = None) -> None:
         self.tokenizer, self.thinking = tokenizer, thinking
         added: dict[str, int] = tokenizer.get_added_vocab()  # pyright: ignore
-        if absent := [mark for mark in ("<|im_start|>", TURN_END) if mark not in added]:
-            raise ChatError(f"tools need a tokenizer with ChatML turns, as Qwen's; this one has no {absent[0]}")
+        if missing := [token for token in ("<|im_start|>", TURN_END) if token not in added]:
+            raise ChatError(f"tool tasks need a tokenizer with ChatML tokens, as Qwen's; this one has no {missing[0]}")
         self.turn_end = added[TURN_END]
         self._added_ids = frozenset(added.values())
-        # Lookahead, so that marks that overlap are found, too.
-        self._marks = re.compile("(?=(?:" + "|".join(map(re.escape, sorted(added, key=len, reverse=True))) + "))")
+        # A lookahead also matches tokens that overlap each other.
+        self._added = re.compile("(?=(?:" + "|".join(map(re.escape, sorted(added, key=len, reverse=True))) + "))")
         self._open, self._between, self._close = (self._encode(text) for text in (_OPEN, _BETWEEN, _CLOSE))
 
     def prompt_ids(self, start: Start) -> list[int]:
-        """The chat template's rendering of the first messages and the tools, ready for the first turn."""
-        options: dict[str, Any] = {"tools": start.tools or None, "enable_thinking": self.thinking}
+        """The rendered initial messages and tool schemas, ending where the model's first turn starts."""
+        options: dict[str, Any] = {"tools": start.tools or None}
+        if self.thinking is not None:
+            options["enable_thinking"] = self.thinking
         text = self.tokenizer.apply_chat_template(start.messages, tokenize=False, add_generation_prompt=True, **options)
-        assert isinstance(text, str), "not tokenized, so it is text"
+        assert isinstance(text, str), "tokenize=False returns text"
         return self._encode(text)
 
     def boundary_ids(self, observations: list[str]) -> list[int]:
-        """From the end of the model's turn to the beginning of its next one; tools share one user turn."""
+        """From the end of a model turn to the start of the next one; all observations share one user turn."""
         ids = list(self._open)
-        for place, observation in enumerate(observations):
-            ids += (self._between if place else []) + self.plain_ids(f"\n{observation}\n")
+        for number, observation in enumerate(observations):
+            ids += (self._between if number else []) + self.plain_ids(f"\n{observation}\n")
         return ids + self._close
 
     def plain_ids(self, text: str) -> list[int]:
-        """Text as text: "<|im_end|>" in it becomes the ids of its letters, so no tool can end a turn or open one.
+        """Encode text without any added token, so that tool output with "<|im_end|>" cannot end or open a turn.
 
-        Every mark the tokenizer knows is cut after its first letter and its pieces are encoded apart.
+        The text is split after the first character of every added token, and the pieces are encoded separately.
         """
-        cuts = [match.start() + 1 for match in self._marks.finditer(text)]
-        pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+        cuts = [match.start() + 1 for match in self._added.finditer(text)]
+        pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
         ids = [token for piece in pieces for token in self._encode(piece)]
-        assert self._added_ids.isdisjoint(ids), "no mark is left in a piece"
+        assert self._added_ids.isdisjoint(ids), "no piece contains a whole added token"
         return ids
 
     def decode(self, ids: list[int], *, with_special: bool = False) -> str:
@@ -68,7 +75,7 @@ class Chat:
         return text
 
     def encode_turn(self, text: str) -> list[int]:
-        """A turn as a script writes it; its end is added."""
+        """A turn that a script wrote instead of a model, with its end token."""
         return [*self._encode(text), self.turn_end]
 
     def _encode(self, text: str) -> list[int]:

@@ -1,46 +1,45 @@
-"""Whole episodes behind a sampler's interface, so that the loop of a run and the learner need not know of tools."""
+"""Whole episodes behind the `Sampler` interface, so that run loop and learner are the same with and without tools."""
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from tip_exp.envs.base import ToolTasks
 from tip_exp.envs.chat import Chat
-from tip_exp.envs.episodes import Episode, Limits, cut_tail, play
+from tip_exp.envs.episodes import Episode, Stop, play, truncate_rollout
 from tip_exp.types import Rollout, Sampler, Sampling
 from tip_exp.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from tip_exp.config.schema import AgentConfig
 
-STOPS = ("final", "turns", "context", "length")
-
 
 class EpisodeSampler:
-    """Plays the tasks whose prompts it is given; `sampling.max_tokens` bounds a response with its tools' tokens.
+    """Plays the tasks whose prompts it is given; `sampling.max_tokens` bounds a response, tool output included.
 
-    `last` are the newest episodes, whole; what `generate` returns has lost its tail above `agent.max_train_tokens`.
+    `last` holds the newest episodes in full; `generate` returns their rollouts, truncated to `agent.max_train_tokens`.
     """
 
-    def __init__(self, sampler: Sampler, chat: Chat, tools: ToolTasks, names: list[str], agent: AgentConfig) -> None:
+    def __init__(
+        self, sampler: Sampler, chat: Chat, tools: ToolTasks, problem_ids: list[str], agent: AgentConfig
+    ) -> None:
         self.sampler, self.chat, self.tools, self.agent = sampler, chat, tools, agent
-        self.limits = Limits(**agent.model_dump(exclude={"label", "thinking", "max_train_tokens"}))
         self.last: list[Episode] = []
-        self._names: dict[tuple[int, ...], str] = {}
-        for name in names:
-            key = tuple(chat.prompt_ids(tools.start(name)))
-            if key in self._names:
-                raise ConfigError(f"the tool tasks {self._names[key]} and {name} have one and the same prompt")
-            self._names[key] = name
+        self._problem_of: dict[tuple[int, ...], str] = {}  # prompt ids → problem id
+        for problem_id in problem_ids:
+            prompt = tuple(chat.prompt_ids(tools.start(problem_id)))
+            if prompt in self._problem_of:
+                raise ConfigError(f"the tool tasks {self._problem_of[prompt]} and {problem_id} have the same prompt")
+            self._problem_of[prompt] = problem_id
 
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
-        tasks = [self.tools.tasks[self._names[tuple(prompt)]] for prompt in prompts]
-        make = self.tools.make_environment
-        self.last = play(self.sampler, tasks, make, self.chat, sampling, self.limits, seed)
-        if (longest := self.agent.max_train_tokens) is None:
-            return [episode.rollout for episode in self.last]
-        return [cut_tail(episode.rollout, longest) for episode in self.last]
+        tasks = [self.tools.tasks[self._problem_of[tuple(prompt)]] for prompt in prompts]
+        self.last = play(self.sampler, tasks, self.tools.make_environment, self.chat, sampling, self.agent, seed)
+        rollouts = [episode.rollout for episode in self.last]
+        if (max_tokens := self.agent.max_train_tokens) is not None:
+            rollouts = [truncate_rollout(rollout, max_tokens) for rollout in rollouts]
+        return rollouts
 
     def sync(self) -> None:
         self.sampler.sync()
@@ -49,35 +48,38 @@ class EpisodeSampler:
         self.sampler.close()
 
     def metrics(self) -> dict[str, float]:
-        """Of the newest episodes: means a task's score, turns and calls, how they stopped, how many lost their tail."""
-        found = means_of(self.last)
-        longest = self.agent.max_train_tokens
-        cut = [longest is not None and len(one.rollout.token_ids) > longest for one in self.last]
-        found["tail_cut_frac"] = sum(cut) / len(cut)
-        return {f"episode/{name}": value for name, value in found.items()}
+        """Means over the newest episodes, and the fraction of them that lost tokens to `agent.max_train_tokens`."""
+        max_tokens = self.agent.max_train_tokens
+        truncated = [max_tokens is not None and len(episode.rollout.token_ids) > max_tokens for episode in self.last]
+        means = episode_means(self.last) | {"tail_cut_frac": sum(truncated) / len(truncated)}
+        return {f"episode/{name}": value for name, value in means.items()}
 
 
 def episode_metrics(sampler: Sampler) -> dict[str, float]:
-    """Metrics of the newest episodes, where the sampler plays such."""
+    """`sampler.metrics()` of an EpisodeSampler, else nothing."""
     return sampler.metrics() if isinstance(sampler, EpisodeSampler) else {}
 
 
-def means_of(episodes: list[Episode]) -> dict[str, float]:
-    """Every score by name, turns, calls, failed calls, cut observations, and the share of each stop reason."""
-    count, stops = len(episodes), Counter(one.stop for one in episodes)
-    found = {name: sum(one.score[name] for one in episodes) / count for name in episodes[0].score}
+def episode_means(episodes: list[Episode]) -> dict[str, float]:
+    """Means of every score, of turns, calls, failed calls and truncated observations; the fraction of each stop."""
+    means = {name: _mean([episode.score[name] for episode in episodes]) for name in episodes[0].score}
     for name in ("turns", "calls", "failed_calls", "cut_observations"):
-        found[name] = sum(getattr(one, name) for one in episodes) / count
-    return found | {f"stop_{reason}_frac": stops[reason] / count for reason in STOPS}
+        means[name] = _mean([getattr(episode, name) for episode in episodes])
+    stops = Counter(episode.stop for episode in episodes)
+    return means | {f"stop_{stop}_frac": stops[stop] / len(episodes) for stop in get_args(Stop)}
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def episode_row(problem_id: str, sample: int, episode: Episode) -> dict[str, Any]:
-    """For eval.jsonl: the text of the model alone, its scores and how it went."""
+    """A row of eval.jsonl."""
     return {
         "problem_id": problem_id,
         "sample": sample,
         "text": episode.text,
-        "right": next(iter(episode.score.values())),  # the main score, a fraction: what mean@k averages
+        "right": next(iter(episode.score.values())),  # the main score, a fraction: mean@k averages it
         **episode.score,
         "turns": episode.turns,
         "calls": episode.calls,

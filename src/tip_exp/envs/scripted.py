@@ -1,4 +1,4 @@
-"""A sampler that plays by a script instead of a model: for lessons, for reference scores, and for tests."""
+"""A sampler that follows a script instead of a model: for supervised examples and for bounds on scores."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from tip_exp.envs.chat import Chat
 from tip_exp.types import Rollout, Sampling
 
 Policy = Callable[[str], str]
-"""From the dialogue so far, turns' marks included, to the text of the next turn."""
+"""From the dialogue so far, control tokens included, to the text of the next turn."""
 
 
 class ScriptedSampler:
-    """Asks `policy` for every turn; a turn longer than the limit is cut like a model's."""
+    """Writes every turn with `policy`; a turn above `sampling.max_tokens` is truncated."""
 
     def __init__(self, policy: Policy, chat: Chat) -> None:
         self.policy, self.chat = policy, chat
 
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
-        return [self._one(prompt, sampling) for prompt in prompts for _ in range(sampling.samples)]
+        return [self._rollout(prompt, sampling) for prompt in prompts for _ in range(sampling.samples)]
 
     def sync(self) -> None:
-        pass  # there are no weights
+        pass  # a script has no weights
 
     def close(self) -> None:
         pass
 
-    def _one(self, prompt: list[int], sampling: Sampling) -> Rollout:
+    def _rollout(self, prompt: list[int], sampling: Sampling) -> Rollout:
         turn = self.chat.encode_turn(self.policy(self.chat.decode(prompt, with_special=True)))
-        written = turn[: sampling.max_tokens]
+        response = turn[: sampling.max_tokens]
         return Rollout(
-            token_ids=prompt + written,
-            response_mask=[False] * len(prompt) + [True] * len(written),
-            finish="stop" if len(written) == len(turn) else "length",
+            token_ids=prompt + response,
+            response_mask=[False] * len(prompt) + [True] * len(response),
+            finish="stop" if len(response) == len(turn) else "length",
             sampler_logprobs=[],
         )

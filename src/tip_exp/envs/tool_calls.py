@@ -1,11 +1,10 @@
-"""Reads tool calls in the Hermes format, which Qwen writes, out of one turn of the model.
+"""Parses tool calls in the Hermes format, which Qwen uses, from one turn of the model.
 
     <think>…</think>
     <tool_call>
     {"name": "calculate", "arguments": {"expression": "2+3"}}
     </tool_call>
-Only what follows the last </think> counts: a call that is quoted while thinking, or in thinking that never ended, is
-not meant.
+Only text after the last </think> counts: a call inside thinking, closed or not, is not executed.
 """
 
 from __future__ import annotations
@@ -19,19 +18,16 @@ _CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 
 def after_thinking(text: str) -> str:
-    """A turn without its thinking; "" where thinking has begun and not ended."""
-    _, ended, said = text.rpartition("</think>")
-    if not ended:
-        said = text
-    return said.partition("<think>")[0] if "<think>" in said else said
+    """A turn without its thinking; of unclosed thinking, what precedes it."""
+    return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def parse_calls(text: str) -> list[Call]:
-    """All calls of one turn, in order; one that cannot be read is a Call with an error, not a fault of the loop."""
-    return [_call(match[1], match[0].endswith("</tool_call>")) for match in _CALL.finditer(after_thinking(text))]
+    """All calls of one turn, in order; a call that cannot be parsed has its `error` set."""
+    return [_parse(match[1], match[0].endswith("</tool_call>")) for match in _CALL.finditer(after_thinking(text))]
 
 
-def _call(body: str, closed: bool) -> Call:
+def _parse(body: str, closed: bool) -> Call:
     if not closed:
         return Call("", None, "the tool call has no closing </tool_call>")
     try:

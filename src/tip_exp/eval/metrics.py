@@ -1,4 +1,4 @@
-"""Accuracy metrics over graded responses: mean@k with its standard error, pass@k, maj@k, best@k."""
+"""Accuracy over k responses a problem: mean@k with its standard error, pass@k, maj@k, best@k."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from tip_exp.records.metrics import maj_at, mean_at, pass_at, standard_error_of
+
 
 @dataclass(frozen=True, slots=True)
 class Graded:
-    """One response to one problem, graded."""
+    """One graded response to one problem."""
 
     problem_id: str
     sample: int
-    answer: str
+    answer: str  # the reference answer
     text: str
     right: bool
     extracted: str | None
     rule: str
-    strict_right: bool  # what the base code's string comparison says
+    strict_right: bool  # by the string comparison of the paper's base code
     truncated: bool
     num_tokens: int
 
@@ -30,67 +32,69 @@ class Graded:
         return asdict(self)
 
 
-def summarize(graded: list[list[Graded]]) -> dict[str, float]:
-    """mean@k, its standard error over problems, pass@k, maj@k, and how the responses look.
+def summarize(by_problem: list[list[Graded]]) -> dict[str, float]:
+    """Metrics of k responses to each problem. Needs two problems, for the standard error.
 
-    The problems are what was sampled from the world, so the standard error is over their means: k responses to one
-    problem are not k independent items. Needs two problems, for one has no standard error.
+    The standard error is over the problems' means: k responses to one problem are not k independent samples.
     """
-    k = len(graded[0])
-    right = np.array([[one.right for one in of_problem] for of_problem in graded], dtype=float)
-    flat = [one for of_problem in graded for one in of_problem]
+    k = len(by_problem[0])
+    right = np.array([[response.right for response in responses] for responses in by_problem], dtype=float)
+    all_responses = [response for responses in by_problem for response in responses]
     return {
-        f"mean@{k}": float(right.mean()),
-        f"mean@{k}_se": standard_error(right.mean(axis=1)),
-        f"pass@{k}": float(np.mean([pass_at_k(k, int(row.sum()), k) for row in right])),
-        f"maj@{k}": float(np.mean([majority_is_right(of_problem) for of_problem in graded])),
-        f"strict_mean@{k}": float(np.mean([one.strict_right for one in flat])),
-        "strict_agreement": float(np.mean([one.strict_right == one.right for one in flat])),
-        "response_len": float(np.mean([one.num_tokens for one in flat])),
-        "truncated_frac": float(np.mean([one.truncated for one in flat])),
-        "unparsed_frac": float(np.mean([one.extracted is None for one in flat])),
+        mean_at(k): float(right.mean()),
+        standard_error_of(mean_at(k)): standard_error(right.mean(axis=1)),
+        pass_at(k): float(np.mean([pass_at_k(k, int(row.sum()), k) for row in right])),
+        maj_at(k): float(np.mean([majority_is_right(responses) for responses in by_problem])),
+        f"strict_{mean_at(k)}": float(np.mean([response.strict_right for response in all_responses])),
+        "strict_agreement": float(np.mean([response.strict_right == response.right for response in all_responses])),
+        "response_len": float(np.mean([response.num_tokens for response in all_responses])),
+        "truncated_frac": float(np.mean([response.truncated for response in all_responses])),
+        "unparsed_frac": float(np.mean([response.extracted is None for response in all_responses])),
     }
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Standard deviation (n - 1) over the square root of n; n of at least 2."""
-    assert len(values) > 1, "the config asks for two problems"
+    """Standard error of the mean: sample standard deviation (n - 1) over sqrt(n); n ≥ 2."""
+    assert len(values) > 1, "the config requires two problems"
     return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
-def pass_at_k(n: int, right: int, k: int) -> float:
-    """Unbiased chance that k of n responses, drawn without replacement, hold a right one (Chen et al. 2021, Codex)."""
-    return 1.0 if n - right < k else 1.0 - math.comb(n - right, k) / math.comb(n, k)
+def pass_at_k(n: int, num_right: int, k: int) -> float:
+    """Unbiased probability that k of n responses, drawn without replacement, include a right one.
+
+    Chen et al. 2021 (Codex), Sec. 2.1; `num_right` of the n responses are right.
+    """
+    return 1.0 if n - num_right < k else 1.0 - math.comb(n - num_right, k) / math.comb(n, k)
 
 
-def majority_is_right(of_problem: list[Graded]) -> bool:
-    """Is the most frequent extracted answer right? Ties go to the earliest; responses without an answer do not vote."""
-    votes = Counter(one.extracted for one in of_problem if one.extracted is not None)
+def majority_is_right(responses: list[Graded]) -> bool:
+    """Is the most frequent extracted answer right? The earliest wins a tie; unparsed responses do not vote."""
+    votes = Counter(response.extracted for response in responses if response.extracted is not None)
     if not votes:
         return False
-    winner = votes.most_common(1)[0][0]  # Counter keeps the order of first appearance among equals
-    return next(one.right for one in of_problem if one.extracted == winner)
+    winner = votes.most_common(1)[0][0]  # Counter orders equal counts by first appearance
+    return next(response.right for response in responses if response.extracted == winner)
 
 
 def best_at_k(scores: Sequence[Sequence[float]]) -> float:
-    """Mean over tasks of the best of the k samples."""
+    """Mean over tasks of the maximum of the k samples; scores[task][sample]."""
     return _mean([max(samples) for samples in scores])
 
 
 def best_at_k_bootstrap(scores: Sequence[Sequence[float]]) -> float:
-    """Mean over tasks of the expected best of k draws with replacement from the task's k samples.
+    """Mean over tasks of the expected maximum of k draws with replacement from the task's k samples.
 
-    This is what verl reports as best@k/mean, there from 1,000 random draws, here exactly. Sorted upwards, the i-th of
-    k samples is the best of the draws with probability (i/k)^k - ((i-1)/k)^k. It lies below best_at_k, as a given
-    sample is drawn at all with probability 1 - (1 - 1/k)^k only, 64 % for k = 16.
+    This is verl's best@k/mean, computed exactly instead of from 1,000 random draws: of k samples in ascending order,
+    the i-th is the maximum with probability (i/k)^k - ((i-1)/k)^k. It is below best_at_k, because a given sample is
+    drawn with probability 1 - (1 - 1/k)^k only (64 % for k = 16).
     """
 
-    def expected(samples: Sequence[float]) -> float:
+    def expected_maximum(samples: Sequence[float]) -> float:
         k = len(samples)
-        chances = (((i + 1) / k) ** k - (i / k) ** k for i in range(k))
-        return sum(value * chance for value, chance in zip(sorted(samples), chances, strict=True))
+        probabilities = (((i + 1) / k) ** k - (i / k) ** k for i in range(k))
+        return sum(value * probability for value, probability in zip(sorted(samples), probabilities, strict=True))
 
-    return _mean([expected(samples) for samples in scores])
+    return _mean([expected_maximum(samples) for samples in scores])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -2,9 +2,9 @@
 
     python -m tip_exp.grading responses.jsonl --text response --answer answer
 
-Each line of the file is a JSON object; --text names the field with the response, --answer that with the known answer.
-Both graders see every response; --grader chooses whose verdicts are printed, the last line tells how often they agree.
-A response is read as `tip_exp.grading.extract` says, which looks at a bounded part of it, however long it is.
+Each line of the file is a JSON object; --text names the field with the response, --answer the one with the reference
+answer. Both graders grade every response: --grader selects the verdicts to print, the last line says how often the two
+agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tip_exp.grading import string_match as strict
+from tip_exp.grading import string_match
 from tip_exp.grading.pool import TIME_LIMIT_S, GradingPool
 from tip_exp.grading.types import FAILURES, Verdict
 
@@ -29,7 +29,7 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 
 class InputError(ValueError):
-    """The file cannot be graded; one line tells where and why."""
+    """The file cannot be graded; the message is one line that says where and why."""
 
 
 def main() -> None:
@@ -38,15 +38,15 @@ def main() -> None:
         pairs = read_pairs(options.file, options.text, options.answer)
         _print_verdicts(pairs, options)
     except InputError as error:
-        sys.exit(_last_words(f"error: {error}", BAD_INPUT))
+        sys.exit(_print_error(f"error: {error}", BAD_INPUT))
     except KeyboardInterrupt:
-        sys.exit(_last_words("interrupted", INTERRUPTED))
-    except BrokenPipeError:  # `... | head` has seen enough
+        sys.exit(_print_error("interrupted", INTERRUPTED))
+    except BrokenPipeError:  # `... | head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def read_pairs(file: Path, text_field: str, answer_field: str) -> list[tuple[str, str]]:
-    """All (response, known answer) of a JSON-lines file; InputError at the first line that has not both."""
+    """All (response, reference answer) pairs of a JSON-lines file. Raises InputError at the first invalid line."""
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except OSError as error:
@@ -64,7 +64,7 @@ def read_pairs(file: Path, text_field: str, answer_field: str) -> list[tuple[str
 
 
 def count(verdicts: list[Verdict], agreements: list[bool]) -> dict[str, float | int]:
-    """The last line. total = right + wrong + unparsed + timeout + failed, where failed ones ended without a finding."""
+    """The last line. total = right + wrong + unparsed + timeout + failed; rules of failed ones are FAILURES."""
     kinds = Counter(_kind(verdict) for verdict in verdicts)
     return {
         "total": len(verdicts),
@@ -86,40 +86,40 @@ def _print_verdicts(pairs: list[tuple[str, str]], options: argparse.Namespace) -
     verdicts: list[Verdict] = []
     agreements: list[bool] = []
     with GradingPool(min(options.workers, len(pairs)), time_limit=options.time_limit) as pool:
-        for verified, by_string in zip(pool.stream(pairs), _strictly(pairs), strict=True):
-            verdict = verified if options.grader == "verify" else by_string
+        for by_value, by_string in zip(pool.stream(pairs), _string_verdicts(pairs), strict=True):
+            verdict = by_value if options.grader == "verify" else by_string
             print(json.dumps(asdict(verdict) | {"seconds": round(verdict.seconds, 6)}), flush=True)
             verdicts.append(verdict)
-            agreements.append(verified.right == by_string.right)
+            agreements.append(by_value.right == by_string.right)
     print(json.dumps(count(verdicts, agreements)), flush=True)
 
 
-def _strictly(pairs: list[tuple[str, str]]) -> Iterator[Verdict]:
+def _string_verdicts(pairs: list[tuple[str, str]]) -> Iterator[Verdict]:
     for text, answer in pairs:
-        begun = time.perf_counter()
-        verdict = strict.grade(text, answer)
-        yield replace(verdict, seconds=time.perf_counter() - begun)
+        start = time.perf_counter()
+        verdict = string_match.grade(text, answer)
+        yield replace(verdict, seconds=time.perf_counter() - start)
 
 
-def _pair(line: str, place: str, text_field: str, answer_field: str) -> tuple[str, str]:
+def _pair(line: str, location: str, text_field: str, answer_field: str) -> tuple[str, str]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{place} is not JSON: {error}") from None
+        raise InputError(f"{location} is not JSON: {error}") from None
     if not isinstance(row, dict):
-        raise InputError(f"{place} is {_named(row)}, not a JSON object")
+        raise InputError(f"{location} is {_type_name(row)}, not a JSON object")
     for field in (text_field, answer_field):
         if field not in row:
-            raise InputError(f"{place} has no field {field!r}; it has {', '.join(map(repr, row)) or 'none'}")
+            raise InputError(f"{location} has no field {field!r}; it has {', '.join(map(repr, row)) or 'none'}")
     text, answer = row[text_field], row[answer_field]
     if not isinstance(text, str):
-        raise InputError(f"{place}: {text_field!r} is {_named(text)}, not a string")
+        raise InputError(f"{location}: {text_field!r} is {_type_name(text)}, not a string")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise InputError(f"{place}: {answer_field!r} is {_named(answer)}, neither a string nor a number")
+        raise InputError(f"{location}: {answer_field!r} is {_type_name(answer)}, neither a string nor a number")
     return text, str(answer)
 
 
-def _named(value: Any) -> str:
+def _type_name(value: Any) -> str:
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return kinds.get(type(value), "null")
 
@@ -130,15 +130,15 @@ def _options() -> argparse.Namespace:
     seconds, processes = _above_zero(float), _above_zero(int)
     parser.add_argument("file", type=Path, help="JSON lines")
     parser.add_argument("--text", required=True, metavar="FIELD", help="field with the response")
-    parser.add_argument("--answer", required=True, metavar="FIELD", help="field with the known answer")
-    parser.add_argument("--grader", choices=("verify", "strict"), default="verify", help="whose verdicts (verify)")
+    parser.add_argument("--answer", required=True, metavar="FIELD", help="field with the reference answer")
+    parser.add_argument("--grader", choices=("verify", "strict"), default="verify", help="verdicts to print (verify)")
     parser.add_argument("--time-limit", type=seconds, default=TIME_LIMIT_S, metavar="S", help="seconds a response (5)")
     parser.add_argument("--workers", type=processes, default=os.cpu_count(), metavar="N", help="processes (one a core)")
     return parser.parse_args()
 
 
 def _above_zero(kind: type[int] | type[float]) -> Callable[[str], float]:
-    def read(text: str) -> float:
+    def parse(text: str) -> float:
         try:
             value = kind(text)
         except ValueError:
@@ -147,11 +147,11 @@ def _above_zero(kind: type[int] | type[float]) -> Callable[[str], float]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number above 0")
         return value
 
-    return read
+    return parse
 
 
-def _last_words(words: str, exit_code: int) -> int:
-    print(words, file=sys.stderr)
+def _print_error(message: str, exit_code: int) -> int:
+    print(message, file=sys.stderr)
     return exit_code
 
 

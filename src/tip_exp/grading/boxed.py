@@ -1,4 +1,4 @@
-"""Integer answers in a box: the grader of the embedded world."""
+"""Grader for integer answers in a box: word sums and the calculator task."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-r"""Where in a response the answer stands: rules with names, tried in this order; the first that reads something wins.
+r"""Extraction of the answer from a response. Rules, in order; the first that matches wins:
 
     boxed            the last \boxed{...} or \fbox{...} that is not empty, also `\boxed 5`
-    boxed_unclosed   the last box, when a brace is missing before the end of its formula or line: $\boxed{\frac{1}{2}$
+    boxed_unclosed   the last box, if a brace is missing before the end of its formula or line: $\boxed{\frac{1}{2}$
     hash_mark        a line `#### 18`
     answer_phrase    "the answer is ...", "Answer: ..."
     last_formula     the last $...$, \(...\) or \[...\], unless a plain number follows it
     last_number      the last number
     unparsed         nothing
 
-A box that the end of the text cuts off settles it: "unparsed", for the answer was not finished; 12 may have become 123.
+If the text ends inside a box, the result is "unparsed": the answer was not finished, and 12 may have become 123.
 
-Any text is read in linear time, because little of it is looked at: the last LAST_BOXES boxes, wherever they stand, with
-at most BOX_CHARS of content each, and for all other rules the last TAIL_CHARS characters.
+Extraction takes linear time for any text: it looks at the last LAST_BOXES boxes, anywhere in the text, with at most
+BOX_CHARS of content each; all other rules see the last TAIL_CHARS characters.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ TAIL_CHARS = 4_000
 
 UNPARSED = Extraction(answer=None, rule="unparsed")
 
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a symbol and closes nothing
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a symbol
 _FORMULA_END = re.compile(r"\$|\\\)|\\\]|\n")
 _BARE_START = re.compile(r"[-+.]?\d|[-+]?\\[a-zA-Z]|[(\[]|[-+]?[a-zA-Z](?![a-zA-Z])")
 
-# Not the 3 of "x3" or "\frac3", and a sign only where nothing stands before it to subtract from.
+# Excludes the 3 of "x3" and "\frac3"; a sign is part of the number unless it is a subtraction.
 _NUMBER = r"(?<![\w.\\])(?:(?<![)}\]])[-+−])?\\?\$?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?(?!\w)"
 _LAST_NUMBER = re.compile(_NUMBER)
 _LEADING_NUMBER = re.compile(rf"\W{{0,3}}?({_NUMBER})")
@@ -50,14 +50,14 @@ _WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|exp|i
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    r"""Box(content="5", closed=True) of `\boxed{5}`; closed=False: the text shown ends before its closing brace."""
+    r"""Box(content="5", closed=True) of `\boxed{5}`; closed=False: no closing brace within BOX_CHARS characters."""
 
     content: str
     closed: bool
 
 
 def extract(text: str) -> Extraction:
-    """The answer a response gives, by the first rule that reads one."""
+    """The answer in a response, by the first rule that matches."""
     for box in boxes_from_the_end(text):
         if not box.closed:
             return _unclosed(box)
@@ -85,7 +85,7 @@ def boxes_from_the_end(text: str) -> Iterator[Box]:
 
 
 def _read_box(after: str) -> Box:
-    """What stands in a box, given the text after its command."""
+    """The content of a box, given the text after its command."""
     inside = after.lstrip()
     if not inside.startswith("{"):
         other_command = after[:1].isalpha()
@@ -99,7 +99,7 @@ def _read_box(after: str) -> Box:
 
 
 def _bare_content(inside: str) -> str:
-    r"""`\boxed 5$` and `\boxed\frac12$` hold the rest of their formula, `\boxed 5 apples` one word, prose nothing."""
+    r"""Content of a box without braces: its formula to the end (`\boxed\frac12$`), or one word; of prose, nothing."""
     if not _BARE_START.match(inside):
         return ""
     end = _FORMULA_END.search(inside)
@@ -114,14 +114,14 @@ def _unclosed(box: Box) -> Extraction:
     return Extraction(content, "boxed_unclosed") if content else UNPARSED
 
 
-def _read_sentence(rest: str) -> str | None:
+def _read_sentence(text: str) -> str | None:
     """What follows "the answer is": a formula, a bare expression, one number or a few words; None if none of these."""
-    rest = rest[: BOX_CHARS // 2]
-    formula = _FORMULA.match(rest)
+    text = text[: BOX_CHARS // 2]
+    formula = _FORMULA.match(text)
     if formula:
         return _inside(formula)
-    end = _SENTENCE_END.search(rest)
-    sentence = rest[: end.start() if end else len(rest)].strip(" \t*_`\"'")
+    end = _SENTENCE_END.search(text)
+    sentence = text[: end.start() if end else len(text)].strip(" \t*_`\"'")
     if not sentence or _DENIAL.search(sentence):
         return None
     formulas = list(_FORMULA.finditer(sentence))
@@ -139,12 +139,12 @@ def _read_sentence(rest: str) -> str | None:
 
 def _last_formula_or_number(tail: str, *, whole: bool) -> Extraction:
     formula = number = None
-    for formula in _FORMULA.finditer(tail):  # noqa: B007 - the last one is wanted
+    for formula in _FORMULA.finditer(tail):  # noqa: B007 - keeps the last match
         pass
     for number in _LAST_NUMBER.finditer(tail):  # noqa: B007
         pass
     if number and not whole and number.start() == 0:
-        number = None  # its first digits may lie outside of what is looked at
+        number = None  # its first digits may be before the tail
     if formula and not (number and number.start() >= formula.end()):
         return Extraction(_inside(formula), "last_formula")
     return Extraction(number.group(), "last_number") if number else UNPARSED

@@ -1,10 +1,10 @@
-r"""The honest grader of mathematics: is the answer a response gives the same as the known one, whatever its notation?
+r"""The grader for mathematics: compares the value of two answers, whatever their notation.
 
-From cheap to costly, and the first that can tell decides: equal strings, plain numbers ("025" is 25, "1,234" is 1234),
-numerals in a base (52_8), words (\text{(C)}, \text{even}), then algebra by math-verify. The algebra is held back where
-it is generous: it would read 2m as 2 metres, 52_8 and 52_9 as 52, and take 0.0000672 for 0.0000671.
+Tests from cheap to costly, the first that applies decides: equal strings, plain numbers ("025" is 25, "1,234" is 1234),
+numerals in a base (52_8), words (\text{(C)}, \text{even}), then algebra by math-verify. math-verify is restricted where
+it accepts too much: it parses 2m as 2 metres, 52_8 and 52_9 as 52, and compares only 6 decimal places.
 
-An answer that cannot be read as mathematics is right only if its string is the known one.
+An answer that does not parse as mathematics is right only if its string equals the reference answer.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from tip_exp.grading.extract import extract
 from tip_exp.grading.types import Outcome, Verdict
 
 ALARM_S = 5
-"""Seconds that one step of the algebra may take in this process; one inside of C code can take longer (see pool.py)."""
+"""Seconds for one step of the algebra in this process. C code is not interrupted (pool.py kills the process)."""
 
 RELATIVE_TOLERANCE = 1e-5
-"""math-verify compares decimals to 6 places, which says nothing of small numbers: they must also agree to 5 digits."""
+"""math-verify compares 6 decimal places, too few for small numbers: they must also agree to 5 significant digits."""
 
-_READ_ALL_OF_IT = (
+_WHOLE_ANSWER = (
     math_verify.LatexExtractionConfig(
-        try_extract_without_anchor=False,  # else a fraction inside of an unreadable answer would be taken for it
+        try_extract_without_anchor=False,  # else it takes a fraction inside an unparseable answer
         boxed_match_priority=0,
-        # Units are ours to remove: math-verify's list has the letters c, d, g, h, l, m, o, s and t in it.
+        # clean() removes units: math-verify's list of units includes the letters c, d, g, h, l, m, o, s and t.
         normalization_config=NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="all"),
     ),
 )
@@ -48,7 +48,7 @@ _FORMULA_MARKS = re.compile(r"^\s*\\[(\[]|\\[)\]]\s*$")
 _NEGATIVE_SPACE = re.compile(r"\\!\s*")  # 10,\! 080 is one number
 _PERCENT = re.compile(r"\s*\\?%$")
 _DEGREE = re.compile(r"\s*(?:°|\^\s*\\circ|\^\s*\{\s*\\circ\s*\})$")
-_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")  # of 30 degrees and of 30 are two numbers
+_TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")  # sin of 30 degrees is not sin of 30
 
 _TEXT = r"\\(?:text|textbf|textrm|textit|mbox|mathrm|rm)"
 _POWER = r"(?:\s*\^\s*(?:\d|\{\s*\d\s*\}))?"
@@ -70,31 +70,31 @@ _WRAPPING = re.compile(rf"{_TEXT}\b|\W|_")
 
 
 def grade(text: str, answer: str) -> Verdict:
-    """Read the answer of a response and compare it with the known one.
+    """Extract the answer of a response and compare it with the reference answer.
 
-    For the main thread, as math-verify sets alarms, and for texts that mean well: an answer can hang C code, which
-    `pool.GradingPool` survives and this does not.
+    Call it in the main thread (math-verify sets alarms) and with trusted texts: an answer can keep C code busy for
+    hours, which only `pool.GradingPool` ends.
     """
-    found = extract(text)
-    if found.answer is None:
-        return found.verdict("different")
-    return found.verdict(compare(found.answer, answer, alarm_s=ALARM_S))
+    extraction = extract(text)
+    if extraction.answer is None:
+        return extraction.verdict("different")
+    return extraction.verdict(compare(extraction.answer, answer, alarm_s=ALARM_S))
 
 
-def compare(given: str, known: str, *, alarm_s: int | None) -> Outcome:
-    """Are two answers the same? Steps of the algebra end after `alarm_s` seconds by SIGALRM; None: no alarm is set."""
+def compare(given: str, reference: str, *, alarm_s: int | None) -> Outcome:
+    """Compare two answers. SIGALRM ends a step of the algebra after `alarm_s` seconds; None sets no alarm."""
     try:
-        return "same" if _same(given, known, alarm_s) else "different"
+        return "same" if _same(given, reference, alarm_s) else "different"
     except TimeoutException:  # a BaseException, so that sympy does not swallow it
         return "timeout"
     except MemoryError:
         return "memory"
-    except Exception:  # whatever sympy raises when it cannot compare two readable expressions; it has no common base
+    except Exception:  # sympy raises errors of many classes when it cannot compare two expressions
         return "uncomparable"
 
 
 def clean(answer: str) -> str:
-    r"""Without what carries no value: spacing commands, $, sizes of brackets and fractions, units, degrees, percent."""
+    r"""Remove what has no value: spacing commands, $, sizes of brackets and fractions, units, degrees, percent."""
     answer = _PERCENT.sub("", _tidy(answer))
     if bold := _BOLD_NUMBER.fullmatch(answer):  # \textbf{(073)}
         answer = bold[1] or bold[2]
@@ -102,7 +102,7 @@ def clean(answer: str) -> str:
         answer = f"{mixed[1]}\\frac{{{mixed[2]}}}{{{mixed[3]}}}"
     if not _TRIGONOMETRY.search(answer):
         answer = _DEGREE.sub("", answer)
-    for _ in range(3):  # \text{ m}/\text{s}^2 are two
+    for _ in range(3):  # \text{ m}/\text{s}^2 has two
         unit = _TEXT_UNIT.search(answer)
         if unit is None or (_NOT_A_UNIT.search(unit[1]) and not re.fullmatch(_UNIT, unit[1].strip())):
             break
@@ -115,23 +115,23 @@ def plain_number(answer: str) -> Decimal | None:
     return Decimal(answer.replace(",", "")) if _PLAIN_NUMBER.fullmatch(answer) else None
 
 
-def _same(given: str, known: str, alarm_s: int | None) -> bool:
-    given_percent, known_percent = (_PERCENT.search(_tidy(answer)) is not None for answer in (given, known))
-    given, known = clean(given), clean(known)
-    if given.replace(" ", "") == known.replace(" ", ""):
+def _same(given: str, reference: str, alarm_s: int | None) -> bool:
+    given_percent, reference_percent = (_PERCENT.search(_tidy(answer)) is not None for answer in (given, reference))
+    given, reference = clean(given), clean(reference)
+    if given.replace(" ", "") == reference.replace(" ", ""):
         return given != ""
-    a, b = plain_number(given if "=" in known else _right_side(given)), plain_number(known)
+    a, b = plain_number(given if "=" in reference else _right_side(given)), plain_number(reference)
     if a is not None and b is not None:
-        if given_percent != known_percent:  # usage differs, so 15 % is both 15 and 0.15
+        if given_percent != reference_percent:  # 15 % is written for both 15 and 0.15
             return a == b or (a / 100 == b if given_percent else a == b / 100)
         return a == b
-    if "_" in known or "_" in given:
-        numerals = _NUMERAL.fullmatch(given), _NUMERAL.fullmatch(known)
+    if "_" in reference or "_" in given:
+        numerals = _NUMERAL.fullmatch(given), _NUMERAL.fullmatch(reference)
         if numerals[0] and numerals[1]:
             return _same_numeral(numerals[0], numerals[1])
-    if _WORDS.fullmatch(known):
-        return _words(given) == _words(known)
-    return _same_mathematics(given, known, alarm_s)
+    if _WORDS.fullmatch(reference):
+        return _words(given) == _words(reference)
+    return _same_mathematics(given, reference, alarm_s)
 
 
 def _tidy(answer: str) -> str:
@@ -142,44 +142,44 @@ def _tidy(answer: str) -> str:
 
 
 def _right_side(answer: str) -> str:
-    """x = 1,080 -> 1,080; what is not one equation stays as it is."""
+    """x = 1,080 -> 1,080; anything but a single equation is unchanged."""
     left, equals, right = answer.partition("=")
     return right.strip() if equals and not re.search(r"[,;<>!]", left) else answer
 
 
-def _same_numeral(given: re.Match[str], known: re.Match[str]) -> bool:
-    """52_8 is 52_{8} and 52, for the problem names the base, but not 52_9."""
-    bases = [numeral[2] or numeral[3] for numeral in (given, known)]
-    return given[1].lower() == known[1].lower() and (None in bases or bases[0] == bases[1])
+def _same_numeral(given: re.Match[str], reference: re.Match[str]) -> bool:
+    """52_8 equals 52_{8}, and 52 because the problem names the base, but not 52_9."""
+    bases = [numeral[2] or numeral[3] for numeral in (given, reference)]
+    return given[1].lower() == reference[1].lower() and (None in bases or bases[0] == bases[1])
 
 
 def _words(answer: str) -> str:
     return _WRAPPING.sub("", answer).casefold()
 
 
-def _same_mathematics(given: str, known: str, alarm_s: int | None) -> bool:
-    known_value, given_value = _read(known, alarm_s), _read(given, alarm_s)
-    if not known_value or not given_value:
+def _same_mathematics(given: str, reference: str, alarm_s: int | None) -> bool:
+    reference_value, given_value = _parse(reference, alarm_s), _parse(given, alarm_s)
+    if not reference_value or not given_value:
         return False
     same = math_verify.verify(
-        known_value,
+        reference_value,
         given_value,
         allow_set_relation_comp=True,  # -2 <= x <= 7 and [-2, 7]
         timeout_seconds=alarm_s,
         raise_on_error=True,
     )
-    return same and not _far_apart(known_value[0], given_value[0])
+    return same and not _far_apart(reference_value[0], given_value[0])
 
 
-def _read(answer: str, alarm_s: int | None) -> list[Any]:
-    """The answer as a list of one sympy object, or an empty list."""
+def _parse(answer: str, alarm_s: int | None) -> list[Any]:
+    """A list with one sympy object, or an empty list if the answer does not parse."""
     if not _balanced(answer):
         return []
     return math_verify.parse(
         f"\\boxed{{{answer}}}",
-        extraction_config=_READ_ALL_OF_IT,
+        extraction_config=_WHOLE_ANSWER,
         fallback_mode="no_fallback",
-        parsing_timeout=alarm_s,  # pyright: ignore[reportArgumentType] - it takes None, though its annotation does not
+        parsing_timeout=alarm_s,  # pyright: ignore[reportArgumentType] - accepts None in spite of its annotation
         raise_on_error=True,
     )
 
@@ -193,9 +193,9 @@ def _balanced(answer: str) -> bool:
     return depth == 0
 
 
-def _far_apart(known: Any, given: Any) -> bool:
-    """Two numbers that differ in their first five digits."""
-    if not (getattr(known, "is_number", False) and getattr(given, "is_number", False)):
+def _far_apart(reference: Any, given: Any) -> bool:
+    """True for two numbers that differ in their first five significant digits."""
+    if not (getattr(reference, "is_number", False) and getattr(given, "is_number", False)):
         return False
-    a, b = known.evalf(15), given.evalf(15)
+    a, b = reference.evalf(15), given.evalf(15)
     return bool(abs(a - b) > RELATIVE_TOLERANCE * max(abs(a), abs(b)))

@@ -1,15 +1,13 @@
-"""Grading that survives what it grades: comparisons run in worker processes with a hard limit on time and memory.
+"""Grading in worker processes, with hard limits on time and memory.
 
     with GradingPool(workers=4) as pool:
         verdicts = pool.grade_all((response, answer) for ...)      # in the order of the pairs
 
-`9^{9^{9^9}}` keeps C code busy for ever; no alarm in the same process ends that. Here the worker is killed and
-replaced, and the verdict's rule is "timeout". Reading the answer out of the response is linear (extract.py) and stays
-in the caller.
+`9^{9^{9^9}}` keeps C code busy for hours, and no alarm in the same process ends that. Here the worker is killed and
+replaced, and the verdict's rule is "timeout". Extraction is linear in the text (extract.py) and runs in the caller.
 
-Workers are plain `python -c` processes, not children of `multiprocessing`: those import the caller's main module again,
-and with it torch, which costs seconds and gigabytes a worker. They end with their caller: an idle one as its stdin
-closes, a busy one, if its caller was killed, by the kernel's limit on CPU time.
+Workers are plain `python -c` processes: children of `multiprocessing` would import the caller's main module, and with
+it torch. They end with their caller: an idle one when its stdin closes, a busy one by its limit on CPU time.
 """
 
 from __future__ import annotations
@@ -19,45 +17,52 @@ import logging
 import math
 import os
 import resource
-import selectors
+import select
 import subprocess
 import sys
 import time
 import weakref
+from collections import deque
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
-from typing import IO, Literal, cast
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from queue import SimpleQueue
+from threading import Lock
+from typing import cast
 
 from tip_exp.grading.extract import extract
-from tip_exp.grading.types import Extraction, Outcome, Verdict
+from tip_exp.grading.types import Outcome, Verdict
 
 TIME_LIMIT_S = 5.0
-"""Wall-clock seconds for one comparison; the slowest honest ones take tenths."""
+"""Wall-clock seconds for one comparison; ordinary answers take milliseconds, the slowest tenths of a second."""
 
 MEMORY_LIMIT_MIB = 1024
 """Address space of one worker; it starts with about 60."""
 
 STARTUP_LIMIT_S = 120.0
-"""A worker imports sympy in half a second; on a machine that is busy or has a cold disk, in many."""
+"""A worker imports sympy in half a second; on a busy machine with a cold disk it takes many."""
 
-_LEAST_MIB = 256  # sympy itself needs a quarter of it
-_REPLY_BYTES = 4096  # what a pipe delivers in one piece; a reply is much shorter
+_MIN_MEMORY_MIB = 256  # sympy itself needs a quarter of it
+_QUEUED_PER_WORKER = 64
 
 
 class GradingPool:
-    """Worker processes that compare answers. Not for use by several threads at once."""
+    """Worker processes that compare answers, each driven by one thread. Read one stream at a time."""
 
     def __init__(
         self, workers: int, *, time_limit: float = TIME_LIMIT_S, memory_limit_mib: int = MEMORY_LIMIT_MIB
     ) -> None:
-        if workers < 1 or time_limit <= 0 or memory_limit_mib < _LEAST_MIB:
+        if workers < 1 or time_limit <= 0 or memory_limit_mib < _MIN_MEMORY_MIB:
             raise ValueError(
-                f"a grading pool needs workers >= 1, time_limit > 0 s and memory_limit_mib >= {_LEAST_MIB}; "
+                f"a grading pool needs workers >= 1, time_limit > 0 s and memory_limit_mib >= {_MIN_MEMORY_MIB}; "
                 f"got {workers}, {time_limit} and {memory_limit_mib}"
             )
-        self._time_limit, self._memory_limit_mib = time_limit, memory_limit_mib
-        self._workers = [self._start() for _ in range(workers)]
-        self._at_exit = weakref.finalize(self, _stop_all, self._workers)  # for those who forget to close
+        self._workers = [_Worker(time_limit, memory_limit_mib) for _ in range(workers)]
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers:
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(workers)
+        self._finalizer = weakref.finalize(self, _close, self._threads, self._workers)  # if nobody calls close()
 
     def __enter__(self) -> GradingPool:
         return self
@@ -67,192 +72,163 @@ class GradingPool:
 
     def close(self) -> None:
         """End the workers, busy or not."""
-        self._at_exit()
-
-    def grade(self, text: str, answer: str) -> Verdict:
-        """One verdict, as the graders that are functions give it."""
-        return self.grade_all([(text, answer)])[0]
+        self._finalizer()
 
     def grade_all(self, pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
-        """Verdicts on pairs of response and known answer, in their order."""
+        """Verdicts on (response, reference answer) pairs, in their order."""
         return list(self.stream(pairs))
 
     def stream(self, pairs: Iterable[tuple[str, str]]) -> Generator[Verdict, None, None]:
-        """Verdicts in the order of the pairs, each as soon as all before it are there; pairs are taken as needed."""
-        if not self._at_exit.alive:
+        """Yield verdicts in the order of the pairs as they become ready; a bounded number of pairs is read ahead.
+
+        Raises RuntimeError if a worker cannot start. Closing the generator ends the comparisons in progress.
+        """
+        if not self._finalizer.alive:
             raise ValueError("this grading pool is closed")
-        todo = enumerate(pairs)
-        done: dict[int, Verdict] = {}
-        turn, more = 0, True
+        pending: deque[Future[Verdict]] = deque()
+        limit = _QUEUED_PER_WORKER * len(self._workers)
         try:
-            while True:
-                while more and len(done) < 64 * len(self._workers) and (idle := self._idle()):
-                    number, (text, answer) = next(todo, (-1, ("", "")))
-                    more = number >= 0
-                    if more and (verdict := self._begin(idle, number, text, answer)):
-                        done[number] = verdict
-                while turn in done:
-                    yield done.pop(turn)
-                    turn += 1
-                if not more and not any(worker.job for worker in self._workers):
-                    return
-                for number, verdict in self._wait():
-                    done[number] = verdict
-        finally:  # an abandoned stream must not answer into the next one
-            for place, worker in enumerate(self._workers):
-                if worker.job:
-                    self._replace(place)
-
-    def _start(self) -> _Worker:
-        return _Worker.start(self._time_limit, self._memory_limit_mib)
-
-    def _replace(self, place: int) -> None:
-        self._workers[place].stop()
-        if self._at_exit.alive:
-            self._workers[place] = self._start()
-
-    def _idle(self) -> _Worker | None:
-        for place, worker in enumerate(self._workers):
-            if worker.ready and not worker.job:
-                if worker.process.poll() is None:
-                    return worker
-                self._replace(place)  # somebody killed it while it had nothing to do
-        return None
-
-    def _begin(self, worker: _Worker, number: int, text: str, answer: str) -> Verdict | None:
-        """Hand a comparison to an idle worker; where the response has no answer to compare, the verdict at once."""
-        begun = time.perf_counter()
-        found = extract(text)
-        if found.answer is None:
-            return found.verdict("different", time.perf_counter() - begun)
-        worker.send(_Job(number, found, begun), answer)
-        return None
-
-    def _wait(self) -> list[tuple[int, Verdict]]:
-        """Sleep until a worker has something to say or is out of time; what was found."""
-        found: list[tuple[int, Verdict]] = []
-        deadline = min(worker.deadline for worker in self._workers)
-        with selectors.DefaultSelector() as selector:
-            for place, worker in enumerate(self._workers):
-                if worker.job or not worker.ready:
-                    selector.register(worker.replies, selectors.EVENT_READ, place)
-            spoke = {key.data for key, _ in selector.select(max(0.0, deadline - time.perf_counter()))}
-        for place, worker in enumerate(self._workers):
-            late = worker.deadline <= time.perf_counter()
-            if place in spoke:
-                reply = worker.receive()
-            elif late and worker.job:
-                reply = "timeout"
-            elif late:
-                self.close()
-                raise RuntimeError(f"a grading worker did not start within {STARTUP_LIMIT_S:.0f} s")
-            else:
-                continue
-            if reply == "ready":
-                worker.ready = True
-            elif job := worker.job:
-                found.append((job.number, job.found.verdict(reply, time.perf_counter() - job.begun)))
-                worker.job = None
-                if reply in ("timeout", "crashed"):
-                    self._replace(place)
-            else:
-                self.close()
-                code = worker.process.returncode
-                raise RuntimeError(f"a grading worker ended as it started, with exit code {code}; stderr tells why")
-        return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    number: int
-    found: Extraction
-    begun: float
-
-
-@dataclass(slots=True)
-class _Worker:
-    """One process and what is known of it: starting (not ready), idle (no job) or busy."""
-
-    process: subprocess.Popen[bytes]
-    requests: IO[bytes]
-    replies: int  # a pipe of its own, so that what a library prints is not taken for one
-    time_limit: float
-    started: float
-    ready: bool = False
-    job: _Job | None = None
-
-    @classmethod
-    def start(cls, time_limit: float, memory_limit_mib: int) -> _Worker:
-        replies, replies_end = os.pipe()
-        code = (
-            f"import sys; sys.path[:] = {sys.path!r}; "  # the same modules from the same places as here
-            f"from tip_exp.grading.pool import serve; serve({replies_end}, {time_limit!r}, {memory_limit_mib!r})"
-        )
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                bufsize=0,
-                pass_fds=(replies_end,),
-                process_group=0,  # Ctrl-C is the caller's to handle
-            )
+            for text, answer in pairs:
+                pending.append(self._threads.submit(self._grade, text, answer))
+                while pending and (pending[0].done() or len(pending) >= limit):
+                    yield pending[0].result()
+                    pending.popleft()
+            while pending:
+                yield pending[0].result()
+                pending.popleft()
         finally:
-            os.close(replies_end)  # the worker has its own: when it ends, so do the replies
-        assert process.stdin, "it is a pipe"
-        return cls(process, process.stdin, replies, time_limit, started=time.perf_counter())
+            running = [future for future in pending if not future.cancel()]
+            while wait(running, timeout=0.05).not_done:
+                for worker in self._workers:
+                    worker.kill()
 
-    @property
-    def deadline(self) -> float:
-        if self.job:
-            return self.job.begun + self.time_limit
-        return math.inf if self.ready else self.started + STARTUP_LIMIT_S
-
-    def send(self, job: _Job, answer: str) -> None:
-        self.job = job
-        request = memoryview(json.dumps([job.found.answer, answer]).encode() + b"\n")
+    def _grade(self, text: str, answer: str) -> Verdict:
+        start = time.perf_counter()
+        extraction = extract(text)
+        extraction_s = time.perf_counter() - start
+        if extraction.answer is None:
+            return extraction.verdict("different", extraction_s)
+        worker = self._idle.get()
         try:
-            while request:
-                request = request[self.requests.write(request) :]
-        except BrokenPipeError:  # it died while it was idle; the end of its replies will say so
-            return
-
-    def receive(self) -> Outcome | Literal["ready"]:
-        """Its reply, once there is one; "crashed" when it has ended."""
-        reply = os.read(self.replies, _REPLY_BYTES).decode().strip()
-        return cast("Outcome | Literal['ready']", reply or "crashed")
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        if not self.requests.closed:
-            self.requests.close()
-            os.close(self.replies)
+            outcome, comparison_s = worker.compare(extraction.answer, answer)
+        finally:
+            self._idle.put(worker)
+        return extraction.verdict(outcome, extraction_s + comparison_s)
 
 
-def _stop_all(workers: list[_Worker]) -> None:
+class _Worker:
+    """One process, started again by the next comparison if it has ended."""
+
+    def __init__(self, time_limit: float, memory_limit_mib: int) -> None:
+        self._time_limit = time_limit
+        self._command = [
+            sys.executable,
+            "-c",
+            f"import sys; sys.path[:] = {sys.path!r}; "  # imports the same modules as this process
+            f"from tip_exp.grading.pool import serve; serve({time_limit!r}, {memory_limit_mib!r})",
+        ]
+        self._lock = Lock()  # held during a comparison
+        self._closed = False
+        self._start()
+
+    def compare(self, given: str, reference: str) -> tuple[Outcome, float]:
+        """The outcome and the seconds it took, start of the process excluded."""
+        with self._lock:
+            if self._process.poll() is not None:
+                self._end()
+                self._start()
+            if not self._ready:
+                self._await_start()
+            start = time.perf_counter()
+            self._send(json.dumps([given, reference]).encode() + b"\n")
+            outcome = self._reply(self._time_limit)
+            seconds = time.perf_counter() - start
+            if outcome in ("timeout", "crashed"):
+                self._end()
+            return cast(Outcome, outcome), seconds
+
+    def kill(self) -> None:
+        """End a running comparison; its outcome is "crashed"."""
+        self._process.kill()
+
+    def close(self) -> None:
+        self._closed = True
+        self.kill()
+        with self._lock:
+            self._end()
+
+    def _start(self) -> None:
+        if self._closed:
+            raise RuntimeError("this grading pool is closed")
+        self._ready = False
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            process_group=0,  # Ctrl-C reaches the caller only
+        )
+
+    def _await_start(self) -> None:
+        if (reply := self._reply(STARTUP_LIMIT_S)) != "ready":
+            self._end()
+            raise RuntimeError(
+                f"a grading worker did not start within {STARTUP_LIMIT_S:.0f} s"
+                if reply == "timeout"
+                else f"a grading worker ended as it started, with exit code {self._process.returncode}; see stderr"
+            )
+        self._ready = True
+
+    def _send(self, request: bytes) -> None:
+        assert self._process.stdin
+        unsent = memoryview(request)
+        with suppress(BrokenPipeError):  # the process has ended, which _reply() reports
+            while unsent:
+                unsent = unsent[self._process.stdin.write(unsent) :]
+
+    def _reply(self, seconds: float) -> str:
+        """One line from the process; "timeout" if there is none in time, "crashed" if the process has ended."""
+        assert self._process.stdout
+        poll = select.poll()
+        poll.register(self._process.stdout, select.POLLIN)
+        if not poll.poll(seconds * 1000):
+            return "timeout"
+        return self._process.stdout.read(4096).decode().strip() or "crashed"
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        self._process.stdout.close()
+
+
+def _close(threads: ThreadPoolExecutor, workers: list[_Worker]) -> None:
+    threads.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
-        worker.stop()
+        worker.close()
 
 
-def serve(replies: int, time_limit: float, memory_limit_mib: int) -> None:
-    """A worker's life: a JSON line [given, known] comes in, a line with the outcome goes out, until stdin closes."""
+def serve(time_limit: float, memory_limit_mib: int) -> None:
+    """The worker process: reads JSON lines [given, reference], writes one line with the outcome for each."""
+    replies, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)  # what a library prints is not a reply
     from tip_exp.grading.math import compare
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":  # elsewhere the kernel refuses it
+    if sys.platform == "linux":  # other kernels refuse this limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_mib * 2**20, memory_limit_mib * 2**20))
     logging.disable()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # from here on, replies alone
+    os.dup2(null, 2)  # errors up to here are shown to the user
     os.write(replies, b"ready\n")
     for request in sys.stdin.buffer:
         _limit_cpu(time_limit)
-        given, known = json.loads(request)
-        os.write(replies, f"{compare(given, known, alarm_s=None)}\n".encode())
+        given, reference = json.loads(request)
+        os.write(replies, f"{compare(given, reference, alarm_s=None)}\n".encode())
 
 
 def _limit_cpu(time_limit: float) -> None:
-    """The caller kills a late worker; should the caller be gone, the kernel does, a second or two later."""
+    """Let the kernel end this process 1 to 2 s after the time limit, in case the caller no longer exists."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(usage.ru_utime + usage.ru_stime + time_limit) + 1, hard))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(usage.ru_utime + usage.ru_stime + time_limit) + 1, hard_limit))

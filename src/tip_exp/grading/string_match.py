@@ -1,8 +1,8 @@
-r"""The grader of the paper's base code: the last box, a string clean-up, equality of strings; no algebra.
+r"""The grader of the paper's base code: string equality of the last box and the answer after normalization.
 
-The clean-up is the one published with the MATH data set (Hendrycks et al. 2021, arXiv 2103.03874), step for step, with
-its severities: `\frac{1}2`, `x+1` for `1+x` and "025" for "25" stay different. It is kept to compare with numbers that
-were graded so; `math.py` is the honest grader.
+The normalization is that of the MATH data set (Hendrycks et al. 2021, arXiv 2103.03874). It has no algebra: `\frac{1}2`
+and `\frac{1}{2}`, `x+1` and `1+x`, "025" and "25" stay different. Use it to compare with published numbers that were
+graded this way; use `math.py` to find out whether an answer is right.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _LITERAL_STEPS = (
 _AFTER_UNITS = (("\\%", ""), (" .", " 0."), ("{.", "{0."))
 _BARE_SQRT = re.compile(r"\\sqrt([^{])")  # \sqrt3
 _BARE_FRAC = re.compile(r"\\frac([^{])(.)")  # \frac12, \frac1{2}
-_SLASH = re.compile(r"(-?(?:0|[1-9]\d*))/(-?(?:0|[1-9]\d*))")  # 1/2, and nothing beside it
+_SLASH = re.compile(r"(-?(?:0|[1-9]\d*))/(-?(?:0|[1-9]\d*))")  # matches a whole answer such as 1/2
 
 
 def grade(text: str, answer: str) -> Verdict:
-    """Compare the content of the last box with the answer as cleaned-up strings; without a closed box, unparsed."""
-    found = _last_box(text)
-    if found.answer is None:
-        return found.verdict("different")
-    return found.verdict("same" if normalise(found.answer) == normalise(answer) else "different")
+    """Compare the content of the last box with the answer, both normalized; "unparsed" if that box is not closed."""
+    extraction = _last_box(text)
+    if extraction.answer is None:
+        return extraction.verdict("different")
+    return extraction.verdict("same" if normalize(extraction.answer) == normalize(answer) else "different")
 
 
-def normalise(answer: str) -> str:
-    r"""The clean-up: normalise(r"x = \dfrac12") == normalise("1/2") == r"\frac{1}{2}"."""
+def normalize(answer: str) -> str:
+    r"""normalize(r"x = \dfrac12") == normalize("1/2") == r"\frac{1}{2}"."""
     for old, new in _LITERAL_STEPS:
         answer = answer.replace(old, new)
-    if answer.count("\\text{ ") == 1:  # a unit, on the right
+    if answer.count("\\text{ ") == 1:  # a unit at the end
         answer = answer.split("\\text{ ")[0]
     for old, new in _AFTER_UNITS:
         answer = answer.replace(old, new)
@@ -61,8 +61,8 @@ def normalise(answer: str) -> str:
 
 
 def _brace_both(frac: re.Match[str]) -> str:
-    numerator, then = frac.groups()
-    return f"\\frac{{{numerator}}}" + (then if then == "{" else f"{{{then}}}")
+    numerator, following = frac.groups()
+    return f"\\frac{{{numerator}}}" + (following if following == "{" else f"{{{following}}}")
 
 
 def _last_box(text: str) -> Extraction:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.envs.conftest import NO_LIMITS
 from tests.envs.deepplanning import trips
 from tests.envs.deepplanning.render import render_plan
 from transformers import AutoTokenizer
@@ -22,13 +23,13 @@ from tip_exp.envs.deepplanning.prompts import compact_prompt, official_prompt
 from tip_exp.envs.deepplanning.score.score import score_with_tables
 from tip_exp.envs.deepplanning.score.tables import TaskTables
 from tip_exp.envs.deepplanning.split import no_tool_baseline
-from tip_exp.envs.episodes import Episode, Limits, play
+from tip_exp.envs.episodes import Episode, play
 from tip_exp.envs.scripted import Policy, ScriptedSampler
 from tip_exp.types import Sampling
 from tip_exp.utils.paths import resolve_model
 
 NUM_TRIPS = 24
-LIMITS = Limits(10, None, 8, "tell", None, "tokens", "rows")
+LIMITS = NO_LIMITS.model_copy(update={"max_turns": 10, "max_calls_per_turn": 8})
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from tip_exp.grading.__main__ import InputError, count, read_pairs
 from tip_exp.grading.types import Verdict
 
 ROWS = [
-    {"response": r"so $\boxed{\frac{2}{4}}$", "known": "0.5"},  # right, and wrong by its string
+    {"response": r"so $\boxed{\frac{2}{4}}$", "known": "0.5"},  # right by value, wrong by string
     {"response": r"\boxed{6}", "known": 6},
     {"response": r"\boxed{7}", "known": "6"},
     {"response": "Hm.", "known": "6"},
@@ -21,7 +21,7 @@ ROWS = [
 ]
 
 
-def door(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def grade_file(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tip_exp.grading", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
@@ -34,9 +34,9 @@ def write(folder: Path, *lines: object) -> Path:
 
 def test_one_verdict_a_line_and_the_counts_at_the_end(tmp_path: Path) -> None:
     file = write(tmp_path, *ROWS)
-    done = door(file, "--text", "response", "--answer", "known", "--time-limit", "1", "--workers", "2")
-    assert (done.returncode, done.stderr) == (0, "")
-    *verdicts, counts = map(json.loads, done.stdout.splitlines())
+    result = grade_file(file, "--text", "response", "--answer", "known", "--time-limit", "1", "--workers", "2")
+    assert (result.returncode, result.stderr) == (0, "")
+    *verdicts, counts = map(json.loads, result.stdout.splitlines())
     assert all(set(verdict) == {"right", "extracted", "rule", "seconds"} for verdict in verdicts)
     assert [(verdict["right"], verdict["extracted"], verdict["rule"]) for verdict in verdicts] == [
         (True, r"\frac{2}{4}", "boxed"),
@@ -45,7 +45,7 @@ def test_one_verdict_a_line_and_the_counts_at_the_end(tmp_path: Path) -> None:
         (False, None, "unparsed"),
         (False, "9^{9^{9^9}}", "timeout"),
     ]
-    # 2 + 1 + 1 + 1 = 5; the graders differ on 2/4 only
+    # 2 + 1 + 1 + 1 = 5; the graders disagree on 2/4 only
     assert counts == {
         "total": 5,
         "right": 2,
@@ -58,15 +58,15 @@ def test_one_verdict_a_line_and_the_counts_at_the_end(tmp_path: Path) -> None:
     }
 
 
-def test_the_strict_grader_on_request(tmp_path: Path) -> None:
-    done = door(write(tmp_path, *ROWS[:4]), "--text", "response", "--answer", "known", "--grader", "strict")
-    *verdicts, counts = map(json.loads, done.stdout.splitlines())
+def test_verdicts_of_the_string_grader(tmp_path: Path) -> None:
+    result = grade_file(write(tmp_path, *ROWS[:4]), "--text", "response", "--answer", "known", "--grader", "strict")
+    *verdicts, counts = map(json.loads, result.stdout.splitlines())
     assert [verdict["right"] for verdict in verdicts] == [False, True, False, False]
     assert (counts["right"], counts["wrong"], counts["unparsed"]) == (1, 2, 1)
     assert counts["strict_disagreements"] == 1
 
 
-def test_failed_ones_are_counted_apart() -> None:
+def test_failed_comparisons_are_counted_separately() -> None:
     rules = ["boxed", "memory", "crashed", "uncomparable", "timeout", "unparsed"]
     counts = count([Verdict(False, None, rule) for rule in rules], [True] * 3 + [False] * 3)
     assert counts == {
@@ -99,7 +99,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("lines", "message"), BAD)
-def test_bad_input_names_its_line(tmp_path: Path, lines: list[object], message: str) -> None:
+def test_an_input_error_names_the_line(tmp_path: Path, lines: list[object], message: str) -> None:
     file = write(tmp_path, *lines)
     with pytest.raises(InputError) as error:
         read_pairs(file, "text", "answer")
@@ -108,20 +108,20 @@ def test_bad_input_names_its_line(tmp_path: Path, lines: list[object], message: 
     assert "\n" not in str(error.value)
 
 
-def test_pairs_are_read_in_order_and_blank_lines_are_none(tmp_path: Path) -> None:
+def test_pairs_are_in_order_and_blank_lines_are_skipped(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD, "", {"text": "z\u2028", "answer": 7})
     assert read_pairs(file, "text", "answer") == [("x", "y"), ("z\u2028", "7")]
 
 
-def test_bad_input_is_one_line_and_nothing_is_graded(tmp_path: Path) -> None:
+def test_bad_input_prints_one_line_and_no_verdict(tmp_path: Path) -> None:
     bad = write(tmp_path, GOOD, "{")
     latin = tmp_path / "latin.jsonl"
     latin.write_bytes(b'{"text": "caf\xe9"}')
     for file, message in ((bad, "line 2 is not JSON"), (tmp_path / "no.jsonl", "No such file"), (latin, "not UTF-8")):
-        done = door(file, "--text", "text", "--answer", "answer")
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.startswith("error: ") and message in done.stderr
-        assert done.stderr.count("\n") == 1
+        result = grade_file(file, "--text", "text", "--answer", "answer")
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith("error: ") and message in result.stderr
+        assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_bad_input_is_one_line_and_nothing_is_graded(tmp_path: Path) -> None:
         ("--time-limit", "soon", "'soon' is not a number above 0"),
     ],
 )
-def test_options_out_of_range_are_refused(tmp_path: Path, option: str, value: str, message: str) -> None:
-    done = door(write(tmp_path, GOOD), "--text", "text", "--answer", "answer", option, value)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert message in done.stderr
+def test_options_out_of_range_are_an_error(tmp_path: Path, option: str, value: str, message: str) -> None:
+    result = grade_file(write(tmp_path, GOOD), "--text", "text", "--answer", "answer", option, value)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert message in result.stderr

@@ -1,12 +1,12 @@
-"""The string grader of the paper's base code, step by step, with its severities."""
+"""The string grader: every step of the normalization, and what it keeps apart."""
 
 from __future__ import annotations
 
 import pytest
 
-from tip_exp.grading import string_match as strict
+from tip_exp.grading import string_match
 
-NORMALISED = [
+NORMALIZED = [
     # answer, its normal form
     ("5", "5"),
     (" 1 + x\n", "1+x"),
@@ -14,7 +14,7 @@ NORMALISED = [
     (r"\dfrac{1}{2}", r"\frac{1}{2}"),
     (r"\tfrac12", r"\frac{1}{2}"),
     (r"\frac1{72}", r"\frac{1}{72}"),
-    (r"\frac{1}2", r"\frac{1}2"),  # left alone, as in the base code
+    (r"\frac{1}2", r"\frac{1}2"),  # unchanged, as in the base code
     ("1/2", r"\frac{1}{2}"),
     ("-3/4", r"\frac{-3}{4}"),
     ("01/2", "01/2"),
@@ -42,13 +42,13 @@ NORMALISED = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "normal"), NORMALISED)
-def test_an_answer_is_cleaned_up(answer: str, normal: str) -> None:
-    assert strict.normalise(answer) == normal
+@pytest.mark.parametrize(("answer", "normal"), NORMALIZED)
+def test_normalization(answer: str, normal: str) -> None:
+    assert string_match.normalize(answer) == normal
 
 
 VERDICTS = [
-    # text, known, right, extracted, rule
+    # text, reference answer, right, extracted, rule
     (r"so $\boxed{\dfrac{1}{2}}$", r"\frac12", True, r"\dfrac{1}{2}", "boxed"),
     (r"\boxed{1} then \boxed{2}", "2", True, "2", "boxed"),
     (r"\boxed{1} then \boxed{2}", "1", False, "2", "boxed"),
@@ -56,16 +56,16 @@ VERDICTS = [
     (r"$\boxed 5$", "5", True, "5", "boxed"),
     (r"\boxed{25}", "025", False, "25", "boxed"),  # seven answers of AIME 2024 have leading zeros
     (r"\boxed{x+1}", "1+x", False, "x+1", "boxed"),
-    (r"\boxed{-x=5}", "x=5", True, "-x=5", "boxed"),  # two letters before "=" are dropped, whatever they are
+    (r"\boxed{-x=5}", "x=5", True, "-x=5", "boxed"),  # two characters before "=" are dropped
     ("the answer is 5", "5", False, None, "unparsed"),
     (r"\boxed{5", "5", False, None, "unparsed"),
     ("", "5", False, None, "unparsed"),
 ]
 
 
-@pytest.mark.parametrize(("text", "known", "right", "extracted", "rule"), VERDICTS)
+@pytest.mark.parametrize(("text", "answer", "right", "extracted", "rule"), VERDICTS)
 def test_the_last_box_is_compared_as_a_string(
-    text: str, known: str, right: bool, extracted: str | None, rule: str
+    text: str, answer: str, right: bool, extracted: str | None, rule: str
 ) -> None:
-    verdict = strict.grade(text, known)
+    verdict = string_match.grade(text, answer)
     assert (verdict.right, verdict.extracted, verdict.rule) == (right, extracted, rule)

@@ -1,0 +1,95 @@
+"""The registry of data set kinds, and the shipped data configs on small and on real files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from tests.datasets import REAL, SMALL, needs_real
+
+from tip_exp.config.schema import DatasetConfig, RunConfig
+from tip_exp.data.contamination import overlap
+from tip_exp.data.dataset import Dataset
+from tip_exp.data.load import DATASETS, load
+from tip_exp.types import Problem
+from tip_exp.utils.errors import ConfigError
+
+Compose = Callable[..., RunConfig]
+SUFFIX = "\n\nLet's think step by step and output the final answer within \\boxed{}."
+
+
+def test_every_kind_of_the_config_has_a_loader() -> None:
+    schemas = get_args(get_args(DatasetConfig)[0])
+    kinds = {get_args(schema.model_fields["kind"].annotation)[0] for schema in schemas}
+    assert set(DATASETS) == kinds
+
+
+def test_a_registered_loader_is_called_for_its_kind(tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Dataset([Problem("a", "1+1?", "2")], "test", "")
+    monkeypatch.setitem(DATASETS, "sums", lambda config: dataset)
+    assert load(tiny_config.data.train.model_copy(update={"kind": "sums"})) is dataset
+
+
+def test_word_sums_takes_the_configured_number_of_problems(compose_run: Compose) -> None:
+    dataset = load(compose_run("data.train.num_problems=3", "data.train.seed=4").data.train)
+    assert [problem.id for problem in dataset.problems] == [f"word_sums/train/{i}" for i in range(3)]
+    assert dataset.source == "word_sums, seed 4" and dataset.tools is None
+
+
+def test_calculator_problems_come_with_their_tasks(compose_run: Compose) -> None:
+    dataset = load(compose_run("data=calculator", "agent=default", "data.train.num_problems=3").data.train)
+    assert dataset.tools is not None and dataset.tools.no_tool_baseline == 0.0
+    for problem in dataset.problems:
+        assert str(dataset.tools.tasks[problem.id].value) == problem.answer
+
+
+def load_all(compose_run: Compose, root: Path) -> dict[str, Dataset]:
+    """The training sets and benchmarks of the paper's configs, by file name."""
+    math = compose_run("data=dapo_math", "learner=paper", "eval=math", f"data.root={root}")
+    gsm8k = compose_run("data=gsm8k", "eval=gsm8k", f"data.root={root}", "learner.micro_batch_tokens=16384")
+    configs = {"dapo": math.data.train, **math.eval.benchmarks}
+    configs |= {"gsm8k_train": gsm8k.data.train, "gsm8k": gsm8k.eval.benchmarks["gsm8k"]}
+    return {name: load(config) for name, config in configs.items()}
+
+
+def test_shipped_configs_map_the_fields_of_their_files(compose_run: Compose) -> None:
+    datasets = load_all(compose_run, SMALL)
+    sizes = {name: len(dataset.problems) for name, dataset in datasets.items()}
+    assert sizes == {"dapo": 8, "math500": 27, "aime24": 3, "aime25": 2, "gsm8k_train": 3, "gsm8k": 2}  # 80 % of 10
+    dapo = {problem.id: problem for problem in datasets["dapo"].problems}
+    assert dapo["dapo_math/own-3"].prompt == "Find $x$ if $3x - 5 = 16$." + SUFFIX  # without its wrapper
+    assert dapo["dapo_math/own-3"].answer == "7"
+    assert datasets["math500"].problems[4] == Problem(
+        "math500/own/4.json", "Compute $12 \\cdot 12$." + SUFFIX, "144", "The result is $\\boxed{144}$."
+    )
+    assert datasets["aime24"].problems[0].answer == "016" and datasets["aime25"].problems[1].id == "aime25/1"
+    assert datasets["gsm8k_train"].problems[1].answer == "1,200"
+    assert datasets["gsm8k_train"].problems[1].solution.endswith("people.\n")
+
+
+def test_a_missing_root_file_is_a_config_error(tmp_path: Path, compose_run: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"data\.train: data\.root is .*, but there is no .*dapo_math_17k"):
+        compose_run("data=dapo_math", "learner=paper", f"data.root={tmp_path}")
+
+
+@pytest.mark.data
+@needs_real
+def test_the_real_sets(compose_run: Compose) -> None:
+    datasets = load_all(compose_run, REAL)
+    sizes = {name: len(dataset.problems) for name, dataset in datasets.items()}
+    assert sizes == {
+        "dapo": 13918, "math500": 500, "aime24": 30, "aime25": 30, "gsm8k_train": 7473, "gsm8k": 1319
+    }  # fmt: skip
+    config = compose_run("data=dapo_math", "learner=paper", "eval=math", f"data.root={REAL}").data.train
+    for problem in datasets["dapo"].problems:
+        assert problem.answer.lstrip("-").isdigit()
+        assert not any(wrapper in problem.prompt for wrapper in config.strip)
+    assert datasets["math500"].sha256.startswith("35dc41080a3680858b27fa7e0533d2d5")
+    assert datasets["gsm8k_train"].problems[0].answer == "72"
+    whole = load(config.model_copy(update={"part": None})).problems
+    assert len(whole) == 17398 and len({problem.id for problem in whole}) == 17398
+    # No AIME problem is in the training set. Four of MATH-500 are, up to spaces and capitals.
+    for name, num_exact in (("aime24", 0), ("aime25", 0), ("math500", 4)):
+        assert len(overlap(whole, datasets[name].problems, config.suffix).exact) == num_exact
