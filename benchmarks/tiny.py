@@ -9,7 +9,8 @@ from itertools import islice
 import torch
 from hydra import compose, initialize_config_dir
 
-from tip_exp.config.parse import parse, register_resolvers
+from tip_exp.config.parse import parse
+from tip_exp.config.resolvers import register_resolvers
 from tip_exp.config.schema import LearnerConfig, RunConfig
 from tip_exp.data import word_sums
 from tip_exp.grading import boxed

@@ -15,7 +15,8 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import OmegaConf
 
-from tip_exp.config.parse import parse, register_resolvers
+from tip_exp.config.parse import parse
+from tip_exp.config.resolvers import register_resolvers
 from tip_exp.config.schema import RunConfig
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair

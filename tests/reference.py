@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -167,3 +168,12 @@ def step_by_autograd(pair: Pair, rollouts: list[Rollout], report: StepReport) ->
     (total / mass).backward()
     named = pair.student.module.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.grad is not None}, float(total.detach()) / mass
+
+
+# --- eval ------------------------------------------------------------------------------------------------------------
+
+
+def expected_maximum_of_draws(samples: list[float]) -> float:
+    """Mean of the maximum over all k^k ways to draw k times from k samples with replacement."""
+    draws = list(itertools.product(samples, repeat=len(samples)))
+    return sum(map(max, draws)) / len(draws)

@@ -1,62 +1,65 @@
-"""Hydra's basic sweeper with single runs beside the grid; every run is checked first, and finished ones stay out."""
+"""Hydra's basic sweeper, with single runs beside the grid. Checks every run first and leaves out finished ones.
+
+With Hydra's basic launcher, runs are started here, `jobs` at a time; other launchers start them their own way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, open_dict
-
-from tip_exp.config.parse import parse
-from tip_exp.launch.launch import State, state_of
-from tip_exp.launch.sweep import RunComposer, expand
-from tip_exp.records.folder import RunFolder
-from tip_exp.utils.errors import ConfigError
+from hydra.core.utils import env_override
 
 
 class RunsSweeper(BasicSweeper):
-    def __init__(self, max_batch_size: int | None, params: dict[str, str], runs: list[str]) -> None:
+    def __init__(self, max_batch_size: int | None, params: dict[str, str], runs: list[str], jobs: int | None) -> None:
         super().__init__(max_batch_size, params)
-        self.runs = list(runs)
-        self._jobs: list[list[str]] = []
+        self.runs, self.jobs = list(runs), jobs
+        self._unfinished: list[list[str]] = []
 
     def sweep(self, arguments: list[str]) -> Any:
-        self._jobs = expand(self.runs, self.params, arguments)
+        # Hydra imports this module for every command, so what a sweep alone needs is imported here.
+        from tip_exp.launch.launch import State, state_of
+        from tip_exp.launch.parallel import choose_jobs, run_all
+        from tip_exp.launch.sweep import RefusedRun, RunComposer, expand
+        from tip_exp.utils.errors import ConfigError
+
+        assert self.hydra_context is not None and self.config is not None
+        loader, config = self.hydra_context.config_loader, self.config
+        is_basic = isinstance(self.launcher, BasicLauncher)
+        if self.jobs is not None and self.jobs < 1:
+            raise ConfigError(f"hydra.sweeper.jobs={self.jobs}, but it must be null or at least 1")
+        if self.jobs is not None and not is_basic:
+            raise ConfigError(f"hydra.sweeper.jobs={self.jobs} is for the basic launcher only; remove one of the two")
+        composer = RunComposer(lambda chosen: loader.load_sweep_config(config, chosen))
+        checked = [
+            composer.check(config.hydra.job.config_name, overrides)
+            for overrides in expand(self.runs, self.params, arguments)
+        ]
+        if refused := [run for run in checked if isinstance(run, RefusedRun)]:
+            problems = "\n".join(f"{' '.join(run.overrides)}: {run.error}" for run in refused)
+            raise ConfigError(f"no run of this sweep was started:\n{problems}")
+        accepted = [run for run in checked if not isinstance(run, RefusedRun)]
+        runs = [run for run in accepted if state_of(run.config, run.folder) is not State.DONE]
+        if finished := len(accepted) - len(runs):
+            print(f"{finished} of {len(accepted)} runs are already finished in {accepted[0].folder.root.parent}")
+        if not runs:
+            return []
+        if is_basic:
+            with env_override(config.hydra.job.env_set):
+                run_all(runs, choose_jobs([run.config for run in runs], self.jobs))
+            return []
+        self._unfinished = [run.overrides for run in runs]
         return super().sweep(arguments)
 
     def split_arguments(self, overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """All runs are checked here, before the first starts, and those that are finished are not launched again."""
-        assert self.hydra_context is not None and self.config is not None
-        loader, master = self.hydra_context.config_loader, self.config
-        compose = RunComposer(lambda chosen: loader.load_sweep_config(master, chosen))
-        root = Path(master.hydra.sweep.dir)
-        problems: list[str] = []
-        left: list[list[str]] = []
-        for job in self._jobs:
-            try:
-                if not _is_done(compose(job), root):
-                    left.append(job)
-            except ConfigError as error:
-                problems.append(f"{' '.join(job)}: {error}")
-        if problems:
-            raise ConfigError("no run of this sweep was started:\n" + "\n".join(problems))
-        if finished := len(self._jobs) - len(left):
-            print(f"{finished} of {len(self._jobs)} runs are already finished in {root}")
-        return list(self.split_overrides_to_chunks(left, max_batch_size)) if left else []
+        return list(self.split_overrides_to_chunks(self._unfinished, max_batch_size))
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """Done for all batches in `split_arguments`."""
-
-
-def _is_done(composed: DictConfig, root: Path) -> bool:
-    subdir = composed.hydra.sweep.subdir
-    with open_dict(composed):
-        del composed["hydra"]
-    config = parse(composed)
-    return state_of(config, RunFolder(root / subdir)) is State.DONE
+        """`sweep` has checked every run."""
 
 
 ConfigStore.instance().store(
@@ -67,6 +70,7 @@ ConfigStore.instance().store(
         "max_batch_size": None,
         "params": {},
         "runs": [],
+        "jobs": None,
     },
     provider="tip_exp",
 )

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from tip_exp.config.parse import differences, digest, load, parse
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.plan import plan
+from tip_exp.launch.sweep import RefusedRun, SweepRun
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
 
@@ -231,16 +232,17 @@ def test_a_pair_that_has_to_be_made_first_says_so(tmp_path: Path, monkeypatch: p
 def test_every_run_of_every_sweep_passes_the_rules(path: Path, tmp_path: Path) -> None:
     planned = plan(path, [f"data.root={tmp_path}"] if path.stem == "table7" else [])
     assert len(planned) > 1
-    assert [run.error for run in planned] == [None] * len(planned)
-    names = [run.config.name for run in planned if run.config]
-    assert len(set(names)) == len(names), "two runs of a sweep would write to one folder"
-    assert {run.config.sweep for run in planned if run.config} == {path.stem}
+    assert not [run for run in planned if isinstance(run, RefusedRun)]
+    configs = [run.config for run in planned if isinstance(run, SweepRun)]
+    assert len({config.name for config in configs}) == len(configs), "two runs of a sweep would write to one folder"
+    assert {config.sweep for config in configs} == {path.stem}
 
 
 @pytest.mark.parametrize("sweep", ["table8", "memory"])
 def test_a_demo_sweep_is_the_papers_sweep_with_another_experiment(sweep: str) -> None:
     def digests(name: str, *arguments: str) -> set[str]:
-        return {digest(run.config) for run in plan(SWEEP_FOLDER / f"{name}.yaml", ["seed=3", *arguments]) if run.config}
+        planned = plan(SWEEP_FOLDER / f"{name}.yaml", ["seed=3", *arguments])
+        return {digest(run.config) for run in planned if isinstance(run, SweepRun)}
 
     experiment = "backends" if sweep == "memory" else "demo"
     assert digests(sweep, f"experiment={experiment}") == digests(f"demo_{sweep}")

@@ -47,14 +47,6 @@ def test_parquet_and_csv_give_the_same_problems_as_jsonl(tmp_path: Path) -> None
     assert load(table(tmp_path / "x.csv", fields={"answer": "a"})).problems[1].answer == "5"
 
 
-def test_data_root_replaces_the_hub_by_a_folder(tmp_path: Path, compose_run: Run) -> None:
-    row = {"question": "What is 1+1?", "answer": "#### 2"}
-    write(tmp_path / "gsm8k_train.jsonl", [row])
-    dataset = compose_run("data=gsm8k", f"data.root={tmp_path}").data.train
-    assert load(dataset).source == str(tmp_path / "gsm8k_train.jsonl")
-    assert load(dataset).problems[0].answer == "2"
-
-
 def test_wrappers_are_stripped_and_the_answer_follows_its_mark(tmp_path: Path) -> None:
     rows = [{"q": "Solve: 1+1? Thank you.", "a": "One and one.\n#### 2"}]
     problem = load(
@@ -99,52 +91,3 @@ def test_unknown_extensions_and_an_unreachable_hub_are_errors(tmp_path: Path) ->
         read_rows(tmp_path / "x.txt")
     with pytest.raises(DataError, match=r"cannot be loaded from the hub .*; set data\.root to a folder"):
         load(table(tmp_path, file=None))
-
-
-def test_a_file_that_data_root_lacks_is_refused_with_the_config(tmp_path: Path, compose_run: Run) -> None:
-    with pytest.raises(ConfigError, match=r"data\.train\.file: there is no file .*/dapo_math_17k_dedup\.jsonl"):
-        compose_run("data=dapo_math", "learner=paper", f"data.root={tmp_path}")
-
-
-def problem(name: str, text: str) -> Problem:
-    return Problem(name, text, "1")
-
-
-def test_contamination_by_whole_text_and_by_13_words() -> None:
-    words = [f"w{i}" for i in range(20)]
-    train = [problem("a", "What is one plus one? Box it."), problem("b", " ".join(words))]
-    test = [
-        problem("same", "what is ONE plus one? Box it."),
-        problem("shares 13", "x y " + " ".join(words[3 : 3 + NGRAM]) + " z"),
-        problem("shares 12", "x y " + " ".join(words[3 : 2 + NGRAM]) + " z"),
-        problem("new", "Something else altogether. Box it."),
-    ]
-    found = overlap(train, test, suffix=" Box it.")
-    assert found.exact == ["same"] and found.ngram == ["shares 13"]
-
-
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real data sets are not beside this checkout")
-def test_the_real_sets(compose_run: Run) -> None:
-    config = compose_run("data=dapo_math", "learner=paper", "eval=math", f"data.root={REAL}")
-    train = load(config.data.train)
-    assert len(train.problems) == 13918
-    assert all(p.answer.lstrip("-").isdigit() for p in train.problems)
-    assert not any(wrapper in p.prompt for p in train.problems for wrapper in config.data.train.strip)
-    tests = {name: load(dataset) for name, dataset in config.eval.benchmarks.items()}
-    assert {name: len(loaded.problems) for name, loaded in tests.items()} == {
-        "math500": 500,
-        "aime24": 30,
-        "aime25": 30,
-    }
-    assert tests["math500"].sha256.startswith("35dc41080a3680858b27fa7e0533d2d5")
-    everything = config.data.train.model_copy(update={"part": None})
-    whole = load(everything).problems
-    assert len(whole) == 17398 and len({p.id for p in whole}) == 17398
-    # no AIME problem is in the whole training set; four of MATH-500 are, but for spaces and capitals
-    for name in ("aime24", "aime25"):
-        assert overlap(whole, tests[name].problems, everything.suffix).exact == []
-    assert len(overlap(whole, tests["math500"].problems, everything.suffix).exact) == 4
-    gsm8k = load(
-        compose_run("data=gsm8k", "eval=gsm8k", f"data.root={REAL}", "learner.micro_batch_tokens=16384").data.train
-    )
-    assert len(gsm8k.problems) == 7473 and gsm8k.problems[0].answer == "72"

@@ -99,7 +99,7 @@ def test_the_command_writes_nothing_and_says_it_is_one_run(tmp_path: Path) -> No
     wrong = dry("selector.retention=7")
     assert wrong.returncode == 2 and "selector.retention" in wrong.stderr
     several = dry("-m", "seed=1,2")
-    assert several.returncode == 2 and "--dry walks through one run" in several.stderr
+    assert several.returncode == 2 and "--dry computes one run" in several.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The commands as a user types them: real processes, real files, kills and refusals."""
+"""The commands as a user types them: real processes and files, kills and refused configs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tip_exp(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 def numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """A metrics row without what a clock or the memory measured."""
+    """A metrics row without times and memory."""
     measured = ("time/", "memory/")
     return {key: value for key, value in row.items() if not key.startswith(measured) and not key.endswith("_per_s")}
 
@@ -47,22 +47,22 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
     raise AssertionError(f"step {step} was not reached")
 
 
-def heed_ctrl_c() -> None:
-    """Also where these tests run as a background job, whose children would ignore SIGINT."""
+def accept_ctrl_c() -> None:
+    """A background job and its children ignore SIGINT; these tests may run as one."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def kill_at(folder: Path, step: int, how: signal.Signals) -> subprocess.CompletedProcess[str]:
-    """Start the run and send a signal to launcher and child at once, as a terminal does, when a step is logged."""
-    process = subprocess.Popen(
-        command(folder),
-        cwd=folder.parent,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=heed_ctrl_c,
+def start(line: list[str], cwd: Path) -> subprocess.Popen[str]:
+    """A command in a process group of its own, as in a terminal."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        line, cwd=cwd, text=True, stdout=pipe, stderr=pipe, start_new_session=True, preexec_fn=accept_ctrl_c
     )
+
+
+def kill_at(folder: Path, step: int, how: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Start the run; when the step is logged, send a signal to launcher and child, as a terminal does."""
+    process = start(command(folder), folder.parent)
     wait_for_step(folder, step, process)
     os.killpg(process.pid, how)
     out, err = process.communicate(timeout=60)
@@ -78,12 +78,30 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return RunFolder(folder)
 
 
-def test_help_and_wrong_keys_answer_without_torch() -> None:
+def test_commands_load_no_heavy_library_before_a_run_starts() -> None:
     code = (
         "import sys, tip_exp.launch.cli, tip_exp.launch.plan, tip_exp.report.cli, hydra_plugins.tip_exp_sweeper; "
         "heavy = {'torch', 'transformers', 'wandb', 'vllm'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_wrong_key_needs_no_schema() -> None:
+    """Hydra refuses it first; pydantic and the schema would double the time of the answer."""
+    code = (
+        "import sys; from tip_exp.launch.cli import main; sys.argv = ['tip-exp', 'selector.retenton=0.5']\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 2 and not {'pydantic', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_help_lists_groups_and_the_keys_of_this_command(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "tip_exp", "selector=q3", "--help"]
+    helped = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert helped.returncode == 0, helped.stderr
+    assert "  selector: divergence, entropy," in helped.stdout and "    label: q3\n" in helped.stdout
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_key_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
@@ -110,7 +128,7 @@ def test_a_run_leaves_its_files(finished: RunFolder) -> None:
     assert 0 <= rows[0]["eval/word_sums/mean@2"] <= 1 and "eval/word_sums/greedy" in rows[-1]
     for name in ("train/loss", "select/kept_frac", "quadrant/q3_share", "time/rollout_s", "memory/process_peak_gib"):
         assert name in rows[5], name
-    # floor(0.5 x length) of every rollout: a little under a half
+    # floor(0.5 x length) of every rollout: slightly less than half
     assert all(0.47 < row["select/kept_frac"] <= 0.5 for row in rows[1:])
     evaluated = read_rows(finished.eval_rows)
     assert len(evaluated) == 2 * 32 * 3  # before and after, 32 problems, 2 samples and 1 greedy
@@ -136,7 +154,7 @@ def test_the_same_command_skips_and_a_changed_config_is_refused(finished: RunFol
     assert finished.result.read_bytes() == before
 
 
-def test_killed_and_interrupted_runs_end_bit_for_bit_as_if_they_had_not_been(
+def test_killed_and_interrupted_runs_end_bit_for_bit_like_an_uninterrupted_one(
     finished: RunFolder, tmp_path: Path
 ) -> None:
     folder = RunFolder(tmp_path / "killed")
@@ -144,20 +162,19 @@ def test_killed_and_interrupted_runs_end_bit_for_bit_as_if_they_had_not_been(
     assert killed.returncode == -signal.SIGKILL and not folder.result.exists()
     wait_until_free(folder)
     interrupted = kill_at(folder.root, 7, signal.SIGINT)
-    assert interrupted.returncode == 130 and "goes on from the last checkpoint" in interrupted.stderr
+    assert interrupted.returncode == 130 and "resumes from the last checkpoint" in interrupted.stderr
     assert "Traceback" not in interrupted.stderr
     done = tip_exp(folder.root)
     assert done.returncode == 0, done.stderr
-    whole, pieced = read_rows(finished.metrics), read_rows(folder.metrics)
-    assert [numbers(row) for row in pieced] == [numbers(row) for row in whole]
+    assert [numbers(row) for row in read_rows(folder.metrics)] == [numbers(row) for row in read_rows(finished.metrics)]
     assert read_rows(folder.eval_rows) == read_rows(finished.eval_rows)
     assert read_rows(folder.samples) == read_rows(finished.samples)
-    ours, theirs = (load_file(f.checkpoints / "step_00010" / "model.safetensors") for f in (folder, finished))
-    assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
+    resumed, expected = (load_file(f.checkpoints / "step_00010" / "model.safetensors") for f in (folder, finished))
+    assert resumed.keys() == expected.keys() and all(resumed[name].equal(expected[name]) for name in expected)
 
 
 def wait_until_free(folder: RunFolder) -> None:
-    """The killed launcher's child gets its own signal; the lock is free when it has gone."""
+    """Wait until the child has ended: a killed launcher's child holds the lock until then."""
     import fcntl
 
     with folder.lock.open() as lock:
@@ -171,18 +188,20 @@ def wait_until_free(folder: RunFolder) -> None:
     raise AssertionError("the child outlived its launcher")
 
 
-def test_a_run_in_the_background_is_ended_with_its_launcher(tmp_path: Path) -> None:
+def test_a_background_run_ends_with_its_launcher(tmp_path: Path) -> None:
     """A shell starts a script's background jobs with SIGINT ignored, and their children inherit that."""
     ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command(tmp_path / "run", "learner.num_steps=5000")]
     launcher = subprocess.Popen(ignoring, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for_step(tmp_path / "run", 2, launcher)
-    launcher.terminate()
+    try:
+        wait_for_step(tmp_path / "run", 2, launcher)
+    finally:
+        launcher.terminate()
     assert launcher.wait(timeout=20) == -signal.SIGTERM
     wait_until_free(RunFolder(tmp_path / "run"))
     assert not RunFolder(tmp_path / "run").result.exists()
 
 
-def test_a_second_launch_says_who_holds_the_run(tmp_path: Path) -> None:
+def test_a_second_launch_names_the_process_that_holds_the_run(tmp_path: Path) -> None:
     folder = tmp_path / "held"
     first = subprocess.Popen(command(folder), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -191,37 +210,66 @@ def test_a_second_launch_says_who_holds_the_run(tmp_path: Path) -> None:
         second = tip_exp(folder)
         assert second.returncode == 1 and f"is held by process {first.pid} on " in second.stderr
     finally:
-        first.send_signal(signal.SIGKILL)  # its child gets a signal of its own when its parent dies
+        first.kill()  # the kernel then sends SIGTERM to its child
         first.wait()
         wait_until_free(RunFolder(folder))
 
 
-def test_a_crash_costs_one_run_of_a_sweep_and_the_next_launch_mends_it(tmp_path: Path) -> None:
+def write_sweep(folder: Path, *runs: str) -> list[str]:
+    """Write two.yaml, a sweep of small runs; returns its command."""
+    lines = "".join(f'      - "{run}"\n' for run in runs)
+    (folder / "two.yaml").write_text(
+        "# a sweep of small runs\n"
+        "defaults: [config, override experiment: smoke, override logger: files, _self_]\n"
+        "sweep: two\neval: {teacher: false}\n"
+        f"hydra:\n  mode: MULTIRUN\n  sweeper:\n    runs:\n{lines}"
+    )
+    return [sys.executable, "-m", "tip_exp", "-cd", str(folder), "-cn", "two"]
+
+
+def test_a_crash_stops_one_run_of_a_sweep_and_the_next_launch_repeats_it(tmp_path: Path) -> None:
+    """Also: runs side by side leave the same numbers as one after another."""
     broken = tmp_path / "student"
     shutil.copytree(resolve_model("package:tiny/student"), broken)
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[:1000])
     small = "learner.num_steps=1 learner.warmup_steps=0 eval.greedy=false"
-    (tmp_path / "two.yaml").write_text(
-        "# a sweep of two runs, of which one cannot load its student\n"
-        "defaults: [config, override experiment: smoke, override logger: files, _self_]\n"
-        "sweep: two\neval: {teacher: false}\n"
-        "hydra:\n  mode: MULTIRUN\n  sweeper:\n    runs:\n"
-        f'      - "{small} name=bad pair.student.path={broken}"\n      - "{small} name=good"\n'
-    )
+    line = write_sweep(tmp_path, f"{small} name=bad pair.student.path={broken}", f"{small} name=good")
 
-    def sweep() -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "tip_exp", "-cd", str(tmp_path), "-cn", "two"]
-        return subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    def sweep(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*line, *arguments], capture_output=True, text=True, timeout=300, cwd=tmp_path)
 
-    first = sweep()
+    first = sweep("hydra.sweeper.jobs=2")
     runs = tmp_path / "outputs" / "sweeps" / "two"
-    assert first.returncode == 1 and "error: pair.student.path: cannot load" in first.stderr
+    assert first.returncode == 1 and "error: bad: pair.student.path: cannot load" in first.stderr
+    assert "2 runs, 2 at a time" in first.stdout and "it/s" not in first.stdout + first.stderr
+    assert "step     1   word_sums" in RunFolder(runs / "good").log.read_text()
     assert (runs / "good" / "result.json").exists() and not (runs / "bad" / "result.json").exists()
     (broken / "model.safetensors").write_bytes(weights)
-    second = sweep()
+    second = sweep("hydra.sweeper.jobs=1")
     assert second.returncode == 0, second.stderr
-    assert "1 of 2 runs are already finished" in second.stdout and (runs / "bad" / "result.json").exists()
+    assert "1 of 2 runs are already finished" in second.stdout and "1 of 1  " in second.stdout
+    assert "1/1" in second.stderr  # the progress bar
+    alone, beside = (read_rows(RunFolder(runs / name).metrics) for name in ("bad", "good"))  # the same run but its name
+    assert [numbers(row) for row in alone] == [numbers(row) for row in beside]
+
+
+def test_an_interrupted_sweep_leaves_no_process(tmp_path: Path) -> None:
+    line = write_sweep(tmp_path, *(f"learner.num_steps=1000 name={name}" for name in "abc"))
+    sweep = start([*line, "hydra.sweeper.jobs=2"], tmp_path)
+    runs = tmp_path / "outputs" / "sweeps" / "two"
+    try:
+        for name in "ab":
+            wait_for_step(runs / name, 1, sweep)
+        os.killpg(sweep.pid, signal.SIGINT)
+        _, err = sweep.communicate(timeout=60)
+    finally:
+        sweep.kill()  # the kernel then ends the children
+    assert sweep.returncode == 130 and "the same command resumes the sweep" in err and "Traceback" not in err
+    for name in "ab":
+        wait_until_free(RunFolder(runs / name))
+        assert "interrupted; the same command resumes" in RunFolder(runs / name).log.read_text()
+    assert not (runs / "c").exists()
 
 
 def test_a_sweep_with_one_wrong_run_starts_none(tmp_path: Path) -> None:

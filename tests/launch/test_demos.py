@@ -1,4 +1,4 @@
-"""Two demo sweeps at their smallest, run for real: then the table, the page, results/README.md and the workspace."""
+"""Three demo sweeps at their smallest, then every report: table, page, results/README.md and W&B workspace."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def test_from_sweeps_to_the_readme(tmp_path: Path) -> None:
     command(tmp_path, "tip_exp", *sweeps, "demo_table7", *tools, *SMALL, two)
     records = read_runs([tmp_path / "outputs" / "quick"])
     assert len(records) == 3 + 3 + 2 and all(record.is_done for record in records)
-    told = command(tmp_path, "tip_exp.report.cli", "results", "outputs/quick", "--out", "results")
-    assert "README.md written" in told
+    printed = command(tmp_path, "tip_exp.report.cli", "results", "outputs/quick", "--out", "results")
+    assert "README.md written" in printed
     readme = (tmp_path / "results" / "README.md").read_text()
     for part in ("## demo_table6", "Soft-OR, lowest", "## demo_table7", "mini_travel", "Divergence-only", "0 of 12"):
         assert part in readme, part
@@ -50,14 +50,14 @@ def test_from_sweeps_to_the_readme(tmp_path: Path) -> None:
     }  # fmt: skip
     for rollout in data["rollouts"]:
         assert len(rollout["tokens"]) == len(rollout["kept"]) == len(rollout["entropy"]), rollout["run"]
-    the_workspace_reads_what_runs_log(tmp_path)
+    check_that_the_workspace_reads_logged_metrics(tmp_path)
 
 
 def page_data(text: str) -> dict[str, Any]:
     return json.loads(text.split('<script id="data" type="application/json">')[1].split("</script>")[0])
 
 
-def the_workspace_reads_what_runs_log(root: Path) -> None:
+def check_that_the_workspace_reads_logged_metrics(root: Path) -> None:
     pytest.importorskip("wandb_workspaces")
     sent = json.loads(
         command(root, "tip_exp.report.cli", "wandb", "outputs/quick/demo_table6", "--entity", "e", "--print")

@@ -75,13 +75,6 @@ def test_jsd_is_symmetric_at_one_half_and_bounded_by_ln_2() -> None:
     assert 0.5 < float(jsd.max()) <= math.log(2) * (1 + 1e-14)
 
 
-def test_entropy_of_uniform_and_of_certain_rows() -> None:
-    uniform = torch.zeros(1, 8, dtype=torch.float64).log_softmax(-1)
-    certain = torch.tensor([[0.0, -100.0, -100.0]], dtype=torch.float64).log_softmax(-1)
-    torch.testing.assert_close(divergence.entropy(uniform), torch.tensor([math.log(8)], dtype=torch.float64))
-    assert float(divergence.entropy(certain)) < 1e-12
-
-
 def test_paper_a1_gradient_and_hessian_of_forward_kl() -> None:
     """App. A.1: KL(P_T || P_S) has gradient P_S - P_T and Hessian diag(P_S) - P_S P_S^T, of trace 1 - sum P_S^2."""
     z, t = random_logits(3, 1, 7)

@@ -52,9 +52,14 @@ def test_every_statistic_equals_its_reference_whatever_the_tiles(
 
 
 @given(
-    seed=st.integers(0, 1000), vocab=st.integers(100, 700), gemm_elements=st.integers(1, 1500), rows=st.integers(1, 7)
+    seed=st.integers(0, 1000),
+    vocab=st.integers(100, 700),
+    gemm_elements=st.integers(1, 1500),
+    tile_rows=st.integers(1, 7),
 )
-def test_whole_rows_may_take_several_gemms_and_blocks(seed: int, vocab: int, gemm_elements: int, rows: int) -> None:
+def test_whole_rows_may_take_several_gemms_and_blocks(
+    seed: int, vocab: int, gemm_elements: int, tile_rows: int
+) -> None:
     pair_and_ids = random_tokens(seed, 5, vocab)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tiling.GEMM_ELEMENTS, "cpu", gemm_elements)

@@ -13,7 +13,7 @@ from tip_exp.types import Problem
 if TYPE_CHECKING:
     from tip_exp.envs.base import ToolTasks
 
-DATA_SEED = 0  # of generated problems: every run trains and is tested on the same ones
+DATA_SEED = 0  # of generated problems, which are the same in every run
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,12 @@ def prompt_ids(
 
 
 def with_tools(
-    sampler: Sampler, tokenizer: ChatTokenizer, dataset: Dataset, agent: AgentConfig | None, *, evaluating: bool = False
+    sampler: Sampler,
+    tokenizer: ChatTokenizer,
+    dataset: Dataset,
+    agent: AgentConfig | None,
+    *,
+    evaluating: bool = False,
 ) -> Sampler:
     """For tool tasks an `EpisodeSampler` around `sampler`; otherwise `sampler` itself."""
     if dataset.tools is None or agent is None:

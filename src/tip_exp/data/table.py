@@ -14,19 +14,18 @@ from tip_exp.data.dataset import Dataset
 from tip_exp.types import Problem
 from tip_exp.utils.errors import DataError
 
-SHUFFLE_SEED = 42  # of a part; with it 0.0 to 0.8 of DAPO-Math-17k are the rows that the paper's base code trains on
-
 if TYPE_CHECKING:
     from tip_exp.config.schema import TableConfig
+
+SHUFFLE_SEED = 42  # the part [0.0, 0.8] of DAPO-Math-17k is then what the paper's base code trains on
 
 
 def load(config: TableConfig) -> Dataset:
     """Locate the file, map its fields to problems, and take the configured part."""
     path, source = _locate(config)
     problems = [_problem(config, row, number, path) for number, row in enumerate(read_rows(path), 1)]
-    if config.part is not None:
-        start, stop = config.part
-        problems = [problems[i] for i in part_of(len(problems), SHUFFLE_SEED, start, stop)]
+    if (part := config.part) is not None:
+        problems = [problems[i] for i in part_of(len(problems), SHUFFLE_SEED, *part)]
     problems = problems[: config.num_problems]
     if not problems:
         raise DataError(f"{config.label}: {path} has no rows in the configured part")
@@ -60,7 +59,7 @@ def part_of(length: int, seed: int, start: float, stop: float) -> list[int]:
 
 
 def _locate(config: TableConfig) -> tuple[Path, str]:
-    """Path and provenance of the file: `file` if set, else the hub's."""
+    """Path and provenance of the file: `file` if set, else `hub` ("repo@revision:file name")."""
     if config.file is not None:
         return Path(config.file).expanduser(), config.file
     from huggingface_hub import hf_hub_download
@@ -72,7 +71,7 @@ def _locate(config: TableConfig) -> tuple[Path, str]:
         path = hf_hub_download(repo, name, repo_type="dataset", revision=revision)
     except (OSError, ValueError) as error:  # base classes of all errors of huggingface_hub
         raise DataError(
-            f"{config.label}: cannot download {repo} from the hub ({str(error).splitlines()[0]}); "
+            f"{config.label}: {repo} cannot be loaded from the hub ({str(error).splitlines()[0]}); "
             "set data.root to a folder that holds the data files"
         ) from error
     return Path(path), config.hub

@@ -34,8 +34,8 @@ SPLITS = ("train", "validation", "test")
 
 def load(config: WordSumsConfig) -> Dataset:
     """The first `num_problems` of the configured stream."""
-    problems = islice(stream(config.split, DATA_SEED), config.num_problems)
-    return Dataset.generated(list(problems), f"word_sums, seed {DATA_SEED}")
+    problems = list(islice(stream(config.split, DATA_SEED), config.num_problems))
+    return Dataset.generated(problems, f"word_sums, seed {DATA_SEED}")
 
 
 def split_of(question: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.memory import PROCESS, memory_gib
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.units import GIB
+
+if TYPE_CHECKING:
+    import torch
 
 # Keys that lower each part of `memory_gib`.
 LOWERED_BY = {
@@ -38,6 +40,8 @@ def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
     parts = {name: gib for name, gib in memory_gib(config).items() if name != PROCESS}  # already in use by now
     vllm = config.rollout.vllm
     if backend == "vllm" and device.type == "cuda" and vllm.sleep_level == 0:
+        import torch
+
         total = torch.cuda.get_device_properties(device).total_memory / GIB
         parts["sampling engine"] = vllm.gpu_memory_utilization * total
     needed = sum(parts.values())
@@ -53,9 +57,16 @@ def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
 
 
 def free_gib(device: torch.device) -> float | None:
-    """Free memory of a CUDA device; for a CPU that of the machine or the cgroup, whichever is less; None if unknown."""
+    """Free memory of a CUDA device, else of the host; None if unknown."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0] / GIB
+    return free_host_gib()
+
+
+def free_host_gib() -> float | None:
+    """Free memory of the machine or the cgroup, whichever is less; None if unknown."""
     if not _MEMINFO.exists():
         return None
     fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())

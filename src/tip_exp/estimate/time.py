@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 from tip_exp.config.parse import deciding_values, flatten
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.memory import memory_gib
 from tip_exp.estimate.shapes import shape_of
-from tip_exp.records.reader import RunRecord
+from tip_exp.records.reader import RunRecord, read_runs
 
 H200_FLOPS = 0.4 * 989e12  # per second: 40 % of the dense bfloat16 peak
 MEAN_LENGTH = 0.5  # mean response length as a share of the maximum
@@ -39,6 +40,11 @@ class Forecaster:
             if record.result is not None and "reused_from" not in record.result:
                 self._by_shape.setdefault(_shape_key(flatten(record.config)), []).append(record)
                 self._by_pair.setdefault(record.config["pair"]["label"], []).append(record)
+
+    @classmethod
+    def from_outputs(cls, outputs: Path) -> Forecaster:
+        """A forecaster that has read the finished runs below `outputs`."""
+        return cls([record for record in read_runs([outputs]) if record.is_done] if outputs.is_dir() else [])
 
     def __call__(self, config: RunConfig) -> Forecast:
         if same_shape := self._by_shape.get(_shape_key(deciding_values(config))):

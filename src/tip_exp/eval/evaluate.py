@@ -64,7 +64,7 @@ class Evaluations:
         """One row per response, and their summary."""
         benchmark, dataset, prompts = self._config.benchmarks[name], self._datasets[name], self._prompts[name]
         if dataset.tools is not None:
-            player = with_tools(sampler, self._tokenizer, dataset, self._agent)
+            player = with_tools(sampler, self._tokenizer, dataset, self._agent, evaluating=True)
             return evaluate_episodes(player, dataset, prompts, sampling, self._config.seed)
         assert benchmark.kind == "table" or benchmark.kind == "word_sums", "the other kinds have tools"
         with open_grader(benchmark.grader) as grade_all:

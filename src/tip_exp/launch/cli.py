@@ -1,79 +1,120 @@
-"""`tip-exp`: compose a run (or a sweep, with -m), check it, and finish it in a process of its own.
+"""`tip-exp`: compose one run (or a sweep), check it, and finish it in a child process.
 
-`tip-exp --dry …` walks one step of the run through on shapes alone instead: no weights, no network, nothing written.
+`tip-exp --dry …` computes the shapes and memory of one step instead: no weights, no network, nothing written.
+`tip-exp --help …` prints groups, options and keys. torch loads for `--dry` and in child processes only.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tip_exp.config.parse import parse, register_resolvers
-from tip_exp.launch.launch import RunFailedError, launch
-from tip_exp.records.folder import RunFolder
-from tip_exp.utils.errors import ConfigError
+from tip_exp.config.resolvers import register_resolvers
+from tip_exp.utils.errors import INTERRUPTED, ConfigError, RunFailedError, exit_code, format_error
 from tip_exp.utils.paths import conf_dir
 
-FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
 DRY = "--dry"
 ERRORS = (ConfigError, HydraException, OmegaConfBaseException, RunFailedError, OSError)
+HELP = """\
+usage: tip-exp [group=option …] [key=value …]        one run
+       tip-exp -cd sweeps -cn NAME [key=value …]     every run of sweeps/NAME.yaml
+       tip-exp -m key=1,2 …                          every combination of the values
+The same command again resumes what is unfinished.
+
+  --dry        compute the shapes and memory of one step, without weights; start nothing
+  --cfg job    print the composed config only
+  --help       this text, with the config that the other arguments give
+  hydra.sweeper.jobs=N             runs of a sweep at a time (default: one per core, if memory allows)
+  hydra/launcher=gpus|slurm|…      start the runs of a sweep another way (conf/hydra/launcher)
+
+groups (group=option)
+{groups}
+
+keys (key=value) and their values
+{keys}"""
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-def _task(raw: DictConfig) -> None:
-    context = HydraConfig.get()
-    try:
-        launch(parse(raw), RunFolder(Path(context.runtime.output_dir)))
-    except ERRORS as error:
-        if context.mode is RunMode.MULTIRUN:
-            print(_told(error), file=sys.stderr)
-            raise  # Hydra runs the others, then raises the first error again
-        sys.exit(_tell(error))
+def _run(raw: DictConfig) -> None:
+    from tip_exp.config.parse import parse
+    from tip_exp.launch.launch import launch
+    from tip_exp.records.folder import RunFolder
+
+    config = parse(raw)
+    if note := launch(config, RunFolder(Path(HydraConfig.get().runtime.output_dir))):
+        print(f"{config.name}: {note}")
 
 
-@hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-def _dry_task(raw: DictConfig) -> None:
+def _dry_run(raw: DictConfig) -> None:
+    from tip_exp.config.parse import parse
     from tip_exp.estimate.dry_run import dry_run
 
     print("\n".join(dry_run(parse(raw, with_weights=False))))
 
 
+def _help(raw: DictConfig) -> None:
+    options: dict[str, set[str]] = {}
+    for source in GlobalHydra.instance().config_loader().get_sources():
+        for group in source.list("", ObjectType.GROUP) if source.available() else []:
+            options.setdefault(group, set()).update(source.list(group, ObjectType.CONFIG))
+    groups = [f"  {group}: {', '.join(sorted(names))}" for group, names in sorted(options.items()) if group != "hydra"]
+    keys = "".join(f"  {line}\n" for line in OmegaConf.to_yaml(raw).splitlines())
+    print(HELP.format(groups="\n".join(groups), keys=keys), end="")
+
+
+def _with_hydra(body: Callable[[DictConfig], None], *, show_traceback: bool) -> None:
+    """Call `body` with the config that sys.argv composes, or once per run of a sweep."""
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    def task(raw: DictConfig) -> None:
+        try:
+            body(raw)
+        except ERRORS as error:
+            if show_traceback:
+                raise
+            code = _print_error(error)
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise  # Hydra finishes the other runs, then raises the first error
+            sys.exit(code)
+
+    task()
+
+
 def main() -> None:
-    """Every error a user can make is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
+    """An error that a user can cause is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
     register_resolvers()
-    task = _task
-    if DRY in sys.argv[1:]:
-        task = _dry_task
-        sys.argv = [argument for argument in sys.argv if argument != DRY]
-        if {"-m", "--multirun"} & set(sys.argv):
-            sys.exit(_tell(ConfigError(f"{DRY} walks through one run; `tip-plan sweeps/x.yaml` checks a sweep")))
-        sys.argv += ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # so that nothing is written
-    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors through to us instead of printing them
+    flags, body = set(sys.argv[1:]), _run
+    if flags & {"--help", "-h"}:
+        body = _help
+    elif DRY in flags:
+        if flags & {"-m", "--multirun"}:
+            sys.exit(_print_error(ConfigError(f"{DRY} computes one run; `tip-plan sweeps/x.yaml` checks a sweep")))
+        body = _dry_run
+    if body is not _run:
+        sys.argv = [arg for arg in sys.argv if arg not in {DRY, "--help", "-h", "-m", "--multirun"}]
+        sys.argv += ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # write nothing
+    show_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     try:
-        task()
+        _with_hydra(body, show_traceback=show_traceback)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except ERRORS as error:
-        if wants_traceback:
+        if show_traceback:
             raise
-        sys.exit(_tell(error))
+        sys.exit(_print_error(error))
 
 
-def _tell(error: Exception) -> int:
-    """Print an error; returns the exit code it deserves."""
-    print(_told(error), file=sys.stderr)
-    return FAILED if isinstance(error, RunFailedError | OSError) else BAD_CONFIG
-
-
-def _told(error: Exception) -> str:
-    cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-    return f"error: {error}{cause}"
+def _print_error(error: Exception) -> int:
+    print(format_error(error), file=sys.stderr)
+    return exit_code(error)

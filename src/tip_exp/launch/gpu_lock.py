@@ -1,4 +1,4 @@
-"""One GPU a run where several runs share a machine: a lock file for each device, held as long as the run lives."""
+"""One lock file per GPU, so that runs that share a machine do not share a GPU."""
 
 from __future__ import annotations
 
@@ -11,58 +11,62 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-REQUEST = "TIP_EXP_GPUS_PER_RUN"  # set by a launcher that starts several runs at once; absent: no lease
+from tip_exp.utils.errors import ConfigError
+
+GPUS_PER_RUN = "TIP_EXP_GPUS_PER_RUN"  # environment variable, set by conf/hydra/launcher/gpus.yaml
 LOCKS = Path(tempfile.gettempdir()) / f"tip_exp_gpus_{os.getuid()}"
 POLL_S = 2.0
 
 
-@contextmanager
-def leased_gpus(environment: Mapping[str, str], devices: list[str] | None = None) -> Iterator[dict[str, str]]:
-    """Environment for a run's process: {"CUDA_VISIBLE_DEVICES": "3"} while it holds device 3; {} if none was asked for.
+def try_lock(file: IO[str], *, shared: bool = False) -> bool:
+    """Lock an open file without waiting; False if another process holds it.
 
-    Waits until enough devices are free. Raises ValueError if the machine has fewer than are asked for. On a machine
-    without a GPU there is nothing to lease.
+    The kernel releases the lock when every process that inherited the file descriptor has closed it. The `filelock`
+    package unlocks explicitly on release, which would also unlock a child process that still runs.
     """
-    wanted = int(environment.get(REQUEST, "0"))
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def locked_gpus(environment: Mapping[str, str], devices: list[str] | None = None) -> Iterator[dict[str, str]]:
+    """Lock as many GPUs as TIP_EXP_GPUS_PER_RUN asks for: {"CUDA_VISIBLE_DEVICES": "3"} for the run's environment.
+
+    Waits until enough GPUs are free. Yields {} if the variable is not set or the machine has no GPU. Raises ConfigError
+    if the machine has too few.
+    """
+    count = int(environment.get(GPUS_PER_RUN, "0"))
     devices = visible_gpus(environment) if devices is None else devices
-    if not wanted or not devices:
+    if not count or not devices:
         yield {}
         return
-    if wanted > len(devices):
-        raise ValueError(f"{REQUEST}={wanted}, but there are {len(devices)} GPUs ({', '.join(devices)})")
+    if count > len(devices):
+        raise ConfigError(f"{GPUS_PER_RUN}={count}, but there are {len(devices)} GPUs ({', '.join(devices)})")
     LOCKS.mkdir(exist_ok=True)
     with ExitStack() as stack:
-        held = _take(devices, wanted, stack)
-        while len(held) < wanted:  # all or nothing, or two runs that hold half each would wait for ever
+        locked = _lock_free(devices, count, stack)
+        while len(locked) < count:  # release a partial set, else two runs with half a set each wait forever
             stack.close()
             time.sleep(POLL_S)
-            held = _take(devices, wanted, stack)
-        yield {"CUDA_VISIBLE_DEVICES": ",".join(held)}
+            locked = _lock_free(devices, count, stack)
+        yield {"CUDA_VISIBLE_DEVICES": ",".join(locked)}
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     """CUDA_VISIBLE_DEVICES if it is set, else the NVIDIA devices of this machine, as "0", "1", …"""
     if "CUDA_VISIBLE_DEVICES" in environment:
         return [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
-    names = sorted(
-        int(path.name.removeprefix("nvidia"))
-        for path in Path("/dev").glob("nvidia[0-9]*")
-        if path.name.removeprefix("nvidia").isdigit()
-    )
-    return [str(name) for name in names]
+    suffixes = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
+    return sorted((suffix for suffix in suffixes if suffix.isdigit()), key=int)
 
 
-def _take(devices: list[str], wanted: int, stack: ExitStack) -> list[str]:
-    held: list[str] = []
+def _lock_free(devices: list[str], count: int, stack: ExitStack) -> list[str]:
+    """Lock up to `count` free devices; `stack` releases them."""
+    locked: list[str] = []
     for device in devices:
-        if len(held) < wanted and _lock(stack.enter_context((LOCKS / f"{device}.lock").open("a"))):
-            held.append(device)
-    return held
-
-
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        if len(locked) < count and try_lock(stack.enter_context((LOCKS / f"{device}.lock").open("a"))):
+            locked.append(device)
+    return locked

@@ -1,11 +1,10 @@
-"""From an accepted config to a finished folder: is it done, does somebody hold it, else run it in a child.
+"""Finish one run: skip it if it is done, refuse it if another process holds it, else run it in a child process.
 
-One process a run: a sampling engine keeps memory until its process ends, and a crash must cost one run, not a sweep.
+One process per run: a sampling engine frees its memory only when its process ends, and a crash stops one run alone.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -14,27 +13,30 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from threading import Event
 from typing import IO
 
 from omegaconf import OmegaConf
 
 from tip_exp.config.parse import differences, digest, load
 from tip_exp.config.schema import RunConfig
-from tip_exp.launch.gpu_lock import leased_gpus
-from tip_exp.launch.reuse import adopt, find_twin, finished_digests, read_result
+from tip_exp.launch.gpu_lock import locked_gpus, try_lock
+from tip_exp.launch.reuse import find_duplicate, finished_digests, link_from, read_result
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.errors import ConfigError, RunFailedError, first_line
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import OUTPUTS
 
-# What a run's process gets unless the user's own environment says otherwise.
+# Environment of a run's process; the user's own environment overrides it.
 CHILD_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
-    "KINETO_LOG_LEVEL": "99",  # no chatter of the profiler that counts allocations
+    "KINETO_LOG_LEVEL": "99",  # silences the profiler that counts allocations
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost 2.7 x the time where another process wants a core
 }
+POLL_S = 0.2
 
 
 class State(StrEnum):
@@ -45,70 +47,101 @@ class State(StrEnum):
     CHANGED = "config changed"
 
 
-class RunFailedError(RuntimeError):
-    """A run's process ended without a result."""
+@dataclass(frozen=True, slots=True)
+class Background:
+    """For a run that shares the terminal with others: its output goes to worker.log, and `stop` interrupts it."""
+
+    environment: dict[str, str] = field(default_factory=dict)  # the user's own environment overrides it
+    stop: Event = field(default_factory=Event)
 
 
 def state_of(config: RunConfig, folder: RunFolder) -> State:
-    """What a folder holds of the run that this config describes."""
-    return State.RUNNING if _is_held(folder) else _state_at_rest(config, folder)
+    """What `folder` holds of the run that `config` describes."""
+    return State.RUNNING if _is_locked(folder) else _state_on_disk(config, folder)
 
 
 def changes(config: RunConfig, folder: RunFolder) -> list[str]:
-    """How the config differs from the one the folder's numbers were made with."""
+    """How the config differs from the one that produced the numbers in `folder`."""
     try:
         before = load(folder.config)
     except (OSError, ConfigError) as error:
-        return [f"its config.yaml is not one of this version ({str(error).splitlines()[0]})"]
+        return [f"its config.yaml cannot be read by this version ({first_line(error)})"]
     return differences(before, config)
 
 
-def launch(config: RunConfig, folder: RunFolder) -> None:
-    """Finish the run, unless it is finished. Raises ConfigError, RunFailedError or KeyboardInterrupt."""
+def launch(config: RunConfig, folder: RunFolder, background: Background | None = None) -> str:
+    """Finish the run; returns why no process was started, or "".
+
+    Raises ConfigError, RunFailedError, OSError or KeyboardInterrupt.
+    """
     folder.root.mkdir(parents=True, exist_ok=True)
-    with _hold(folder) as lock:
-        state = _state_at_rest(config, folder)
+    with _locked(folder) as lock:
+        state = _state_on_disk(config, folder)
         if state is State.DONE:
-            print(f"{config.name}: already finished ({folder.result})")
-            return
+            return f"already finished ({folder.result})"
         if state is State.CHANGED:
             raise ConfigError(
                 f"{folder.root} holds a run with another config: {'; '.join(changes(config, folder))}. "
                 "Give this run another name (name=…), or remove the folder"
             )
-        _write_config(config, folder)
-        if state is State.TO_DO and (twin := _twin(config, folder)):
-            adopt(config, folder, twin)
-            print(f"{config.name}: the same run is finished in {twin.root}; its files are linked here")
-            return
-        with leased_gpus(os.environ) as devices:
-            code = _run_in_child(folder, lock, devices)
+        header = f"# resolved config of this run, digest {digest(config)}\n"
+        write_atomic(folder.config, header + OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
+        # Sweeps share runs; a single run under another name always runs.
+        if state is State.TO_DO and config.sweep:
+            duplicate = find_duplicate(config, folder, finished_digests(OUTPUTS))
+            if duplicate is not None:
+                link_from(duplicate, config, folder)
+                return f"linked from {duplicate.root}, which holds the same run"
+        log_size = folder.log.stat().st_size if folder.log.exists() else 0
+        with locked_gpus(os.environ) as gpus:
+            code = _run_in_child(folder, lock, gpus, background)
     if code < 0:
         raise RunFailedError(f"{config.name}: killed by {signal.Signals(-code).name}; the same command resumes it")
-    if code != 0:
-        raise RunFailedError(f"{config.name}: failed with exit code {code}; see {folder.log}")
+    if code > 0:
+        message = _error_in_log(folder, log_size) if background else ""
+        raise RunFailedError(f"{config.name}: {message or f'failed with exit code {code}; see {folder.log}'}")
+    return ""
 
 
-def _run_in_child(folder: RunFolder, lock: IO[str], devices: dict[str, str]) -> int:
-    """The exit code of the run's process, which sees the `devices` alone."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tip_exp.launch.worker", str(folder.root), str(os.getpid())],
-        pass_fds=(lock.fileno(),),  # the child holds the lock too, should this process be killed
-        env=CHILD_ENVIRONMENT | os.environ | devices,
-    )
-    try:
-        return child.wait()
-    except KeyboardInterrupt:
-        child.wait()  # it was interrupted as well and says where to go on
-        raise
+def _run_in_child(folder: RunFolder, lock: IO[str], gpus: dict[str, str], background: Background | None) -> int:
+    """Exit code of the run's process."""
+    command = [sys.executable, "-m", "tip_exp.launch.worker", str(folder.root), str(os.getpid())]
+    inherited = (lock.fileno(),)  # the child keeps the lock if this process is killed
+    if background is None:
+        child = subprocess.Popen(command, pass_fds=inherited, env=CHILD_ENVIRONMENT | os.environ | gpus)
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            child.wait()  # the terminal interrupts the child as well
+            raise
+    with folder.log.open("a", encoding="utf-8") as log:
+        child = subprocess.Popen(
+            command,
+            pass_fds=inherited,
+            env=CHILD_ENVIRONMENT | background.environment | os.environ | gpus,
+            stdout=log,
+            stderr=log,
+            process_group=0,  # out of the terminal's reach, so that `stop` sends the only signal
+        )
+    while not background.stop.is_set():
+        try:
+            return child.wait(timeout=POLL_S)
+        except subprocess.TimeoutExpired:
+            pass
+    child.terminate()
+    return child.wait()
 
 
-def _twin(config: RunConfig, folder: RunFolder) -> RunFolder | None:
-    """Runs are shared between sweeps; who starts a single run under another name wants it run."""
-    return find_twin(config, folder, finished_digests(OUTPUTS)) if config.sweep else None
+def _error_in_log(folder: RunFolder, start: int) -> str:
+    """The last error that the worker printed after byte `start` of its log, without "error: "; "" if there is none."""
+    with folder.log.open("rb") as log:
+        log.seek(start)
+        written = "\n" + log.read().decode(errors="replace")
+    _, separator, message = written.rpartition("\nerror: ")
+    return message.strip() if separator else ""
 
 
-def _state_at_rest(config: RunConfig, folder: RunFolder) -> State:
+def _state_on_disk(config: RunConfig, folder: RunFolder) -> State:
     result = read_result(folder) if folder.config.exists() else None
     if result and result["digest"] == digest(config):
         return State.DONE
@@ -120,20 +153,13 @@ def _state_at_rest(config: RunConfig, folder: RunFolder) -> State:
     return State.DONE if folder.result.exists() else State.UNFINISHED
 
 
-def _write_config(config: RunConfig, folder: RunFolder) -> None:
-    header = f"# resolved config of this run, digest {digest(config)}\n"
-    write_atomic(folder.config, header + OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
-
-
 @contextmanager
-def _hold(folder: RunFolder) -> Iterator[IO[str]]:
-    """Lock the folder for this process and its child; the kernel lets go when both have ended."""
+def _locked(folder: RunFolder) -> Iterator[IO[str]]:
+    """Lock the folder for this process and its child; the kernel releases the lock when both have ended."""
     with folder.lock.open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock):
             lock.seek(0)
-            raise RunFailedError(f"{folder.root} is held by {_holder(lock.read())}; wait for it, or stop it") from None
+            raise RunFailedError(f"{folder.root} is held by {_holder(lock.read())}; wait for it, or stop it")
         lock.seek(0)
         lock.truncate()
         since = datetime.now().isoformat(timespec="seconds")
@@ -150,12 +176,8 @@ def _holder(text: str) -> str:
         return "another process"
 
 
-def _is_held(folder: RunFolder) -> bool:
+def _is_locked(folder: RunFolder) -> bool:
     if not folder.lock.exists():
         return False
     with folder.lock.open(encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not try_lock(lock, shared=True)

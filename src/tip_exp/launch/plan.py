@@ -1,6 +1,6 @@
-"""`tip-plan sweeps/x.yaml [key=value …]`: every run of a sweep, checked, with its state and what it will take.
+"""`tip-plan sweeps/x.yaml [key=value …]`: check every run of a sweep; print its state, memory and time.
 
-Nothing is started. Runs that another sweep has finished are named; `tip-exp` links them instead of running them.
+Starts nothing. Lists the runs that another sweep has finished; `tip-exp` links them instead of running them.
 """
 
 from __future__ import annotations
@@ -8,105 +8,79 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tip_exp.config.parse import parse, register_resolvers
-from tip_exp.config.schema import RunConfig
+from tip_exp.config.resolvers import register_resolvers
 from tip_exp.estimate.time import Forecast, Forecaster
 from tip_exp.launch.launch import State, changes, state_of
-from tip_exp.launch.reuse import find_twin, finished_digests
-from tip_exp.launch.sweep import RunComposer, expand
-from tip_exp.records.folder import RunFolder
-from tip_exp.records.reader import read_runs
-from tip_exp.utils.errors import ConfigError
+from tip_exp.launch.reuse import find_duplicate, finished_digests
+from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
+from tip_exp.utils.errors import BAD_CONFIG, format_error
 from tip_exp.utils.paths import OUTPUTS, conf_dir
 
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """One run of a sweep: its overrides and either its config and folder, or why it cannot run."""
-
-    overrides: list[str]
-    config: RunConfig | None
-    folder: RunFolder | None
-    error: str | None
+CANNOT_RUN, DONE_ELSEWHERE = "cannot run", "done elsewhere"  # beside the states of launch.State
 
 
-def plan(sweep: Path, arguments: list[str]) -> list[Planned]:
+def plan(sweep: Path, arguments: list[str]) -> list[SweepRun | RefusedRun]:
     """Compose and check every run of a sweep file, as `tip-exp -cd sweeps -cn NAME` would run it."""
     with initialize_config_dir(str(sweep.resolve().parent), version_base="1.3"):
         search = [f"hydra.searchpath=[file://{conf_dir()}]"]
-        whole = compose(sweep.stem, overrides=search, return_hydra_config=True)
-        sweeper = whole.hydra.sweeper
+        sweeper = compose(sweep.stem, overrides=search, return_hydra_config=True).hydra.sweeper
         runs = expand(OmegaConf.to_object(sweeper.runs), OmegaConf.to_object(sweeper.params), arguments)  # pyright: ignore[reportArgumentType]
         composer = RunComposer(lambda chosen: compose(sweep.stem, overrides=search + chosen, return_hydra_config=True))
-        return [_planned(sweep.stem, composer, overrides) for overrides in runs]
+        return [composer.check(sweep.stem, overrides) for overrides in runs]
 
 
-def _planned(sweep: str, composer: RunComposer, overrides: list[str]) -> Planned:
-    try:
-        raw = composer(overrides)
-        with open_dict(raw):
-            raw.hydra.job.config_name = sweep
-            root = Path(raw.hydra.sweep.dir)
-            del raw["hydra"]
-        config = parse(raw)
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        return Planned(overrides, None, None, str(error))
-    return Planned(overrides, config, RunFolder(root / config.name), None)
-
-
-def told(planned: list[Planned], outputs: Path) -> tuple[list[str], Counter[str]]:
-    """A line a run, the total, and how many runs are in which state."""
-    forecast = Forecaster([record for record in read_runs([outputs]) if record.is_done] if outputs.is_dir() else [])
+def format_plan(runs: list[SweepRun | RefusedRun], outputs: Path) -> tuple[list[str], Counter[str]]:
+    """One line per run, then the totals; and the number of runs in each state."""
+    forecast = Forecaster.from_outputs(outputs)
     finished = finished_digests(outputs)
     lines: list[str] = []
     states: Counter[str] = Counter()
-    left: list[Forecast] = []
-    for one in planned:
-        if one.config is None or one.folder is None:
-            states["cannot run"] += 1
-            lines.append(f"cannot run      {' '.join(one.overrides)}: {one.error}")
+    to_run: list[Forecast] = []
+    for run in runs:
+        if isinstance(run, RefusedRun):
+            states[CANNOT_RUN] += 1
+            lines.append(f"{CANNOT_RUN:<14}  {' '.join(run.overrides)}: {run.error}")
             continue
-        state, expected = state_of(one.config, one.folder), forecast(one.config)
-        note = f"{expected.gib:8.2f} GiB {clock(expected.seconds):>9}  {expected.basis}"
+        state, expected = state_of(run.config, run.folder), forecast(run.config)
+        note = f"{expected.gib:8.2f} GiB {format_duration(expected.seconds):>9}  {expected.basis}"
         name = str(state)
         if state is State.CHANGED:
-            note = f"({'; '.join(changes(one.config, one.folder))})"
-        elif state is State.TO_DO and (twin := find_twin(one.config, one.folder, finished)):
-            name, note = "done elsewhere", f"(in {twin.root}; will be linked)"
+            note = f"({'; '.join(changes(run.config, run.folder))})"
+        elif state is State.TO_DO and (duplicate := find_duplicate(run.config, run.folder, finished)):
+            name, note = DONE_ELSEWHERE, f"(in {duplicate.root}; will be linked)"
         elif state in (State.TO_DO, State.UNFINISHED):
-            left.append(expected)
+            to_run.append(expected)
         states[name] += 1
-        lines.append(f"{name:<14}  {one.config.name:<44} {note}")
-    lines.append(f"{len(planned)} runs: {', '.join(f'{count} {state}' for state, count in states.items())}")
-    if left:
-        bases = ", ".join(f"{count} {basis}" for basis, count in Counter(one.basis for one in left).items())
-        most = max(one.gib for one in left)
+        lines.append(f"{name:<14}  {run.config.name:<44} {note}")
+    lines.append(f"{len(runs)} runs: {', '.join(f'{count} {state}' for state, count in states.items())}")
+    if to_run:
+        bases = Counter(expected.basis for expected in to_run)
         lines.append(
-            f"left to run: about {clock(sum(one.seconds for one in left))} one after the other, "
-            f"at most {most:.2f} GiB ({bases})"
+            f"left to run: about {format_duration(sum(expected.seconds for expected in to_run))} one after another, at "
+            f"most {max(expected.gib for expected in to_run):.2f} GiB each "
+            f"({', '.join(f'{count} {basis}' for basis, count in bases.items())})"
         )
     return lines, states
 
 
-def clock(seconds: float) -> str:
-    """Seconds as a person says them: 48 s, 12 min, 3.5 h, 12 d."""
-    for size, unit in ((172_800, "d"), (5_400, "h"), (120, "min")):
-        if seconds >= size:
-            value = seconds / {"d": 86_400, "h": 3_600, "min": 60}[unit]
+def format_duration(seconds: float) -> str:
+    """48 s, 12 min, 3.5 h, 12 d"""
+    for limit, size, unit in ((172_800, 86_400, "d"), (5_400, 3_600, "h"), (120, 60, "min")):
+        if seconds >= limit:
+            value = seconds / size
             return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
     return f"{seconds:.0f} s"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Check every run of a sweep and tell its state.")
+    parser = argparse.ArgumentParser(description="Check every run of a sweep; print its state, memory and time.")
     parser.add_argument("sweep", type=Path, help="a file of sweeps/")
     parser.add_argument("overrides", nargs="*", help="as for tip-exp, for example seed=7")
     arguments = parser.parse_args()
@@ -114,13 +88,13 @@ def main() -> None:
         sys.exit(f"error: {arguments.sweep} is not a file; sweeps are the files of sweeps/, such as sweeps/demo.yaml")
     register_resolvers()
     try:
-        planned = plan(arguments.sweep, arguments.overrides)
+        runs = plan(arguments.sweep, arguments.overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {error}")
-    lines, states = told(planned, OUTPUTS)
+        sys.exit(format_error(error))
+    lines, states = format_plan(runs, OUTPUTS)
     print("\n".join(lines))
-    if states["cannot run"] or states[State.CHANGED]:
-        sys.exit(2)
+    if states[CANNOT_RUN] or states[State.CHANGED]:
+        sys.exit(BAD_CONFIG)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""A run that another sweep has finished is not run again: its files are linked in under the new name.
+"""Link a run that another sweep has finished instead of running it again.
 
-Two runs are the same when their digests are: everything that decides the numbers, but name, sweep and logger.
+Two runs are the same if their digests are equal: everything that decides the numbers, which excludes name, sweep and
+logger.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
@@ -18,45 +20,42 @@ from tip_exp.utils.io import write_atomic
 
 
 def finished_digests(outputs: Path) -> dict[str, RunFolder]:
-    """digest -> a finished run below `outputs`; of several the first by name, and originals before links."""
-    found: dict[str, tuple[bool, RunFolder]] = {}
+    """digest -> a finished run below `outputs`; originals before links, then the first by name."""
+    originals: dict[str, RunFolder] = {}
+    links: dict[str, RunFolder] = {}
     for folder in find_runs([outputs]) if outputs.is_dir() else []:
-        result = read_result(folder)
-        if result is None:
-            continue
-        known, is_link = found.get(result["digest"]), "reused_from" in result
-        if known is None or (known[0] and not is_link):
-            found[result["digest"]] = (is_link, folder)
-    return {key: folder for key, (_, folder) in found.items()}
+        if result := read_result(folder):
+            (links if "reused_from" in result else originals).setdefault(result["digest"], folder)
+    return links | originals
 
 
-def find_twin(config: RunConfig, folder: RunFolder, finished: dict[str, RunFolder]) -> RunFolder | None:
-    """The finished run of another folder with the same digest."""
-    twin = finished.get(digest(config))
-    return None if twin is None or twin.root.resolve() == folder.root.resolve() else twin
+def find_duplicate(config: RunConfig, folder: RunFolder, finished: dict[str, RunFolder]) -> RunFolder | None:
+    """The finished run with the same digest in another folder."""
+    duplicate = finished.get(digest(config))
+    return None if duplicate is None or duplicate.root.resolve() == folder.root.resolve() else duplicate
 
 
-def adopt(config: RunConfig, folder: RunFolder, twin: RunFolder) -> None:
-    """Make `folder` hold what `twin` holds, its result last, with a note of where it comes from.
+def link_from(source: RunFolder, config: RunConfig, folder: RunFolder) -> None:
+    """Give `folder` the results of the finished run `source`: result.json last, with `reused_from`.
 
-    Rows are hard links, so that they outlive the other folder; the checkpoint stays with the original.
+    Rows are hard links, so they outlive the source folder; the checkpoint is not linked.
     """
     for name in (folder.metrics.name, folder.eval_rows.name, folder.samples.name):
-        source, target = twin.root / name, folder.root / name
-        target.unlink(missing_ok=True)
-        if source.exists():
+        rows, link = source.root / name, folder.root / name
+        link.unlink(missing_ok=True)
+        if rows.exists():
             try:
-                os.link(source, target)
+                os.link(rows, link)
             except OSError:  # another file system
-                shutil.copyfile(source, target)
-    result = read_result(twin)
-    assert result is not None, "find_twin returns finished runs"
-    result |= {"name": config.name, "reused_from": str(twin.root)}
+                shutil.copyfile(rows, link)
+    result = read_result(source)
+    assert result is not None, "the source is a finished run"
+    result |= {"name": config.name, "reused_from": str(source.root)}
     write_atomic(folder.result, json.dumps(result, indent=2) + "\n")
 
 
-def read_result(folder: RunFolder) -> dict | None:
-    """result.json, or None: there is none, or it is not one of a finished run."""
+def read_result(folder: RunFolder) -> dict[str, Any] | None:
+    """result.json; None if it is absent, unreadable or without a digest."""
     try:
         result = json.loads(folder.result.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):

@@ -1,45 +1,69 @@
-"""Which runs a sweep has: its `runs` (a line = one run's overrides) times the grid of its `params`.
+"""The runs of a sweep: its `runs` (one line = the overrides of one run) times the grid of its `params`.
 
-    hydra.sweeper.runs: ["selector=full", "selector=random selector.retention=0.2"]   (pairs that form no grid)
-    hydra.sweeper.params: {seed: "range(3)"}                                          (what Hydra itself sweeps)
+    hydra.sweeper.runs: ["selector=full", "selector=random selector.retention=0.2"]   (combinations that form no grid)
+    hydra.sweeper.params: {seed: "range(3)"}                                          (Hydra's own sweep syntax)
 
-A value on the command line for a swept key takes its place in both: `seed=7` runs seed 7 alone.
+A value on the command line replaces a swept key in both: `seed=7` runs seed 7 only.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from tip_exp.config.parse import parse
+from tip_exp.config.schema import RunConfig
+from tip_exp.records.folder import RunFolder
+from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
 
 
-def expand(runs: Sequence[str], params: Mapping[str, str], arguments: Sequence[str]) -> list[list[str]]:
-    """The overrides of every run, in order; two lines that become equal under `arguments` are one run.
+@dataclass(frozen=True, slots=True)
+class SweepRun:
+    """One accepted run of a sweep."""
 
-    expand(["a=1 b=2", "a=3"], {"seed": "0,1"}, ["b=9"]) ->
-        [["a=1", "b=9", "seed=0"], …]   is written  [["a=1", "seed=0", "b=9"], ["a=1", "seed=1", "b=9"], ["a=3", …], …]
+    overrides: list[str]
+    config: RunConfig
+    folder: RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedRun:
+    """One run of a sweep that cannot start, and why."""
+
+    overrides: list[str]
+    error: str
+
+
+def expand(runs: Sequence[str], params: Mapping[str, str], arguments: Sequence[str]) -> list[list[str]]:
+    """The overrides of every run, in order; lines that become equal under `arguments` are one run.
+
+    expand(["a=1 b=2", "a=3"], {"seed": "0,1"}, ["c=9"]) ->
+        [["a=1", "b=2", "seed=0", "c=9"], ["a=1", "b=2", "seed=1", "c=9"], ["a=3", "seed=0", "c=9"], …]
     """
     parser = OverridesParser.create()
-    given = {override.get_key_element() for override in parser.parse_overrides(list(arguments))}
+    replaced = {override.get_key_element() for override in parser.parse_overrides(list(arguments))}
     grid_overrides = [f"{key}={value}" for key, value in params.items()] + list(arguments)
     grid = BasicSweeper.split_arguments(parser.parse_overrides(grid_overrides), None)[0]
     lines: list[list[str]] = []
     for line in runs or [""]:
-        own = [text for text in line.split() if parser.parse_override(text).get_key_element() not in given]
-        if own not in lines:
-            lines.append(own)
+        kept = [text for text in line.split() if parser.parse_override(text).get_key_element() not in replaced]
+        if kept not in lines:
+            lines.append(kept)
     return [[*line, *point] for line in lines for point in grid]
 
 
 class RunComposer:
-    """Calls `compose(overrides)` of Hydra no more often than needed; returns configs that the caller may change."""
+    """Composes runs, with one call of Hydra for all runs that choose the same groups."""
 
     def __init__(self, compose: Callable[[list[str]], DictConfig]) -> None:
         self._compose = compose
@@ -47,6 +71,7 @@ class RunComposer:
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        """A config that the caller may change."""
         parsed = self._parser.parse_overrides(list(overrides))
         groups = tuple(override.input_line or "" for override in parsed if not _is_value(override))
         if groups not in self._composed:
@@ -57,11 +82,23 @@ class RunComposer:
                 if _is_value(override):
                     OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
         except OmegaConfBaseException:
-            return self._compose(list(overrides))
+            return self._compose(list(overrides))  # for Hydra's error message
         return config
+
+    def check(self, sweep: str, overrides: list[str]) -> SweepRun | RefusedRun:
+        """Compose and validate one run of the sweep file named `sweep`."""
+        try:
+            raw = self(overrides)
+            with open_dict(raw):
+                raw.hydra.job.config_name = sweep
+                folder = Path(raw.hydra.sweep.dir) / raw.hydra.sweep.subdir
+                del raw["hydra"]
+            return SweepRun(overrides, parse(raw), RunFolder(folder))
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            return RefusedRun(overrides, str(error))
 
 
 def _is_value(override: Override) -> bool:
-    """key=value of an existing key, neither a group's choice nor an addition, a deletion or another package."""
+    """True for key=value of an existing key; False for a choice of a group, an addition, a deletion or a package."""
     simple = not (override.is_add() or override.is_delete() or override.is_sweep_override() or override.package)
     return simple and not (conf_dir() / override.key_or_group).is_dir() and "/" not in override.key_or_group

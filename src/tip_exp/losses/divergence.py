@@ -19,11 +19,6 @@ from tip_exp.losses.online_softmax import LogNormalizers
 from tip_exp.losses.tiling import exp
 
 
-def entropy(logprobs: Float[Tensor, "n v"]) -> Float[Tensor, " n"]:
-    """Shannon entropy, nats."""
-    return -(logprobs.exp() * logprobs).sum(-1)
-
-
 def reverse_kl(student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"]) -> Float[Tensor, " n"]:
     """KL(P_S || P_T): TIP, Eq. 3."""
     return (student_logprobs.exp() * (student_logprobs - teacher_logprobs)).sum(-1)

@@ -1,4 +1,4 @@
-"""Errors a user can make, and the exit codes of every command."""
+"""Errors that a user can cause, their format, and the exit codes of every command."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
 
 
 class ConfigError(ValueError):
-    """A run that cannot start as configured; the message names the key, the value and the remedy."""
+    """The run cannot start as configured; the message names the key, the value and the remedy."""
 
 
 class DataError(ValueError):
-    """A data file that cannot be read as configured; the message names the file and what is wrong in it."""
+    """A data file cannot be read as configured; the message names the file and the fault."""
+
+
+class RunFailedError(RuntimeError):
+    """A run ended without a result; the message says why or where its log is."""
+
+
+def exit_code(error: BaseException) -> int:
+    """FAILED for an error of the run or the system, BAD_CONFIG for an error in the command line or a config file."""
+    return FAILED if isinstance(error, RunFailedError | OSError) else BAD_CONFIG
+
+
+def format_error(error: BaseException) -> str:
+    """`error: <message>`, plus OmegaConf's message where Hydra wraps it without repeating it."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return f"error: {str(error) or type(error).__name__}{cause}"
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Files that a crash cannot spoil: JSON lines appended in one write, whole files renamed into place."""
+"""Files that survive a crash: JSON lines appended in one write, whole files replaced by a rename."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append JSON lines in one write, so that a kill leaves at most one torn line, the last."""
+    """Append JSON lines in one write: a kill can leave only the last line incomplete."""
     with path.open("a", encoding="utf-8") as file:
         file.write(to_json_lines(rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """JSON lines of a file, without a torn last one; empty if there is no file."""
+    """All complete JSON lines of a file; empty if the file does not exist."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # complete lines end in \n, so the last part is torn or empty
+    return [json.loads(line) for line in lines[:-1]]  # the last part is empty or an incomplete line
 
 
 def to_json_lines(rows: list[dict[str, Any]]) -> str:

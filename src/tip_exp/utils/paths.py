@@ -1,4 +1,4 @@
-"""Paths of conf/ (in the checkout or the installed package), of shipped files and of outputs."""
+"""Paths of conf/ (in the checkout or in the installed package), of shipped files and of outputs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = "package:"
-OUTPUTS = Path("outputs")  # below the folder where a command is typed; conf/hydra/default.yaml writes there
+OUTPUTS = Path("outputs")  # relative to the working directory; conf/hydra/default.yaml writes there
 
 
 def conf_dir() -> Path:
-    """conf/ of the checkout when the package runs from one, else the copy inside the wheel."""
+    """conf/ of the checkout if the package runs from one, else the copy inside the wheel."""
     checkout = PACKAGE.parents[1] / "conf"
     return checkout if (checkout / "config.yaml").is_file() else PACKAGE / "conf"
 
@@ -22,5 +22,5 @@ def paper_numbers_file() -> Path:
 
 
 def resolve_model(path: str) -> str:
-    """A model's folder: `package:tiny/teacher` is looked up among what the package ships, anything else stays."""
+    """`package:tiny/teacher` -> the folder of that model inside the package; any other path is returned unchanged."""
     return str(PACKAGE / "assets" / path.removeprefix(SHIPPED)) if path.startswith(SHIPPED) else path

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.envs.conftest import NO_LIMITS
 from tests.envs.deepplanning import trips
 from tests.envs.deepplanning.render import render_plan
 from transformers import AutoTokenizer
 
+from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.base import Call
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks, task_folder
@@ -29,7 +29,15 @@ from tip_exp.types import Sampling
 from tip_exp.utils.paths import resolve_model
 
 NUM_TRIPS = 24
-LIMITS = NO_LIMITS.model_copy(update={"max_turns": 10, "max_calls_per_turn": 8})
+LIMITS = AgentConfig(
+    max_turns=10,
+    max_calls_per_turn=8,
+    surplus_calls="tell",
+    max_observation=None,
+    observation_unit="tokens",
+    observation_cut="rows",
+    max_train_tokens=None,
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,24 @@
+"""Functions that conf/ calls; separate from `parse`, so that composing a config needs no schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def register_resolvers() -> None:
+    """Make `${percent:…}` and `${in_root:…}` known to OmegaConf."""
+
+    def percent(ratio: Any) -> str:
+        """0.5 -> "50", so that names spell 1, 1.0 and 1.00 alike. parse() reports what is not a number."""
+        return f"{100 * ratio:g}" if isinstance(ratio, int | float) else str(ratio)
+
+    def in_root(name: str, *, _root_: DictConfig) -> str | None:
+        """The file of this name in data.root; None without a root, so that the data come from the hub."""
+        root = OmegaConf.select(_root_, "data.root")
+        return None if root is None else str(Path(root) / name)
+
+    OmegaConf.register_new_resolver("percent", percent, replace=True)
+    OmegaConf.register_new_resolver("in_root", in_root, replace=True)

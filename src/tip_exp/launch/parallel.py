@@ -1,0 +1,128 @@
+"""The runs of a sweep on this machine, several at a time: a table that grows by one line per finished run."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+import yaml
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.estimate.memory_check import free_host_gib
+from tip_exp.estimate.time import Forecaster
+from tip_exp.launch.gpu_lock import visible_gpus
+from tip_exp.launch.launch import Background, launch
+from tip_exp.launch.reuse import read_result
+from tip_exp.launch.sweep import SweepRun
+from tip_exp.records.metrics import main_accuracy
+from tip_exp.utils.errors import ConfigError, RunFailedError, format_error
+from tip_exp.utils.paths import OUTPUTS
+
+RUN_ERRORS = (ConfigError, RunFailedError, OSError)  # each ends one run; the others go on
+
+
+def choose_jobs(configs: list[RunConfig], requested: int | None) -> int:
+    """Runs at a time: `requested`, else one per core while their forecast memory fits; one on a machine with a GPU."""
+    if requested is not None:
+        return min(requested, len(configs))
+    if visible_gpus(os.environ):
+        return 1
+    jobs = min(_cores(), len(configs))
+    free = free_host_gib()
+    if jobs > 1 and free is not None:
+        forecast = Forecaster.from_outputs(OUTPUTS)
+        jobs = min(jobs, int(free / max(forecast(config).gib for config in configs)))
+    return max(1, jobs)
+
+
+def run_all(runs: list[SweepRun], jobs: int) -> None:
+    """Finish every run, `jobs` at a time.
+
+    jobs > 1: a run's output goes to its worker.log; jobs = 1: to the terminal, with a progress bar. A failed run does
+    not stop the others. Raises an error of the first failure's type after the last run, or KeyboardInterrupt after all
+    child processes have ended.
+    """
+    table = _Table(runs, jobs)
+    errors: list[Exception] = []
+
+    def attempt(run: SweepRun, background: Background | None) -> str | Exception:
+        if background is not None and background.stop.is_set():
+            return ""
+        table.start(run)
+        try:
+            _write_overrides(run)
+            return launch(run.config, run.folder, background)
+        except RUN_ERRORS as error:
+            return error
+
+    def finish(run: SweepRun, outcome: str | Exception) -> None:
+        table.finish(run, outcome)
+        if isinstance(outcome, Exception):
+            errors.append(outcome)
+            print(format_error(outcome), file=sys.stderr, flush=True)
+
+    if jobs == 1:
+        for run in runs:
+            finish(run, attempt(run, None))
+    else:
+        background = Background({"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), "TQDM_DISABLE": "1"})
+        with ThreadPoolExecutor(jobs) as executor:
+            try:
+                futures = {executor.submit(attempt, run, background): run for run in runs}
+                for future in as_completed(futures):
+                    finish(futures[future], future.result())
+            except KeyboardInterrupt:
+                background.stop.set()
+                executor.shutdown(cancel_futures=True)
+                print("\ninterrupted; the same command resumes the sweep", file=sys.stderr)
+                raise
+    if errors:
+        kind = ConfigError if isinstance(errors[0], ConfigError) else RunFailedError
+        raise kind(f"{len(errors)} of {len(runs)} runs failed; the same command runs them again")
+
+
+class _Table:
+    """Prints one line when a run starts and one when it ends."""
+
+    def __init__(self, runs: list[SweepRun], jobs: int) -> None:
+        self._labels = [f"{run.config.selector.label} {100 * run.config.selector.retention:g} %" for run in runs]
+        if len(set(self._labels)) < len(runs):
+            self._labels = [run.config.name for run in runs]
+        self._runs, self._finished = runs, 0
+        folder = runs[0].folder
+        print(f"{len(runs)} runs, {jobs} at a time; logs in {folder.root.parent}/*/{folder.log.name}")
+        self._print("finished", "run", f"{_accuracy(runs[0].config)}, start -> final")
+
+    def start(self, run: SweepRun) -> None:
+        self._print("", self._labels[self._runs.index(run)], "started")
+
+    def finish(self, run: SweepRun, outcome: str | Exception) -> None:
+        """`outcome`: a note beside the numbers, or the error of a failed run."""
+        self._finished += 1
+        text = "failed"
+        if not isinstance(outcome, Exception) and (result := read_result(run.folder)):
+            name = _accuracy(run.config)
+            start, final = (100 * result[part].get(name, math.nan) for part in ("start", "final"))
+            text = f"{start:5.1f} % -> {final:5.1f} %  {result['totals']['wall_s']:6.0f} s   {outcome}".rstrip()
+        self._print(f"{self._finished} of {len(self._runs)}", self._labels[self._runs.index(run)], text)
+
+    def _print(self, finished: str, label: str, text: str) -> None:
+        line = f"{finished:>10}  {label:<{max(map(len, self._labels))}}  {text}\n"
+        print(line, end="", flush=True)  # one write, so that lines of several threads do not mix
+
+
+def _accuracy(config: RunConfig) -> str:
+    return main_accuracy(next(iter(config.eval.benchmarks)), config.eval.samples)
+
+
+def _write_overrides(run: SweepRun) -> None:
+    """.hydra/overrides.yaml, as Hydra's launchers write it; the report reads it."""
+    path = run.folder.root / ".hydra" / "overrides.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(run.overrides), encoding="utf-8")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,191 @@
+"""Runs of a sweep side by side: how many, what is printed, failures and interrupts. The runs are stubs."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests import synthetic_runs
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.estimate.memory import memory_gib
+from tip_exp.launch import parallel
+from tip_exp.launch.launch import Background
+from tip_exp.launch.parallel import choose_jobs, run_all
+from tip_exp.launch.sweep import SweepRun
+from tip_exp.records.folder import RunFolder
+from tip_exp.utils.errors import BAD_CONFIG, FAILED, ConfigError, RunFailedError, exit_code
+
+Launch = Callable[[RunConfig, RunFolder, Background | None], str]
+SELECTORS = {"full": 0.8, "q3": 0.7, "soft_or": 0.6}  # and the accuracy that the stub reaches
+
+
+@pytest.fixture
+def runs(tmp_path: Path, compose_run: Callable[..., RunConfig]) -> list[SweepRun]:
+    overrides = [[f"selector={selector}"] for selector in SELECTORS]
+    return [SweepRun(chosen, compose_run(*chosen), RunFolder(tmp_path / chosen[0])) for chosen in overrides]
+
+
+def finish(config: RunConfig, folder: RunFolder, background: Background | None) -> str:
+    synthetic_runs.write_config(config, folder.root)
+    synthetic_runs.finish(config, folder.root, SELECTORS[config.selector.label])
+    return ""
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Launch], None]:
+    return lambda launch: monkeypatch.setattr(parallel, "launch", launch)
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *, cores: int, free_gib: float | None, gpus: list[str]) -> None:
+    monkeypatch.setattr(parallel.os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(parallel, "free_host_gib", lambda: free_gib)
+    monkeypatch.setattr(parallel, "visible_gpus", lambda environment: gpus)
+
+
+def test_jobs_are_limited_by_cores_memory_and_gpus(
+    tmp_path: Path, compose_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    configs = [compose_run(f"seed={seed}") for seed in range(8)]
+    each = sum(memory_gib(configs[0]).values())
+    machine(monkeypatch, cores=4, free_gib=100 * each, gpus=[])
+    assert choose_jobs(configs, None) == 4
+    assert choose_jobs(configs[:3], None) == 3
+    assert choose_jobs(configs, 1) == 1 and choose_jobs(configs, 6) == 6  # what the user asks for is not limited
+    machine(monkeypatch, cores=4, free_gib=2.5 * each, gpus=[])
+    assert choose_jobs(configs, None) == 2
+    machine(monkeypatch, cores=4, free_gib=0.5 * each, gpus=[])
+    assert choose_jobs(configs, None) == 1
+    machine(monkeypatch, cores=4, free_gib=None, gpus=[])
+    assert choose_jobs(configs, None) == 4
+    machine(monkeypatch, cores=4, free_gib=100 * each, gpus=["0"])
+    assert choose_jobs(configs, None) == 1
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 3])
+def test_as_many_runs_as_jobs_work_at_once(runs: list[SweepRun], stub: Callable[[Launch], None], jobs: int) -> None:
+    working, most, changed = 0, 0, threading.Condition()
+
+    def launch(config: RunConfig, folder: RunFolder, background: Background | None) -> str:
+        nonlocal working, most
+        assert (background is None) == (jobs == 1)
+        with changed:
+            working, most = working + 1, max(most, working + 1)
+            changed.notify_all()
+            changed.wait_for(lambda: most >= jobs, timeout=20)
+        result = finish(config, folder, background)
+        with changed:
+            working -= 1
+        return result
+
+    stub(launch)
+    run_all(runs, jobs)
+    assert most == jobs
+    assert all(run.folder.result.exists() for run in runs)
+
+
+def test_a_line_per_started_and_per_finished_run(
+    runs: list[SweepRun], stub: Callable[[Launch], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stub(finish)
+    run_all(runs, 2)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"3 runs, 2 at a time; logs in {runs[0].folder.root.parent}/*/worker.log"
+    assert "word_sums/mean@4" in lines[1]
+    assert len([line for line in lines if line.endswith("started")]) == 3
+    finished = [line for line in lines if re.match(r" +\d of 3 ", line)]
+    assert [line.split()[:3] for line in finished] == [[str(n), "of", "3"] for n in (1, 2, 3)]
+    (full,) = [line for line in finished if " full 100 % " in line]
+    assert "35.0 % ->  80.0 %" in full and full.endswith("42 s")  # synthetic_runs: starts at 0.35, takes 41.6 s
+
+
+def test_runs_that_differ_in_more_than_the_selector_go_by_their_names(
+    tmp_path: Path,
+    compose_run: Callable[..., RunConfig],
+    stub: Callable[[Launch], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stub(finish)
+    run_all([SweepRun([], compose_run(f"seed={s}"), RunFolder(tmp_path / str(s))) for s in (0, 1)], 1)
+    printed = capsys.readouterr().out
+    assert "tiny.word_sums.soft_or.r50.s0" in printed and "tiny.word_sums.soft_or.r50.s1" in printed
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(
+    ("error", "code"), [(RunFailedError("no weights"), FAILED), (ConfigError("another config"), BAD_CONFIG)]
+)
+def test_a_failed_run_does_not_stop_the_others(
+    runs: list[SweepRun],
+    stub: Callable[[Launch], None],
+    capsys: pytest.CaptureFixture[str],
+    jobs: int,
+    error: Exception,
+    code: int,
+) -> None:
+    def launch(config: RunConfig, folder: RunFolder, background: Background | None) -> str:
+        if config.selector.label == "full":
+            raise error
+        return finish(config, folder, background)
+
+    stub(launch)
+    with pytest.raises(type(error), match="1 of 3 runs failed; the same command runs them again") as caught:
+        run_all(runs, jobs)
+    assert exit_code(caught.value) == code
+    assert [run.folder.result.exists() for run in runs] == [False, True, True]
+    printed = capsys.readouterr()
+    assert printed.err == f"error: {error}\n"
+    assert re.search(r"of 3 +full 100 % +failed\n", printed.out)
+
+
+def test_an_interrupt_stops_running_runs_and_starts_no_other(
+    runs: list[SweepRun],
+    stub: Callable[[Launch], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    all_submitted, stopped = threading.Event(), []
+
+    def interrupt() -> None:
+        assert all_submitted.wait(timeout=20)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    both_started = threading.Barrier(2, action=interrupt)
+
+    def launch(config: RunConfig, folder: RunFolder, background: Background | None) -> str:
+        assert background is not None
+        both_started.wait(timeout=20)
+        assert background.stop.wait(timeout=20)
+        stopped.append(config.selector.label)
+        raise RunFailedError("exit code 130")
+
+    def as_completed(futures: Any) -> Any:
+        all_submitted.set()
+        return concurrent.futures.as_completed(futures)
+
+    stub(launch)
+    monkeypatch.setattr(parallel, "as_completed", as_completed)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run with SIGINT ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_all(runs, 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert sorted(stopped) == ["full", "q3"]
+    printed = capsys.readouterr()
+    assert "interrupted; the same command resumes the sweep" in printed.err and "soft_or" not in printed.out
+
+
+def test_overrides_are_kept_for_the_report(runs: list[SweepRun], stub: Callable[[Launch], None]) -> None:
+    stub(finish)
+    run_all(runs, 2)
+    kept = [(run.folder.root / ".hydra" / "overrides.yaml").read_text() for run in runs]
+    assert kept == [f"- selector={selector}\n" for selector in SELECTORS]
