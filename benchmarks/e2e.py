@@ -107,9 +107,10 @@ def train(pair: Pair, config: LearnerConfig, prompts: list[str], retention: floa
 
 def trl_trainer(pair: Pair, config: LearnerConfig, prompts: list[str], seed: int) -> Any:
     """TRL's trainer with the same prompts, as chat-template text, and the same optimizer and learning rates."""
-    from datasets import Dataset  # pyright: ignore[reportMissingImports]
     from trl.trainer.distillation_config import DistillationConfig  # pyright: ignore[reportMissingImports]
     from trl.trainer.distillation_trainer import DistillationTrainer  # pyright: ignore[reportMissingImports]
+
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
 
     student = pair.student.module
     beta1, beta2 = config.betas

@@ -37,8 +37,11 @@ def test_every_experiment_dry_runs_without_weights_or_network(
     experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)  # models/ of the checkout is out of reach
-    folder = [f"data.root={tmp_path}"] if experiment == "tip_deepplanning" else []
-    config = without_weights(f"experiment={experiment}", *folder)
+    needed = {
+        "quick_tools": ["data=mini_travel", "eval=mini_travel", "agent=default"],
+        "tip_deepplanning": [f"data.root={tmp_path}"],  # any folder: its files are not read
+    }
+    config = without_weights(f"experiment={experiment}", *needed.get(experiment, []))
     lines = dry_run(config)
     assert lines[0].startswith(f"{config.name}: dry run") and lines[-1].endswith("total")
     assert float(lines[-1].split()[0]) == pytest.approx(sum(memory_gib(config).values()), rel=0.1)

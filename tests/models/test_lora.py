@@ -1,4 +1,4 @@
-"""LoRA students: adapters alone learn, the head gets no gradient, and everybody else sees plain merged weights."""
+"""LoRA students: only adapters train, the head gets no gradient, and vLLM and checkpoints get merged weights."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def logits(model) -> torch.Tensor:
         return model(torch.arange(3, 40)[None]).logits
 
 
-def test_adapters_start_as_nothing_and_are_all_that_is_trainable(pair: Pair, tiny_pair: Pair) -> None:
+def test_new_adapters_change_no_logit_and_are_all_that_is_trainable(pair: Pair, tiny_pair: Pair) -> None:
     assert logits(pair.student.module).equal(logits(tiny_pair.student.module))
     trainable = {name for name, p in pair.student.module.named_parameters() if p.requires_grad}
     assert trainable and all(".lora_" in name for name in trainable)
@@ -69,7 +69,7 @@ def test_adapters_start_as_nothing_and_are_all_that_is_trainable(pair: Pair, tin
 
 
 @pytest.mark.parametrize("backend", ["fused", "materialized"])
-def test_a_step_moves_adapters_alone_and_gives_the_head_no_gradient(config: RunConfig, backend: str) -> None:
+def test_a_step_changes_adapters_only_and_gives_the_head_no_gradient(config: RunConfig, backend: str) -> None:
     pair = load_pair(config.pair, CPU)
     before = {name: p.detach().clone() for name, p in pair.student.module.named_parameters()}
     learner, rollouts = learner_of(config, pair, loss_backend=backend), sampled(pair)
@@ -82,18 +82,19 @@ def test_a_step_moves_adapters_alone_and_gives_the_head_no_gradient(config: RunC
 
 
 def test_both_backends_give_the_adapters_the_same_gradient(config: RunConfig) -> None:
-    found = []
+    gradients = []
     for backend in ("fused", "materialized"):
         torch.manual_seed(0)
         pair = load_pair(config.pair, CPU)
         learner = learner_of(config, pair, loss_backend=backend, lr=1e-30, grad_clip=1e9)
-        found.append(gradients_of_step(learner, sampled(pair))[0])
-    assert found[0].keys() == found[1].keys() and any(float(g.norm()) > 1e-4 for g in found[0].values())
-    for name, gradient in found[0].items():
-        assert float((found[1][name] - gradient).norm()) <= 1e-4 * float(gradient.norm()) + 1e-6, name
+        gradients.append(gradients_of_step(learner, sampled(pair))[0])
+    fused, materialized = gradients
+    assert fused.keys() == materialized.keys() and any(float(g.norm()) > 1e-4 for g in fused.values())
+    for name, gradient in fused.items():
+        assert float((materialized[name] - gradient).norm()) <= 1e-4 * float(gradient.norm()) + 1e-6, name
 
 
-def test_merged_tensors_are_the_plain_models_names_and_the_adapted_models_function(
+def test_merged_tensors_have_the_plain_models_names_and_the_adapted_models_logits(
     config: RunConfig, pair: Pair, tiny_pair: Pair
 ) -> None:
     plain = tiny_pair.student.module
@@ -102,7 +103,7 @@ def test_merged_tensors_are_the_plain_models_names_and_the_adapted_models_functi
     assert list(merged) == [name for name, _ in plain.named_parameters()]
     plain.load_state_dict(merged, strict=False)
     torch.testing.assert_close(logits(plain), logits(pair.student.module), rtol=1e-4, atol=1e-4)
-    # by hand, for one matrix: W + 8/4 B A
+    # one matrix: W + 8/4 B A
     name = "model.layers.0.self_attn.q_proj"
     parts = dict(pair.student.module.named_parameters())
     product = parts[f"{name}.lora_B.default.weight"] @ parts[f"{name}.lora_A.default.weight"]
@@ -111,7 +112,7 @@ def test_merged_tensors_are_the_plain_models_names_and_the_adapted_models_functi
     assert all(untouched[n].equal(p) for n, p in tiny_pair.teacher.module.named_parameters())
 
 
-def test_a_checkpoint_is_a_plain_folder_with_an_adapter_that_peft_takes(
+def test_a_checkpoint_is_a_plain_model_with_an_adapter_that_peft_loads(
     config: RunConfig, pair: Pair, tmp_path: Path
 ) -> None:
     train_step(learner_of(config, pair), sampled(pair))
@@ -129,8 +130,17 @@ def test_a_checkpoint_is_a_plain_folder_with_an_adapter_that_peft_takes(
     assert checkpoint.newest(tmp_path) is None
 
 
-def test_a_resumed_run_ends_as_if_it_had_not_stopped(compose_run: Compose, tmp_path: Path) -> None:
-    def go(folder: Path, steps: int) -> list[dict]:
+def test_adapters_of_another_rank_are_refused(
+    compose_run: Compose, config: RunConfig, pair: Pair, tmp_path: Path
+) -> None:
+    lora.save_adapter(pair.student.module, tmp_path)
+    wider = compose_run(LORA.replace("rank: 4", "rank: 8"))
+    with pytest.raises(ConfigError, match="other layers or another rank"):
+        lora.load_adapter(load_pair(wider.pair, CPU).student.module, tmp_path)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(compose_run: Compose, tmp_path: Path) -> None:
+    def train(folder: Path, steps: int) -> list[dict]:
         folder.mkdir(exist_ok=True)
         few = [f"learner.num_steps={steps}", "learner.warmup_steps=0", "learner.schedule=constant"]
         few += ["learner.prompts_per_step=4", "eval.every=0", "eval.samples=0", "eval.teacher=false", "logger=files"]
@@ -138,13 +148,13 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(compose_run: Compose, tmp_p
         run(compose_run(LORA, *few), RunFolder(folder))
         return read_rows(RunFolder(folder).metrics)
 
-    whole = go(tmp_path / "whole", 4)
-    go(tmp_path / "pieces", 2)
+    whole = train(tmp_path / "whole", 4)
+    train(tmp_path / "pieces", 2)
     (tmp_path / "pieces" / "result.json").unlink()
-    pieces = go(tmp_path / "pieces", 4)
+    pieces = train(tmp_path / "pieces", 4)
     for name in ("train/loss", "train/grad_norm", "score/reverse_kl_mean", "rollout/response_len"):
         assert [row[name] for row in pieces[3:]] == [row[name] for row in whole[3:]], name
-    assert whole[1]["rollout/logprob_mismatch_max"] < 1e-4  # sampled from the adapters as they are
+    assert whole[1]["rollout/logprob_mismatch_max"] < 1e-4  # sampled from the unmerged adapters
 
 
 @pytest.mark.parametrize(
@@ -172,13 +182,13 @@ def test_layers_that_cannot_be_adapted_are_refused(compose_run: Compose, modules
         load_pair(changed.pair, CPU)
 
 
-def test_without_peft_there_is_one_line(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = builtins.__import__
+def test_without_peft_the_error_says_how_to_install_it(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
 
     def without(name: str, *args, **kwargs):
         if name == "peft":
             raise ImportError("No module named 'peft'")
-        return own(name, *args, **kwargs)
+        return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pair\.student\.lora needs peft, .* pip install 'tip_exp\[lora\]'"):

@@ -1,4 +1,4 @@
-"""The pair: hidden states times head are the model's own logits; what cannot be distilled rightly is refused."""
+"""The pair: head times hidden states gives the model's own logits; pairs that do not fit together are refused."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tip_exp import build
 from tip_exp.config.schema import ChatConfig, RunConfig
-from tip_exp.models.load import check_context, load_pair, make_head, shared_vocab
+from tip_exp.models.load import check_context, load_pair, load_tokenizer, make_head, shared_vocab
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
+from tip_exp.records.folder import RunFolder
+from tip_exp.run import run
+from tip_exp.run_eval import run_eval
 from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import resolve_model
@@ -37,8 +41,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(resolve_model("package:tiny/student"))
 
 
-def test_final_hidden_are_the_states_that_predict_the_response(tiny_pair: Pair) -> None:
-    """Padded in one batch, they give the logits each sequence gets alone; a tool's token in the middle is skipped."""
+def test_hidden_states_are_those_that_predict_the_response(tiny_pair: Pair) -> None:
+    """In a padded batch they give the logits that each sequence has alone; tool tokens in the middle are skipped."""
     rollouts = [
         Rollout([1, 50, 60, 70, 80, 2], [False, False, True, False, True, True], "stop", []),
         Rollout([1, 90, 91], [False, True, True], "stop", []),
@@ -46,16 +50,16 @@ def test_final_hidden_are_the_states_that_predict_the_response(tiny_pair: Pair) 
     (batch,) = micro_batches(rollouts, 1000, tiny_pair.pad_id)
     with torch.no_grad():
         for model in (tiny_pair.student, tiny_pair.teacher):
-            got = model.head.logits(model.hidden(batch))
-            alone = []
+            logits_in_batch = model.head.logits(model.hidden(batch))
+            logits_alone = []
             for rollout in rollouts:
                 logits = model.module(torch.tensor([rollout.token_ids])).logits[0]
-                alone += [logits[t - 1] for t, mine in enumerate(rollout.response_mask) if mine]
-            torch.testing.assert_close(got, torch.stack(alone), rtol=1e-4, atol=1e-4)
+                logits_alone += [logits[t - 1] for t, written in enumerate(rollout.response_mask) if written]
+            torch.testing.assert_close(logits_in_batch, torch.stack(logits_alone), rtol=1e-4, atol=1e-4)
     assert batch.token_ids.tolist() == [60, 80, 2, 90, 91]
 
 
-def test_prompts_are_the_chat_templates(tiny_pair: Pair) -> None:
+def test_prompts_follow_the_chat_template(tiny_pair: Pair) -> None:
     ids = tiny_pair.prompt_ids("Tom has 7 pens.")
     assert tiny_pair.tokenizer.decode(ids) == "<|im_start|>user\nTom has 7 pens.<|im_end|>\n<|im_start|>assistant\n"
     assert tiny_pair.stop_ids == [2]
@@ -70,8 +74,7 @@ def test_system_message_and_thinking_switch_reach_the_template(tiny_pair: Pair) 
     pair = replace(tiny_pair, chat=chat)
     assert pair.decode(pair.prompt_ids("Hi")) == "[system]Be brief.[user]Hi[think False]"
     assert pair.decode(pair.prompt_ids("Hi", evaluating=True)) == "[system]Be brief.[user]Hi[think True]"
-    silent = replace(tiny_pair, chat=tiny_pair.chat)
-    assert silent.decode(silent.prompt_ids("Hi")) == "[user]Hi"
+    assert tiny_pair.decode(tiny_pair.prompt_ids("Hi")) == "[user]Hi"
 
 
 def test_teacher_is_frozen_and_student_is_not(tiny_pair: Pair) -> None:
@@ -95,36 +98,36 @@ def test_scaled_and_capped_heads_give_the_models_own_logits(config, model) -> No
     assert head.softcap is not None or head.scale != 1.0
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():
-        mine = head.logits(module.base_model(ids).last_hidden_state[0])
-        torch.testing.assert_close(mine, module(ids).logits[0].float(), rtol=1e-4, atol=1e-4)
+        logits = head.logits(module.base_model(ids).last_hidden_state[0])
+        torch.testing.assert_close(logits, module(ids).logits[0].float(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_head_that_does_something_unknown_is_refused(tiny_pair: Pair) -> None:
+def test_a_model_that_changes_its_logits_otherwise_is_refused(tiny_pair: Pair) -> None:
     module = tiny_pair.student.module
-    own_forward = type(module).forward
+    original_forward = type(module).forward
 
-    class Odd(type(module)):
+    class CubedLogits(type(module)):
         def forward(self, *args, **kwargs):
-            out = own_forward(self, *args, **kwargs)
+            out = original_forward(self, *args, **kwargs)
             out.logits = out.logits.pow(3)
             return out
 
-    module.__class__ = Odd
+    module.__class__ = CubedLogits
     with pytest.raises(ConfigError, match="more to its logits than scaling or soft-capping"):
         make_head(module, 406)
 
 
-def test_padded_vocabularies_are_cut_to_the_shared_width() -> None:
+def test_padded_vocabularies_are_reduced_to_the_shared_width() -> None:
     assert shared_vocab(tokenizer(), tokenizer(), teacher_width=512, student_width=448) == 448
     with pytest.raises(ConfigError, match="share only 300 logits"):
         shared_vocab(tokenizer(), tokenizer(), teacher_width=300, student_width=448)
 
 
-def test_other_tokenizer_is_refused_with_an_example() -> None:
-    other = tokenizer()
-    other.add_tokens(["<tool>"])
+def test_different_tokenizers_are_refused_with_an_example() -> None:
+    with_tool = tokenizer()
+    with_tool.add_tokens(["<tool>"])
     with pytest.raises(ConfigError, match=r"1 tokens differ.*'<tool>' is id 406 in the teacher and None"):
-        shared_vocab(other, tokenizer(), 512, 512)
+        shared_vocab(with_tool, tokenizer(), 512, 512)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +160,33 @@ def test_more_tokens_than_positions_are_refused(
     assert message in str(caught.value)
 
 
+def test_context_is_checked_before_weights_load(
+    compose_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_args, **_kwargs) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(build, "load_pair", never)
+    for mode, function in (("train", run), ("eval", run_eval)):
+        with pytest.raises(ConfigError, match=r"the longest evaluation prompt \+ eval\.max_tokens = 5\d\d, but the"):
+            function(compose_run(f"mode={mode}", "eval.max_tokens=480"), RunFolder(tmp_path))
+
+
 def test_all_positions_may_be_used(compose_run: Callable[..., RunConfig]) -> None:
     check_context(compose_run("data.max_prompt_tokens=440"), 512)
     check_context(compose_run("mode=eval", "data.max_prompt_tokens=5000", "learner.micro_batch_tokens=9000"), 512)
+
+
+def test_the_tokenizer_loads_without_weights(tiny_config: RunConfig, tiny_pair: Pair, tmp_path: Path) -> None:
+    changes = {}
+    for role in ("teacher", "student"):
+        folder = tmp_path / role
+        shutil.copytree(resolve_model(f"package:tiny/{role}"), folder)
+        (folder / "model.safetensors").unlink()
+        changes[role] = getattr(tiny_config.pair, role).model_copy(update={"path": str(folder)})
+    loaded = load_tokenizer(tiny_config.pair.model_copy(update=changes))
+    assert loaded.prompt_ids("Hi") == tiny_pair.prompt_ids("Hi")
+    assert (loaded.stop_ids, loaded.pad_id, loaded.vocab_size) == ([2], tiny_pair.pad_id, 406)
 
 
 def test_stop_token_mismatch_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A self pair: the teacher reads the solution before the student's very response, and nobody else ever sees it."""
+"""Self-distillation: the teacher reads the response after a prompt with the solution; only the teacher sees it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.teacher import Teacher
-from tip_exp.models.load import check_context, load_pair
+from tip_exp.models.load import load_pair
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
 from tip_exp.models.privileged import align_teacher_hidden, render, with_prompt
@@ -44,7 +44,7 @@ def pair(config: RunConfig) -> Pair:
 
 
 def step_of(config: RunConfig, pair: Pair) -> tuple[list[Problem], list[Rollout], list[Rollout]]:
-    """Two rollouts of each of four problems: the problem of each, the rollouts, and what the teacher reads of them."""
+    """Two rollouts of each of four problems: their problems, the rollouts, and these with the teacher's prompts."""
     problems = load(config.data.train).problems[:4]
     sampler = HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=8)
     rollouts = sampler.generate([pair.prompt_ids(p.prompt) for p in problems], Sampling(2, 1.0, 1.0, 0, 24), seed=0)
@@ -53,7 +53,7 @@ def step_of(config: RunConfig, pair: Pair) -> tuple[list[Problem], list[Rollout]
     return problems, rollouts, reads
 
 
-def test_a_template_takes_the_problems_texts_and_leaves_their_braces_alone() -> None:
+def test_a_template_is_filled_and_braces_in_the_texts_stay() -> None:
     problem = Problem("x/1", "Set {answer}?", "7", "So \\boxed{7}, {prompt}.")
     assert render("{prompt} | {solution} | {answer} {other}", problem) == (
         "Set {answer}? | So \\boxed{7}, {prompt}. | 7 {other}"
@@ -62,11 +62,11 @@ def test_a_template_takes_the_problems_texts_and_leaves_their_braces_alone() -> 
         render("{prompt}{solution}", Problem("x/2", "?", "7"))
 
 
-def test_another_prompt_leaves_the_response_as_it_was() -> None:
-    rollout = Rollout([5, 6, 7, 8, 9], [F, F, T, F, T], "stop", [-0.1, -0.2])  # a tool spoke between
-    moved = with_prompt(rollout, [1, 2, 3])
-    assert moved.token_ids == [1, 2, 3, 7, 8, 9] and moved.response_mask == [F, F, F, T, F, T]
-    assert moved.response_ids == rollout.response_ids and moved.sampler_logprobs == [-0.1, -0.2]
+def test_another_prompt_leaves_the_response_unchanged() -> None:
+    rollout = Rollout([5, 6, 7, 8, 9], [F, F, T, F, T], "stop", [-0.1, -0.2])  # tool output in the middle
+    changed = with_prompt(rollout, [1, 2, 3])
+    assert changed.token_ids == [1, 2, 3, 7, 8, 9] and changed.response_mask == [F, F, F, T, F, T]
+    assert changed.response_ids == rollout.response_ids and changed.sampler_logprobs == [-0.1, -0.2]
 
 
 def test_the_teacher_reads_the_solution_and_the_student_never_does(config: RunConfig, pair: Pair) -> None:
@@ -86,25 +86,23 @@ def test_the_teacher_reads_the_solution_and_the_student_never_does(config: RunCo
 
 
 @pytest.mark.parametrize("budget", [100_000, 500, 330])
-def test_hidden_states_are_those_of_each_response_alone_token_by_token(
-    config: RunConfig, pair: Pair, budget: int
-) -> None:
-    """Whatever the micro-batches: one by one through the teacher's own forward pass gives the same logits."""
+def test_teacher_hidden_states_are_in_the_students_token_order(config: RunConfig, pair: Pair, budget: int) -> None:
+    """For any micro-batches, each gives the logits of the teacher's forward pass over that rollout alone."""
     _, rollouts, reads = step_of(config, pair)
     student, teacher = (micro_batches(r, budget, pair.pad_id) for r in (rollouts, reads))
     with torch.no_grad():
         hidden = align_teacher_hidden(student, teacher, [pair.teacher.hidden(batch) for batch in teacher])
         for batch, states in zip(student, hidden, strict=True):
-            got = pair.teacher.head.logits(states)
-            naive: list[Tensor] = []
+            logits = pair.teacher.head.logits(states)
+            expected: list[Tensor] = []
             for rollout, position in zip(batch.rollout.tolist(), batch.position.tolist(), strict=True):
                 read = reads[rollout]
-                place = read.response_mask.index(True) + position - 1
-                naive.append(pair.teacher.module(torch.tensor([read.token_ids])).logits[0, place])
-            torch.testing.assert_close(got, torch.stack(naive), rtol=1e-4, atol=1e-3)
+                column = read.response_mask.index(True) + position - 1
+                expected.append(pair.teacher.module(torch.tensor([read.token_ids])).logits[0, column])
+            torch.testing.assert_close(logits, torch.stack(expected), rtol=1e-4, atol=1e-3)
 
 
-def test_responses_that_differ_are_an_invariant_broken(config: RunConfig, pair: Pair) -> None:
+def test_different_responses_fail_an_assertion(config: RunConfig, pair: Pair) -> None:
     _, rollouts, reads = step_of(config, pair)
     reads[0].token_ids[-1] += 1
     student, teacher = (micro_batches(r, 10_000, pair.pad_id) for r in (rollouts, reads))
@@ -155,17 +153,10 @@ def test_problems_whose_privileged_prompt_is_too_long_are_left_out(config: RunCo
         (["data=calculator", "eval=calculator", "agent=default"], "tool tasks have no solution text"),
     ],
 )
-def test_what_cannot_work_is_refused(compose_run: Compose, overrides: list[str], message: str) -> None:
+def test_unusable_settings_are_refused(compose_run: Compose, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         compose_run("pair=self", *overrides)
     assert message in str(caught.value)
-
-
-def test_the_teachers_longer_prompt_has_to_fit_its_positions(compose_run: Compose) -> None:
-    with pytest.raises(
-        ConfigError, match=r"pair\.privileged\.max_tokens \+ data\.max_response_tokens = 572, but the teac"
-    ):
-        check_context(compose_run("pair=self", "pair.privileged.max_tokens=500"), 200)
 
 
 def test_a_run_of_a_few_steps_end_to_end(compose_run: Compose, tmp_path: Path) -> None:

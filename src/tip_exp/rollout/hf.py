@@ -1,4 +1,4 @@
-"""Rollouts by the very module the learner trains: every machine, every causal model of transformers; the reference."""
+"""Rollouts by transformers, sampled from the module that the learner trains: any device, any causal model."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from transformers.generation.logits_process import (
 
 from tip_exp.types import Rollout, Sampling
 
-# Share of a batch's responses that must have ended before they leave it: leaving copies what stays of the cache.
-LEAVE_TOGETHER = 0.1
+# Finished responses leave the batch once they are this share of it; each removal copies the remaining KV cache.
+MIN_FINISHED_SHARE = 0.1
 
 
 class HfSampler:
-    """Samples from the learner's module, so its weights are always the newest.
+    """Samples from the learner's module, so its weights are always current.
 
-    A loop of its own, not `generate`, which keeps ended responses in the batch to the last one's end, and at the
-    embedded pair's size spends a third of its time around the model; nothing of model.generation_config is read.
+    Own loop instead of `generate`: finished responses leave the batch, and per-step overhead is lower (a third of the
+    time at the embedded pair's size). model.generation_config is not used.
     """
 
     def __init__(self, model: PreTrainedModel, *, stop_ids: list[int], pad_id: int, batch_size: int) -> None:
@@ -37,7 +37,7 @@ class HfSampler:
         torch.manual_seed(seed)
         expanded = [prompt for prompt in prompts for _ in range(sampling.samples)]
         rollouts: list[Rollout] = []
-        with torch.no_grad(), self._evaluating():
+        with torch.no_grad(), self._eval_mode():
             for start in range(0, len(expanded), self.batch_size):
                 rollouts += self._generate_batch(expanded[start : start + self.batch_size], sampling)
         return rollouts
@@ -49,7 +49,7 @@ class HfSampler:
         pass
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def _eval_mode(self) -> Iterator[None]:
         training = self.model.training
         self.model.eval()
         try:
@@ -58,51 +58,51 @@ class HfSampler:
             self.model.train(training)
 
     def _generate_batch(self, prompts: list[list[int]], sampling: Sampling) -> list[Rollout]:
-        device, width, most = self.model.device, max(map(len, prompts)), sampling.max_tokens
-        ids = torch.full((len(prompts), width), self.pad_id)
-        mask = torch.ones(len(prompts), width + most, dtype=torch.long)
+        device, count, width, max_tokens = self.model.device, len(prompts), max(map(len, prompts)), sampling.max_tokens
+        ids = torch.full((count, width), self.pad_id)
+        mask = torch.ones(count, width + max_tokens, dtype=torch.long)
         for row, prompt in enumerate(prompts):  # padded on the left: new tokens follow the prompt
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, : width - len(prompt)] = 0
         ids, mask = ids.to(device), mask.to(device)
-        places = (mask.cumsum(-1) - 1).clamp_(min=0)
-        written = torch.full((len(prompts), most), self.pad_id, device=device)
-        logprobs = torch.zeros(len(prompts), most, device=device)
-        lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
-        stopped = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-        # Rows of the batch that are still there, and what the model has seen of them.
-        here, cache, start, warpers = torch.arange(len(prompts), device=device), None, 0, _warpers(sampling)
-        for step in range(most):
-            end = width + step
+        position_ids = (mask.cumsum(-1) - 1).clamp_(min=0)
+        response_ids = torch.full((count, max_tokens), self.pad_id, device=device)
+        logprobs = torch.zeros(count, max_tokens, device=device)
+        lengths = torch.zeros(count, dtype=torch.long, device=device)
+        stopped = torch.zeros(count, dtype=torch.bool, device=device)
+        active = torch.arange(count, device=device)  # rows of the batch that the model still runs on
+        cache, cached_length, warpers = None, 0, _warpers(sampling)
+        for step in range(max_tokens):
+            length = width + step
             output = self.model(
                 input_ids=ids,
-                attention_mask=mask[here, :end],
-                position_ids=places[here, start:end],
+                attention_mask=mask[active, :length],
+                position_ids=position_ids[active, cached_length:length],
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache, start, logits = output.past_key_values, end, output.logits[:, -1].float()
-            # One number a prompt, ended or not: a response's chance does not hang on when others end.
-            chance = torch.rand(len(prompts), dtype=torch.float64, device=device)[here]
-            tokens = _draw(warpers(ids, logits), chance) if sampling.temperature > 0 else logits.argmax(-1)
-            written[here, step] = tokens
-            logprobs[here, step] = logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
-            lengths[here] += ~stopped[here]
-            stopped[here] |= torch.isin(tokens, self.stop_ids)
-            ids, going = tokens[:, None], ~stopped[here]
-            num_going = int(going.sum())
-            if num_going == 0:
+            cache, cached_length, logits = output.past_key_values, length, output.logits[:, -1].float()
+            # One uniform per prompt, finished or not, so that a response does not depend on when others finish.
+            uniform = torch.rand(count, dtype=torch.float64, device=device)[active]
+            tokens = _draw(warpers(ids, logits), uniform) if sampling.temperature > 0 else logits.argmax(-1)
+            response_ids[active, step] = tokens
+            logprobs[active, step] = logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
+            lengths[active] += ~stopped[active]
+            stopped[active] |= torch.isin(tokens, self.stop_ids)
+            ids, running = tokens[:, None], ~stopped[active]
+            num_running = int(running.sum())
+            if num_running == 0:
                 break
-            if len(here) - num_going >= LEAVE_TOGETHER * len(here):
-                cache.batch_select_indices(going.nonzero().squeeze(-1))
-                here, ids = here[going], ids[going]
-        rows = zip(prompts, written.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
+            if len(active) - num_running >= MIN_FINISHED_SHARE * len(active):
+                cache.batch_select_indices(running.nonzero().squeeze(-1))
+                active, ids = active[running], ids[running]
+        rows = zip(prompts, response_ids.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
         return [_rollout(*row) for row in rows]
 
 
 def _warpers(sampling: Sampling) -> LogitsProcessorList:
-    """transformers' own, in its order; none where a setting changes nothing."""
+    """transformers' warpers in its order, without those that change nothing."""
     warpers = LogitsProcessorList()
     if sampling.temperature not in (0, 1):
         warpers.append(TemperatureLogitsWarper(sampling.temperature))
@@ -113,19 +113,19 @@ def _warpers(sampling: Sampling) -> LogitsProcessorList:
     return warpers
 
 
-def _draw(logits: Tensor, chance: Tensor) -> Tensor:
-    """The tokens, (n,), at which the cumulated probabilities pass `chance`, (n,) in [0, 1).
+def _draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse transform sampling: tokens (n,), each the first whose cumulative probability exceeds its `uniform` (n,).
 
-    In float64, where rounding favours no token of a large vocabulary, and one number a row is drawn, not V.
+    In float64, so that rounding does not distort the probabilities of a large vocabulary.
     """
-    cumulated = logits.double().softmax(-1).cumsum_(-1)
-    # Of the last sum, which is one but for rounding, so that no token of probability zero behind it is drawn.
-    passed = torch.searchsorted(cumulated, (chance * cumulated[:, -1])[:, None], right=True)
-    return passed.squeeze(-1)
+    cumulative = logits.double().softmax(-1).cumsum_(-1)
+    # Scale by the last sum, 1 up to rounding, so that no token of probability zero after it is drawn.
+    tokens = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)
+    return tokens.squeeze(-1)
 
 
 def _rollout(prompt: list[int], ids: list[int], logprobs: list[float], length: int, stopped: bool) -> Rollout:
-    """The first stop token is part of the response; without one the response was truncated."""
+    """The first stop token belongs to the response; without one the response is truncated."""
     return Rollout(
         token_ids=prompt + ids[:length],
         response_mask=[False] * len(prompt) + [True] * length,

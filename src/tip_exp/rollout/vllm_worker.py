@@ -1,4 +1,4 @@
-"""What runs inside vLLM's workers: taking the learner's weights, and dying with the run they belong to.
+"""Code that runs inside vLLM's workers: it loads the learner's weights, and ends the worker when the run ends.
 
 vLLM imports this module in the process of each worker and mixes `WeightSync` into the worker's class.
 """
@@ -16,27 +16,24 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-RUN_PID = "TIP_EXP_RUN_PID"  # set by the run for engines in processes of their own
+RUN_PID = "TIP_EXP_RUN_PID"  # environment variable with the run's process id, for engines in processes of their own
 
 
 class WeightSync:
-    """Methods that the run calls by name, so that nothing but names, numbers and paths is ever pickled."""
+    """Methods that the run calls by name, so that only names, numbers and paths are pickled."""
 
     def tip_load(self: Any, named: Iterator[tuple[str, Tensor]]) -> None:
-        """Take whole parameters under their checkpoint names; every worker keeps its share."""
+        """Load whole parameters under their checkpoint names; every worker keeps its shard."""
         self.reload_weights(weights_iterator=named)
         repack_tied_head(self.model_runner.get_model())
 
     def tip_load_file(self: Any, path: str) -> None:
-        """The same, from a safetensors file."""
+        """`tip_load` from a safetensors file."""
         self.tip_load(iter(load_file(path).items()))
-
-    def tip_pid(self: Any) -> int:
-        return os.getpid()
 
 
 def repack_tied_head(model: nn.Module) -> None:
-    """Rebuild what a CPU's tied head computes with: a packed copy of the embedding, which a reload leaves stale.
+    """Rebuild the packed copy of a tied embedding that vLLM's CPU head computes with; a reload does not update it.
 
     Only vLLM's CPU build packs (`cpu_linear`); on a GPU a tied head shares the embedding's storage.
     """
@@ -46,7 +43,7 @@ def repack_tied_head(model: nn.Module) -> None:
 
 
 def die_with_run() -> None:
-    """End this worker and its engine when the run ends in a way that leaves it no time to say so (Linux).
+    """End this worker and its engine when the run's process ends, however it ends (Linux).
 
     vLLM's workers watch their engine, but nothing watches the process that started the engine.
     """
@@ -55,14 +52,14 @@ def die_with_run() -> None:
         return
     engine = os.getppid()
     try:
-        watched = os.pidfd_open(run)
-    except ProcessLookupError:  # it was killed before this worker got here
+        run_fd = os.pidfd_open(run)
+    except ProcessLookupError:  # the run ended before this worker started
         _end(engine, run)
         return
 
     def watch() -> None:
         poller = poll()
-        poller.register(watched, POLLIN)
+        poller.register(run_fd, POLLIN)
         poller.poll()
         _end(engine, run)
 

@@ -1,0 +1,62 @@
+"""Arguments of vLLM's `LLM`, from rollout.vllm and the model's config; imports nothing of vLLM."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+
+from tip_exp.config.schema import VllmConfig
+from tip_exp.rollout.vllm_worker import WeightSync
+
+_CPU_BLOCK = 128  # tokens per KV cache block on a CPU
+_CPU_BATCHED_TOKENS = 2048
+
+
+def engine_options(
+    settings: VllmConfig,
+    model_config: PretrainedConfig,
+    *,
+    folder: str,
+    dtype: str,
+    max_model_len: int,
+    max_num_seqs: int,
+    sleep_level: int,
+    on_cpu: bool,
+) -> dict[str, Any]:
+    """Keyword arguments of vLLM's `LLM`; `rollout.vllm.engine_args` overrides them. `folder` holds config.json."""
+    options: dict[str, Any] = {
+        "model": folder,
+        "skip_tokenizer_init": True,
+        "load_format": "dummy",
+        "generation_config": "vllm",  # none of the model's own sampling defaults
+        "dtype": dtype,
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "gpu_memory_utilization": settings.gpu_memory_utilization,
+        "enforce_eager": on_cpu,  # CUDA graphs and compilation on a GPU
+        "enable_sleep_mode": sleep_level > 0,
+        "logprobs_mode": "raw_logprobs",  # at temperature 1, before top-p and top-k
+        "worker_extension_cls": f"{WeightSync.__module__}.{WeightSync.__name__}",
+    }
+    if on_cpu:
+        # Without a size vLLM checks only the memory of NUMA node 0 and may refuse to start.
+        options["kv_cache_memory_bytes"] = _kv_cache_bytes(model_config, dtype, max_model_len, max_num_seqs)
+        # On a CPU, chunked prefill of a seeded request kills the engine.
+        options["enable_chunked_prefill"] = False
+        options["max_num_batched_tokens"] = max(_CPU_BATCHED_TOKENS, max_model_len)
+    return options | settings.engine_args
+
+
+def _kv_cache_bytes(model_config: PretrainedConfig, dtype: str, max_model_len: int, max_num_seqs: int) -> int:
+    """Size for `max_num_seqs` sequences of full length, at most a quarter of the machine's memory."""
+    config = model_config.get_text_config()
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * kv_heads * head_dim * getattr(torch, dtype).itemsize
+    tokens = max_num_seqs * (-(-max_model_len // _CPU_BLOCK) + 1) * _CPU_BLOCK
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(per_token * tokens, memory // 4)

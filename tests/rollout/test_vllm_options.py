@@ -1,0 +1,55 @@
+"""Arguments of the engine by device and settings; needs no vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.models.pair import Pair
+from tip_exp.rollout.vllm_options import engine_options
+
+Compose = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def options_of(tiny_pair: Pair, compose_run: Compose) -> Callable[..., dict[str, Any]]:
+    def options(
+        *overrides: str, on_cpu: bool = False, max_model_len: int = 200, max_num_seqs: int = 256
+    ) -> dict[str, Any]:
+        settings = compose_run(*overrides).rollout.vllm
+        return engine_options(
+            settings,
+            tiny_pair.student.module.config,
+            folder="somewhere",
+            dtype="float32",
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            sleep_level=0 if on_cpu else settings.sleep_level,
+            on_cpu=on_cpu,
+        )
+
+    return options
+
+
+def test_a_gpu_engine_sleeps_and_captures_graphs(options_of: Callable[..., dict[str, Any]]) -> None:
+    options = options_of()
+    assert options["enable_sleep_mode"] and not options["enforce_eager"]
+    assert options["max_num_seqs"] == 256
+    assert "kv_cache_memory_bytes" not in options and "enable_chunked_prefill" not in options
+
+
+def test_a_cpu_engine_has_its_cache_size_and_no_chunked_prefill(options_of: Callable[..., dict[str, Any]]) -> None:
+    """Keys and values of 2 layers, 1 head of 32, 4 bytes, for 2 sequences of three blocks of 128 tokens."""
+    options = options_of(on_cpu=True, max_num_seqs=2)
+    assert options["enforce_eager"] and not options["enable_sleep_mode"] and not options["enable_chunked_prefill"]
+    assert options["kv_cache_memory_bytes"] == 2 * 2 * 1 * 32 * 4 * 2 * (3 * 128)
+    assert options["max_num_batched_tokens"] == 2048
+    assert options_of(on_cpu=True, max_model_len=5000)["max_num_batched_tokens"] == 5000
+
+
+def test_engine_args_override_everything(options_of: Callable[..., dict[str, Any]]) -> None:
+    options = options_of("+rollout.vllm.engine_args.block_size=32", "+rollout.vllm.engine_args.max_num_seqs=3")
+    assert options["block_size"] == 32 and options["max_num_seqs"] == 3
