@@ -135,14 +135,15 @@ def test_no_process_is_left_behind(tmp_path: Path, separate: str, how: str) -> N
     finally:
         kill_all(process.pid)
     if how == "interrupted":
-        assert process.returncode == 130 and "the same command goes on" in output, output
+        assert process.returncode == 130 and "the same command resumes" in output, output
 
 
 KILL_THE_ENGINE = """
 import multiprocessing, os, signal
 import torch
 from hydra import compose, initialize_config_dir
-from tip_exp.config.parse import parse, register_resolvers
+from tip_exp.config.parse import parse
+from tip_exp.config.resolvers import register_resolvers
 from tip_exp.models.load import load_pair
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.vllm import EngineDiedError, VllmSampler
