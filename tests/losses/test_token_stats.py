@@ -64,7 +64,7 @@ def test_whole_rows_may_take_several_gemms_and_blocks(
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tiling.GEMM_ELEMENTS, "cpu", gemm_elements)
         patch.setitem(tiling.BLOCK_ELEMENTS, "cpu", gemm_elements // 2 + 1)
-        tile_bytes = rows * LIVE_TILES * vocab * 8
+        tile_bytes = tile_rows * LIVE_TILES * vocab * 8
         values = token_stats(*pair_and_ids, wanted=ALL, tile_bytes=tile_bytes, top_k=20).values
     assert_equal(values, reference.token_statistics(*pair_and_ids, jsd_beta=0.5, k=20))
 
