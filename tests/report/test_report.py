@@ -135,8 +135,11 @@ def test_holm_is_over_all_comparisons_with_one_baseline(tmp_path: Path, compose_
     assert all(math.isnan(arm.p_holm) for arm in arms_of(tmp_path) if not arm.difference)
 
 
-def test_differing_keys() -> None:
-    assert differing_keys([{"a": 1, "b": None}, {"a": 1}, {"a": 1, "c": 2}]) == ["c"]
+def test_differing_keys(runs: Path) -> None:
+    (first, second) = arms_of(runs)
+    first.config, second.config = {"a": 1, "b": None, "x.d": 3}, {"a": 1, "c": 2}
+    assert differing_keys([first, second]) == ["c", "x.d"]
+    assert differing_keys([first, second], ignored=("x.", "y.")) == ["c"]
     assert differing_keys([]) == []
 
 
@@ -144,9 +147,9 @@ def test_every_row_of_every_layout_has_numbers_of_the_paper() -> None:
     frame = pd.read_csv(Path(__file__).parents[2] / "results" / "paper_numbers.csv")
     assert list(frame.columns) == ["table", "page", "pair", "benchmark", "method", "retention", "mean", "std", "unit"]
     assert len(frame) == len(paper_numbers()) == 121
-    assert paper_numbers()["qwen3-8b-4b", "math500", "soft_or", 0.5] == (79.1, 0.8)
+    assert paper_numbers()["qwen3_8b_to_4b", "math500", "soft_or", 0.5] == ("table5", "79.1 ± 0.8")
     for name, layout in LAYOUTS.items():
-        pair, benchmark = ("qwen3-14b-1.7b", "deepplanning_avg16") if name == "table7" else ("qwen3-8b-4b", "math500")
+        pair, benchmark = ("qwen3_14b_to_1p7b", "deepplanning") if name == "table7" else ("qwen3_8b_to_4b", "math500")
         assert all((pair, benchmark, *row) in paper_numbers() for row in layout.rows), name
         assert {selector for selector, _ in layout.rows} <= METHODS.keys()
 

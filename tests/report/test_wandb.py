@@ -15,7 +15,7 @@ from tests.synthetic_runs import finish, write_config
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import read_run, read_runs
-from tip_exp.report.wandb import Upload, group_of, sync_command, uploads, workspace
+from tip_exp.report.wandb import group_of, pending_uploads, sync_command, workspace
 
 pytest.importorskip("wandb_workspaces")
 
@@ -109,9 +109,9 @@ def make_offline(folder: Path) -> Callable[..., Path]:
 def test_uploads_are_the_offline_runs_without_a_mark(folder: Path, make_offline: Callable[..., Path]) -> None:
     first, second = make_offline("full", "20260101-abc"), make_offline("full", "20260102-abc")
     make_offline("soft_or", "20260101-def", synced=True)
-    assert uploads([folder]) == [Upload(first, is_later_part=False), Upload(second, is_later_part=True)]
-    command = sync_command(Upload(second, is_later_part=True))
-    assert command[1:] == ["-m", "wandb", "sync", "--yes", "--id", "abc", str(second)]
+    assert pending_uploads([folder]) == [first, second]
+    assert sync_command(first)[1:] == ["-m", "wandb", "sync", "--yes", str(first)]
+    assert sync_command(second)[1:] == ["-m", "wandb", "sync", "--yes", "--id", "abc", str(second)]
     process = report("sync", str(folder), "--dry-run")
     assert process.returncode == 0 and "2 offline runs to upload" in process.stdout and str(first) in process.stdout
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tip_exp.records.reader import RunRecord, read_runs
 from tip_exp.report.significance import ArmScores, Difference, compare, holm
 from tip_exp.utils.errors import DataError
 
-IGNORED_KEYS = ("name", "sweep", "logger")  # they do not change what a run computes
+IGNORED_KEYS = ("name", "sweep", "logger", "seed")  # runs of one arm may differ in these
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class ArmResult:
     selector: str
     score: str
     retention: float
-    config: dict[str, Any] = field(repr=False)  # flat, without seed and IGNORED_KEYS
+    config: dict[str, Any] = field(repr=False)  # flat, without IGNORED_KEYS
     identity: str = field(repr=False)  # `config` as text
     setting: str = field(repr=False)  # `config` without the selector, as text
     seeds: int
@@ -72,6 +73,10 @@ class ArmResult:
     def state(self) -> str:
         return "done" if self.seeds == self.runs else f"{self.runs - self.seeds} of {self.runs} unfinished"
 
+    def values_of(self, keys: list[str]) -> list[str]:
+        """["learner.lr=0.001", "learner.num_steps=40"]"""
+        return [f"{key}={self.config.get(key)}" for key in keys]
+
 
 def read_records(roots: list[Path]) -> list[RunRecord]:
     """The records of all runs below the roots. Raises DataError if a root is no folder or no run is found."""
@@ -91,31 +96,31 @@ def summarize(records: list[RunRecord]) -> list[ArmResult]:
     `difference` is the arm with selector.score=full that shares everything but the selector. `p_holm` is corrected over
     all comparisons of one setting, on all its benchmarks.
     """
-    by_seed: dict[tuple[str, str, int], tuple[RunRecord, dict[str, Any]]] = {}
+    by_seed: dict[tuple[str, str, int], RunRecord] = {}
     for record in records:
-        flat = _computing_keys(record.config)
+        config = flatten({key: value for key, value in record.config.items() if key not in IGNORED_KEYS})
         for benchmark in record.config["eval"]["benchmarks"]:
-            key = (_text(flat), benchmark, record.config["seed"])
-            if key not in by_seed or (record.is_done and not by_seed[key][0].is_done):
+            key = _text(config), benchmark, record.config["seed"]
+            if key not in by_seed or (record.is_done and not by_seed[key].is_done):
                 by_seed.pop(key, None)
-                by_seed[key] = record, flat
+                by_seed[key] = record
     groups: dict[tuple[str, str], list[RunRecord]] = {}
-    configs: dict[str, dict[str, Any]] = {}
-    for (identity, benchmark, _), (record, flat) in by_seed.items():
+    for (identity, benchmark, _), record in by_seed.items():
         groups.setdefault((identity, benchmark), []).append(record)
-        configs[identity] = flat
-    arms = [_arm(group, identity, configs[identity], name) for (identity, name), group in groups.items()]
-    baselines = {(arm.setting, arm.benchmark): arm for arm in arms if arm.score == "full" and arm.scores}
+    arms = [_arm(group, identity, benchmark) for (identity, benchmark), group in groups.items()]
+    baselines = {(arm.setting, arm.benchmark): arm.scores for arm in arms if arm.score == "full" and arm.scores}
     for arm in arms:
-        arm.difference = _difference(arm, baselines.get((arm.setting, arm.benchmark)))
+        baseline = baselines.get((arm.setting, arm.benchmark))
+        if arm.score != "full" and arm.scores and baseline:
+            arm.difference = compare(arm.scores, baseline)
     for family in group_by(arms, "setting").values():
         p_values = holm([arm.difference.p if arm.difference else math.nan for arm in family])
         for arm, p_holm in zip(family, p_values, strict=True):
             arm.p_holm = p_holm
     for alike in group_by(arms, "pair", "data", "benchmark", "selector", "retention").values():
-        keys = differing_keys([arm.config for arm in alike])
+        keys = differing_keys(alike)
         for arm in alike:
-            arm.differs = ", ".join(f"{key}={arm.config.get(key)}" for key in keys)
+            arm.differs = ", ".join(arm.values_of(keys))
     return arms
 
 
@@ -123,75 +128,69 @@ def group_by(arms: Iterable[ArmResult], *fields: str) -> dict[Any, list[ArmResul
     """Arms by the value of a field (a tuple of values for several), in the order of first appearance."""
     groups: dict[Any, list[ArmResult]] = {}
     for arm in arms:
-        values = tuple(getattr(arm, name) for name in fields)
-        groups.setdefault(values if len(fields) > 1 else values[0], []).append(arm)
+        groups.setdefault(attrgetter(*fields)(arm), []).append(arm)
     return groups
 
 
-def differing_keys(configs: list[dict[str, Any]]) -> list[str]:
-    """The keys of flat configs whose values are not the same in all; an absent key counts as null."""
-    keys = sorted(set().union(*configs)) if configs else []
-    return [key for key in keys if len({json.dumps(config.get(key)) for config in configs}) > 1]
+def differing_keys(arms: list[ArmResult], *, ignored: tuple[str, ...] = ()) -> list[str]:
+    """The config keys whose values are not the same in all arms; an absent key counts as null.
+
+    Keys that start with one of `ignored` are left out.
+    """
+    keys = sorted({key for arm in arms for key in arm.config if not key.startswith(ignored)})
+    return [key for key in keys if len({json.dumps(arm.config.get(key)) for arm in arms}) > 1]
 
 
-def _computing_keys(config: dict[str, Any]) -> dict[str, Any]:
-    return flatten({key: value for key, value in config.items() if key not in (*IGNORED_KEYS, "seed")})
+def _text(config: dict[str, Any]) -> str:
+    return json.dumps(config, sort_keys=True)
 
 
-def _text(flat: dict[str, Any]) -> str:
-    return json.dumps(flat, sort_keys=True)
-
-
-def _arm(records: list[RunRecord], identity: str, flat: dict[str, Any], benchmark: str) -> ArmResult:
-    config = records[0].config
-    done = [record for record in records if record.is_done]
+def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
+    config = json.loads(identity)
     results = [record.result for record in records if record.result is not None]
-    main = metrics.main_accuracy(benchmark, config["eval"]["samples"])
-    baseline = f"{benchmark}/{metrics.NO_TOOL_BASELINE}"
-
-    def memory(*names: str) -> float:
-        """Mean over the runs of the first of these metrics that a run has."""
-        return _mean([next((m[name] for name in names if name in m), math.nan) for m in (r["memory"] for r in results)])
-
+    main = metrics.main_accuracy(benchmark, config["eval.samples"])
     return ArmResult(
-        pair=config["pair"]["label"],
-        data=config["data"]["label"],
+        pair=config["pair.label"],
+        data=config["data.label"],
         benchmark=benchmark,
-        selector=config["selector"]["label"],
-        score=config["selector"]["score"],
-        retention=config["selector"]["retention"],
-        config=flat,
+        selector=config["selector.label"],
+        score=config["selector.score"],
+        retention=config["selector.retention"],
+        config=config,
         identity=identity,
-        setting=_text({key: value for key, value in flat.items() if not key.startswith("selector.")}),
-        seeds=len(done),
+        setting=_text({key: value for key, value in config.items() if not key.startswith("selector.")}),
+        seeds=len(results),
         runs=len(records),
         folders=[record.folder for record in records],
         sweeps=sorted({record.config["sweep"] for record in records if record.config["sweep"]}),
         hardware=sorted({result["hardware"] for result in results}),
-        teacher=_accuracy([result["teacher"] for result in results], main),
-        start=_accuracy([result["start"] for result in results], main),
-        final=_accuracy([result["final"] for result in results], main),
-        greedy=_accuracy([result["final"] for result in results], f"{benchmark}/{metrics.GREEDY}"),
-        kept_tokens=_mean([result["totals"]["kept_tokens"] for result in results]),
-        loss_mib=memory(metrics.extra_mib("loss")),
-        peak_gib=memory(metrics.peak_gib("learner"), metrics.PROCESS_PEAK_GIB),
-        process_gib=memory(metrics.PROCESS_PEAK_GIB),
-        wall_s=_mean([result["totals"]["wall_s"] for result in results]),
-        no_tool_baseline=_mean([result["final"].get(baseline, math.nan) for result in results]),
-        scores=_scores(done, benchmark),
+        teacher=_accuracy(results, "teacher", main),
+        start=_accuracy(results, "start", main),
+        final=_accuracy(results, "final", main),
+        greedy=_accuracy(results, "final", f"{benchmark}/{metrics.GREEDY}"),
+        kept_tokens=_mean(results, "totals", "kept_tokens"),
+        loss_mib=_mean(results, "memory", metrics.extra_mib("loss")),
+        peak_gib=_mean(results, "memory", metrics.peak_gib("learner"), metrics.PROCESS_PEAK_GIB),
+        process_gib=_mean(results, "memory", metrics.PROCESS_PEAK_GIB),
+        wall_s=_mean(results, "totals", "wall_s"),
+        no_tool_baseline=_mean(results, "final", f"{benchmark}/{metrics.NO_TOOL_BASELINE}"),
+        scores=_scores([record for record in records if record.is_done], benchmark),
     )
 
 
-def _accuracy(evaluations: list[dict[str, float]], name: str) -> Accuracy:
+def _accuracy(results: list[dict[str, Any]], part: str, name: str) -> Accuracy:
     """Mean over seeds with the standard error over seeds; for one seed, the standard error over problems."""
-    values = [evaluation.get(name, math.nan) for evaluation in evaluations]
-    if len(values) == 1:
-        return Accuracy(values[0], evaluations[0].get(metrics.standard_error_of(name), math.nan))
-    return Accuracy(_mean(values), float(np.std(values, ddof=1)) / math.sqrt(len(values)) if values else math.nan)
+    if len(results) == 1:
+        standard_error = results[0][part].get(metrics.standard_error_of(name), math.nan)
+    else:
+        values = [result[part].get(name, math.nan) for result in results]
+        standard_error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if values else math.nan
+    return Accuracy(_mean(results, part, name), standard_error)
 
 
-def _mean(values: Sequence[float]) -> float:
-    """Mean of the values that were measured; nan if none was."""
+def _mean(results: list[dict[str, Any]], part: str, *names: str) -> float:
+    """Mean over the runs of the first of these values that this part of a run's result has; nan if none has any."""
+    values = [next((result[part][name] for name in names if name in result[part]), math.nan) for result in results]
     measured = [value for value in values if not math.isnan(value)]
     return float(np.mean(measured)) if measured else math.nan
 
@@ -206,11 +205,3 @@ def _scores(done: list[RunRecord], benchmark: str) -> ArmScores | None:
         return None
     scores = [[outcome["right"][problem] / outcome["samples"] for problem in problems] for outcome in outcomes]
     return ArmScores(problems, np.array(scores, dtype=float), tuple(record.config["seed"] for record in done))
-
-
-def _difference(arm: ArmResult, baseline: ArmResult | None) -> Difference | None:
-    if arm.score == "full" or arm.scores is None or baseline is None or baseline.scores is None:
-        return None
-    if set(arm.scores.problems) != set(baseline.scores.problems):
-        return None
-    return compare(arm.scores, baseline.scores)

@@ -14,8 +14,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from tip_exp.report import wandb
 from tip_exp.report.arms import read_records, summarize
 from tip_exp.report.overview import NOTES, csv_text, overview
+from tip_exp.report.paper import LAYOUTS, paper_tables
+from tip_exp.report.results_page import write_results
 from tip_exp.report.tables import latex, markdown, write
 from tip_exp.utils.errors import DataError
 
@@ -30,8 +33,6 @@ def _parser(command: str, description: str, epilog: str | None = None) -> argpar
 
 
 def _tables(arguments: list[str]) -> None:
-    from tip_exp.report.paper import LAYOUTS, paper_tables
-
     parser = _parser("tip-report", "Tables from run folders.", EPILOG)
     parser.add_argument("--table", choices=list(LAYOUTS), help="a table of the paper instead of the overview")
     parser.add_argument("--markdown", type=Path, help="also write the table as Markdown")
@@ -58,58 +59,48 @@ def _tables(arguments: list[str]) -> None:
 
         write(given.html, page(records, arms))
     if given.png:
-        from tip_exp.report.pictures import write_pictures
+        from tip_exp.report.page import write_pictures
 
         write_pictures(records, arms, given.png)
 
 
 def _results(arguments: list[str]) -> None:
-    from tip_exp.report.results_page import write_results
-
     parser = _parser("tip-report results", "All tables that run folders can fill.")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where README.md and the tables go")
     given = parser.parse_args(arguments)
-    roots = " ".join(str(root) for root in given.roots)
+    roots = " ".join(map(str, given.roots))
     write_results(read_records(given.roots), given.out, f"tip-report results {roots} --out {given.out}")
     print(f"{given.out / 'README.md'} written")
 
 
 def _wandb(arguments: list[str]) -> None:
-    from tip_exp.report.wandb import save, workspace
-
     parser = _parser("tip-report wandb", "Save a W&B workspace that compares selectors.")
     parser.add_argument("--entity", required=True, help="the W&B user or team")
     parser.add_argument("--project", help="default: logger.project of the runs")
     parser.add_argument("--print", action="store_true", help="print the workspace instead of saving it")
     given = parser.parse_args(arguments)
     records = read_records(given.roots)
-    try:
-        made = workspace(records, given.entity, given.project or records[0].config["logger"]["project"])
-    except ImportError as error:
-        raise DataError(f"{error.name} is not installed; pip install 'tip_exp[dashboards]'") from error
+    made = wandb.workspace(records, given.entity, given.project or records[0].config["logger"]["project"])
     if given.print:
         print(made._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2))
-        return
-    print(save(made))
+    else:
+        print(wandb.save(made))
 
 
 def _sync(arguments: list[str]) -> None:
-    from tip_exp.report.wandb import sync_command, upload, uploads
-
     parser = _parser("tip-report sync", "Upload offline W&B runs.")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that would upload, run none")
     given = parser.parse_args(arguments)
     read_records(given.roots)
-    pending = uploads(given.roots)
+    pending = wandb.pending_uploads(given.roots)
     if given.dry_run:
-        print(
-            "\n".join([*(shlex.join(sync_command(part)) for part in pending), f"{len(pending)} offline runs to upload"])
-        )
+        commands = [shlex.join(wandb.sync_command(folder)) for folder in pending]
+        print(*commands, f"{len(pending)} offline runs to upload", sep="\n")
         return
-    failed = upload(pending)
+    failed = wandb.upload(pending)
     print(f"{len(pending) - len(failed)} of {len(pending)} offline runs uploaded")
     if failed:
-        folders = "".join(f"\n  {part.folder}" for part in failed)
+        folders = "".join(f"\n  {folder}" for folder in failed)
         raise DataError(f"these were not uploaded:{folders}\nrun the same command to try them again")
 
 
@@ -117,12 +108,12 @@ COMMANDS = {"results": _results, "wandb": _wandb, "sync": _sync}
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
+    name, *arguments = sys.argv[1:] or [""]
     try:
-        if arguments and arguments[0] in COMMANDS:
-            COMMANDS[arguments[0]](arguments[1:])
+        if name in COMMANDS:
+            COMMANDS[name](arguments)
         else:
-            _tables(arguments)
+            _tables(sys.argv[1:])
     except DataError as error:
         sys.exit(f"error: {error}")
 

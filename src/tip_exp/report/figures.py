@@ -30,20 +30,25 @@ def colour_of(selectors: Sequence[str]) -> dict[str, str]:
 def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
     """Final accuracy against retention; bands are ± 1.96 standard errors, the dashed line is training on all tokens."""
     figure = go.Figure()
-    for selector, curve in _curves(arms).items():
+    for selector, curve in _by_selector(arms).items():
+        colour = colours[selector]
         means = [100 * arm.final.mean for arm in curve]
         errors = [0.0 if math.isnan(arm.final.se) else 100 * Z95 * arm.final.se for arm in curve]
-        seeds = [arm.seeds for arm in curve]
-        if selector == "full":
-            _add_full(figure, means[0], errors[0], colours[selector], seeds[0])
-            continue
-        retentions = [100 * arm.retention for arm in curve]
         low = [mean - error for mean, error in zip(means, errors, strict=True)]
         high = [mean + error for mean, error in zip(means, errors, strict=True)]
-        _add_band(figure, retentions, low, high, colours[selector], selector)
+        if selector == "full":
+            figure.add_hrect(low[0], high[0], fillcolor=colour, opacity=0.12, line_width=0)
+            figure.add_scatter(
+                x=[0, 100], y=[means[0], means[0]], mode="lines", name="full (all tokens)",
+                line={"color": colour, "dash": "dash"},
+                hovertemplate=f"all tokens: {means[0]:.1f} ± {errors[0]:.1f} (n={curve[0].seeds})",
+            )  # fmt: skip
+            continue
+        retentions = [100 * arm.retention for arm in curve]
+        _add_band(figure, retentions, low, high, colour, selector)
         figure.add_scatter(
-            x=retentions, y=means, mode="lines+markers", name=selector, legendgroup=selector,
-            line_color=colours[selector], marker_size=9, customdata=list(zip(errors, seeds, strict=True)),
+            x=retentions, y=means, mode="lines+markers", name=selector, legendgroup=selector, line_color=colour,
+            marker_size=9, customdata=[[error, arm.seeds] for error, arm in zip(errors, curve, strict=True)],
             error_y={"array": errors, "visible": len(retentions) == 1},
             hovertemplate="%{x:g} % of tokens: %{y:.1f} ± %{customdata[0]:.1f} (n=%{customdata[1]})",
         )  # fmt: skip
@@ -54,7 +59,7 @@ def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
 def memory(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
     """Peak allocation of the masked loss against retention; all tokens are the point at 100 %."""
     figure = go.Figure()
-    for selector, curve in _curves(arms).items():
+    for selector, curve in _by_selector(arms).items():
         figure.add_scatter(
             x=[100 * arm.retention for arm in curve], y=[arm.loss_mib for arm in curve], mode="lines+markers",
             name=selector, line_color=colours[selector], marker_size=9,
@@ -91,7 +96,10 @@ def plane(
 ) -> go.Figure:
     """Tokens by entropy and divergence, with quadrants; a menu chooses the arm whose kept tokens are marked."""
     figure = go.Figure()
-    x, y = ([_log_value(value) for value in tokens.statistics[name][:MAX_POINTS]] for name in ("entropy", "reverse_kl"))
+    x, y = (
+        [float(f"{max(MIN_LOG, value):.4g}") for value in tokens.statistics[name][:MAX_POINTS]]
+        for name in ("entropy", "reverse_kl")
+    )
     arms = list(tokens.kept)
     for i, arm in enumerate(arms):
         for is_kept in (False, True):
@@ -148,12 +156,10 @@ def _heatmap(values: list[list[float]], x: list[str], y: list[str], hover: str, 
     return _with_axes(figure, "", "")
 
 
-def _curves(arms: list[ArmResult]) -> dict[str, list[ArmResult]]:
+def _by_selector(arms: list[ArmResult]) -> dict[str, list[ArmResult]]:
     """Arms with a finished run by selector, each sorted by retention."""
-    finished = sorted((arm for arm in arms if arm.seeds), key=lambda arm: arm.retention)
-    selectors = dict.fromkeys(arm.selector for arm in arms if arm.seeds)
-    by_selector = group_by(finished, "selector")
-    return {name: by_selector[name] for name in selectors}
+    by_selector = group_by((arm for arm in arms if arm.seeds), "selector")
+    return {name: sorted(curve, key=lambda arm: arm.retention) for name, curve in by_selector.items()}
 
 
 def _limit_axis(figure: go.Figure, arms: list[ArmResult]) -> None:
@@ -168,18 +174,6 @@ def _limit_axis(figure: go.Figure, arms: list[ArmResult]) -> None:
     figure.add_annotation(
         text="below: " + ", ".join(far), x=0.01, y=0.01, xref="paper", yref="paper", showarrow=False, xanchor="left",
         yanchor="bottom",
-    )  # fmt: skip
-
-
-def _log_value(value: float) -> float:
-    return float(f"{max(MIN_LOG, value):.4g}")
-
-
-def _add_full(figure: go.Figure, mean: float, error: float, colour: str, seeds: int) -> None:
-    figure.add_hrect(mean - error, mean + error, fillcolor=colour, opacity=0.12, line_width=0)
-    figure.add_scatter(
-        x=[0, 100], y=[mean, mean], mode="lines", name="full (all tokens)", line={"color": colour, "dash": "dash"},
-        hovertemplate=f"all tokens: {mean:.1f} ± {error:.1f} (n={seeds})",
     )  # fmt: skip
 
 

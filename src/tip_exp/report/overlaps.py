@@ -26,10 +26,9 @@ class Overlaps:
     matrix: list[list[float]]
 
 
-def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Overlaps | None:
-    """`rows` of samples.jsonl; `arms`: name -> config of a run. None if the rows lack a statistic that an arm needs."""
-    names = [name for name in STATISTICS if all(name in row for row in rows)]
-    statistics = {name: torch.tensor([value for row in rows for value in row[name]]) for name in names}
+def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Overlaps:
+    """`rows` of samples.jsonl that have all statistics; `arms`: name -> config of a run."""
+    statistics = {name: torch.tensor([value for row in rows for value in row[name]]) for name in STATISTICS}
     lengths = [len(row["tokens"]) for row in rows]
     tokens = Tokens(
         rollout=torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths)),
@@ -38,10 +37,8 @@ def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Ove
     )
     kept: dict[str, torch.Tensor] = {}
     for name, config in arms.items():
-        settings = {key: value for key, value in config["selector"].items() if key != "label"}
-        selector = Selector(**settings, quadrants=Quadrants(**config["quadrants"]))
-        if not selector.required_stats <= statistics.keys():
-            return None
+        options = {key: value for key, value in config["selector"].items() if key != "label"}
+        selector = Selector(**options, quadrants=Quadrants(**config["quadrants"]))
         kept[name] = selector(statistics, tokens, torch.Generator().manual_seed(0)).kept_mask
     return Overlaps(
         statistics={name: values.tolist() for name, values in statistics.items()},

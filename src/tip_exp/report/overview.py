@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable
 from typing import Any
 
 from tip_exp.report.arms import ArmResult
-from tip_exp.report.significance import Difference
 from tip_exp.report.tables import Table
 
 NOTES = (
@@ -40,7 +37,7 @@ COLUMNS: dict[str, Callable[[ArmResult], str]] = {
     "step 0": lambda arm: arm.start.percent(),
     "final": lambda arm: arm.final.percent(),
     "greedy": lambda arm: arm.greedy.percent(),
-    "vs full": lambda arm: difference_text(arm.difference),
+    "vs full": lambda arm: str(arm.difference or "-"),
     "p (Holm)": lambda arm: _number("{:.3f}", arm.p_holm),
     "kept tokens": lambda arm: _number("{:,.0f}", arm.kept_tokens),
     "loss MiB": lambda arm: _number("{:.1f}", arm.loss_mib),
@@ -65,15 +62,9 @@ def overview(arms: list[ArmResult]) -> Table:
 
 def csv_text(arms: list[ArmResult]) -> str:
     """All numbers of the arms; accuracies and differences with their intervals are fractions, nan is empty."""
-    rows = [_csv_row(arm) for arm in arms]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {name: "" if isinstance(value, float) and math.isnan(value) else value for name, value in row.items()}
-        for row in rows
-    )
-    return file.getvalue()
+    import pandas as pd  # takes a second
+
+    return pd.DataFrame([_csv_row(arm) for arm in arms]).to_csv(index=False)
 
 
 def _csv_row(arm: ArmResult) -> dict[str, Any]:
@@ -85,11 +76,3 @@ def _csv_row(arm: ArmResult) -> dict[str, Any]:
     for name in ("low", "high", "p", "with_seeds"):
         row[f"difference_{name}"] = getattr(arm.difference, name) if arm.difference else math.nan
     return row
-
-
-def difference_text(difference: Difference | None) -> str:
-    """ "+1.2 [-0.5, 2.9]", in points of accuracy; a star if an arm has one seed only."""
-    if difference is None:
-        return "-"
-    mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
-    return f"{mean:+.1f} [{low:.1f}, {high:.1f}]{'' if difference.with_seeds else '*'}"

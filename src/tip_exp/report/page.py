@@ -6,6 +6,11 @@ import base64
 import gzip
 import html
 import json
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +27,28 @@ from tip_exp.report.arms import ArmResult, differing_keys, group_by
 from tip_exp.report.overlaps import overlaps
 from tip_exp.report.overview import overview
 from tip_exp.selector.scores import STATISTICS
+from tip_exp.utils.errors import DataError
 from tip_exp.utils.io import read_rows
 from tip_exp.utils.paths import PACKAGE
 
 SHOWN_SAMPLES = 2  # rollouts of an arm in the viewer from its first evaluation, and as many from its last
 MANY_ARMS = 8  # with more arms, plots that list arms take the whole width
 MAX_REFERENCE = 64  # rollouts on which the selectors are compared
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WIDTH, HEIGHT = 1000, 620  # of a picture, pixels
+BROWSER_OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000",
+    f"--window-size={WIDTH + 16},{HEIGHT + 16}",  # a page has a margin of 8 pixels
+)  # fmt: skip
+TIMEOUT_S = 120  # for one picture
+MAX_NAME = 60  # characters of a setting's name in a file name
 # figure -> its title and its caption
 CAPTIONS = {
     "accuracy": (
         "Accuracy against retention",
         "± 1.96 standard errors, over seeds if there are several, else over problems. Dashed: all tokens.",
     ),
-    "memory": (
-        "Memory against retention",
-        "Peak allocation of the masked loss, without weights and activations.",
-    ),
+    "memory": ("Memory against retention", "Peak allocation of the masked loss, without weights and activations."),
     "curves": ("Learning curves", "Mean over seeds; the band spans the lowest and the highest seed."),
     "plane": (
         "Entropy and divergence of the same tokens",
@@ -93,6 +104,38 @@ def page(records: list[RunRecord], arms: list[ArmResult]) -> str:
     return text
 
 
+def write_pictures(records: list[RunRecord], arms: list[ArmResult], out: Path) -> list[Path]:
+    """The figures as PNG files for a README or a slide, named by the setting's number and name and by the figure.
+
+    A headless Chromium draws them; plotly's own export (kaleido) needs one as well, and one more package. Raises
+    DataError without a Chromium on the PATH, or if it draws nothing.
+    """
+    browser = next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    if browser is None:
+        raise DataError(f"--png: pictures need one of {', '.join(CHROMIUMS)} on the PATH")
+    out.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "figure.html"
+        for number, setting in enumerate(settings(records, arms)):
+            slug = f"{number}_{re.sub('[^a-z0-9]+', '_', setting.name.lower())[:MAX_NAME]}"
+            for kind, figure in setting.figures.items():
+                path = out.resolve() / f"{slug}.{kind}.png"
+                figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=WIDTH, height=HEIGHT)
+                source.write_text(figure.to_html(config={"displayModeBar": False}), encoding="utf-8")
+                command = [browser, *BROWSER_OPTIONS, f"--user-data-dir={scratch}/browser"]
+                command += [f"--screenshot={path}", f"file://{source}"]
+                try:
+                    process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+                except subprocess.TimeoutExpired as error:
+                    raise DataError(f"--png: {browser} took more than {TIMEOUT_S} s to draw {path.name}") from error
+                if not path.is_file():
+                    last_line = process.stderr.strip().splitlines()[-1:]
+                    raise DataError(f"--png: {browser} did not draw {path.name}: {last_line}")
+                written.append(path)
+    return written
+
+
 def settings(records: list[RunRecord], arms: list[ArmResult]) -> Iterator[Setting]:
     """The settings in the order of the arms; the files of the runs are read here."""
     by_folder = {record.folder: record for record in records}
@@ -100,9 +143,9 @@ def settings(records: list[RunRecord], arms: list[ArmResult]) -> Iterator[Settin
     groups = list(group_by(arms, "setting").values())
     for group in groups:
         first = group[0]
-        similar = [peer[0].config for peer in groups if (peer[0].pair, peer[0].data) == (first.pair, first.data)]
-        keys = [key for key in differing_keys(similar) if not key.startswith(("selector.", "pair.", "data."))]
-        name = f"{first.pair}, {first.data}" + "".join(f", {key}={first.config.get(key)}" for key in keys)
+        similar = [peer[0] for peer in groups if (peer[0].pair, peer[0].data) == (first.pair, first.data)]
+        keys = differing_keys(similar, ignored=("selector.", "pair.", "data."))
+        name = ", ".join([first.pair, first.data, *first.values_of(keys)])
         folders = dict.fromkeys(folder for arm in group for folder in arm.folders if by_folder[folder].is_done)
         runs = [_run_files(by_folder[folder]) for folder in folders]
         yield Setting(name, group, runs, _figures(group, runs, colours))
@@ -123,9 +166,8 @@ def _figures(arms: list[ArmResult], runs: list[RunFiles], colours: dict[str, str
     drawn["memory"] = figures.memory([of_arm[0] for of_arm in group_by(arms, "identity").values()], colours)
     if shares := _quadrant_shares(runs):
         drawn["quadrants"] = figures.quadrant_shares(shares)
-    reference = _reference_rollouts(runs)
-    tokens = overlaps(reference, {run.arm: run.config for run in runs}) if reference else None
-    if tokens and {"entropy", "reverse_kl"} <= tokens.statistics.keys():
+    if reference := _reference_rollouts(runs):
+        tokens = overlaps(reference, {run.arm: run.config for run in runs})
         drawn["plane"] = figures.plane(tokens, runs[0].config["quadrants"], colours, selectors)
         drawn["overlap"] = figures.overlap_matrix(tokens)
     return drawn
@@ -144,19 +186,18 @@ def _curves(runs: list[RunFiles], benchmark: str) -> dict[str, dict[int, list[fl
 
 def _quadrant_shares(runs: list[RunFiles]) -> dict[str, dict[str, float]]:
     """{arm: {quadrant: kept tokens over all tokens, both summed over steps and seeds}}"""
-    kept: dict[str, dict[str, float]] = {}
-    totals: dict[str, dict[str, float]] = {}
+    kept: dict[str, Counter[str]] = defaultdict(Counter)
+    totals: dict[str, Counter[str]] = defaultdict(Counter)
     for run in runs:
         for row in run.metrics:
             for name in metrics.QUADRANTS:
                 if metrics.quadrant_share(name) in row:
                     tokens = row[metrics.quadrant_share(name)] * row[metrics.RESPONSE_TOKENS]
-                    for sums, amount in ((totals, tokens), (kept, tokens * row[metrics.quadrant_kept_frac(name)])):
-                        of_arm = sums.setdefault(run.arm, dict.fromkeys(metrics.QUADRANTS, 0.0))
-                        of_arm[name] += amount
+                    totals[run.arm][name] += tokens
+                    kept[run.arm][name] += tokens * row[metrics.quadrant_kept_frac(name)]
     return {
-        arm: {name: kept[arm][name] / total if total else 0.0 for name, total in of_arm.items()}
-        for arm, of_arm in totals.items()
+        arm: {name: kept[arm][name] / total[name] if total[name] else 0.0 for name in metrics.QUADRANTS}
+        for arm, total in totals.items()
     }
 
 
@@ -166,8 +207,6 @@ def _reference_rollouts(runs: list[RunFiles]) -> list[dict[str, Any]]:
     for run in sorted(runs, key=lambda run: run.config["selector"]["score"] != "full"):
         complete = [row for row in run.samples if all(name in row for name in STATISTICS)]
         rows += [row for row in complete if row["step"] == complete[0]["step"]]
-        if len(rows) >= MAX_REFERENCE:
-            break
     return rows[:MAX_REFERENCE]
 
 

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from tip_exp.report.arms import ArmResult, differing_keys, group_by
 from tip_exp.report.tables import Table
 from tip_exp.utils.paths import paper_numbers_file
 
-# Labels of our pairs -> the paper's pairs in paper_numbers.csv.
+# Pairs in paper_numbers.csv -> their labels in conf/pair/.
 PAIRS = {
-    "qwen3_8b_to_4b": "qwen3-8b-4b",
-    "llama3_70b_to_8b": "llama-70b-8b",
-    "qwen25_14b_to_1p5b": "qwen2.5-14b-1.5b",
-    "qwen3_14b_to_1p7b": "qwen3-14b-1.7b",
-    "qwen3_32b_to_1p7b": "qwen3-32b-1.7b",
+    "qwen3-8b-4b": "qwen3_8b_to_4b",
+    "llama-70b-8b": "llama3_70b_to_8b",
+    "qwen2.5-14b-1.5b": "qwen25_14b_to_1p5b",
+    "qwen3-14b-1.7b": "qwen3_14b_to_1p7b",
+    "qwen3-32b-1.7b": "qwen3_32b_to_1p7b",
 }
 BENCHMARKS = {"math500": "MATH-500", "aime24": "AIME 2024", "aime25": "AIME 2025", "deepplanning": "DeepPlanning"}
-PAPER_BENCHMARKS = {"deepplanning": "deepplanning_avg16"}  # our benchmark -> its name in paper_numbers.csv, if another
 METHODS = {
     "full": "Full (all tokens)",
     "entropy_sample": "Entropy sampling",
@@ -56,17 +55,32 @@ LAYOUTS = {
 }
 
 
+class Cell(NamedTuple):
+    """What a number of the paper measures, in our labels; the benchmark "peak_memory" stands for memory."""
+
+    pair: str
+    benchmark: str
+    selector: str
+    retention: float
+
+
+class PaperNumber(NamedTuple):
+    """A number as printed, "76.7 ± 0.7" in % or GB, and the first table that prints it."""
+
+    table: str
+    text: str
+
+
 @cache
-def paper_numbers() -> dict[tuple[str, str, str, float], tuple[float, float]]:
-    """(pair, benchmark, method, retention) -> (mean, standard deviation), % or GB, as printed; nan if not printed."""
+def paper_numbers() -> dict[Cell, PaperNumber]:
+    numbers: dict[Cell, PaperNumber] = {}
     with paper_numbers_file().open(encoding="utf-8", newline="") as file:
-        return {
-            (row["pair"], row["benchmark"], row["method"], float(row["retention"])): (
-                float(row["mean"]),
-                float(row["std"] or "nan"),
-            )
-            for row in csv.DictReader(file)
-        }
+        for row in csv.DictReader(file):
+            benchmark = row["benchmark"].removesuffix("_avg16")  # DeepPlanning's; its best16 is no accuracy of ours
+            cell = Cell(PAIRS[row["pair"]], benchmark, row["method"], float(row["retention"]))
+            deviation = f" ± {float(row['std']):g}" if row["std"] else ""
+            numbers[cell] = PaperNumber(row["table"], f"{float(row['mean']):g}{deviation}")
+    return numbers
 
 
 def paper_tables(name: str, arms: list[ArmResult]) -> list[Table]:
@@ -82,101 +96,79 @@ def paper_tables(name: str, arms: list[ArmResult]) -> list[Table]:
     blocks = [by_setting[setting] for setting in settings]
     tables: list[Table] = []
     for block in blocks:
-        configs = [peer[0].config for peer in blocks if peer[0].pair == block[0].pair]
-        title_keys = [key for key in differing_keys(configs) if not key.startswith("selector.")]
-        tables += _block_tables(layout, block, title_keys)
+        peers = [peer[0] for peer in blocks if peer[0].pair == block[0].pair]
+        setting = ", ".join(block[0].values_of(differing_keys(peers, ignored=("selector.",))))
+        title = f"{layout.title}. {block[0].pair}" + (f" ({setting})" if setting else "")
+        tables += _block_tables(layout, title, block)
     return tables
 
 
-def _block_tables(layout: Layout, block: list[ArmResult], title_keys: list[str]) -> list[Table]:
-    setting = ", ".join(f"{key}={block[0].config.get(key)}" for key in title_keys)
-    title = f"{layout.title}. {block[0].pair}" + (f" ({setting})" if setting else "")
+def _block_tables(layout: Layout, title: str, block: list[ArmResult]) -> list[Table]:
     benchmarks = list(group_by(block, "benchmark"))
-    headings = [*FIRST_COLUMNS, *(BENCHMARKS.get(name, name) for name in benchmarks)]
-    headings += ["peak GiB (paper: GB)"] if layout.memory else []
+    block = sorted(block, key=lambda arm: benchmarks.index(arm.benchmark))
     rows: list[list[str]] = []
-    means: list[list[float]] = []  # for each row, by benchmark; nan in the paper's rows
+    arms: dict[int, list[ArmResult]] = {}  # the results of our rows, one per benchmark; empty if there is no run
     differences: list[list[str]] = []
     for selector, retention in layout.rows:
-        arms = [arm for arm in block if (arm.selector, arm.retention) == (selector, retention)]
-        by_identity = list(group_by(arms, "identity").values()) or [[]]
+        same_selector = [arm for arm in block if (arm.selector, arm.retention) == (selector, retention)]
+        by_identity = list(group_by(same_selector, "identity").values()) or [[]]
         for arm in by_identity:
             label = METHODS[selector] + (f" ({arm[0].differs})" if len(by_identity) > 1 else "")
-            by_benchmark = {result.benchmark: result for result in arm}
-            results = [by_benchmark.get(name) for name in benchmarks]
-            cells = [_accuracy_text(result) for result in results] + ([_memory_text(arm)] if layout.memory else [])
-            rows.append([label, f"{100 * retention:g} %", "ours", _seeds_text(arm), *cells])
-            means.append([result.final.mean if result else math.nan for result in results])
-            differences += [
-                [label, f"{100 * retention:g} %", BENCHMARKS.get(result.benchmark, result.benchmark), *texts]
-                for result in arm
-                if (texts := _difference_texts(result))
-            ]
-        if cells := _paper_cells(PAIRS.get(block[0].pair, ""), benchmarks, selector, retention, layout.memory):
+            method = [label, f"{100 * retention:g} %"]
+            arms[len(rows)] = arm
+            rows.append([*method, "ours", *_our_cells(arm, len(benchmarks), layout.memory)])
+            differences += [[*method, *cells] for result in arm if (cells := _difference_cells(result))]
+        if cells := _paper_cells(block[0].pair, benchmarks, selector, retention, layout.memory):
             rows.append(["", "", "paper", "", *cells])
-            means.append([math.nan] * len(benchmarks))
-    notes = [f"Sweeps: {_joined(arm.sweeps for arm in block) or 'single runs'}. "]
-    notes[0] += f"Hardware: {_joined((arm.hardware for arm in block), '; ') or 'none yet'}."
+    headings = [*FIRST_COLUMNS, *(BENCHMARKS.get(name, name) for name in benchmarks)]
+    headings += ["peak GiB (paper: GB)"] if layout.memory else []
+    sweeps = ", ".join(sorted({name for arm in block for name in arm.sweeps})) or "single runs"
+    hardware = "; ".join(sorted({name for arm in block for name in arm.hardware})) or "none yet"
+    notes = [f"Sweeps: {sweeps}. Hardware: {hardware}."]
     if any("missing" in row or "unfinished" in row for row in rows):
         notes.insert(0, "missing: no run of that row was found; unfinished: it was started and has no result.")
-    tables = [Table(title, headings, rows, _best(means), _method_starts(rows), notes)]
+    method_starts = frozenset(i for before, i in pairwise(arms) if rows[i][0] != rows[before][0])
+    tables = [Table(title, headings, rows, _best(arms, len(benchmarks)), method_starts, notes)]
     if differences:
         tables.append(Table(f"{title}: difference to all tokens", DIFFERENCE_COLUMNS, differences))
     return tables
 
 
-def _accuracy_text(result: ArmResult | None) -> str:
-    return "missing" if result is None else result.final.percent() if result.seeds else "unfinished"
-
-
-def _memory_text(arm: list[ArmResult]) -> str:
+def _our_cells(arm: list[ArmResult], num_benchmarks: int, memory: bool) -> list[str]:
+    """Number of seeds, accuracies, and peak memory if the table has it."""
     if not arm:
-        return "missing"
-    return "unfinished" if math.isnan(arm[0].peak_gib) else f"{arm[0].peak_gib:.2f}"
-
-
-def _seeds_text(arm: list[ArmResult]) -> str:
-    if not arm:
-        return "0"
+        return ["0"] + ["missing"] * (num_benchmarks + memory)
     seeds, runs = arm[0].seeds, arm[0].runs
-    return str(seeds) if seeds == runs else f"{seeds} of {runs}"
+    cells = [result.final.percent() for result in arm] + ([f"{arm[0].peak_gib:.2f}"] if memory else [])
+    return [str(seeds) if seeds == runs else f"{seeds} of {runs}", *(cells if seeds else ["unfinished"] * len(cells))]
 
 
 def _paper_cells(pair: str, benchmarks: list[str], selector: str, retention: float, memory: bool) -> list[str]:
     """The paper's numbers; empty if it has none for this pair."""
-    names = [PAPER_BENCHMARKS.get(name, name) for name in benchmarks] + (["peak_memory"] if memory else [])
-    numbers = [paper_numbers().get((pair, name, selector, retention)) for name in names]
-    if not any(numbers):
-        return []
-    return [_paper_text(*number) if number else "-" for number in numbers]
+    names = benchmarks + (["peak_memory"] if memory else [])
+    numbers = [paper_numbers().get(Cell(pair, name, selector, retention)) for name in names]
+    return [number.text if number else "-" for number in numbers] if any(numbers) else []
 
 
-def _paper_text(mean: float, deviation: float) -> str:
-    return f"{mean:g}" if math.isnan(deviation) else f"{mean:g} ± {deviation:g}"
-
-
-def _difference_texts(result: ArmResult) -> list[str]:
+def _difference_cells(result: ArmResult) -> list[str]:
+    """The columns of DIFFERENCE_COLUMNS after the retention; empty if the result is compared with none."""
     if (difference := result.difference) is None:
         return []
-    scope = "problems and seeds" if difference.with_seeds else "problems (one seed)"
-    interval = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-    return [f"{100 * difference.mean:+.1f}", interval, f"{difference.p:.4f}", f"{result.p_holm:.4f}", scope]
+    return [
+        BENCHMARKS.get(result.benchmark, result.benchmark),
+        f"{100 * difference.mean:+.1f}",
+        f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]",
+        f"{difference.p:.4f}",
+        f"{result.p_holm:.4f}",
+        "problems and seeds" if difference.with_seeds else "problems (one seed)",
+    ]
 
 
-def _best(means: list[list[float]]) -> frozenset[tuple[int, int]]:
+def _best(arms: dict[int, list[ArmResult]], num_benchmarks: int) -> frozenset[tuple[int, int]]:
     """Cells with the highest of our accuracies of each benchmark; ties are all best."""
     best: set[tuple[int, int]] = set()
-    for column, values in enumerate(zip(*means, strict=True), start=len(FIRST_COLUMNS)):
-        top = max((value for value in values if not math.isnan(value)), default=math.nan)
-        best |= {(i, column) for i, value in enumerate(values) if value == top}
+    for k in range(num_benchmarks):
+        means = {i: arm[k].final.mean for i, arm in arms.items() if arm and not math.isnan(arm[k].final.mean)}
+        top = max(means.values(), default=math.nan)
+        best |= {(i, len(FIRST_COLUMNS) + k) for i, mean in means.items() if mean == top}
     return frozenset(best)
-
-
-def _method_starts(rows: list[list[str]]) -> frozenset[int]:
-    """Rows where the method changes."""
-    starts = [i for i, row in enumerate(rows) if row[0]]
-    return frozenset(i for before, i in pairwise(starts) if rows[i][0] != rows[before][0])
-
-
-def _joined(lists: Iterable[list[str]], separator: str = ", ") -> str:
-    return separator.join(sorted({name for names in lists for name in names}))

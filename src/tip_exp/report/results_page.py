@@ -10,28 +10,18 @@ import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from tip_exp.records.reader import RunRecord
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.overview import NOTES, csv_text, overview
-from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, PAIRS, PAPER_BENCHMARKS, paper_numbers, paper_tables
+from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, PAIRS, Cell, paper_numbers, paper_tables
 from tip_exp.report.tables import Table, latex, markdown, write
 
 SINGLE = "single runs"  # the heading of runs that belong to no sweep
 SWEPT = ("seed=", "selector=", "selector.")  # overrides that come from the sweep's file or the list of seeds
-OWN_METHOD = {"table4": "q3", "table5": "soft_or", "table6": "soft_or_bottom", "table8": "divergence"}
-
-
-class Cell(NamedTuple):
-    """One accuracy of the paper, with the paper's name of the pair and ours of the selector."""
-
-    pair: str
-    benchmark: str
-    selector: str
-    retention: float
 
 
 def write_results(records: list[RunRecord], out: Path, command: str) -> None:
@@ -69,43 +59,26 @@ def sweep_tables(sweep: str, arms: list[ArmResult]) -> list[Table]:
 
 def unfilled_cells(arms: list[ArmResult]) -> Table:
     """The paper's tables by pair: how many of its accuracies we have, and why the others are missing."""
-    results = {
-        Cell(
-            PAIRS.get(arm.pair, ""), PAPER_BENCHMARKS.get(arm.benchmark, arm.benchmark), arm.selector, arm.retention
-        ): arm
-        for arm in arms
-    }
-    labels = {paper: label for label, paper in PAIRS.items()}
-    accuracies = {PAPER_BENCHMARKS.get(name, name) for name in BENCHMARKS}
-    printed = [cell for cell in map(Cell._make, paper_numbers()) if cell.benchmark in accuracies]
+    results = {Cell(arm.pair, arm.benchmark, arm.selector, arm.retention): arm for arm in arms}
+    numbers = paper_numbers()
+    printed = {(number.table, cell.pair) for cell, number in numbers.items()}
     rows: list[list[str]] = []
     for name, layout in LAYOUTS.items():
-        in_table = [cell for cell in printed if cell[2:] in layout.rows and _has_table(cell.pair, name)]
-        for pair in dict.fromkeys(cell.pair for cell in in_table):
-            cells = [cell for cell in in_table if cell.pair == pair]
-            filled = [cell for cell in cells if cell in results and results[cell].seeds]
-            if len(filled) < len(cells):
-                command = f"`tip-exp -cd sweeps -cn {name}{' data.root=FOLDER' if name == 'table7' else ''}`"
-                rows.append(
-                    [layout.title, labels[pair], f"{len(filled)} of {len(cells)}", _why(cells, results), command]
-                )
+        accuracies = [cell for cell in numbers if cell[2:] in layout.rows and cell.benchmark in BENCHMARKS]
+        command = f"`tip-exp -cd sweeps -cn {name}{' data.root=FOLDER' if name == 'table7' else ''}`"
+        for pair in PAIRS.values():
+            cells = [cell for cell in accuracies if cell.pair == pair]
+            num_filled = sum(cell in results and results[cell].seeds > 0 for cell in cells)
+            if (name, pair) in printed and num_filled < len(cells):
+                rows.append([layout.title, pair, f"{num_filled} of {len(cells)}", _why(cells, results), command])
     return Table("", ["table", "pair", "filled", "why not", "command"], rows)
 
 
-def _has_table(pair: str, name: str) -> bool:
-    """Does the paper print this table for this pair? Rows that it repeats from another table do not count."""
-    cells = [Cell(*key) for key in paper_numbers() if key[0] == pair]
-    if (name == "table7") != any(cell.benchmark.startswith("deepplanning") for cell in cells):
-        return False
-    return any(cell.selector == OWN_METHOD.get(name, "full") for cell in cells)
-
-
 def _why(cells: list[Cell], results: dict[Cell, ArmResult]) -> str:
-    started = [cell for cell in cells if cell in results]
-    if not started:
-        return "no run of this pair and data was found"
     missing = [cell for cell in cells if cell not in results]
-    unfinished = [cell for cell in started if not results[cell].seeds]
+    if missing == cells:
+        return "no run of this pair and data was found"
+    unfinished = [cell for cell in cells if cell in results and not results[cell].seeds]
     parts = [f"no run of {_arm_names(missing)}"] if missing else []
     parts += [f"unfinished: {_arm_names(unfinished)}"] if unfinished else []
     return "; ".join(parts)
@@ -140,9 +113,7 @@ def command_of(sweep: str, records: list[RunRecord]) -> str:
     seeds = ",".join(map(str, sorted({record.config["seed"] for record in records})))
     overrides = [_overrides(Path(record.folder)) for record in records]
     common = [
-        override
-        for override in overrides[0]
-        if all(override in of_run for of_run in overrides) and not override.startswith(SWEPT)
+        text for text in overrides[0] if not text.startswith(SWEPT) and all(text in of_run for of_run in overrides)
     ]
     return shlex.join(["tip-exp", "-cd", "sweeps", "-cn", sweep, f"seed={seeds}", *common])
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {character: "\\" + character for character in "&%$#_{}"}
-_LATEX |= {"±": r"$\pm$", "−": "$-$", "ρ": r"$\rho$", "Δ": r"$\Delta$", "<": "$<$", ">": "$>$"}
+_LATEX = str.maketrans(
+    {character: "\\" + character for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "−": "$-$", "ρ": r"$\rho$", "Δ": r"$\Delta$", "<": "$<$", ">": "$>$"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +37,17 @@ def markdown(table: Table) -> str:
 def latex(table: Table) -> str:
     """A table environment; needs \\usepackage{booktabs}. The first two columns are left-aligned, the others centered.
 
-    Not by tabulate: its latex_booktabs has neither bold cells nor rules between rows.
+    Not by tabulate: its latex_booktabs escapes the markup of bold cells.
     """
-    rows = _with_bold([[_escaped(cell) for cell in row] for row in table.rows], table.best, r"\textbf{", "}")
+    rows = _with_bold([[cell.translate(_LATEX) for cell in row] for row in table.rows], table.best, r"\textbf{", "}")
     lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{ll{'c' * (len(table.headings) - 2)}}}", r"\toprule"]
-    lines += [" & ".join(map(_escaped, table.headings)) + r" \\", r"\midrule"]
+    lines += [" & ".join(heading.translate(_LATEX) for heading in table.headings) + r" \\", r"\midrule"]
     for i, row in enumerate(rows):
-        lines += [r"\midrule"] if i in table.lines and i else []
+        lines += [r"\midrule"] if i in table.lines else []
         lines.append(" & ".join(row) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    caption = " ".join([*([f"{table.title}."] if table.title else []), *table.notes])
-    lines += [rf"\caption{{{_escaped(caption)}}}"] if caption else []
-    return "\n".join([*lines, r"\end{table}"])
+    caption = " ".join([*([f"{table.title}."] if table.title else []), *table.notes]).translate(_LATEX)
+    return "\n".join([*lines, *([rf"\caption{{{caption}}}"] if caption else []), r"\end{table}"])
 
 
 def write(path: Path, text: str) -> None:
@@ -58,7 +59,3 @@ def _with_bold(rows: list[list[str]], best: frozenset[tuple[int, int]], before: 
     return [
         [before + cell + after if (i, j) in best else cell for j, cell in enumerate(row)] for i, row in enumerate(rows)
     ]
-
-
-def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)

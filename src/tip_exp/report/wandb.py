@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +16,13 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """An offline folder that W&B does not have yet; `is_later_part`: a run that was killed and resumed has several."""
-
-    folder: Path
-    is_later_part: bool
-
-
 def workspace(records: list[RunRecord], entity: str, project: str) -> Workspace:
     """Accuracy, cost and selection of the runs, grouped by selector and retention. Needs the extra `dashboards`."""
-    import wandb_workspaces.reports.v2 as panels
-    import wandb_workspaces.workspaces as ws
-
+    try:
+        import wandb_workspaces.reports.v2 as panels
+        import wandb_workspaces.workspaces as ws
+    except ImportError as error:
+        raise DataError(f"{error.name} is not installed; pip install 'tip_exp[dashboards]'") from error
     retention, selector = panels.Config("selector.retention"), panels.Config("selector.label")
 
     def curves(title: str, metric: str) -> panels.LinePlot:
@@ -40,12 +33,11 @@ def workspace(records: list[RunRecord], entity: str, project: str) -> Workspace:
     def against_retention(title: str, metric: str) -> panels.ScatterPlot:
         return panels.ScatterPlot(title=title, x=retention, y=panels.SummaryMetric(metric))
 
-    evaluations = [record.config["eval"] for record in records]
     accuracies = sorted(
         {
-            metrics.EVAL + metrics.main_accuracy(benchmark, evaluation["samples"])
-            for evaluation in evaluations
-            for benchmark in evaluation["benchmarks"]
+            metrics.EVAL + metrics.main_accuracy(benchmark, record.config["eval"]["samples"])
+            for record in records
+            for benchmark in record.config["eval"]["benchmarks"]
         }
     )
     sweeps = sorted({sweep for record in records if (sweep := group_of(record))})
@@ -99,34 +91,32 @@ def group_of(record: RunRecord) -> str | None:
     return config["sweep"]
 
 
-def uploads(roots: list[Path]) -> list[Upload]:
-    """Offline runs below the roots that W&B has not marked as uploaded; parts of a resumed run in order of time."""
-    pending: list[Upload] = []
-    for run in find_runs(roots):
-        parts = sorted(run.wandb.glob("offline-run-*"))
-        pending += [Upload(part, is_later_part=i > 0) for i, part in enumerate(parts) if not _is_uploaded(part)]
-    return pending
+def pending_uploads(roots: list[Path]) -> list[Path]:
+    """Folders of offline runs below the roots that W&B has not marked as uploaded; parts of a run in order of time."""
+    parts = [part for run in find_runs(roots) for part in sorted(run.wandb.glob("offline-run-*"))]
+    return [part for part in parts if not _is_uploaded(part)]
 
 
-def sync_command(part: Upload) -> list[str]:
-    """A later part is uploaded to the id of its run, which ends the folder's name."""
-    run_id = ["--id", part.folder.name.rsplit("-", 1)[1]] if part.is_later_part else []
-    return [sys.executable, "-m", "wandb", "sync", "--yes", *run_id, str(part.folder)]
+def sync_command(folder: Path) -> list[str]:
+    """A resumed run has several parts; the later ones go to the id of the run, which ends the folder's name."""
+    is_first_part = folder == min(folder.parent.glob("offline-run-*"))
+    run_id = [] if is_first_part else ["--id", folder.name.rsplit("-", 1)[1]]
+    return [sys.executable, "-m", "wandb", "sync", "--yes", *run_id, str(folder)]
 
 
-def upload(pending: list[Upload]) -> list[Upload]:
+def upload(pending: list[Path]) -> list[Path]:
     """Upload each folder once, in order, and return those that failed: with an exit code, or without W&B's mark.
 
     If a part of a run fails, its later parts are not uploaded and count as failed.
     """
-    failed: list[Upload] = []
-    for part in pending:
-        if part.is_later_part and any(earlier.folder.parent == part.folder.parent for earlier in failed):
-            failed.append(part)
+    failed: list[Path] = []
+    for folder in pending:
+        if folder.parent in [earlier.parent for earlier in failed]:
+            failed.append(folder)
             continue
-        print(f"uploading {part.folder}", flush=True)
-        if subprocess.run(sync_command(part)).returncode != 0 or not _is_uploaded(part.folder):
-            failed.append(part)
+        print(f"uploading {folder}", flush=True)
+        if subprocess.run(sync_command(folder)).returncode != 0 or not _is_uploaded(folder):
+            failed.append(folder)
     return failed
 
 
