@@ -98,9 +98,10 @@ def summarize(records: list[RunRecord]) -> list[ArmResult]:
     """
     by_seed: dict[tuple[str, str, int], RunRecord] = {}
     for record in records:
-        config = flatten({key: value for key, value in record.config.items() if key not in IGNORED_KEYS})
+        config = {key: value for key, value in record.config.items() if key not in IGNORED_KEYS}
+        identity = json.dumps(flatten(config), sort_keys=True)
         for benchmark in record.config["eval"]["benchmarks"]:
-            key = _text(config), benchmark, record.config["seed"]
+            key = identity, benchmark, record.config["seed"]
             if key not in by_seed or (record.is_done and not by_seed[key].is_done):
                 by_seed.pop(key, None)
                 by_seed[key] = record
@@ -141,10 +142,6 @@ def differing_keys(arms: list[ArmResult], *, ignored: tuple[str, ...] = ()) -> l
     return [key for key in keys if len({json.dumps(arm.config.get(key)) for arm in arms}) > 1]
 
 
-def _text(config: dict[str, Any]) -> str:
-    return json.dumps(config, sort_keys=True)
-
-
 def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
     config = json.loads(identity)
     results = [record.result for record in records if record.result is not None]
@@ -158,7 +155,7 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
         retention=config["selector.retention"],
         config=config,
         identity=identity,
-        setting=_text({key: value for key, value in config.items() if not key.startswith("selector.")}),
+        setting=json.dumps({key: value for key, value in config.items() if not key.startswith("selector.")}),
         seeds=len(results),
         runs=len(records),
         folders=[record.folder for record in records],

@@ -46,12 +46,12 @@ def _tables(arguments: list[str]) -> None:
     tables = paper_tables(given.table, arms) if given.table else [overview(arms)]
     if not tables:
         raise DataError(f"no finished run below {', '.join(map(str, given.roots))} belongs to {given.table}")
-    text = "\n\n".join(markdown(table) for table in tables) + f"\n\n{NOTES}\n"
+    text = "\n\n".join([*map(markdown, tables), NOTES]) + "\n"
     print(text, end="")
     if given.markdown:
         write(given.markdown, text)
     if given.latex:
-        write(given.latex, "\n\n".join(latex(table) for table in tables) + "\n")
+        write(given.latex, "\n\n".join(map(latex, tables)) + "\n")
     if given.csv:
         write(given.csv, csv_text(arms))
     if given.html:

@@ -62,8 +62,7 @@ def memory(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
     for selector, curve in _by_selector(arms).items():
         figure.add_scatter(
             x=[100 * arm.retention for arm in curve], y=[arm.loss_mib for arm in curve], mode="lines+markers",
-            name=selector, line_color=colours[selector], marker_size=9,
-            customdata=[[arm.peak_gib] for arm in curve],
+            name=selector, line_color=colours[selector], marker_size=9, customdata=[[arm.peak_gib] for arm in curve],
             hovertemplate="%{x:g} %: loss %{y:.1f} MiB, learner's peak %{customdata[0]:.2f} GiB",
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")

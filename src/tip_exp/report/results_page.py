@@ -33,12 +33,12 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
     for sweep in sorted(by_sweep, key=lambda name: (name == SINGLE, name.startswith("demo"), name)):
         arms = summarize(by_sweep[sweep])
         tables = sweep_tables(sweep, arms)
-        text = "\n\n".join(markdown(table) for table in tables)
+        text = "\n\n".join(map(markdown, tables))
         sections.append(f"## {sweep}\n\n{text}\n\n{_facts(sweep, by_sweep[sweep])}")
         if sweep != SINGLE:
             stem = out / ("demo" if sweep.startswith("demo") else "paper") / sweep
             write(stem.with_suffix(".md"), f"{text}\n\n{NOTES}\n")
-            write(stem.with_suffix(".tex"), "\n\n".join(latex(table) for table in tables) + "\n")
+            write(stem.with_suffix(".tex"), "\n\n".join(map(latex, tables)) + "\n")
             write(stem.with_suffix(".csv"), csv_text(arms))
     notes = "\n".join(f"- {line}" for line in NOTES.splitlines())
     head = (
@@ -75,17 +75,16 @@ def unfilled_cells(arms: list[ArmResult]) -> Table:
 
 
 def _why(cells: list[Cell], results: dict[Cell, ArmResult]) -> str:
-    missing = [cell for cell in cells if cell not in results]
-    if missing == cells:
+    missing = [_arm_name(cell) for cell in cells if cell not in results]
+    if len(missing) == len(cells):
         return "no run of this pair and data was found"
-    unfinished = [cell for cell in cells if cell in results and not results[cell].seeds]
-    parts = [f"no run of {_arm_names(missing)}"] if missing else []
-    parts += [f"unfinished: {_arm_names(unfinished)}"] if unfinished else []
-    return "; ".join(parts)
+    unfinished = [_arm_name(cell) for cell in cells if cell in results and not results[cell].seeds]
+    parts = {"no run of ": missing, "unfinished: ": unfinished}
+    return "; ".join(reason + ", ".join(dict.fromkeys(names)) for reason, names in parts.items() if names)
 
 
-def _arm_names(cells: list[Cell]) -> str:
-    return ", ".join(dict.fromkeys(f"{METHODS[cell.selector]} {100 * cell.retention:g} %" for cell in cells))
+def _arm_name(cell: Cell) -> str:
+    return f"{METHODS[cell.selector]} {100 * cell.retention:g} %"
 
 
 def _facts(sweep: str, records: list[RunRecord]) -> str:
@@ -111,16 +110,12 @@ def _facts(sweep: str, records: list[RunRecord]) -> str:
 def command_of(sweep: str, records: list[RunRecord]) -> str:
     """The command that makes these runs: the sweep, its seeds, and the overrides that all runs have in common."""
     seeds = ",".join(map(str, sorted({record.config["seed"] for record in records})))
-    overrides = [_overrides(Path(record.folder)) for record in records]
+    files = [Path(record.folder, ".hydra", "overrides.yaml") for record in records]
+    overrides = [yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else [] for path in files]
     common = [
         text for text in overrides[0] if not text.startswith(SWEPT) and all(text in of_run for of_run in overrides)
     ]
     return shlex.join(["tip-exp", "-cd", "sweeps", "-cn", sweep, f"seed={seeds}", *common])
-
-
-def _overrides(folder: Path) -> list[str]:
-    path = folder / ".hydra" / "overrides.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def _revision(result: dict[str, Any]) -> str:
@@ -130,9 +125,8 @@ def _revision(result: dict[str, Any]) -> str:
 
 
 def _hardware_note(records: list[RunRecord]) -> str:
-    hardware = {record.result["hardware"] for record in records if record.result is not None}
-    gpus = [name for name in hardware if re.match(r"\d+ x ", name)]  # records/result.py names GPUs so
-    if gpus:
+    hardware = [record.result["hardware"] for record in records if record.result is not None]
+    if gpus := [name for name in hardware if re.match(r"\d+ x ", name)]:  # records/result.py names GPUs so
         return f"Runs on GPUs: {_joined(gpus)}."
     return (
         "No run used a GPU. The paper's pairs, with teachers of 8 to 70 billion parameters from the model hub, need "
