@@ -21,13 +21,15 @@ from typing import Any
 
 from tip_exp.envs.deepplanning.data import LANGS, Task, find_databases, find_queries, load_tasks, task_folder
 from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan
-from tip_exp.envs.deepplanning.score.score import PlanScore, score_plan, score_with_tables
+from tip_exp.envs.deepplanning.score.score import score_plan
 from tip_exp.envs.deepplanning.score.tables import TaskTables
 from tip_exp.envs.deepplanning.split import split_to_yaml
 from tip_exp.envs.deepplanning.tools.sandbox import TravelSandbox
 from tip_exp.utils.errors import DataError
 
 TASKS_IN_MEMORY = 8  # the distance table of a task has tens of thousands of rows
+PRINTED = ("constraints", "passed", "total", "fraction", "personalized_score")
+PRINTED_WITH_TABLES = (*PRINTED, "commonsense", "commonsense_score", "composite_score", "case_acc")
 
 SCORE_HELP = """Score plans, one JSON object per line: {"lang": "en", "id": "0", "plan": …}.
 `plan` is an object in the official layout, or text: a model's answer with <plan>…</plan>, or only the text between
@@ -45,12 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         for line in args.run(args):
             print(line)
     except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        return 2
+        message = f"{error.filename or 'output'}: {error.strerror}"
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        message = str(error)
+    else:
+        return 0
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def score(args: argparse.Namespace) -> Iterator[str]:
@@ -70,17 +73,9 @@ def score(args: argparse.Namespace) -> Iterator[str]:
             raise DataError(f"{where}: lang is {lang!r}, but {args.database} has only tables in {', '.join(databases)}")
         jobs.append((task, _plan(record, where), task_folder(databases[lang], task.id) if databases else None))
     for task, plan, folder in jobs:
-        if folder is None:
-            verdict = _verdict(score_plan(plan, task.meta))
-        else:
-            full = score_with_tables(plan, task.meta, load_tables(folder))
-            verdict = _verdict(full.personalized) | {
-                "commonsense": full.commonsense,
-                "commonsense_score": full.commonsense_score,
-                "composite_score": full.composite_score,
-                "case_acc": full.case_acc,
-            }
-        yield json.dumps(verdict, ensure_ascii=False)
+        verdict = score_plan(plan, task.meta, load_tables(folder) if folder else None)
+        fields = PRINTED_WITH_TABLES if folder else PRINTED
+        yield json.dumps({name: getattr(verdict, name) for name in fields}, ensure_ascii=False)
 
 
 def call(args: argparse.Namespace) -> Iterator[str]:
@@ -106,11 +101,6 @@ def split(args: argparse.Namespace) -> Iterator[str]:
     """The split as a YAML file."""
     tasks = [task for lang in find_queries(args.queries) for task in load_tasks(args.queries, lang)]
     yield split_to_yaml(tasks, args.test_frac, args.seed).rstrip("\n")
-
-
-def _verdict(personalized: PlanScore) -> dict[str, Any]:
-    names = ("constraints", "passed", "total", "fraction", "personalized_score")
-    return {name: getattr(personalized, name) for name in names}
 
 
 def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

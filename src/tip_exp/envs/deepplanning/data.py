@@ -69,25 +69,13 @@ class Task:
 
 def find_queries(root: Path) -> dict[str, Path]:
     """Language -> query file, from the first of the official folders under `root` that has one."""
-    for folder in _QUERY_FOLDERS:
-        files = {lang: root / folder / f"travelplanning_query_{lang}.json" for lang in LANGS}
-        if existing := {lang: path for lang, path in files.items() if path.is_file()}:
-            return existing
-    raise DataError(
-        f"no travelplanning_query_en.json or travelplanning_query_zh.json in {_listed(root, _QUERY_FOLDERS)}"
-    )
+    missing = "travelplanning_query_en.json or travelplanning_query_zh.json"
+    return _find(root, _QUERY_FOLDERS, "travelplanning_query_{}.json", missing)
 
 
 def find_databases(root: Path) -> dict[str, Path]:
     """Language -> folder of task folders. `root` may also be a database_en or database_zh folder itself."""
-    for folder in _DATABASE_FOLDERS:
-        databases = {lang: root / folder / f"database_{lang}" for lang in LANGS}
-        if existing := {lang: path for lang, path in databases.items() if path.is_dir()}:
-            return existing
-    for lang in LANGS:
-        if root.name == f"database_{lang}" and root.is_dir():
-            return {lang: root}
-    raise DataError(f"no database_en/ or database_zh/ in {_listed(root, _DATABASE_FOLDERS)}")
+    return _find(root, _DATABASE_FOLDERS, "database_{}", "database_en/ or database_zh/")
 
 
 def load_tasks(root: Path, lang: str) -> list[Task]:
@@ -122,15 +110,12 @@ def read_table(folder: Path, table: str) -> list[Row] | None:
         return None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
-            header = next(lines, None)
-            if header is None:
+            rows = csv.DictReader(file, restval="")
+            if rows.fieldnames is None:
                 return None
-            if absent := [column for column in KEY_COLUMNS[table] if column not in header]:
-                raise DataError(f"{path}: no column {absent[0]!r}; columns are {', '.join(header)}")
-            width = len(header)
-            rows = (line[:width] + [""] * (width - len(line)) for line in lines if line)
-            return [dict(zip(header, row, strict=True)) for row in rows]
+            if absent := [column for column in KEY_COLUMNS[table] if column not in rows.fieldnames]:
+                raise DataError(f"{path}: no column {absent[0]!r}; columns are {', '.join(rows.fieldnames)}")
+            return [{column: row[column] for column in rows.fieldnames} for row in rows]
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a CSV in UTF-8 ({error})") from None
 
@@ -150,5 +135,12 @@ def _task(record: Any, lang: str, where: str) -> Task:
     return Task(str(record["id"]), lang, record["query"], meta)
 
 
-def _listed(root: Path, folders: tuple[str, ...]) -> str:
-    return ", ".join(str(root / folder) for folder in folders[1:])
+def _find(root: Path, folders: tuple[str, ...], name: str, missing: str) -> dict[str, Path]:
+    for folder in folders:
+        paths = {lang: root / folder / name.format(lang) for lang in LANGS}
+        if existing := {lang: path for lang, path in paths.items() if path.exists()}:
+            return existing
+    for lang in LANGS:
+        if root.name == name.format(lang) and root.is_dir():
+            return {lang: root}
+    raise DataError(f"no {missing} in {', '.join(str(root / folder) for folder in folders[1:])}")

@@ -55,9 +55,7 @@ def official_prompt(checkout: Path, lang: str) -> str:
         raise DataError(f"no official prompts in {checkout}: neither {' nor '.join(_OFFICIAL)}")
     name = f"SYSTEM_PROMPT_{lang.upper()}"
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Constant):
-            continue
-        named = any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
-        if named and isinstance(node.value.value, str):
-            return node.value.value
+        match node:
+            case ast.Assign(targets=[ast.Name(id=target)], value=ast.Constant(value=str(prompt))) if target == name:
+                return prompt
     raise DataError(f"{path}: no string constant {name}")

@@ -7,19 +7,8 @@ from __future__ import annotations
 
 import re
 
-from tip_exp.envs.deepplanning.plan.lines import Number, amount, price, read_details, take_price
-from tip_exp.envs.deepplanning.plan.schema import (
-    ATTRACTION,
-    BUFFER,
-    CITY_RIDE,
-    HOTEL,
-    INTERCITY,
-    MEAL,
-    TYPES,
-    Day,
-    Plan,
-    cities_of,
-)
+from tip_exp.envs.deepplanning.plan.lines import amount, price, read_details, take_price
+from tip_exp.envs.deepplanning.plan.schema import Day, Kind, Plan, cities_of
 
 MAX_LINE = 2000  # characters; longer lines are skipped
 BUDGET_LABELS = {
@@ -27,13 +16,8 @@ BUDGET_LABELS = {
     "accommodation": ("accommodation", "住宿", "住宿费用"),
     "meals": ("meals", "meal", "餐饮", "餐饮费用"),
     "attractions_and_tickets": (
-        "attractions & tickets",
-        "attractions and tickets",
-        "attractions",
-        "tickets",
-        "门票",
-        "景点",
-        "景点门票",
+        *("attractions & tickets", "attractions and tickets", "attractions", "tickets"),
+        *("门票", "景点", "景点门票"),
     ),
     "other": ("other", "others", "其他"),
     "total_estimated_budget": (
@@ -43,7 +27,6 @@ BUDGET_LABELS = {
 }
 _TAG = re.compile(r"<(/?)plan>", re.IGNORECASE)
 _THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
-_BULLETS = "*#>•· \t"
 _DAY = re.compile(r"(?:day|第)\s*([0-9]{1,3})\s*[天日]?\s*(?:[*:：(（\-–—,，](.*))?", re.IGNORECASE)
 _CITY = re.compile(r"(?:current city|city|当前城市|所在城市|城市)\s*\**\s*[:：](.*)", re.IGNORECASE)
 _STAY = re.compile(r"(?:accommodation|住宿)\s*\**\s*[:：](.*)", re.IGNORECASE)
@@ -56,12 +39,12 @@ _TIMES = re.compile(
     re.IGNORECASE,
 )
 _TYPE_SYNONYMS = {  # as models write them
-    **dict.fromkeys(("travel_intercity", "intercity_travel", "跨市公共交通", "跨城交通", "城际交通"), INTERCITY),
-    **dict.fromkeys(("city_travel", "travel_intracity", "城市内交通", "市内交通"), CITY_RIDE),
-    **dict.fromkeys(("attractions", "景点", "景点游览"), ATTRACTION),
-    **dict.fromkeys(("meals", "dining", "用餐", "餐饮"), MEAL),
-    **dict.fromkeys(("accommodation", "酒店", "酒店活动"), HOTEL),
-    "缓冲": BUFFER,
+    **dict.fromkeys(("travel_intercity", "intercity_travel", "跨市公共交通", "跨城交通", "城际交通"), Kind.INTERCITY),
+    **dict.fromkeys(("city_travel", "travel_intracity", "城市内交通", "市内交通"), Kind.CITY_RIDE),
+    **dict.fromkeys(("attractions", "景点", "景点游览"), Kind.ATTRACTION),
+    **dict.fromkeys(("meals", "dining", "用餐", "餐饮"), Kind.MEAL),
+    **dict.fromkeys(("accommodation", "酒店", "酒店活动"), Kind.HOTEL),
+    "缓冲": Kind.BUFFER,
 }
 _NO_STAY = frozenset(("", "-", "–", "—", "--", "/", "none", "n/a", "无"))
 
@@ -106,11 +89,11 @@ class _Parser:
     def __init__(self, names: frozenset[str]) -> None:
         self.names = names
         self.days: list[Day] = []
-        self.budget: dict[str, Number] = {}
+        self.budget: dict[str, float] = {}
         self._in_budget = False
 
     def read(self, line: str) -> None:
-        bare = line.strip().lstrip(_BULLETS + "-").rstrip("* \t")
+        bare = _bare(line)
         if activity := _activity(line):
             if self.days:
                 self._add(*activity)
@@ -130,7 +113,7 @@ class _Parser:
     def _add(self, slot: str, kind: str, text: str) -> None:
         day = self.days[-1]
         cities = cities_of(day)
-        arrived = any(act["type"] == INTERCITY for act in day["activities"])
+        arrived = any(act["type"] == Kind.INTERCITY for act in day["activities"])
         city = day["current_city"] if cities is None else cities[arrived]
         details = read_details(kind, text, city, self.names)
         day["activities"].append({"time_slot": slot, "type": kind, "details": details})
@@ -159,6 +142,11 @@ class _Parser:
             self.budget[key] = stated
 
 
+def _bare(line: str) -> str:
+    """A line without bullets, headings and bold marks at its ends."""
+    return line.strip().lstrip("*#>•· \t-").rstrip("* \t")
+
+
 def _activity(line: str) -> tuple[str, str, str] | None:
     """Time slot, type and text of "09:00-10:30 | attraction | Laomendong, ¥0", also as a Markdown table row."""
     parts = [part.strip() for part in re.split("[|｜]", line.strip().strip("|｜"), maxsplit=2)]
@@ -167,7 +155,7 @@ def _activity(line: str) -> tuple[str, str, str] | None:
         return None
     kind = parts[1].strip("*`[] ").lower().replace(" ", "_").replace("-", "_")
     kind = _TYPE_SYNONYMS.get(kind, kind)
-    if kind not in TYPES:
+    if kind not in tuple(Kind):
         return None
     slot = f"{times[1]}:{times[2]}-{times[3]}:{times[4]}"
     return slot, kind, parts[2].rstrip("* ") if len(parts) > 2 else ""
@@ -177,8 +165,8 @@ def _names(lines: list[str]) -> frozenset[str]:
     """Names of attractions, restaurants and hotels that have their own line; they help to split routes."""
     names: set[str] = set()
     for line in lines:
-        if (activity := _activity(line)) and activity[1] in (ATTRACTION, MEAL, HOTEL):
+        if (activity := _activity(line)) and activity[1] in (Kind.ATTRACTION, Kind.MEAL, Kind.HOTEL):
             names.add(read_details(activity[1], activity[2], "", ())["name"])
-        elif match := _STAY.fullmatch(line.strip().lstrip(_BULLETS + "-").rstrip("* \t")):
+        elif match := _STAY.fullmatch(_bare(line)):
             names.add(take_price(match[1].strip(" *`"))[0])
     return frozenset(names - {""})

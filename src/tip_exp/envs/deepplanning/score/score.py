@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tip_exp.envs.deepplanning.data import BUDGET
-from tip_exp.envs.deepplanning.plan.schema import Plan
-from tip_exp.envs.deepplanning.score.commonsense import CHECKS, MalformedPlan, check_commonsense, commonsense_score
+from tip_exp.envs.deepplanning.plan.schema import MALFORMED, Plan
+from tip_exp.envs.deepplanning.score.commonsense import CHECKS, check_commonsense, commonsense_score
 from tip_exp.envs.deepplanning.score.constraints import check_constraints
 from tip_exp.envs.deepplanning.score.tables import TaskTables
 
 
 @dataclass(frozen=True, slots=True)
 class PlanScore:
-    """One plan against its task's personalized constraints.
+    """One plan against its task's personalized constraints and, with the task's tables, the commonsense checks.
 
     PlanScore(constraints={"train_seat_status": True, "hotel_highest_rated": False, "budget_constraint": True})
         -> passed 2, total 3, fraction 0.667, personalized_score 0.0, fraction_without_budget 0.5
     """
 
     constraints: dict[str, bool]
+    commonsense: dict[str, bool] = field(default_factory=dict)
+    malformed: bool = False  # not in the official layout; officially the whole task scores 0
 
     @property
     def passed(self) -> int:
@@ -43,17 +45,7 @@ class PlanScore:
     @property
     def fraction_without_budget(self) -> float:
         """The fraction without the budget, which a plan that names no costs always satisfies."""
-        verdicts = [verdict for key, verdict in self.constraints.items() if key != BUDGET]
-        return sum(verdicts) / len(verdicts) if verdicts else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class FullScore:
-    """One plan against its task's constraints and, with the task's tables, the commonsense checks."""
-
-    personalized: PlanScore
-    commonsense: dict[str, bool]
-    malformed: bool = False  # not in the official layout; officially the whole task scores 0
+        return PlanScore({key: verdict for key, verdict in self.constraints.items() if key != BUDGET}).fraction
 
     @property
     def commonsense_score(self) -> float:
@@ -61,7 +53,7 @@ class FullScore:
 
     @property
     def composite_score(self) -> float:
-        return 0.0 if self.malformed else (self.commonsense_score + self.personalized.personalized_score) / 2
+        return 0.0 if self.malformed else (self.commonsense_score + self.personalized_score) / 2
 
     @property
     def case_acc(self) -> float:
@@ -69,15 +61,12 @@ class FullScore:
         return float(self.composite_score == 1.0)
 
 
-def score_plan(plan: Plan | None, meta: dict[str, Any]) -> PlanScore:
-    """Scores a plan in the official JSON layout without tables; None, an undelivered plan, satisfies nothing."""
-    return PlanScore(check_constraints(plan, meta))
-
-
-def score_with_tables(plan: Plan | None, meta: dict[str, Any], tables: TaskTables) -> FullScore:
-    """Scores a plan with its task's tables, as the official evaluator does."""
-    personalized = score_plan(plan, meta)
+def score_plan(plan: Plan | None, meta: dict[str, Any], tables: TaskTables | None = None) -> PlanScore:
+    """Scores a plan in the official JSON layout; None, an undelivered plan, satisfies nothing."""
+    constraints = check_constraints(plan, meta)
+    if tables is None:
+        return PlanScore(constraints)
     try:
-        return FullScore(personalized, check_commonsense(plan, meta, tables))
-    except MalformedPlan:
-        return FullScore(personalized, dict.fromkeys(CHECKS, False), malformed=True)
+        return PlanScore(constraints, check_commonsense(plan, meta, tables))
+    except MALFORMED:
+        return PlanScore(constraints, dict.fromkeys(CHECKS, False), malformed=True)
