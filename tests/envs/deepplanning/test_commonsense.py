@@ -11,14 +11,14 @@ from tip_exp.envs.deepplanning.data import find_databases, load_tasks, task_fold
 from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan
 from tip_exp.envs.deepplanning.plan.schema import MALFORMED
 from tip_exp.envs.deepplanning.score.clock import clock, slot, within_hours
-from tip_exp.envs.deepplanning.score.commonsense import (
+from tip_exp.envs.deepplanning.score.score import (
     CHECKS,
     DIMENSIONS,
+    PlanScore,
     check_commonsense,
-    commonsense_score,
     dimension_scores,
+    score_plan,
 )
-from tip_exp.envs.deepplanning.score.score import score_plan
 from tip_exp.envs.deepplanning.score.tables import TaskTables
 
 FOLDER = Path(__file__).parent / "world" / "database" / "database_en" / "id_0"
@@ -223,8 +223,8 @@ def test_a_malformed_plan_raises_and_scores_0(plan_text: str, meta: dict[str, An
 def test_a_dimension_counts_only_if_all_its_checks_pass() -> None:
     checks = dict.fromkeys(CHECKS, True) | {"no_time_overlaps": False}
     assert dimension_scores(checks)["Time Feasibility"] == 0.0
-    assert commonsense_score(checks) == 7 / 8
-    assert commonsense_score(dict.fromkeys(CHECKS, False)) == 0.0
+    assert PlanScore({}, checks).commonsense_score == 7 / 8
+    assert PlanScore({}, dict.fromkeys(CHECKS, False)).commonsense_score == 0.0
 
 
 def test_times_of_day() -> None:

@@ -71,7 +71,7 @@ def write(root: Path, tasks: Iterable[TaskFiles]) -> None:
     for task in tasks:
         queries.append(task.query)
         for table, rows in task.tables.items():
-            path = building / "database" / "database_en" / f"id_{task.query['id']}" / TABLES[table]
+            path = building / "database" / "database_en" / f"id_{task.query['id']}" / TABLES[table][0]
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w", encoding="utf-8", newline="") as file:
                 writer = csv.DictWriter(file, list(rows[0]))

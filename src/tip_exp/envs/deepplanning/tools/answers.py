@@ -6,7 +6,6 @@ The text is that of the official tools byte for byte, including the order of key
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,20 +147,6 @@ def query_restaurant_details(rows: list[Cells], args: Arguments, style: Style) -
 def no_such_restaurant(message: str, args: Arguments) -> str:
     """The one tool that wraps its message in JSON, also when the table is missing."""
     return _json({"message": message, "restaurant_name": args["restaurant_name"]})
-
-
-_TOOLS: tuple[Callable[[Any, Arguments, Style], str], ...] = (
-    query_train_info,
-    query_flight_info,
-    query_hotel_info,
-    query_attraction_details,
-    recommend_attractions,
-    search_location,
-    query_road_route_info,
-    recommend_restaurants,
-    query_restaurant_details,
-)
-ANSWERS = {tool.__name__: tool for tool in _TOOLS}
 
 
 def _routes(rows: list[Cells], args: Arguments, style: Style, kind: str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tip_exp.envs.base import error_observation
 from tip_exp.envs.deepplanning.data import read_table
-from tip_exp.envs.deepplanning.tools.answers import ANSWERS, Roads, Style, cells, no_such_restaurant
+from tip_exp.envs.deepplanning.tools.answers import Roads, Style, cells, no_such_restaurant
 from tip_exp.envs.deepplanning.tools.schemas import TOOLS, check_arguments
 from tip_exp.envs.deepplanning.tools.strings import STRINGS
 from tip_exp.utils.errors import DataError
@@ -69,10 +69,11 @@ class TravelSandbox:
             name = ALIASES.get(name, name)
         if not isinstance(name, str) or name not in TOOLS:
             return error_observation(f"tool '{name}' not found")
-        table = self._table(TOOLS[name].table)
+        tool = TOOLS[name]
+        table = self._table(tool.table)
         try:
             checked = check_arguments(name, self._lang, self._parse(arguments))
-            return self._no_table(name, checked) if table is None else ANSWERS[name](table, checked, self._style)
+            return self._no_table(name, checked) if table is None else tool.answer(table, checked, self._style)
         except _ERRORS as error:  # upstream prints any exception to the model, so a faulty row reads as an error
             message = str(error)
             return error_observation(message.split("\n")[0] if "schema_dump" in self._style.corrected else message)

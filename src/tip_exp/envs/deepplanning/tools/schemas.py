@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -9,29 +10,34 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
+from tip_exp.envs.deepplanning.tools import answers
 from tip_exp.envs.deepplanning.tools.strings import STRINGS
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool: its table of data.TABLES and its parameters, all of which are strings."""
+    """One tool: its answer, its table of data.TABLES and its parameters, all of which are strings."""
 
+    answer: Callable[[Any, answers.Arguments, answers.Style], str]
     table: str
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
 
 
-TOOLS = {
-    "query_train_info": Tool("trains", ("origin", "destination", "depDate"), ("seatClassName",)),
-    "query_flight_info": Tool("flights", ("origin", "destination", "depDate"), ("seatClassName",)),
-    "query_hotel_info": Tool("hotels", ("destination", "checkinDate", "checkoutDate"), ("hotelStar", "hotelBrands")),
-    "query_attraction_details": Tool("attractions", ("attraction_name",)),
-    "recommend_attractions": Tool("attractions", ("city",), ("attraction_type",)),
-    "search_location": Tool("locations", ("place_name",)),
-    "query_road_route_info": Tool("distances", ("origin", "destination")),
-    "recommend_restaurants": Tool("restaurants", ("latitude", "longitude")),
-    "query_restaurant_details": Tool("restaurants", ("restaurant_name",)),
-}
+_TOOLS = (
+    Tool(answers.query_train_info, "trains", ("origin", "destination", "depDate"), ("seatClassName",)),
+    Tool(answers.query_flight_info, "flights", ("origin", "destination", "depDate"), ("seatClassName",)),
+    Tool(
+        answers.query_hotel_info, "hotels", ("destination", "checkinDate", "checkoutDate"), ("hotelStar", "hotelBrands")
+    ),
+    Tool(answers.query_attraction_details, "attractions", ("attraction_name",)),
+    Tool(answers.recommend_attractions, "attractions", ("city",), ("attraction_type",)),
+    Tool(answers.search_location, "locations", ("place_name",)),
+    Tool(answers.query_road_route_info, "distances", ("origin", "destination")),
+    Tool(answers.recommend_restaurants, "restaurants", ("latitude", "longitude")),
+    Tool(answers.query_restaurant_details, "restaurants", ("restaurant_name",)),
+)
+TOOLS = {tool.answer.__name__: tool for tool in _TOOLS}
 
 
 def parameters(tool: str, lang: str) -> dict[str, Any]:
