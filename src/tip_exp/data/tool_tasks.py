@@ -17,7 +17,7 @@ from tip_exp.envs.base import ToolTasks
 from tip_exp.envs.deepplanning import errands
 from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks
 from tip_exp.envs.deepplanning.environment import TravelEnvironment
-from tip_exp.envs.deepplanning.prompts import compact_prompt, official_prompt
+from tip_exp.envs.deepplanning.prompts import COMPACT_PROMPTS, official_prompt
 from tip_exp.envs.deepplanning.score.constraints import answers
 from tip_exp.envs.deepplanning.split import no_tool_baseline, read_split
 from tip_exp.types import Problem
@@ -69,7 +69,7 @@ def _problem(label: str, task: Task) -> Problem:
 def _system_prompt(config: TravelConfig, lang: str, root: Path) -> str:
     if config.prompt == "none":
         return ""
-    return compact_prompt(lang) if config.prompt == "compact" else official_prompt(root, lang)
+    return COMPACT_PROMPTS[lang] if config.prompt == "compact" else official_prompt(root, lang)
 
 
 def _official(config: TravelConfig) -> Path:

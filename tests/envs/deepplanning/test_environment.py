@@ -18,7 +18,7 @@ from tip_exp.envs.deepplanning import errands
 from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks, task_folder
 from tip_exp.envs.deepplanning.environment import TravelEnvironment
 from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan
-from tip_exp.envs.deepplanning.prompts import compact_prompt, official_prompt
+from tip_exp.envs.deepplanning.prompts import COMPACT_PROMPTS, official_prompt
 from tip_exp.envs.deepplanning.score.score import score_plan
 from tip_exp.envs.deepplanning.score.tables import TaskTables
 from tip_exp.envs.deepplanning.split import no_tool_baseline
@@ -121,7 +121,7 @@ def test_a_trip_with_tools_end_to_end(trips_root: Path) -> None:
         texts = [json.dumps({"name": name, "arguments": arguments}) for name, arguments in calls]
         return "".join(f"<tool_call>\n{text}\n</tool_call>" for text in texts)
 
-    episodes = played(trips_root, policy, system=compact_prompt("en"), schemas=True)
+    episodes = played(trips_root, policy, system=COMPACT_PROMPTS["en"], schemas=True)
     assert [episode.score["fraction"] for episode in episodes] == [1.0] * NUM_TRIPS
     assert all(episode.score["personalized"] == episode.score["delivered"] == 1.0 for episode in episodes)
     assert {episode.calls for episode in episodes} == {3}
@@ -156,5 +156,5 @@ def test_official_prompts_are_read_without_executing_the_file(tmp_path: Path) ->
 
 def test_compact_prompts_show_a_plan_that_can_be_parsed() -> None:
     for lang in ("en", "zh"):
-        plan = parse_plan(compact_prompt(lang))
+        plan = parse_plan(COMPACT_PROMPTS[lang])
         assert plan is not None and plan["daily_plans"][0]["day_number"] == 1

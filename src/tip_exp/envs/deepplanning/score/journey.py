@@ -79,7 +79,7 @@ def essential_meal_coverage(trip: Trip) -> bool:
     passed = bool(trip.home)
     for day, departure, arrival in _travel_hours(trip):
         meals = _meal_times(day)
-        limits = [_FULL_DAY] if cities_of(day) is None else []
+        limits: list[tuple[float, float]] = [_FULL_DAY] if cities_of(day) is None else []
         for hour, table in ((departure, _BEFORE_DEPARTURE), (arrival, _AFTER_ARRIVAL)):
             if hour is not None:
                 limits.append(next(limit for end, limit in table if hour < end))
@@ -119,7 +119,7 @@ def reasonable_transfer_time(trip: Trip) -> bool:
         anchors = [(times, act) for times, act in timed if times is not None]
         for (before, left), (after, reached) in pairwise(anchors):
             gap = after[START] - before[END]
-            if gap < 0 and -gap > MINUTES_PER_DAY // 2:  # the second activity is after midnight
+            if gap < -MINUTES_PER_DAY / 2:  # the second activity is after midnight
                 gap += MINUTES_PER_DAY
             if gap < 0:
                 continue  # an overlap: no_time_overlaps reports it
@@ -173,14 +173,9 @@ def _leg_hour(day: Day, which: int) -> float | None:
 def _sightseeing_minutes(day: Day) -> int:
     """Minutes at attractions and in rides to or from one of them."""
     names = {name_of(act) for act in activities(day, Kind.ATTRACTION)} - {""}
-    total = 0
-    for act in activities(day):
-        ends = (
-            {trimmed(details(act).get(end)) for end in ("from", "to")} if act.get("type") == Kind.CITY_RIDE else set()
-        )
-        if act.get("type") == Kind.ATTRACTION or ends & names:
-            total += _duration(act)
-    return total
+    visits = activities(day, Kind.ATTRACTION)
+    visits += [ride for ride in activities(day, Kind.CITY_RIDE) if names.intersection(_ends(ride))]
+    return sum(map(_duration, visits))
 
 
 def _duration(act: Activity) -> int:
