@@ -19,10 +19,9 @@ from scripts.make_pairs import common
 from scripts.make_pairs.common import END_ID, PAD_ID, Recipe
 from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.chat import Chat
+from tip_exp.envs.deepplanning import errands
 from tip_exp.envs.deepplanning.data import load_tasks
 from tip_exp.envs.deepplanning.environment import TravelEnvironment
-from tip_exp.envs.deepplanning.mini import errands
-from tip_exp.envs.deepplanning.mini import files as mini_files
 from tip_exp.envs.episodes import Episode, play
 from tip_exp.envs.scripted import ScriptedSampler
 from tip_exp.rollout.hf import HfSampler
@@ -84,7 +83,7 @@ def train_rollouts(root: Path, chat: Chat, slip: float) -> list[Rollout]:
 def play_episodes(root: Path, seed: str, count: int, sampler: Sampler, chat: Chat, sampling: Sampling) -> list[Episode]:
     """Episodes of the first `count` errands of a seed; their world is written under `root`."""
     folder = root / seed
-    mini_files.write(folder, (errands.make(str(i), seed) for i in range(count)))
+    errands.write(folder, (errands.make(str(i), seed) for i in range(count)))
     databases = {"en": folder / "database" / "database_en"}
     environment = partial(TravelEnvironment, databases, {}, show_schemas=False)
     return play(sampler, load_tasks(folder, "en"), environment, chat, sampling, LIMITS, seed=0)

@@ -17,7 +17,7 @@ from tip_exp.data.dataset import Dataset
 from tip_exp.data.load import load
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.chat import Chat
-from tip_exp.envs.deepplanning.mini import errands
+from tip_exp.envs.deepplanning import errands
 from tip_exp.envs.sampler import EpisodeSampler, episode_metrics
 from tip_exp.envs.scripted import Policy, ScriptedSampler
 from tip_exp.eval.episodes import evaluate_episodes

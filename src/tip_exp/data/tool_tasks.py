@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING
 from tip_exp.data.dataset import DATA_SEED, Dataset
 from tip_exp.envs import calculator
 from tip_exp.envs.base import ToolTasks
+from tip_exp.envs.deepplanning import errands
 from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks
 from tip_exp.envs.deepplanning.environment import TravelEnvironment
-from tip_exp.envs.deepplanning.mini import errands
-from tip_exp.envs.deepplanning.mini import files as mini_files
-from tip_exp.envs.deepplanning.prompts import compact_prompt, official_prompt
+from tip_exp.envs.deepplanning.prompts import COMPACT_PROMPTS, official_prompt
 from tip_exp.envs.deepplanning.score.constraints import answers
 from tip_exp.envs.deepplanning.split import no_tool_baseline, read_split
 from tip_exp.types import Problem
@@ -42,8 +41,7 @@ def load_travel(config: TravelConfig) -> Dataset:
     root = _official(config) if config.world == "official" else _generated(config)
     tasks = [task for lang in config.langs for task in load_tasks(root, lang)]
     if config.world == "official":
-        split = read_split()
-        task_ids = frozenset(split.train if config.split == "train" else split.test)
+        task_ids = read_split()["train" if config.split == "train" else "test"]
         tasks = [task for task in tasks if task.id in task_ids]
     tasks = tasks[: config.num_problems]
     if not tasks:
@@ -71,7 +69,7 @@ def _problem(label: str, task: Task) -> Problem:
 def _system_prompt(config: TravelConfig, lang: str, root: Path) -> str:
     if config.prompt == "none":
         return ""
-    return compact_prompt(lang) if config.prompt == "compact" else official_prompt(root, lang)
+    return COMPACT_PROMPTS[lang] if config.prompt == "compact" else official_prompt(root, lang)
 
 
 def _official(config: TravelConfig) -> Path:
@@ -84,9 +82,8 @@ def _generated(config: TravelConfig) -> Path:
     """The folder of generated tasks and databases. Its name holds the settings and a hash of the generator's code."""
     assert config.num_problems is not None, "rules.py requires num_problems for generated tasks"
     seed, count = f"{config.split}/{DATA_SEED}", config.num_problems
-    sources = [Path(module.__file__ or "").read_bytes() for module in (errands, mini_files)]
-    version = hashlib.sha256(b"".join(sources)).hexdigest()[:8]
+    version = hashlib.sha256(Path(errands.__file__).read_bytes()).hexdigest()[:8]
     cache = Path(tempfile.gettempdir()) / f"tip_exp_{os.getuid()}"
     root = cache / f"{config.world}-{seed.replace('/', '-')}-{count}-{version}"
-    mini_files.write(root, errands.stream(seed, count))
+    errands.write(root, errands.stream(seed, count))
     return root

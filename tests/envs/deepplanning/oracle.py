@@ -6,20 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tip_exp.envs.deepplanning.mini.files import Record
-from tip_exp.envs.deepplanning.plan.schema import (
-    ATTRACTION,
-    BUFFER,
-    CITY_RIDE,
-    HOTEL,
-    INTERCITY,
-    MEAL,
-    Activity,
-    Day,
-    Party,
-    Plan,
-    total_cost,
-)
+from tip_exp.envs.deepplanning.data import Row
+from tip_exp.envs.deepplanning.plan.schema import Activity, Day, Kind, Plan, total_cost
 
 Road = Callable[[str, str], tuple[int, int, int]]  # origin, destination -> meters, minutes, taxi fare
 NINE, LUNCH, DINNER, MIDNIGHT = 9 * 60, 11 * 60 + 30, 17 * 60 + 30, 24 * 60
@@ -30,25 +18,25 @@ class Stops:
     """Rows of the tables that the plan uses."""
 
     mode: str  # train or flight
-    out: Record
-    back: Record
-    hotel: Record
-    must_see: list[Record]
-    must_eat: Record
-    sights: list[Record]
-    restaurants: list[Record]
+    out: Row
+    back: Row
+    hotel: Row
+    must_see: list[Row]
+    must_eat: Row
+    sights: list[Row]
+    restaurants: list[Row]
 
 
-def oracle_plan(stops: Stops, road: Road, origin: str, city: str, days: int, party: Party) -> Plan:
+def oracle_plan(stops: Stops, road: Road, origin: str, city: str, days: int, meta: dict[str, Any]) -> Plan:
     """A plan in the official JSON layout that satisfies every constraint and passes every commonsense check."""
     todo = stops.must_see + [s for s in stops.sights if s not in stops.must_see and not s["closing_dates"]]
     eaten: set[str] = set()
     made = [_day(number, days, stops, road, origin, city, todo, eaten) for number in range(1, days + 1)]
-    return {"budget_summary": {"total_estimated_budget": round(total_cost(made, party))}, "daily_plans": made}
+    return {"budget_summary": {"total_estimated_budget": round(total_cost(made, meta))}, "daily_plans": made}
 
 
 def _day(
-    number: int, days: int, stops: Stops, road: Road, origin: str, city: str, todo: list[Record], eaten: set[str]
+    number: int, days: int, stops: Stops, road: Road, origin: str, city: str, todo: list[Row], eaten: set[str]
 ) -> Day:
     first, last = number == 1, number == days
     hotel = stops.hotel["name"]
@@ -57,7 +45,7 @@ def _day(
         clock.ride(stops.mode, stops.out)
         clock.wait(clock.now + 20, "Leave the station")
         clock.go(hotel)
-        clock.add(20, HOTEL, {"activity": "Check-in", "name": hotel})
+        clock.add(20, Kind.HOTEL, {"activity": "Check-in", "name": hotel})
     clock.wait(NINE, "Get ready")
     for mealtime, name in ((LUNCH, "Lunch"), (DINNER, "Dinner")):
         if last and name == "Dinner":
@@ -68,12 +56,12 @@ def _day(
         sight = todo.pop(0)
         clock.go(sight["attraction_name"])
         price = int(sight["ticket_price"])
-        clock.add(90, ATTRACTION, {"name": sight["attraction_name"], "city": city, "cost": price})
+        clock.add(90, Kind.ATTRACTION, {"name": sight["attraction_name"], "city": city, "cost": price})
         clock.wait(mealtime, "Free time")
         table = _table(stops, sight["attraction_name"], eaten)
         clock.go(table["restaurant_name"])
         price = int(table["price_per_person"])
-        clock.add(60, MEAL, {"meal_type": name, "name": table["restaurant_name"], "cost": price})
+        clock.add(60, Kind.MEAL, {"meal_type": name, "name": table["restaurant_name"], "cost": price})
     day: Day = {"day_number": number, "current_city": city, "activities": clock.activities}
     if first:
         day["current_city"] = f"from {origin} to {city}"
@@ -81,12 +69,12 @@ def _day(
         day["current_city"] = f"from {city} to {origin}"
     else:
         clock.go(hotel)
-        clock.add(MIDNIGHT - clock.now, HOTEL, {"activity": "Rest", "name": hotel})
+        clock.add(MIDNIGHT - clock.now, Kind.HOTEL, {"activity": "Rest", "name": hotel})
         day["accommodation"] = {"name": hotel, "price_per_night": int(stops.hotel["price"])}
     return day
 
 
-def _table(stops: Stops, sight: str, eaten: set[str]) -> Record:
+def _table(stops: Stops, sight: str, eaten: set[str]) -> Row:
     """A restaurant near a sight: the required restaurant, else the cheapest that is not visited yet."""
     near = [r for r in stops.restaurants if r["nearby_attraction_name"] == sight and r["restaurant_name"] not in eaten]
     table = stops.must_eat if stops.must_eat in near else min(near, key=lambda row: int(row["price_per_person"]))
@@ -109,18 +97,18 @@ class _Clock:
     def go(self, to: str) -> None:
         meters, minutes, fare = self.road(self.at, to)
         ride = {"from": self.at, "to": to, "distance": f"{meters / 1000:.1f}km", "duration": f"{minutes}min"}
-        self.add(minutes, CITY_RIDE, ride | {"cost": fare})
+        self.add(minutes, Kind.CITY_RIDE, ride | {"cost": fare})
         self.at = to
 
     def wait(self, until: int, why: str) -> None:
         if until > self.now:
-            self.add(until - self.now, BUFFER, {"description": why})
+            self.add(until - self.now, Kind.BUFFER, {"description": why})
 
-    def ride(self, mode: str, leg: Record) -> None:
+    def ride(self, mode: str, leg: Row) -> None:
         self.now = _minutes(leg["dep_datetime"])
         ends = {"from": leg["dep_station_name"], "to": leg["arr_station_name"], "cost": int(leg["price"])}
         minutes = _minutes(leg["arr_datetime"]) - self.now
-        self.add(minutes, INTERCITY, {"mode": mode, "number": leg[f"{mode}_no"]} | ends)
+        self.add(minutes, Kind.INTERCITY, {"mode": mode, "number": leg[f"{mode}_no"]} | ends)
         self.at = leg["arr_station_name"]
 
 

@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from tip_exp.envs.deepplanning.plan.lines import Number
 from tip_exp.envs.deepplanning.plan.parse import BUDGET_LABELS
-from tip_exp.envs.deepplanning.plan.schema import (
-    ATTRACTION,
-    BUFFER,
-    CITY_RIDE,
-    HOTEL,
-    INTERCITY,
-    MEAL,
-    Activity,
-    Plan,
-    details,
-)
+from tip_exp.envs.deepplanning.plan.schema import Activity, Kind, Plan, details
 
 
 def render_plan(plan: Plan, lang: str = "en") -> str:
@@ -22,19 +11,19 @@ def render_plan(plan: Plan, lang: str = "en") -> str:
     comma, sign, unit = (", ", "¥", "RMB") if lang == "en" else ("，", "￥", "元")
     person, night = ("/person", "/room/night") if lang == "en" else ("/人", "/间/晚")
 
-    def fields(*parts: str, cost: Number | None = None, per: str = "") -> str:
+    def fields(*parts: str, cost: float | None = None, per: str = "") -> str:
         return comma.join([part for part in parts if part] + ([] if cost is None else [f"{sign}{cost}{per}"]))
 
     def line(act: Activity) -> str:
         it = details(act)
         way = f"{it.get('from')} - {it.get('to')}"
         bodies = {
-            INTERCITY: lambda: fields(f"{it['mode']} {it['number']}", way, cost=it["cost"], per=person),
-            CITY_RIDE: lambda: fields(way, it["distance"], it["duration"], cost=it["cost"]),
-            ATTRACTION: lambda: fields(it["name"], cost=it["cost"], per=person),
-            MEAL: lambda: fields(it["meal_type"], it["name"], cost=it["cost"], per=person),
-            HOTEL: lambda: fields(it["activity"], it["name"]),
-            BUFFER: lambda: it["description"],
+            Kind.INTERCITY: lambda: fields(f"{it['mode']} {it['number']}", way, cost=it["cost"], per=person),
+            Kind.CITY_RIDE: lambda: fields(way, it["distance"], it["duration"], cost=it["cost"]),
+            Kind.ATTRACTION: lambda: fields(it["name"], cost=it["cost"], per=person),
+            Kind.MEAL: lambda: fields(it["meal_type"], it["name"], cost=it["cost"], per=person),
+            Kind.HOTEL: lambda: fields(it["activity"], it["name"]),
+            Kind.BUFFER: lambda: it["description"],
         }
         return f"{act['time_slot']} | {act['type']} | {bodies[act['type']]()}"
 

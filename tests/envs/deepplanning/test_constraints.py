@@ -8,7 +8,7 @@ import pytest
 
 from tip_exp.envs.deepplanning.data import load_tasks
 from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan
-from tip_exp.envs.deepplanning.plan.schema import Party, total_cost
+from tip_exp.envs.deepplanning.plan.schema import total_cost
 from tip_exp.envs.deepplanning.score.constraints import answers, check_constraints
 from tip_exp.envs.deepplanning.score.score import score_plan
 
@@ -152,8 +152,8 @@ def test_cost_of_a_trip() -> None:
         "activities": [paid("travel_city", 10)],
     }  # the last day has no night
     # 5 people, 3 rooms, 2 taxis: 5 * 100 + 3 * 300 + 5 * 20 + 5 * 7.5 + 2 * (30 + 10) = 1617.5
-    assert total_cost([first, last], Party(5, 3)) == 1617.5
-    assert total_cost([last], Party(4, 1)) == 10  # 4 people fit one taxi
+    assert total_cost([first, last], {"people_number": 5, "room_number": 3}) == 1617.5
+    assert total_cost([last], {"people_number": 4}) == 10  # 4 people fit one taxi
 
 
 @pytest.mark.parametrize("limit", [None, "much", "1600"])
@@ -176,4 +176,4 @@ def test_official_verdicts(official: Path, official_records: Any) -> None:
         assert score.personalized_score == record["official_personalized_score"]
     for record in paper:
         meta = tasks["en"]["0"].meta
-        assert total_cost(record["plan"]["daily_plans"], Party.of(meta)) == record["total_cost"]
+        assert total_cost(record["plan"]["daily_plans"], meta) == record["total_cost"]

@@ -14,13 +14,12 @@ from transformers import AutoTokenizer
 from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.base import Call
 from tip_exp.envs.chat import Chat
+from tip_exp.envs.deepplanning import errands
 from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks, task_folder
 from tip_exp.envs.deepplanning.environment import TravelEnvironment
-from tip_exp.envs.deepplanning.mini import errands
-from tip_exp.envs.deepplanning.mini import files as mini_files
 from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan
-from tip_exp.envs.deepplanning.prompts import compact_prompt, official_prompt
-from tip_exp.envs.deepplanning.score.score import score_with_tables
+from tip_exp.envs.deepplanning.prompts import COMPACT_PROMPTS, official_prompt
+from tip_exp.envs.deepplanning.score.score import score_plan
 from tip_exp.envs.deepplanning.score.tables import TaskTables
 from tip_exp.envs.deepplanning.split import no_tool_baseline
 from tip_exp.envs.episodes import Episode, play
@@ -43,19 +42,19 @@ LIMITS = AgentConfig(
 @pytest.fixture(scope="module")
 def trips_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("generated") / "trips"
-    mini_files.write(root, (trips.make(number, 0) for number in range(NUM_TRIPS)))
+    errands.write(root, [trips.make(number, 0)[0] for number in range(NUM_TRIPS)])
     return root
 
 
 @pytest.fixture(scope="module")
 def errands_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("generated") / "errands"
-    mini_files.write(root, errands.stream("test", 60))
+    errands.write(root, errands.stream("test", 60))
     return root
 
 
-def oracle(root: Path, task: Task) -> str:
-    return (root / "oracle" / f"id_{task.id}.txt").read_text(encoding="utf-8")
+def oracle(task: Task) -> str:
+    return trips.make(int(task.id), 0)[1]
 
 
 def played(root: Path, policy: Policy, *, system: str = "", schemas: bool = False) -> list[Episode]:
@@ -78,24 +77,24 @@ def copy_the_query(history: str) -> str:
 def test_oracle_plans_pass_every_check_and_constraint(trips_root: Path) -> None:
     database = find_databases(trips_root)["en"]
     for task in load_tasks(trips_root, "en"):
-        plan = parse_plan(extract_plan(oracle(trips_root, task)))
-        assert plan is not None and render_plan(plan) == oracle(trips_root, task)
-        score = score_with_tables(plan, task.meta, TaskTables.load(task_folder(database, task.id)))
+        plan = parse_plan(extract_plan(oracle(task)))
+        assert plan is not None and render_plan(plan) == oracle(task)
+        score = score_plan(plan, task.meta, TaskTables.load(task_folder(database, task.id)))
         assert all(score.commonsense.values()) and len(score.commonsense) == 21, (task.id, score.commonsense)
-        assert all(score.personalized.constraints.values()), (task.id, score.personalized.constraints)
+        assert all(score.constraints.values()), (task.id, score.constraints)
         assert score.case_acc == 1.0
 
 
 def test_the_same_seed_writes_the_same_files(tmp_path: Path, errands_root: Path) -> None:
     same, different = tmp_path / "same", tmp_path / "different"
-    mini_files.write(same, errands.stream("test", 60))
-    mini_files.write(different, errands.stream("train", 60))
+    errands.write(same, errands.stream("test", 60))
+    errands.write(different, errands.stream("train", 60))
     files = sorted(path.relative_to(errands_root) for path in errands_root.rglob("*.*") if path.is_file())
-    assert len(files) == 60 * 3 + 1
+    assert len(files) == 60 * 2 + 1
     assert all((errands_root / file).read_bytes() == (same / file).read_bytes() for file in files)
     queries = [(root / "data" / "travelplanning_query_en.json").read_bytes() for root in (errands_root, different)]
     assert queries[0] != queries[1]
-    mini_files.write(same, errands.stream("train", 60))  # an existing folder is kept
+    errands.write(same, errands.stream("train", 60))  # an existing folder is kept
     assert (same / "data" / "travelplanning_query_en.json").read_bytes() == queries[0]
     assert not list(tmp_path.glob(".*"))
 
@@ -116,13 +115,13 @@ def test_a_trip_with_tools_end_to_end(trips_root: Path) -> None:
     def policy(history: str) -> str:
         task = next(task for query, task in tasks.items() if query in history)
         if "<tool_response>" in history:
-            return f"<think>Now I know.</think>\n{oracle(trips_root, task)}"
+            return f"<think>Now I know.</think>\n{oracle(task)}"
         arguments = {"origin": task.meta["org"], "destination": task.meta["dest"][0], "depDate": "2025-11-12"}
         calls = [("query_train_info", arguments), ("query_flight_info", arguments), ("recommend_attractions", {})]
         texts = [json.dumps({"name": name, "arguments": arguments}) for name, arguments in calls]
         return "".join(f"<tool_call>\n{text}\n</tool_call>" for text in texts)
 
-    episodes = played(trips_root, policy, system=compact_prompt("en"), schemas=True)
+    episodes = played(trips_root, policy, system=COMPACT_PROMPTS["en"], schemas=True)
     assert [episode.score["fraction"] for episode in episodes] == [1.0] * NUM_TRIPS
     assert all(episode.score["personalized"] == episode.score["delivered"] == 1.0 for episode in episodes)
     assert {episode.calls for episode in episodes} == {3}
@@ -157,5 +156,5 @@ def test_official_prompts_are_read_without_executing_the_file(tmp_path: Path) ->
 
 def test_compact_prompts_show_a_plan_that_can_be_parsed() -> None:
     for lang in ("en", "zh"):
-        plan = parse_plan(compact_prompt(lang))
+        plan = parse_plan(COMPACT_PROMPTS[lang])
         assert plan is not None and plan["daily_plans"][0]["day_number"] == 1

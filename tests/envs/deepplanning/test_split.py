@@ -3,11 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tip_exp.envs.deepplanning.data import Task, load_tasks
 from tip_exp.envs.deepplanning.split import (
     SHIPPED_SPLIT,
-    Split,
     constraints_without_tools,
     no_tool_baseline,
     read_split,
@@ -24,10 +24,10 @@ def tasks(num: int, lang: str = "en") -> list[Task]:
 
 def test_every_trip_length_contributes_its_fraction_of_test_ids() -> None:
     split = split_by_days(tasks(120), 0.2, seed=7)
-    assert len(split.test) == 24 and len(split.train) == 96
-    assert sorted(int(i) // 20 for i in split.test) == [length for length in range(6) for _ in range(4)]
-    assert {*split.train, *split.test} == {str(i) for i in range(120)}
-    assert list(split.test) == sorted(split.test, key=int)
+    assert len(split["test"]) == 24 and len(split["train"]) == 96
+    assert sorted(int(i) // 20 for i in split["test"]) == [length for length in range(6) for _ in range(4)]
+    assert {*split["train"], *split["test"]} == {str(i) for i in range(120)}
+    assert list(split["test"]) == sorted(split["test"], key=int)
 
 
 def test_the_draw_depends_only_on_seed_and_ids() -> None:
@@ -35,7 +35,7 @@ def test_the_draw_depends_only_on_seed_and_ids() -> None:
     assert split == split_by_days(tasks(120)[::-1] + tasks(120, "zh"), 0.2, seed=0)
     assert split != split_by_days(tasks(120), 0.2, seed=1)
     shorter = split_by_days(tasks(40), 0.2, seed=0)
-    assert shorter.test == split.test[:8]  # tasks of other lengths change nothing
+    assert shorter["test"] == split["test"][:8]  # tasks of other lengths change nothing
 
 
 def test_conflicting_languages_and_fractions_out_of_range_are_refused() -> None:
@@ -45,25 +45,10 @@ def test_conflicting_languages_and_fractions_out_of_range_are_refused() -> None:
         split_by_days(tasks(20), 1, 0)
 
 
-def test_a_split_reads_back_equal(tmp_path: Path) -> None:
+def test_the_yaml_reads_back_equal() -> None:
     text = split_to_yaml(tasks(120), 0.2, 3)
-    (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
-    assert read_split(tmp_path / "s.yaml") == split_by_days(tasks(120), 0.2, 3)
+    assert yaml.safe_load(text) == split_by_days(tasks(120), 0.2, 3)
     assert text.splitlines()[0].endswith("split --queries DIR --test-frac 0.2 --seed 3")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('train: ["0"]', "'test' must be a list of quoted ids; got None"),
-        ('train: [0]\ntest: ["1"]', "'train' must be a list of quoted ids"),
-        ('train: ["0", "1"]\ntest: ["1"]', "task 1 is both in train and in test"),
-    ],
-)
-def test_a_malformed_split_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    (tmp_path / "s.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=message):
-        read_split(tmp_path / "s.yaml")
 
 
 def test_answers_in_the_query_need_no_tool(world: Path) -> None:
@@ -78,8 +63,6 @@ def test_answers_in_the_query_need_no_tool(world: Path) -> None:
     assert no_tool_baseline([trip, second]) == pytest.approx((3 / 5 + 1 / 2) / 2)
     chinese = load_tasks(world, "zh")
     assert no_tool_baseline(chinese) == pytest.approx((3 / 5 + 0 / 2) / 2)
-    with pytest.raises(DataError, match="got none"):
-        no_tool_baseline([])
 
 
 @pytest.mark.data
@@ -91,7 +74,7 @@ def test_the_shipped_split_is_the_output_of_the_command(official: Path) -> None:
 def test_the_shipped_split_has_four_test_ids_of_each_length() -> None:
     split = read_split()
     assert split == split_by_days(tasks(120), 0.2, 0)
-    assert isinstance(split, Split) and len(split.test) == 24
+    assert len(split["test"]) == 24
 
 
 @pytest.mark.data

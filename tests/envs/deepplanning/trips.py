@@ -15,8 +15,8 @@ from typing import Any
 from tests.envs.deepplanning.oracle import Stops, oracle_plan
 from tests.envs.deepplanning.render import render_plan
 
-from tip_exp.envs.deepplanning.mini.files import Record, TaskFiles
-from tip_exp.envs.deepplanning.plan.schema import Party
+from tip_exp.envs.deepplanning.data import Row
+from tip_exp.envs.deepplanning.errands import TaskFiles
 
 CITIES = ("Alderby", "Brookhaven", "Carrowmore", "Dunmere", "Eastwick", "Fernhollow")
 TYPES = (
@@ -44,7 +44,7 @@ class TripWorld:
     city: str
     days: int
     people: int
-    tables: dict[str, list[Record]] = field(default_factory=dict)
+    tables: dict[str, list[Row]] = field(default_factory=dict)
     places: dict[str, tuple[float, float]] = field(default_factory=dict)
     kinds: dict[str, str] = field(default_factory=dict)
 
@@ -75,8 +75,8 @@ class TripWorld:
         return meters, max(5, math.ceil(meters / 450)), 10 + math.ceil(meters / 1000 * 2.4)
 
 
-def make(number: int, seed: int | str) -> TaskFiles:
-    """Task `number` of a seed; it lasts 2, 3, 4, 2, … days."""
+def make(number: int, seed: int | str) -> tuple[TaskFiles, str]:
+    """Task `number` of a seed, which lasts 2, 3, 4, 2, … days, and a plan with full score."""
     rng = random.Random(f"mini_world/{seed}/{number}")
     origin, city = rng.sample(CITIES, 2)
     world = TripWorld(rng, number, origin, city, days=2 + number % 3, people=rng.randint(2, 4))
@@ -92,13 +92,13 @@ def make(number: int, seed: int | str) -> TaskFiles:
     _map_tables(world)
     wishes = [transport, stay, visit, meal]
     stops = Stops(mode, out, back, hotel, must, table, world.tables["attractions"], world.tables["restaurants"])
-    party = Party(world.people, world.rooms)
+    party = {"people_number": world.people, "room_number": world.rooms}
     plan = oracle_plan(stops, world.road, world.origin, world.city, world.days, party)
     if number % 2:
         limit = math.ceil(plan["budget_summary"]["total_estimated_budget"] * 1.15 / 100) * 100
         wishes.append(("budget_constraint", {"max_budget": limit}, f"The whole trip may cost at most {limit} yuan."))
     tables = {k: rows for k, rows in world.tables.items() if k != "flights" or number % 4 != 3}
-    return TaskFiles(_query(world, wishes), tables, render_plan(plan))
+    return TaskFiles(_query(world, wishes), tables), render_plan(plan)
 
 
 def _query(world: TripWorld, wishes: list[Wish]) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _legs(world: TripWorld, mode: str) -> None:
     world.tables[f"{mode}s"] = rows
 
 
-def _transport_wish(world: TripWorld, mode: str) -> tuple[Record, Record, Wish]:
+def _transport_wish(world: TripWorld, mode: str) -> tuple[Row, Row, Wish]:
     """The legs there and back, and a constraint on one or both."""
     rows, number = world.tables[f"{mode}s"], f"{mode}_no"
     outs, backs = ([r for r in rows if (r["origin_city"] == world.origin) is outbound] for outbound in (True, False))
@@ -215,7 +215,7 @@ def _transport_wish(world: TripWorld, mode: str) -> tuple[Record, Record, Wish]:
     return out, back, (f"{mode}_{kind}", values, text)
 
 
-def _hotel_wish(world: TripWorld) -> tuple[Record, Wish]:
+def _hotel_wish(world: TripWorld) -> tuple[Row, Wish]:
     rows = world.tables["hotels"]
     hotel = world.rng.choice(rows)
     kinds = ("star_service_required", "highest_rated", "cheapest_brand", "newest_decoration")
@@ -233,7 +233,7 @@ def _hotel_wish(world: TripWorld) -> tuple[Record, Wish]:
     return hotel, (f"hotel_{kind}", {"hotel_name": hotel["name"]}, text)
 
 
-def _sight_wish(world: TripWorld) -> tuple[list[Record], Wish]:
+def _sight_wish(world: TripWorld) -> tuple[list[Row], Wish]:
     """Two attractions to visit, never the last of the table, which has a closing day."""
     must = world.rng.sample(world.tables["attractions"][:-1], 2)
     names = [sight["attraction_name"] for sight in must]
@@ -246,7 +246,7 @@ def _sight_wish(world: TripWorld) -> tuple[list[Record], Wish]:
     return must, (f"attraction_{kind}", {"attraction_names": names}, text)
 
 
-def _restaurant_wish(world: TripWorld, sight: str) -> tuple[Record, Wish]:
+def _restaurant_wish(world: TripWorld, sight: str) -> tuple[Row, Wish]:
     rows = [row for row in world.tables["restaurants"] if row["nearby_attraction_name"] == sight]
     chosen = world.rng.choice(rows)
     kind = ("specific_tag_nearby", "cheapest_nearby_attraction", "highest_rated")[world.number % 3]
@@ -262,7 +262,7 @@ def _restaurant_wish(world: TripWorld, sight: str) -> tuple[Record, Wish]:
     return chosen, (f"restaurant_{kind}", values, text)
 
 
-def _make_unique(chosen: Record, rows: list[Record], column: str, value: str) -> None:
+def _make_unique(chosen: Row, rows: list[Row], column: str, value: str) -> None:
     """Removes `value` from the column of all other rows, so that only the chosen row has it."""
     for row in rows:
         if row is not chosen:

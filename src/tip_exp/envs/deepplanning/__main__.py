@@ -21,13 +21,15 @@ from typing import Any
 
 from tip_exp.envs.deepplanning.data import LANGS, Task, find_databases, find_queries, load_tasks, task_folder
 from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan
-from tip_exp.envs.deepplanning.score.score import PlanScore, score_plan, score_with_tables
+from tip_exp.envs.deepplanning.score.score import score_plan
 from tip_exp.envs.deepplanning.score.tables import TaskTables
 from tip_exp.envs.deepplanning.split import split_to_yaml
 from tip_exp.envs.deepplanning.tools.sandbox import TravelSandbox
 from tip_exp.utils.errors import DataError
 
 TASKS_IN_MEMORY = 8  # the distance table of a task has tens of thousands of rows
+PRINTED = ("constraints", "passed", "total", "fraction", "personalized_score")
+PRINTED_WITH_TABLES = (*PRINTED, "commonsense", "commonsense_score", "composite_score", "case_acc")
 
 SCORE_HELP = """Score plans, one JSON object per line: {"lang": "en", "id": "0", "plan": …}.
 `plan` is an object in the official layout, or text: a model's answer with <plan>…</plan>, or only the text between
@@ -45,12 +47,13 @@ def main(argv: list[str] | None = None) -> int:
         for line in args.run(args):
             print(line)
     except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-        return 2
+        message = f"{error.filename or 'output'}: {error.strerror}"
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        message = str(error)
+    else:
+        return 0
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 def score(args: argparse.Namespace) -> Iterator[str]:
@@ -59,28 +62,19 @@ def score(args: argparse.Namespace) -> Iterator[str]:
     databases = find_databases(args.database) if args.database else {}
     load_tables = lru_cache(TASKS_IN_MEMORY)(TaskTables.load)
     jobs: list[tuple[Task, dict[str, Any] | None, Path | None]] = []
-    for where, record in _records(args.file):
-        lang = _lang(record, list(tasks), where)
+    for where, record, lang, task_id in _records(args.file, list(tasks)):
         if lang not in tasks:
             raise DataError(f"{where}: lang is {lang!r}, but {args.queries} has only tasks in {', '.join(tasks)}")
-        task = tasks[lang].get(_task_id(record, where))
+        task = tasks[lang].get(task_id)
         if task is None:
             raise DataError(f"{where}: no task {record['id']!r} among the {len(tasks[lang])} of {lang}")
         if databases and lang not in databases:
             raise DataError(f"{where}: lang is {lang!r}, but {args.database} has only tables in {', '.join(databases)}")
         jobs.append((task, _plan(record, where), task_folder(databases[lang], task.id) if databases else None))
     for task, plan, folder in jobs:
-        if folder is None:
-            verdict = _verdict(score_plan(plan, task.meta))
-        else:
-            full = score_with_tables(plan, task.meta, load_tables(folder))
-            verdict = _verdict(full.personalized) | {
-                "commonsense": full.commonsense,
-                "commonsense_score": full.commonsense_score,
-                "composite_score": full.composite_score,
-                "case_acc": full.case_acc,
-            }
-        yield json.dumps(verdict, ensure_ascii=False)
+        verdict = score_plan(plan, task.meta, load_tables(folder) if folder else None)
+        fields = PRINTED_WITH_TABLES if folder else PRINTED
+        yield json.dumps({name: getattr(verdict, name) for name in fields}, ensure_ascii=False)
 
 
 def call(args: argparse.Namespace) -> Iterator[str]:
@@ -88,13 +82,12 @@ def call(args: argparse.Namespace) -> Iterator[str]:
     databases = find_databases(args.database)
     sandbox = lru_cache(TASKS_IN_MEMORY)(TravelSandbox)
     jobs: list[tuple[Path, str, str, Any]] = []
-    for where, record in _records(args.file):
-        lang = _lang(record, list(databases), where)
+    for where, record, lang, task_id in _records(args.file, list(databases)):
         if not isinstance(record.get("tool"), str):
             raise DataError(f"{where}: 'tool' must be the name of a tool; got {record.get('tool')!r}")
         if "args" not in record:
             raise DataError(f"{where}: 'args' is missing; expected an object with the tool's arguments")
-        folder = task_folder(databases.get(lang) or next(iter(databases.values())), _task_id(record, where))
+        folder = task_folder(databases.get(lang) or next(iter(databases.values())), task_id)
         jobs.append((folder, lang, record["tool"], record["args"]))
     for lang in sorted({lang for _, lang, _, _ in jobs} - databases.keys()):
         print(f"note: {args.database} has no tables in {lang}; using those in {', '.join(databases)}", file=sys.stderr)
@@ -108,13 +101,11 @@ def split(args: argparse.Namespace) -> Iterator[str]:
     yield split_to_yaml(tasks, args.test_frac, args.seed).rstrip("\n")
 
 
-def _verdict(personalized: PlanScore) -> dict[str, Any]:
-    names = ("constraints", "passed", "total", "fraction", "personalized_score")
-    return {name: getattr(personalized, name) for name in names}
+def _records(file: Path, available: list[str]) -> Iterator[tuple[str, dict[str, Any], str, str]]:
+    """("FILE, line N", record, its language, its task id) for every line that is not empty.
 
-
-def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("FILE, line N", record) for every line that is not empty."""
+    The language may be missing if only one is available. The id is that of the folder: "7", 7 and "id_7" are the same.
+    """
     for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         where = f"{file}, line {number}"
         if not line.strip():
@@ -125,26 +116,16 @@ def _records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise DataError(f"{where}: not JSON in UTF-8 ({error})") from None
         if not isinstance(record, dict):
             raise DataError(f"{where}: expected an object; got {type(record).__name__}")
-        yield where, record
-
-
-def _lang(record: dict[str, Any], available: list[str], where: str) -> str:
-    if "lang" not in record and len(available) == 1:
-        return available[0]
-    if record.get("lang") not in LANGS:
-        value = repr(record["lang"]) if "lang" in record else "none"
-        raise DataError(f"{where}: 'lang' must be {' or '.join(LANGS)}; got {value}")
-    return record["lang"]
-
-
-def _task_id(record: dict[str, Any], where: str) -> str:
-    """The id as in folder names; "7", 7 and "id_7" are the same task."""
-    task_id = record.get("id")
-    if isinstance(task_id, bool) or not isinstance(task_id, str | int):
-        raise DataError(f"{where}: 'id' must be a task id such as \"0\"; got {task_id!r}")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", str(task_id)):
-        raise DataError(f"{where}: a task id consists of letters, digits, - and _; got {task_id!r}")
-    return str(task_id).removeprefix("id_")
+        lang = record.get("lang", available[0] if len(available) == 1 else None)
+        if lang not in LANGS:
+            value = repr(lang) if "lang" in record else "none"
+            raise DataError(f"{where}: 'lang' must be {' or '.join(LANGS)}; got {value}")
+        task_id = record.get("id")
+        if isinstance(task_id, bool) or not isinstance(task_id, str | int):
+            raise DataError(f"{where}: 'id' must be a task id such as \"0\"; got {task_id!r}")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(task_id)):
+            raise DataError(f"{where}: a task id consists of letters, digits, - and _; got {task_id!r}")
+        yield where, record, lang, str(task_id).removeprefix("id_")
 
 
 def _plan(record: dict[str, Any], where: str) -> dict[str, Any] | None:

@@ -18,27 +18,16 @@ from tip_exp.utils.errors import DataError
 
 LANGS = ("en", "zh")
 BUDGET = "budget_constraint"
-TABLES = {
-    "trains": "trains/trains.csv",
-    "flights": "flights/flights.csv",
-    "hotels": "hotels/hotels.csv",
-    "attractions": "attractions/attractions.csv",
-    "restaurants": "restaurants/restaurants.csv",
-    "locations": "locations/locations_coords.csv",
-    "distances": "transportation/distance_matrix.csv",
+_LEG_COLUMNS = "origin_city destination_city dep_date route_index segment_index price"
+TABLES = {  # file, and the columns that look-ups need; any other column may be missing
+    "trains": ("trains/trains.csv", f"{_LEG_COLUMNS} train_no"),
+    "flights": ("flights/flights.csv", f"{_LEG_COLUMNS} flight_no"),
+    "hotels": ("hotels/hotels.csv", "name city price"),
+    "attractions": ("attractions/attractions.csv", "attraction_name city attraction_type"),
+    "restaurants": ("restaurants/restaurants.csv", "restaurant_name"),
+    "locations": ("locations/locations_coords.csv", "poi_name latitude longitude"),
+    "distances": ("transportation/distance_matrix.csv", "origin destination duration_minutes"),
 }
-KEY_COLUMNS = {  # columns that look-ups need; any other column may be missing
-    "trains": ("origin_city", "destination_city", "dep_date", "route_index", "segment_index", "train_no", "price"),
-    "flights": ("origin_city", "destination_city", "dep_date", "route_index", "segment_index", "flight_no", "price"),
-    "hotels": ("name", "city", "price"),
-    "attractions": ("attraction_name", "city", "attraction_type"),
-    "restaurants": ("restaurant_name",),
-    "locations": ("poi_name", "latitude", "longitude"),
-    "distances": ("origin", "destination", "duration_minutes"),
-}
-_CHECKOUT = "benchmark/deepplanning/"  # folder of the release in a checkout of Qwen-Agent
-_QUERY_FOLDERS = (f"{_CHECKOUT}travelplanning/data", "travelplanning/data", "data", ".")
-_DATABASE_FOLDERS = (f"{_CHECKOUT}travelplanning/database", "travelplanning/database", "database", ".")
 
 Row = dict[str, str]  # one line of a CSV; cells that a short line lacks are ""
 
@@ -69,25 +58,13 @@ class Task:
 
 def find_queries(root: Path) -> dict[str, Path]:
     """Language -> query file, from the first of the official folders under `root` that has one."""
-    for folder in _QUERY_FOLDERS:
-        files = {lang: root / folder / f"travelplanning_query_{lang}.json" for lang in LANGS}
-        if existing := {lang: path for lang, path in files.items() if path.is_file()}:
-            return existing
-    raise DataError(
-        f"no travelplanning_query_en.json or travelplanning_query_zh.json in {_listed(root, _QUERY_FOLDERS)}"
-    )
+    missing = "travelplanning_query_en.json or travelplanning_query_zh.json"
+    return _find(root, "data", "travelplanning_query_{}.json", missing)
 
 
 def find_databases(root: Path) -> dict[str, Path]:
     """Language -> folder of task folders. `root` may also be a database_en or database_zh folder itself."""
-    for folder in _DATABASE_FOLDERS:
-        databases = {lang: root / folder / f"database_{lang}" for lang in LANGS}
-        if existing := {lang: path for lang, path in databases.items() if path.is_dir()}:
-            return existing
-    for lang in LANGS:
-        if root.name == f"database_{lang}" and root.is_dir():
-            return {lang: root}
-    raise DataError(f"no database_en/ or database_zh/ in {_listed(root, _DATABASE_FOLDERS)}")
+    return _find(root, "database", "database_{}", "database_en/ or database_zh/")
 
 
 def load_tasks(root: Path, lang: str) -> list[Task]:
@@ -117,20 +94,18 @@ def task_folder(database: Path, task_id: str) -> Path:
 
 def read_table(folder: Path, table: str) -> list[Row] | None:
     """Rows of one of TABLES, cells as text; None if the file is missing, as for some official tasks."""
-    path = folder / TABLES[table]
+    file, key_columns = TABLES[table]
+    path = folder / file
     if not path.is_file():
         return None
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
-            header = next(lines, None)
-            if header is None:
+            rows = csv.DictReader(file, restval="")
+            if rows.fieldnames is None:
                 return None
-            if absent := [column for column in KEY_COLUMNS[table] if column not in header]:
-                raise DataError(f"{path}: no column {absent[0]!r}; columns are {', '.join(header)}")
-            width = len(header)
-            rows = (line[:width] + [""] * (width - len(line)) for line in lines if line)
-            return [dict(zip(header, row, strict=True)) for row in rows]
+            if absent := [column for column in key_columns.split() if column not in rows.fieldnames]:
+                raise DataError(f"{path}: no column {absent[0]!r}; columns are {', '.join(rows.fieldnames)}")
+            return [{column: row[column] for column in rows.fieldnames} for row in rows]
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a CSV in UTF-8 ({error})") from None
 
@@ -150,5 +125,14 @@ def _task(record: Any, lang: str, where: str) -> Task:
     return Task(str(record["id"]), lang, record["query"], meta)
 
 
-def _listed(root: Path, folders: tuple[str, ...]) -> str:
-    return ", ".join(str(root / folder) for folder in folders[1:])
+def _find(root: Path, part: str, name: str, missing: str) -> dict[str, Path]:
+    """Language -> path of `name` in the first official folder of `part` that has one."""
+    folders = (f"benchmark/deepplanning/travelplanning/{part}", f"travelplanning/{part}", part, ".")
+    for folder in folders:
+        paths = {lang: root / folder / name.format(lang) for lang in LANGS}
+        if existing := {lang: path for lang, path in paths.items() if path.exists()}:
+            return existing
+    for lang in LANGS:
+        if root.name == name.format(lang) and root.is_dir():
+            return {lang: root}
+    raise DataError(f"no {missing} in {', '.join(str(root / folder) for folder in folders[1:])}")

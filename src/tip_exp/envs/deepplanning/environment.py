@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tip_exp.envs.base import Call, Start
@@ -13,31 +14,23 @@ from tip_exp.envs.deepplanning.tools.sandbox import TravelSandbox
 from tip_exp.envs.deepplanning.tools.schemas import tool_schemas
 
 
+@dataclass
 class TravelEnvironment:
-    """One trip. `databases`: folder of task folders by language. `system`: system prompt by language, may be empty.
+    """One trip. `corrected` are names of tools.sandbox.UPSTREAM_BUGS."""
 
-    `corrected` are names of tools.sandbox.UPSTREAM_BUGS.
-    """
-
-    def __init__(
-        self,
-        databases: Mapping[str, Path],
-        system: Mapping[str, str],
-        *,
-        corrected: Collection[str] = (),
-        show_schemas: bool = True,
-        official_join: bool = False,
-    ) -> None:
-        self._databases, self._system, self._corrected = databases, system, corrected
-        self._show_schemas, self._official_join = show_schemas, official_join
+    databases: Mapping[str, Path]  # language -> folder of task folders
+    system: Mapping[str, str]  # language -> system prompt, may be empty
+    corrected: Collection[str] = ()
+    show_schemas: bool = True
+    official_join: bool = False
 
     def reset(self, task: Task) -> Start:
         self._task = task
-        folder = task_folder(self._databases[task.lang], task.id)
-        self._sandbox = TravelSandbox(folder, task.lang, self._corrected)
-        system = self._system.get(task.lang, "")
+        folder = task_folder(self.databases[task.lang], task.id)
+        self._sandbox = TravelSandbox(folder, task.lang, self.corrected)
+        system = self.system.get(task.lang, "")
         messages = [{"role": "system", "content": system}] if system else []
-        tools = tool_schemas(task.lang) if self._show_schemas else []
+        tools = tool_schemas(task.lang) if self.show_schemas else []
         return Start([*messages, {"role": "user", "content": task.query}], tools)
 
     def step(self, calls: list[Call]) -> list[str]:
@@ -45,7 +38,7 @@ class TravelEnvironment:
 
     def score(self, text: str) -> dict[str, float]:
         """`fraction` is the paper's metric, `personalized` the official 0/1; an undelivered plan satisfies nothing."""
-        plan = parse_plan(extract_plan(text, self._official_join))
+        plan = parse_plan(extract_plan(text, self.official_join))
         score = score_plan(plan, self._task.meta)
         return {
             "fraction": score.fraction,

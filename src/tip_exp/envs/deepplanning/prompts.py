@@ -40,12 +40,9 @@ HH:MM-HH:MM | buffer | 说明
 **预算总结**：
 **总估算预算：N 元**
 整天安排两餐与两个景点；除最后一天外每天以酒店结束；景点与餐厅不重复；遵守营业时间、闭馆日、建议时长与路途时间。"""
+# Language -> the official plan format in about a tenth of the official prompt's tokens.
+COMPACT_PROMPTS = {"en": _EN, "zh": _ZH}
 _OFFICIAL = ("benchmark/deepplanning/travelplanning/agent/prompts.py", "travelplanning/agent/prompts.py")
-
-
-def compact_prompt(lang: str) -> str:
-    """The official plan format in about a tenth of the official prompt's tokens."""
-    return {"en": _EN, "zh": _ZH}[lang]
 
 
 def official_prompt(checkout: Path, lang: str) -> str:
@@ -55,9 +52,7 @@ def official_prompt(checkout: Path, lang: str) -> str:
         raise DataError(f"no official prompts in {checkout}: neither {' nor '.join(_OFFICIAL)}")
     name = f"SYSTEM_PROMPT_{lang.upper()}"
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Constant):
-            continue
-        named = any(isinstance(target, ast.Name) and target.id == name for target in node.targets)
-        if named and isinstance(node.value.value, str):
-            return node.value.value
+        match node:
+            case ast.Assign(targets=[ast.Name(id=target)], value=ast.Constant(value=str(prompt))) if target == name:
+                return prompt
     raise DataError(f"{path}: no string constant {name}")

@@ -10,9 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from tip_exp.envs.deepplanning.plan.schema import ATTRACTION, BUFFER, CITY_RIDE, HOTEL, INTERCITY, MEAL
-
-Number = int | float
+from tip_exp.envs.deepplanning.plan.schema import Kind
 
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,3}|[0-9]{1,9})(?:\.[0-9]{1,4})?"
 _PRICE = re.compile(
@@ -32,9 +30,7 @@ _RIDE = re.compile("taxi|walk|walking|drive|driving|bus|subway|metro|步行|打�
 _COMMA = re.compile("[,，]")
 _SPACED_DASH = re.compile(r"\s[-–—]\s|→|⇒|->|=>")
 _OTHER_SEPARATORS = (re.compile("[-–—]"), re.compile(r"\sto\s|[到至]"))
-_LEG_NUMBER = re.compile(
-    r"(?<![A-Za-z0-9])(?:[A-Za-z0-9]{2}[0-9]{1,5}|[A-Za-z]?[0-9]{1,5})[A-Za-z]?(?![A-Za-z0-9])",
-)
+_LEG_NUMBER = re.compile(r"(?<![A-Za-z0-9])(?:[A-Za-z0-9]{2}[0-9]{1,5}|[A-Za-z]?[0-9]{1,5})[A-Za-z]?(?![A-Za-z0-9])")
 _TRAIN_NUMBER = re.compile(r"[A-Za-z]?[0-9]{1,4}")  # G56803 is a flight of the airline G5
 _FLIGHT_WORDS = ("flight", "plane", "air", "航班", "飞机")
 _TRAIN_WORDS = ("train", "rail", "火车", "高铁", "动车", "列车", "城际")
@@ -45,7 +41,7 @@ _HOTEL_AT = re.compile(
 )
 
 
-def price(field: str) -> Number | None:
+def price(field: str) -> float | None:
     """Yuan of a field that is only a price: "¥1,200/person" -> 1200, "免费" -> 0, "East Wing" -> None."""
     match = _PRICE.fullmatch(field.strip())
     if not match:
@@ -54,7 +50,7 @@ def price(field: str) -> Number | None:
     return _value(written) if written else 0
 
 
-def amount(text: str) -> Number | None:
+def amount(text: str) -> float | None:
     """The amount of a budget line: "2820 RMB. Airfare (650+550)*2=2400" -> 2820, "650*2 + 60 = 1360 RMB" -> 1360."""
     text = text.replace("**", "")
     match = re.match(rf"[^0-9(（=]{{0,15}}({_NUMBER})\s*([-+*/x×=])?", text)
@@ -64,7 +60,7 @@ def amount(text: str) -> Number | None:
     return _value(match[1]) if match else None
 
 
-def take_price(text: str) -> tuple[str, Number | None]:
+def take_price(text: str) -> tuple[str, float | None]:
     """Splits "Laomendong, ¥30/person" into ("Laomendong", 30); without a price at the right end: (text, None)."""
     text = text.strip()
     commas = [match.start() for match in _COMMA.finditer(text)]
@@ -97,26 +93,26 @@ def route(text: str, names: Collection[str]) -> tuple[str, str]:
 def read_details(kind: str, text: str, city: str, names: Collection[str]) -> dict[str, Any]:
     """Details of an activity of type `kind`, in the official layout; `city` is that of an attraction."""
     text = text.strip()
-    if kind == BUFFER:
+    if kind == Kind.BUFFER:
         return {"description": text}
     body, cost = take_price(text)
-    if kind == HOTEL:
+    if kind == Kind.HOTEL:
         activity, name = _label(body, _HOTEL_AT, names)
         return {"activity": activity, "name": name}
-    if kind == MEAL:
+    if kind == Kind.MEAL:
         label, name = _label(body, _MEAL_AT, names)
         if not name and not re.fullmatch(_MEAL_WORD, label, re.IGNORECASE):
             label, name = "", label
         return {"meal_type": label, "name": name, "cost": cost}
-    if kind == ATTRACTION:
+    if kind == Kind.ATTRACTION:
         return {"name": body, "city": city, "cost": cost}
-    if kind == CITY_RIDE:
+    if kind == Kind.CITY_RIDE:
         return _ride(body, names) | {"cost": cost}
-    assert kind == INTERCITY, f"unknown activity type {kind}"
+    assert kind == Kind.INTERCITY, f"unknown activity type {kind}"
     return _leg(body, names) | {"cost": cost}
 
 
-def _value(written: str) -> Number:
+def _value(written: str) -> float:
     number = float(written.replace(",", ""))
     return int(number) if number.is_integer() else number
 

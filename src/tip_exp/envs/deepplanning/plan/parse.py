@@ -7,19 +7,8 @@ from __future__ import annotations
 
 import re
 
-from tip_exp.envs.deepplanning.plan.lines import Number, amount, price, read_details, take_price
-from tip_exp.envs.deepplanning.plan.schema import (
-    ATTRACTION,
-    BUFFER,
-    CITY_RIDE,
-    HOTEL,
-    INTERCITY,
-    MEAL,
-    TYPES,
-    Day,
-    Plan,
-    cities_of,
-)
+from tip_exp.envs.deepplanning.plan.lines import amount, price, read_details, take_price
+from tip_exp.envs.deepplanning.plan.schema import Day, Kind, Plan, cities_of
 
 MAX_LINE = 2000  # characters; longer lines are skipped
 BUDGET_LABELS = {
@@ -27,13 +16,8 @@ BUDGET_LABELS = {
     "accommodation": ("accommodation", "住宿", "住宿费用"),
     "meals": ("meals", "meal", "餐饮", "餐饮费用"),
     "attractions_and_tickets": (
-        "attractions & tickets",
-        "attractions and tickets",
-        "attractions",
-        "tickets",
-        "门票",
-        "景点",
-        "景点门票",
+        *("attractions & tickets", "attractions and tickets", "attractions", "tickets"),
+        *("门票", "景点", "景点门票"),
     ),
     "other": ("other", "others", "其他"),
     "total_estimated_budget": (
@@ -43,7 +27,6 @@ BUDGET_LABELS = {
 }
 _TAG = re.compile(r"<(/?)plan>", re.IGNORECASE)
 _THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
-_BULLETS = "*#>•· \t"
 _DAY = re.compile(r"(?:day|第)\s*([0-9]{1,3})\s*[天日]?\s*(?:[*:：(（\-–—,，](.*))?", re.IGNORECASE)
 _CITY = re.compile(r"(?:current city|city|当前城市|所在城市|城市)\s*\**\s*[:：](.*)", re.IGNORECASE)
 _STAY = re.compile(r"(?:accommodation|住宿)\s*\**\s*[:：](.*)", re.IGNORECASE)
@@ -56,12 +39,12 @@ _TIMES = re.compile(
     re.IGNORECASE,
 )
 _TYPE_SYNONYMS = {  # as models write them
-    **dict.fromkeys(("travel_intercity", "intercity_travel", "跨市公共交通", "跨城交通", "城际交通"), INTERCITY),
-    **dict.fromkeys(("city_travel", "travel_intracity", "城市内交通", "市内交通"), CITY_RIDE),
-    **dict.fromkeys(("attractions", "景点", "景点游览"), ATTRACTION),
-    **dict.fromkeys(("meals", "dining", "用餐", "餐饮"), MEAL),
-    **dict.fromkeys(("accommodation", "酒店", "酒店活动"), HOTEL),
-    "缓冲": BUFFER,
+    **dict.fromkeys(("travel_intercity", "intercity_travel", "跨市公共交通", "跨城交通", "城际交通"), Kind.INTERCITY),
+    **dict.fromkeys(("city_travel", "travel_intracity", "城市内交通", "市内交通"), Kind.CITY_RIDE),
+    **dict.fromkeys(("attractions", "景点", "景点游览"), Kind.ATTRACTION),
+    **dict.fromkeys(("meals", "dining", "用餐", "餐饮"), Kind.MEAL),
+    **dict.fromkeys(("accommodation", "酒店", "酒店活动"), Kind.HOTEL),
+    "缓冲": Kind.BUFFER,
 }
 _NO_STAY = frozenset(("", "-", "–", "—", "--", "/", "none", "n/a", "无"))
 
@@ -94,69 +77,68 @@ def parse_plan(text: str) -> Plan | None:
     A missing field is "", a missing cost None; lines that match no pattern are skipped.
     """
     lines = [line for line in text.splitlines() if len(line) <= MAX_LINE]
-    parser = _Parser(_names(lines))
+    names = _names(lines)
+    days: list[Day] = []
+    budget: dict[str, float] = {}
+    in_budget = False
     for line in lines:
-        parser.read(line)
-    return {"budget_summary": parser.budget, "daily_plans": parser.days} if parser.days else None
-
-
-class _Parser:
-    """Reads a plan line by line into `days` and `budget`."""
-
-    def __init__(self, names: frozenset[str]) -> None:
-        self.names = names
-        self.days: list[Day] = []
-        self.budget: dict[str, Number] = {}
-        self._in_budget = False
-
-    def read(self, line: str) -> None:
-        bare = line.strip().lstrip(_BULLETS + "-").rstrip("* \t")
+        bare = _bare(line)
         if activity := _activity(line):
-            if self.days:
-                self._add(*activity)
-        elif (day := _DAY.fullmatch(bare)) and not (self._in_budget and self._is_amount(day)):
-            self.days.append({"day_number": int(day[1]), "current_city": "", "activities": []})
-            self._in_budget = False
-            self._set_field((day[2] or "").strip())
+            if days:
+                _add_activity(days[-1], *activity, names)
+        elif (header := _DAY.fullmatch(bare)) and not (in_budget and _is_amount(header, days)):
+            days.append({"day_number": int(header[1]), "current_city": "", "activities": []})
+            in_budget = False
+            _set_field(days[-1], (header[2] or "").strip())
         elif _BUDGET.search(bare):
-            self._in_budget = True
-        elif self._in_budget or not (self.days and self._set_field(bare)):
-            self._set_budget(bare)
+            in_budget = True
+        elif in_budget or not (days and _set_field(days[-1], bare)):
+            _set_budget(budget, bare, in_budget)
+    return {"budget_summary": budget, "daily_plans": days} if days else None
 
-    def _is_amount(self, header: re.Match[str]) -> bool:
-        """Whether "Day 1: 300 RMB" below the budget's heading states an amount instead of starting a day."""
-        return any(int(header[1]) == day["day_number"] for day in self.days) and bool((header[2] or "").strip(" *"))
 
-    def _add(self, slot: str, kind: str, text: str) -> None:
-        day = self.days[-1]
-        cities = cities_of(day)
-        arrived = any(act["type"] == INTERCITY for act in day["activities"])
-        city = day["current_city"] if cities is None else cities[arrived]
-        details = read_details(kind, text, city, self.names)
-        day["activities"].append({"time_slot": slot, "type": kind, "details": details})
+def _is_amount(header: re.Match[str], days: list[Day]) -> bool:
+    """Whether "Day 1: 300 RMB" below the budget's heading states an amount instead of starting a day."""
+    return any(int(header[1]) == day["day_number"] for day in days) and bool((header[2] or "").strip(" *"))
 
-    def _set_field(self, bare: str) -> bool:
-        if match := _CITY.fullmatch(bare):
-            self.days[-1]["current_city"] = match[1].strip(" *`")
-        elif (match := _STAY.fullmatch(bare)) and price(match[1].strip(" *`")) is None:
-            name, cost = take_price(match[1].strip(" *`"))
-            self.days[-1].pop("accommodation", None)
-            if name.lower() not in _NO_STAY:
-                self.days[-1]["accommodation"] = {"name": name, "price_per_night": cost}
-        else:
-            return False
-        return True
 
-    def _set_budget(self, bare: str) -> None:
-        """Below the heading any amount counts, elsewhere only a line that is a label and a price."""
-        match = _LABELLED.fullmatch(bare.strip("|｜ "))
-        if not match:
-            return
-        label, text = match[1].strip().lower(), match[2].strip(" *`|｜")
-        key = next((key for key, labels in BUDGET_LABELS.items() if label in labels), None)
-        stated = amount(text) if self._in_budget else price(text)
-        if key is not None and stated is not None and key not in self.budget:
-            self.budget[key] = stated
+def _add_activity(day: Day, slot: str, kind: str, text: str, names: frozenset[str]) -> None:
+    cities = cities_of(day)
+    arrived = any(act["type"] == Kind.INTERCITY for act in day["activities"])
+    city = day["current_city"] if cities is None else cities[arrived]
+    details = read_details(kind, text, city, names)
+    day["activities"].append({"time_slot": slot, "type": kind, "details": details})
+
+
+def _set_field(day: Day, bare: str) -> bool:
+    """Whether the line is the city or the accommodation of the day, which it then sets."""
+    if match := _CITY.fullmatch(bare):
+        day["current_city"] = match[1].strip(" *`")
+    elif (match := _STAY.fullmatch(bare)) and price(match[1].strip(" *`")) is None:
+        name, cost = take_price(match[1].strip(" *`"))
+        day.pop("accommodation", None)
+        if name.lower() not in _NO_STAY:
+            day["accommodation"] = {"name": name, "price_per_night": cost}
+    else:
+        return False
+    return True
+
+
+def _set_budget(budget: dict[str, float], bare: str, in_budget: bool) -> None:
+    """Below the heading any amount counts, elsewhere only a line that is a label and a price."""
+    match = _LABELLED.fullmatch(bare.strip("|｜ "))
+    if not match:
+        return
+    label, text = match[1].strip().lower(), match[2].strip(" *`|｜")
+    key = next((key for key, labels in BUDGET_LABELS.items() if label in labels), None)
+    stated = amount(text) if in_budget else price(text)
+    if key is not None and stated is not None:
+        budget.setdefault(key, stated)
+
+
+def _bare(line: str) -> str:
+    """A line without bullets, headings and bold marks at its ends."""
+    return line.strip().lstrip("*#>•· \t-").rstrip("* \t")
 
 
 def _activity(line: str) -> tuple[str, str, str] | None:
@@ -167,7 +149,7 @@ def _activity(line: str) -> tuple[str, str, str] | None:
         return None
     kind = parts[1].strip("*`[] ").lower().replace(" ", "_").replace("-", "_")
     kind = _TYPE_SYNONYMS.get(kind, kind)
-    if kind not in TYPES:
+    if kind not in tuple(Kind):
         return None
     slot = f"{times[1]}:{times[2]}-{times[3]}:{times[4]}"
     return slot, kind, parts[2].rstrip("* ") if len(parts) > 2 else ""
@@ -177,8 +159,8 @@ def _names(lines: list[str]) -> frozenset[str]:
     """Names of attractions, restaurants and hotels that have their own line; they help to split routes."""
     names: set[str] = set()
     for line in lines:
-        if (activity := _activity(line)) and activity[1] in (ATTRACTION, MEAL, HOTEL):
+        if (activity := _activity(line)) and activity[1] in (Kind.ATTRACTION, Kind.MEAL, Kind.HOTEL):
             names.add(read_details(activity[1], activity[2], "", ())["name"])
-        elif match := _STAY.fullmatch(line.strip().lstrip(_BULLETS + "-").rstrip("* \t")):
+        elif match := _STAY.fullmatch(_bare(line)):
             names.add(take_price(match[1].strip(" *`"))[0])
     return frozenset(names - {""})

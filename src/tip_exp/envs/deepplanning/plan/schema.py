@@ -11,21 +11,12 @@ Plans may come from any file, so no field is guaranteed; a field of the wrong ty
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 Plan = dict[str, Any]
 Day = dict[str, Any]
 Activity = dict[str, Any]
-
-INTERCITY = "travel_intercity_public"
-CITY_RIDE = "travel_city"
-ATTRACTION = "attraction"
-MEAL = "meal"
-HOTEL = "hotel"
-BUFFER = "buffer"
-TYPES = (INTERCITY, CITY_RIDE, ATTRACTION, MEAL, HOTEL, BUFFER)
 
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 SEATS_PER_TAXI = 4
@@ -33,32 +24,33 @@ _BRACKETS = re.compile(r"[（(].*?[)）]")
 _FROM_TO = re.compile(r"from\s(.+?)\sto\s([^,]+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Party:
-    """Number of people and of hotel rooms, each at least 1 in the official data."""
+class Kind(StrEnum):
+    """The type of an activity."""
 
-    people: int
-    rooms: int
+    INTERCITY = "travel_intercity_public"
+    CITY_RIDE = "travel_city"
+    ATTRACTION = "attraction"
+    MEAL = "meal"
+    HOTEL = "hotel"
+    BUFFER = "buffer"
 
-    @classmethod
-    def of(cls, meta: dict[str, Any]) -> Party:
-        return cls(int(meta.get("people_number", 1)), int(meta.get("room_number", 1)))
 
-
-def activities(day: Day, kind: str | None = None) -> Iterator[Activity]:
+def activities(day: Day, kind: Kind | None = None) -> list[Activity]:
     """The activities of a day in order; only those of type `kind` if given."""
-    for activity in day.get("activities") or []:
-        if kind is None or activity.get("type") == kind:
-            yield activity
+    return [act for act in day.get("activities") or [] if kind is None or act.get("type") == kind]
 
 
 def details(activity: Activity) -> dict[str, Any]:
     return activity.get("details") or {}
 
 
-def text(value: Any) -> str:
+def trimmed(value: Any) -> str:
     """A name without surrounding blanks; None becomes ""."""
     return (value or "").strip()
+
+
+def name_of(activity: Activity) -> str:
+    return trimmed(details(activity).get("name"))
 
 
 def bare_city(name: str) -> str:
@@ -75,30 +67,30 @@ def cities_of(day: Day) -> tuple[str, str] | None:
     return bare_city(match[1]), bare_city(match[2])
 
 
-def total_cost(days: list[Day], party: Party) -> float:
+def total_cost(days: list[Day], meta: dict[str, Any]) -> float:
     """Cost in yuan for the whole party by the official formula; a cost that is missing or not a number counts 0.
 
     Per person: meals, tickets, and the first intercity leg of a day with a numeric cost (each leg of a connection
     shows the fare of the whole route). Per room: every night except the last day's. Per taxi of 4 seats: city rides.
     """
+    people, rooms = int(meta.get("people_number", 1)), int(meta.get("room_number", 1))
+    taxis = max(1, -(-people // SEATS_PER_TAXI))
     rides = nights = meals = tickets = 0.0  # four sums, added last: float addition in another order could differ
     for day in days:
-        fares = (_number(details(leg).get("cost", 0)) for leg in activities(day, INTERCITY))
+        fares = (_number(details(leg).get("cost", 0)) for leg in activities(day, Kind.INTERCITY))
         fare = next((fare for fare in fares if fare is not None), 0.0)
         if fare > 0:
-            rides += fare * party.people
+            rides += fare * people
     for day in days[:-1]:
         stay = day.get("accommodation")
         if isinstance(stay, dict):
-            nights += _cost(stay.get("price") or stay.get("price_per_night") or stay.get("cost")) * party.rooms
+            nights += _cost(stay.get("price") or stay.get("price_per_night") or stay.get("cost")) * rooms
     for day in days:
-        for meal in activities(day, MEAL):
-            meals += _cost(details(meal).get("cost")) * party.people
-        for visit in activities(day, ATTRACTION):
-            tickets += _cost(details(visit).get("cost")) * party.people
-    taxis = max(1, -(-party.people // SEATS_PER_TAXI))
-    for day in days:
-        for ride in activities(day, CITY_RIDE):
+        for meal in activities(day, Kind.MEAL):
+            meals += _cost(details(meal).get("cost")) * people
+        for visit in activities(day, Kind.ATTRACTION):
+            tickets += _cost(details(visit).get("cost")) * people
+        for ride in activities(day, Kind.CITY_RIDE):
             rides += _cost(details(ride).get("cost")) * taxis
     return rides + nights + meals + tickets
 

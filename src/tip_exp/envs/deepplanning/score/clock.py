@@ -26,54 +26,42 @@ def clock(value: Any) -> int | None:
     return hours * 60 + minutes if hours < 24 and minutes < 60 else None
 
 
-def wrapped_slot(value: Any) -> Slot | None:
-    """ "09:00-10:30" -> (540, 630). Past midnight the end is below the start: "23:00-01:00" -> (1380, 60)."""
+def slot(value: Any) -> Slot | None:
+    """ "09:00-10:30" -> (540, 630). The end is never below the start: "23:00-01:00" -> (1380, 1500)."""
     match = _SLOT.match(value) if isinstance(value, str) else None
     if not match:
         return None
     start, end = clock(match[1]), clock(match[2])
-    return None if start is None or end is None else (start, end)
-
-
-def slot(value: Any) -> Slot | None:
-    """Like wrapped_slot, but the end is never below the start: "23:00-01:00" -> (1380, 1500)."""
-    minutes = wrapped_slot(value)
-    if minutes is None:
+    if start is None or end is None:
         return None
-    start, end = minutes
     return (start, end + MINUTES_PER_DAY) if end < start else (start, end)
 
 
 def within_hours(visit: Slot, opening: int, closing: int) -> bool:
-    """Whether a visit (as wrapped_slot gives it) is inside business hours. Both may run past midnight."""
+    """Whether a visit is inside business hours. Both may run past midnight: then closing is below opening."""
     start, end = visit
-    past_midnight = end < start
     if opening <= closing:
-        return not past_midnight and opening <= start and end <= closing
-    if past_midnight:
         return opening <= start and end <= closing
-    return (opening <= start and opening <= end) or (start <= closing and end <= closing)
+    return (opening <= start and end <= closing + MINUTES_PER_DAY) or end <= closing
 
 
-def side(activity: dict[str, Any], which: int) -> str:
-    """Start (0) or end (1) of an activity as text: its start_time or end_time, else that half of the time slot."""
+def loose_time(activity: dict[str, Any], which: int) -> tuple[int, int] | None:
+    """Hours and minutes of start (0) or end (1), without range checks: "9:05" -> (9, 5), "25:99" -> (25, 99).
+
+    They are the activity's start_time or end_time, else a half of its time slot; None if that is not a time.
+    """
     written = activity.get(("start_time", "end_time")[which])
-    if written:
-        return written
-    slot_text = activity.get("time_slot") or ""
-    return slot_text.split("-")[which] if "-" in slot_text else ""
-
-
-def loose_clock(value: Any) -> tuple[int, int] | None:
-    """Hours and minutes without range checks: "9:05" -> (9, 5), "24:00" -> (24, 0), "25:99" -> (25, 99)."""
+    if not written:
+        slot_text = activity.get("time_slot") or ""
+        written = slot_text.split("-")[which] if "-" in slot_text else ""
     try:
-        hours, minutes = map(int, value.split(":"))
+        hours, minutes = map(int, written.split(":"))
     except (AttributeError, TypeError, ValueError):
         return None
     return hours, minutes
 
 
-def loose_hours(value: Any) -> float | None:
-    """Hours: "9:30" -> 9.5; not a time -> None."""
-    time = loose_clock(value)
+def loose_hours(activity: dict[str, Any], which: int) -> float | None:
+    """Start or end in hours: "9:30" -> 9.5."""
+    time = loose_time(activity, which)
     return None if time is None else time[0] + time[1] / 60.0

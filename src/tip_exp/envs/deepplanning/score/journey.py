@@ -11,27 +11,26 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from tip_exp.envs.deepplanning.plan.schema import (
-    ATTRACTION,
-    BUFFER,
-    CITY_RIDE,
-    HOTEL,
-    INTERCITY,
-    MEAL,
     Activity,
     Day,
+    Kind,
     activities,
     bare_city,
     cities_of,
     details,
-    text,
+    name_of,
+    trimmed,
 )
-from tip_exp.envs.deepplanning.score.clock import MINUTES_PER_DAY, Slot, loose_clock, loose_hours, side, slot
+from tip_exp.envs.deepplanning.score.clock import MINUTES_PER_DAY, Slot, loose_hours, loose_time, slot
 from tip_exp.envs.deepplanning.score.tables import Trip
 
 START, END = 0, 1
 _MIN_MINUTES_BETWEEN_MEALS = 120
 _SIGHTSEEING_MINUTES = 240  # enough for a full day; two attractions also are
-_ANCHORS = (HOTEL, ATTRACTION, MEAL, INTERCITY)
+_ANCHORS = (Kind.HOTEL, Kind.ATTRACTION, Kind.MEAL, Kind.INTERCITY)
+_FULL_DAY = (2, math.inf)  # fewest and most meals
+_BEFORE_DEPARTURE = ((9, (0, 0)), (15, (0, 1)), (math.inf, (1, math.inf)))  # departure before this hour, meals
+_AFTER_ARRIVAL = ((10, (2, math.inf)), (15, (1, math.inf)), (math.inf, (0, 1)))  # arrival before this hour, meals
 
 
 def valid_trip_duration(trip: Trip) -> bool:
@@ -54,8 +53,8 @@ def seamless_intercity_transfers(trip: Trip) -> bool:
             city = day.get("current_city", "")
             passed &= city is not None and bool(bare_city(city)) and bare_city(city) == current
             continue
-        legs = [(text(leg.get("from")), text(leg.get("to"))) for leg in map(details, activities(day, INTERCITY))]
-        connections = [tuple(_city_of(trip, station) for station in leg) for leg in legs if all(leg)]
+        ends = [_ends(leg) for leg in activities(day, Kind.INTERCITY)]
+        connections = [tuple(trip.tables.city_of(station) for station in leg) for leg in ends if all(leg)]
         passed &= cities[0] == current and cities in connections
         current = cities[1]
     return passed
@@ -64,15 +63,15 @@ def seamless_intercity_transfers(trip: Trip) -> bool:
 def traceable_accommodation(trip: Trip) -> bool:
     """Every night has a hotel activity and an accommodation; the last day has no accommodation, or "-"."""
     last = trip.days[-1].get("accommodation")
-    if last and (not isinstance(last, dict) or text(last.get("name")) not in ("", "-")):
+    if last and (not isinstance(last, dict) or trimmed(last.get("name")) not in ("", "-")):
         return False
-    return all(day.get("accommodation") and any(True for _ in activities(day, HOTEL)) for day in trip.days[:-1])
+    return all(day.get("accommodation") and activities(day, Kind.HOTEL) for day in trip.days[:-1])
 
 
 def ends_with_accommodation(trip: Trip) -> bool:
     """The last activity of every day except the last day is at a hotel."""
-    ends = [list(activities(day))[-1:] for day in trip.days[:-1]]
-    return all(end and end[0].get("type") == HOTEL for end in ends)
+    ends = [activities(day)[-1:] for day in trip.days[:-1]]
+    return all(end and end[0].get("type") == Kind.HOTEL for end in ends)
 
 
 def essential_meal_coverage(trip: Trip) -> bool:
@@ -80,22 +79,12 @@ def essential_meal_coverage(trip: Trip) -> bool:
     passed = bool(trip.home)
     for day, departure, arrival in _travel_hours(trip):
         meals = _meal_times(day)
-        if cities_of(day) is None:
-            passed &= len(meals) >= 2 and _far_apart(meals)
-        if departure is not None:
-            if departure < 9:
-                passed &= not meals
-            elif departure < 15:
-                passed &= len(meals) <= 1
-            else:
-                passed &= bool(meals) and _far_apart(meals)
-        if arrival is not None:
-            if arrival < 10:
-                passed &= len(meals) >= 2 and _far_apart(meals)
-            elif arrival < 15:
-                passed &= bool(meals) and _far_apart(meals)
-            else:
-                passed &= len(meals) <= 1
+        limits: list[tuple[float, float]] = [_FULL_DAY] if cities_of(day) is None else []
+        for hour, table in ((departure, _BEFORE_DEPARTURE), (arrival, _AFTER_ARRIVAL)):
+            if hour is not None:
+                limits.append(next(limit for end, limit in table if hour < end))
+        if limits:
+            passed &= _far_apart(meals) and all(fewest <= len(meals) <= most for fewest, most in limits)
     return passed
 
 
@@ -103,7 +92,7 @@ def essential_attraction_coverage(trip: Trip) -> bool:
     """Full day: two attractions or four hours of them. Arrival before 12:00 or departure after 16:00: one."""
     passed = bool(trip.home)
     for day, departure, arrival in _travel_hours(trip):
-        count = sum(1 for _ in activities(day, ATTRACTION))
+        count = len(activities(day, Kind.ATTRACTION))
         minutes = _sightseeing_minutes(day)
         if cities_of(day) is None:
             passed &= minutes >= _SIGHTSEEING_MINUTES or count >= 2
@@ -130,7 +119,7 @@ def reasonable_transfer_time(trip: Trip) -> bool:
         anchors = [(times, act) for times, act in timed if times is not None]
         for (before, left), (after, reached) in pairwise(anchors):
             gap = after[START] - before[END]
-            if gap < 0 and -gap > MINUTES_PER_DAY // 2:  # the second activity is after midnight
+            if gap < -MINUTES_PER_DAY / 2:  # the second activity is after midnight
                 gap += MINUTES_PER_DAY
             if gap < 0:
                 continue  # an overlap: no_time_overlaps reports it
@@ -144,9 +133,8 @@ def reasonable_transfer_time(trip: Trip) -> bool:
     return passed
 
 
-def _city_of(trip: Trip, station: str) -> str | None:
-    city = trip.tables.city_of(station)
-    return None if city is None else bare_city(city)
+def _ends(leg: Activity) -> tuple[str, str]:
+    return trimmed(details(leg).get("from")), trimmed(details(leg).get("to"))
 
 
 def _travel_hours(trip: Trip) -> Iterator[tuple[Day, float | None, float | None]]:
@@ -166,7 +154,7 @@ def _travel_hours(trip: Trip) -> Iterator[tuple[Day, float | None, float | None]
 
 def _meal_times(day: Day) -> list[Slot]:
     """Start and end in minutes of the meals with readable times, by start."""
-    times = [[loose_clock(side(act, which)) for which in (START, END)] for act in activities(day, MEAL)]
+    times = [(loose_time(act, START), loose_time(act, END)) for act in activities(day, Kind.MEAL)]
     meals = [(a[0] * 60 + a[1], b[0] * 60 + b[1]) for a, b in times if a is not None and b is not None]
     return sorted(meals, key=lambda meal: meal[START])
 
@@ -178,27 +166,22 @@ def _far_apart(meals: list[Slot]) -> bool:
 
 def _leg_hour(day: Day, which: int) -> float | None:
     """Start or end hour of the first intercity leg with a readable time, so a connection counts by its first leg."""
-    times = (loose_hours(side(leg, which)) for leg in activities(day, INTERCITY))
+    times = (loose_hours(leg, which) for leg in activities(day, Kind.INTERCITY))
     return next((time for time in times if time is not None), None)
 
 
 def _sightseeing_minutes(day: Day) -> int:
     """Minutes at attractions and in rides to or from one of them."""
-    names = {text(details(act).get("name")) for act in activities(day, ATTRACTION)} - {""}
-    total = 0
-    for act in activities(day):
-        ends = {text(details(act).get(end)) for end in ("from", "to")} if act.get("type") == CITY_RIDE else set()
-        if act.get("type") == ATTRACTION or ends & names:
-            total += _duration(act)
-    return total
+    names = {name_of(act) for act in activities(day, Kind.ATTRACTION)} - {""}
+    visits = activities(day, Kind.ATTRACTION)
+    visits += [ride for ride in activities(day, Kind.CITY_RIDE) if names.intersection(_ends(ride))]
+    return sum(map(_duration, visits))
 
 
 def _duration(act: Activity) -> int:
     """Minutes, computed in hours and truncated as upstream, so 80 minutes may become 79."""
-    start, end = act.get("start_time"), act.get("end_time")
-    if not (start and end):
-        start, end = (side({"time_slot": act.get("time_slot")}, which) for which in (START, END))
-    begin, finish = loose_hours(start), loose_hours(end)
+    times = act if act.get("start_time") and act.get("end_time") else {"time_slot": act.get("time_slot")}
+    begin, finish = loose_hours(times, START), loose_hours(times, END)
     if begin is None or finish is None:
         return 0
     hours = finish - begin
@@ -210,7 +193,7 @@ def _buffer_minutes(day: Day, left: int, reached: int) -> int:
     reached += MINUTES_PER_DAY if reached < left else 0
     total = 0
     for act in activities(day):
-        times = slot(act.get("time_slot")) if act.get("type", "").strip() == BUFFER else None
+        times = slot(act.get("time_slot")) if act.get("type", "").strip() == Kind.BUFFER else None
         if times is not None:
             start, end = (t + (MINUTES_PER_DAY if times[START] < left else 0) for t in times)
             total += end - start if left <= start and end <= reached else 0
@@ -219,5 +202,5 @@ def _buffer_minutes(day: Day, left: int, reached: int) -> int:
 
 def _location(act: Activity, station: str) -> str:
     """Where an activity is: the station of a leg, else its name; without a name its type, as upstream."""
-    field = station if act.get("type") == INTERCITY else "name"
+    field = station if act.get("type") == Kind.INTERCITY else "name"
     return (details(act).get(field) or act.get("type") or "").strip()

@@ -7,22 +7,12 @@ the checks of hours and durations skip it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tip_exp.envs.deepplanning.data import Row
-from tip_exp.envs.deepplanning.plan.schema import (
-    ATTRACTION,
-    HOTEL,
-    INTERCITY,
-    MEAL,
-    Activity,
-    Party,
-    activities,
-    details,
-    text,
-    total_cost,
-)
-from tip_exp.envs.deepplanning.score.clock import Slot, clock, slot, within_hours, wrapped_slot
+from tip_exp.envs.deepplanning.plan.schema import Activity, Kind, activities, details, name_of, total_cost, trimmed
+from tip_exp.envs.deepplanning.score.clock import clock, slot, within_hours
 from tip_exp.envs.deepplanning.score.tables import Trip, number, yuan
 
 MEAL_MINUTES = (30, 150)  # the prompt says 60 to 120
@@ -42,59 +32,49 @@ def validated_accommodation(trip: Trip) -> bool:
     for index, day in enumerate(trip.days):
         stay = day.get("accommodation")
         if isinstance(stay, dict):
-            name = text(stay.get("name"))
+            name = trimmed(stay.get("name"))
             price = stay.get("price") or stay.get("cost") or stay.get("price_per_night")
             if name and not (index == last and name == "-"):
                 passed &= name in hotels and _same_price(price, hotels[name]["price"])
-        for act in activities(day, HOTEL) if index != last else ():
-            name = text(details(act).get("name"))
-            passed &= not name or name in hotels
+        if index != last:
+            passed &= {name_of(act) for act in activities(day, Kind.HOTEL)} <= {"", *hotels}
     return passed
 
 
 def validated_attractions(trip: Trip) -> bool:
-    return _all_recorded(trip, ATTRACTION, trip.tables.attractions, "ticket_price")
+    return _all_recorded(trip, Kind.ATTRACTION, trip.tables.attractions, "ticket_price")
 
 
 def validated_meals(trip: Trip) -> bool:
-    return _all_recorded(trip, MEAL, trip.tables.restaurants, "price_per_person")
+    return _all_recorded(trip, Kind.MEAL, trip.tables.restaurants, "price_per_person")
 
 
 def validated_transportation(trip: Trip) -> bool:
     """Every leg has number, stations and cost; its number is recorded, and its cost is the fare of one of its rows."""
     passed = True
-    for leg in map(details, trip.activities(INTERCITY)):
+    for leg in map(details, trip.activities(Kind.INTERCITY)):
         complete = all(leg.get(field) not in (None, "") for field in ("number", "from", "to", "cost"))
         fares = trip.tables.fares.get(str(leg["number"]).strip()) if complete else None
         if fares is None:
             passed = False
-        elif (cost := _float(leg["cost"])) is not None and any(number(fare) is not None for fare in fares):
+        elif (cost := number(leg["cost"])) is not None and any(number(fare) is not None for fare in fares):
             passed &= round(cost) in [yuan(fare) for fare in fares]
     return passed
 
 
 def attraction_visit_within_opening_hours(trip: Trip) -> bool:
-    """Unknown hours or an unreadable slot fail a visit, unless the attraction is always open."""
+    """Unknown hours fail a visit, unless the attraction is always open."""
 
     def fits(act: Activity, row: Row) -> bool:
-        if all(row.get(column, "").strip() in ALWAYS_OPEN for column in ("opening_time", "closing_time")):
-            return True
-        hours = _business_hours(row)
-        visit = wrapped_slot(act.get("time_slot"))
-        return visit is not None and hours is not None and within_hours(visit, *hours)
+        always_open = all(row.get(column, "").strip() in ALWAYS_OPEN for column in ("opening_time", "closing_time"))
+        return always_open or _during_business_hours(act, row, unknown=False)
 
-    return _all_fit(trip, ATTRACTION, fits)
+    return _all_fit(trip, Kind.ATTRACTION, fits)
 
 
 def dining_within_service_hours(trip: Trip) -> bool:
-    """An unreadable slot fails a meal; unknown hours pass it."""
-
-    def fits(act: Activity, row: Row) -> bool:
-        hours = _business_hours(row)
-        visit = wrapped_slot(act.get("time_slot"))
-        return visit is not None and (hours is None or within_hours(visit, *hours))
-
-    return _all_fit(trip, MEAL, fits)
+    """Unknown hours pass a meal."""
+    return _all_fit(trip, Kind.MEAL, partial(_during_business_hours, unknown=True))
 
 
 def avoidance_of_closure_days(trip: Trip) -> bool:
@@ -105,8 +85,8 @@ def avoidance_of_closure_days(trip: Trip) -> bool:
     passed = True
     for index, day in enumerate(trip.days):
         weekday = (int(first) + index - 1) % 7 + 1  # 1 = Monday
-        for act in activities(day, ATTRACTION):
-            row = attractions.get(text(details(act).get("name")))
+        for act in activities(day, Kind.ATTRACTION):
+            row = attractions.get(name_of(act))
             closed = row.get("closing_dates", "").split(",") if row else []
             passed &= weekday not in [WEEKDAYS.get(name.strip().lower()) for name in closed]
     return passed
@@ -122,50 +102,59 @@ def reasonable_duration_at_attractions(trip: Trip) -> bool:
             return False
         return shortest <= (visit[1] - visit[0]) / 60.0 <= longest
 
-    return _all_fit(trip, ATTRACTION, fits)
+    return _all_fit(trip, Kind.ATTRACTION, fits)
 
 
 def reasonable_meal_duration(trip: Trip) -> bool:
     """Every meal with a name lasts MEAL_MINUTES."""
     shortest, longest = MEAL_MINUTES
-    slots = [slot(act.get("time_slot")) for act in trip.activities(MEAL) if text(details(act).get("name"))]
+    slots = [slot(act.get("time_slot")) for act in trip.activities(Kind.MEAL) if name_of(act)]
     return all(meal is not None and shortest <= meal[1] - meal[0] <= longest for meal in slots)
 
 
 def cost_calculation_correctness(trip: Trip) -> bool:
     """The cost of the plan differs from its stated total by at most a tenth of the stated total."""
     summary = trip.plan.get("budget_summary") or {}
-    stated = _float(summary.get("total_estimated_budget"))
+    stated = number(summary.get("total_estimated_budget"))
     if stated is None:
         return False
-    cost = total_cost(trip.days, Party.of(trip.meta))
+    cost = total_cost(trip.days, trip.meta)
     return cost == 0 if stated == 0 else abs(cost - stated) / stated <= COST_TOLERANCE
 
 
 def diverse_meal_options(trip: Trip) -> bool:
-    return _no_repeated_name(trip, MEAL)
+    return _no_repeated_name(trip, Kind.MEAL)
 
 
 def diverse_attraction_options(trip: Trip) -> bool:
-    return _no_repeated_name(trip, ATTRACTION)
+    return _no_repeated_name(trip, Kind.ATTRACTION)
 
 
-def _all_recorded(trip: Trip, kind: str, rows: dict[str, Row], price_column: str) -> bool:
+def _all_recorded(trip: Trip, kind: Kind, rows: dict[str, Row], price_column: str) -> bool:
     passed = bool(rows)
-    for visit in map(details, trip.activities(kind)):
-        name = text(visit.get("name"))
-        passed &= name in rows and _same_price(visit.get("cost"), rows[name].get(price_column, ""))
+    for act in trip.activities(kind):
+        name = name_of(act)
+        passed &= name in rows and _same_price(details(act).get("cost"), rows[name].get(price_column, ""))
     return passed
 
 
-def _all_fit(trip: Trip, kind: str, fits: Callable[[Activity, Row], bool]) -> bool:
+def _all_fit(trip: Trip, kind: Kind, fits: Callable[[Activity, Row], bool]) -> bool:
     """Whether `fits(activity, row)` for all activities at recorded places; False if the table is empty."""
-    rows = trip.tables.attractions if kind == ATTRACTION else trip.tables.restaurants
-    pairs = [(act, rows.get(text(details(act).get("name")))) for act in trip.activities(kind)] if rows else []
+    rows = trip.tables.attractions if kind == Kind.ATTRACTION else trip.tables.restaurants
+    pairs = [(act, rows.get(name_of(act))) for act in trip.activities(kind)] if rows else []
     return bool(rows) and all([fits(act, row) for act, row in pairs if row is not None])
 
 
-def _no_repeated_name(trip: Trip, kind: str) -> bool:
+def _during_business_hours(act: Activity, row: Row, unknown: bool) -> bool:
+    """The verdict on a visit: False if its slot is unreadable, `unknown` if the hours are."""
+    visit = slot(act.get("time_slot"))
+    opening, closing = clock(row.get("opening_time")), clock(row.get("closing_time"))
+    if visit is None:
+        return False
+    return unknown if opening is None or closing is None else within_hours(visit, opening, closing)
+
+
+def _no_repeated_name(trip: Trip, kind: Kind) -> bool:
     names = [name for act in trip.activities(kind) if (name := details(act).get("name"))]
     return len(set(names)) == len(names)
 
@@ -181,15 +170,3 @@ def _same_price(planned: Any, recorded: str) -> bool:
         return round(float(planned)) == price
     except (OverflowError, ValueError):  # infinite or NaN: the official evaluator skips the comparison
         return True
-
-
-def _float(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-def _business_hours(row: Row) -> Slot | None:
-    opening, closing = clock(row.get("opening_time")), clock(row.get("closing_time"))
-    return None if opening is None or closing is None else (opening, closing)

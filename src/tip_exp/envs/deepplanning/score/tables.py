@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from tip_exp.envs.deepplanning.data import Row, read_table
-from tip_exp.envs.deepplanning.plan.schema import Activity, Day, Plan, activities, bare_city
+from tip_exp.envs.deepplanning.data import TABLES, Row, read_table
+from tip_exp.envs.deepplanning.plan.schema import Activity, Day, Kind, Plan, activities, bare_city
 
-T = TypeVar("T")
 _COORDINATES = re.compile(r"\s*([\-0-9.]+)\s*,\s*([\-0-9.]+)\s*$")
 _CHINESE_CITY = re.compile(r"[\u4e00-\u9fa5]{2}")
 
@@ -32,15 +30,17 @@ class TaskTables:
     @classmethod
     def load(cls, folder: Path) -> TaskTables:
         """Reads the tables of one task folder; raises DataError if a file is not a CSV in UTF-8."""
-        flights, trains = read_table(folder, "flights") or [], read_table(folder, "trains") or []
+        rows = {table: read_table(folder, table) or [] for table in TABLES}
+        locations = _by_name(rows["locations"], "poi_name")
+        roads = reversed(rows["distances"])
         return cls(
-            hotels=_by_name(read_table(folder, "hotels"), "name", dict),
-            attractions=_by_name(read_table(folder, "attractions"), "attraction_name", dict),
-            restaurants=_by_name(read_table(folder, "restaurants"), "restaurant_name", dict),
-            fares=_fares(trains, "train_no") | _fares(flights, "flight_no"),
-            cities=_cities(flights) | _cities(trains),
-            coordinates=_by_name(read_table(folder, "locations"), "poi_name", _point),
-            minutes=_minutes(read_table(folder, "distances") or []),
+            hotels=_by_name(rows["hotels"], "name"),
+            attractions=_by_name(rows["attractions"], "attraction_name"),
+            restaurants=_by_name(rows["restaurants"], "restaurant_name"),
+            fares=_fares(rows["trains"], "train_no") | _fares(rows["flights"], "flight_no"),
+            cities=_cities(rows["flights"] + rows["trains"]),
+            coordinates={name: _point(row) for name, row in locations.items()},
+            minutes={(row["origin"], row["destination"]): number(row["duration_minutes"]) for row in roads},
         )
 
     def city_of(self, station: str) -> str | None:
@@ -81,15 +81,15 @@ class Trip:
         origin = self.meta.get("org")
         return None if origin is None else bare_city(origin)
 
-    def activities(self, kind: str) -> list[Activity]:
+    def activities(self, kind: Kind) -> list[Activity]:
         """All activities of one type, day by day."""
         return [activity for day in self.days for activity in activities(day, kind)]
 
 
-def number(cell: str) -> float | None:
+def number(value: Any) -> float | None:
     try:
-        return float(cell)
-    except ValueError:
+        return float(value)
+    except (TypeError, ValueError):
         return None
 
 
@@ -99,8 +99,8 @@ def yuan(cell: str) -> int | None:
     return round(price) if price is not None and math.isfinite(price) else None
 
 
-def _by_name(rows: list[Row] | None, column: str, value: Callable[[Row], T]) -> dict[str, T]:
-    return {name: value(row) for row in rows or [] if (name := row.get(column, "").strip())}
+def _by_name(rows: list[Row], column: str) -> dict[str, Row]:
+    return {name: row for row in rows if (name := row.get(column, "").strip())}
 
 
 def _point(row: Row) -> str:
@@ -124,10 +124,3 @@ def _cities(rows: list[Row]) -> dict[str, str]:
             if station and city:
                 cities[station] = bare_city(city)
     return cities
-
-
-def _minutes(rows: list[Row]) -> dict[tuple[str, str], float | None]:
-    minutes: dict[tuple[str, str], float | None] = {}
-    for row in rows:
-        minutes.setdefault((row["origin"], row["destination"]), number(row["duration_minutes"]))
-    return minutes

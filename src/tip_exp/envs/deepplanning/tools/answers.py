@@ -6,7 +6,7 @@ The text is that of the official tools byte for byte, including the order of key
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,9 +84,7 @@ def query_attraction_details(rows: list[Cells], args: Arguments, style: Style) -
     row = _first(rows, "attraction_name", args["attraction_name"])
     if row is None:
         return style.text["attraction_none"].format_map(args)
-    columns = "attraction_id city address latitude longitude description opening_time closing_time closing_dates"
-    texts: dict[str, Any] = dict.fromkeys([*columns.split(), "attraction_type"], "")
-    texts |= {column: str(cell) for column, cell in row.items()}
+    texts: dict[str, Any] = defaultdict(str, {column: str(cell) for column, cell in row.items()})
     opening, closing = texts["opening_time"], texts["closing_time"]
     texts["hours"] = opening if opening == closing else style.text["hours"].format(opening, closing)
     for column, default in {"rating": "", "min_visit_hours": "", "max_visit_hours": "", "ticket_price": "0"}.items():
@@ -102,8 +100,7 @@ def recommend_attractions(rows: list[Cells], args: Arguments, style: Style) -> s
         rows = [row for row in rows if row["attraction_type"] == args["attraction_type"]]
     if not rows:
         return style.text["recommended_none"]
-    empty = {"attraction_name": "", "description": "", "attraction_type": ""}
-    lines = [style.text["recommendation"].format_map(empty | row) for row in rows]
+    lines = [style.text["recommendation"].format_map({"description": ""} | row) for row in rows]
     return "\n".join([style.text["recommended"], *lines])
 
 
@@ -111,8 +108,7 @@ def search_location(rows: list[Cells], args: Arguments, style: Style) -> str:
     row = _first(rows, "poi_name", args["place_name"])
     if row is None:
         return style.text["location_none"].format_map(args)
-    point = {column: str(row.get(column, "")) for column in ("latitude", "longitude")}
-    return _json({"place_name": row["poi_name"]} | point)
+    return _json({"place_name": row["poi_name"], "latitude": str(row["latitude"]), "longitude": str(row["longitude"])})
 
 
 def query_road_route_info(roads: Roads, args: Arguments, style: Style) -> str:
@@ -148,20 +144,6 @@ def query_restaurant_details(rows: list[Cells], args: Arguments, style: Style) -
 def no_such_restaurant(message: str, args: Arguments) -> str:
     """The one tool that wraps its message in JSON, also when the table is missing."""
     return _json({"message": message, "restaurant_name": args["restaurant_name"]})
-
-
-_TOOLS: tuple[Callable[[Any, Arguments, Style], str], ...] = (
-    query_train_info,
-    query_flight_info,
-    query_hotel_info,
-    query_attraction_details,
-    recommend_attractions,
-    search_location,
-    query_road_route_info,
-    recommend_restaurants,
-    query_restaurant_details,
-)
-ANSWERS = {tool.__name__: tool for tool in _TOOLS}
 
 
 def _routes(rows: list[Cells], args: Arguments, style: Style, kind: str) -> list[dict[str, Any]]:

@@ -13,8 +13,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from tip_exp.envs.deepplanning.data import LANGS, read_table
-from tip_exp.envs.deepplanning.tools.answers import ANSWERS, Roads, Style, cells, no_such_restaurant
+from tip_exp.envs.base import error_observation
+from tip_exp.envs.deepplanning.data import read_table
+from tip_exp.envs.deepplanning.tools.answers import Roads, Style, cells, no_such_restaurant
 from tip_exp.envs.deepplanning.tools.schemas import TOOLS, check_arguments
 from tip_exp.envs.deepplanning.tools.strings import STRINGS
 from tip_exp.utils.errors import DataError
@@ -38,7 +39,6 @@ UPSTREAM_BUGS = {  # name -> what happens upstream; what the correction does
 }
 ALIASES = {"recommend_around_restaurants": "recommend_restaurants"}
 _ERRORS = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-_NO_TABLE = {"query_train_info": "trains_no_table", "query_flight_info": "flights_no_table"}
 
 
 class TravelSandbox:
@@ -49,12 +49,10 @@ class TravelSandbox:
     """
 
     def __init__(self, folder: Path, lang: str, corrected: Collection[str] = ()) -> None:
-        if lang not in LANGS:
-            raise DataError(f"tool languages are {' and '.join(LANGS)}; got {lang!r}")
         if unknown := sorted(set(corrected) - UPSTREAM_BUGS.keys()):
             raise DataError(f"unknown upstream bug {unknown[0]!r}; choose from {', '.join(UPSTREAM_BUGS)}")
-        self.folder = folder
-        self.lang = lang
+        self._folder = folder
+        self._lang = lang
         self._style = Style(STRINGS[lang], frozenset(corrected))
         self._tables: dict[str, Any] = {}
 
@@ -63,21 +61,26 @@ class TravelSandbox:
 
         Raises DataError only if a table cannot be read at all.
         """
+        answer = self._answer(name, arguments)
+        return answer.encode("utf-8", "replace").decode("utf-8")  # JSON escapes can make lone surrogates
+
+    def _answer(self, name: Any, arguments: Any) -> str:
         if "restaurant_alias" in self._style.corrected and isinstance(name, str):
             name = ALIASES.get(name, name)
         if not isinstance(name, str) or name not in TOOLS:
-            return _valid_unicode(_error(f"tool '{name}' not found"))
-        table = self._table(TOOLS[name].table)
+            return error_observation(f"tool '{name}' not found")
+        tool = TOOLS[name]
+        table = self._table(tool.table)
         try:
-            return _valid_unicode(self._answer(name, table, check_arguments(name, self.lang, self._parse(arguments))))
+            checked = check_arguments(name, self._lang, self._parse(arguments))
+            return self._no_table(name, checked) if table is None else tool.answer(table, checked, self._style)
         except _ERRORS as error:  # upstream prints any exception to the model, so a faulty row reads as an error
             message = str(error)
-            return _valid_unicode(_error(message.split("\n")[0] if "schema_dump" in self._style.corrected else message))
+            return error_observation(message.split("\n")[0] if "schema_dump" in self._style.corrected else message)
 
-    def _answer(self, name: str, table: Any, arguments: dict[str, str]) -> str:
-        if table is not None:
-            return ANSWERS[name](table, arguments, self._style)
-        message = self._style.text[_NO_TABLE.get(name, "no_table")]
+    def _no_table(self, name: str, arguments: dict[str, str]) -> str:
+        text = self._style.text
+        message = text.get(f"{name}.no_table", text["no_table"])
         return no_such_restaurant(message, arguments) if name == "query_restaurant_details" else message
 
     def _parse(self, arguments: Any) -> Any:
@@ -105,16 +108,7 @@ class TravelSandbox:
     def _table(self, name: str) -> Any:
         """Rows (Roads for the distances), read on first use; None if the file is missing."""
         if name not in self._tables:
-            rows = read_table(self.folder, name)
+            rows = read_table(self._folder, name)
             table = None if rows is None else [cells(row, self._style) for row in rows]
             self._tables[name] = Roads.of(table) if table is not None and name == "distances" else table
         return self._tables[name]
-
-
-def _error(message: str) -> str:
-    return json.dumps({"error": message}, ensure_ascii=False)
-
-
-def _valid_unicode(answer: str) -> str:
-    """Replaces lone surrogates, which JSON escapes can produce, by "?": tokenizers and files refuse them."""
-    return answer.encode("utf-8", "replace").decode("utf-8")

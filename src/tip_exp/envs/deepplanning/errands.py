@@ -1,21 +1,27 @@
 """Generated one-day tasks with three constraints, two of which need a tool call; small enough for a tiny model.
 
     "City: Alderby, 2025-11-12. Hotel: 4 stars. Sight of type: Theme Park. Must see: Amber Tower."
-Layout, tools and scorer are those of the official tasks. Exactly one hotel has the stars and one attraction the type,
-and names are independent of both, so an answer that is not looked up is a guess. The query names the third answer, so
-the no-tool baseline is 1/3. `respond` is a scripted policy; with probability `slip` it makes names up.
+Layout of the files, tools and scorer are those of the official tasks. Exactly one hotel has the stars and one
+attraction the type, and names are independent of both, so an answer that is not looked up is a guess. The query names
+the third answer, so the no-tool baseline is 1/3. `respond` is a scripted policy; with probability `slip` it makes names
+up.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import os
 import random
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tip_exp.envs.deepplanning.mini.files import Record, TaskFiles
+from tip_exp.envs.deepplanning.data import TABLES
 
 CITIES = ("Alderby", "Brookhaven", "Dunmere", "Eastwick", "Fernhollow", "Carrowmore")
 TYPES = (
@@ -32,18 +38,58 @@ STARS = ("2", "3", "4", "5")
 DAY, NEXT_DAY = "2025-11-12", "2025-11-13"  # departure of 116 of the 120 official tasks
 OPENERS = ("Let me look.", "First the hotel.", "I plan the day.", "Let me see.")
 # All official columns, in the official order; the tasks fill only some of them.
-_HOTEL_COLUMNS = ("city", "name", "address", "latitude", "longitude", "decoration_time", "hotel_star", "price", "score")
-_HOTEL_COLUMNS += ("brand", "services")
-_SIGHT_COLUMNS = ("city", "attraction_name", "attraction_id", "description", "attraction_type", "address", "latitude")
-_SIGHT_COLUMNS += ("longitude", "rating", "opening_time", "closing_time", "closing_dates")
-_SIGHT_COLUMNS += ("min_visit_hours", "max_visit_hours", "ticket_price")
+_HOTEL_COLUMNS = "city name address latitude longitude decoration_time hotel_star price score brand services"
+_SIGHT_COLUMNS = (
+    "city attraction_name attraction_id description attraction_type address latitude longitude rating opening_time "
+    "closing_time closing_dates min_visit_hours max_visit_hours ticket_price"
+)
 _QUERY = re.compile(r"City: (.+?), (.+?)\. Hotel: (\d) stars\. Sight of type: (.+?)\. Must see: (.+?)\.")
 _HOTEL_ANSWER = re.compile(r'"name": "([^"]+)",\n')  # in a tool call no line end follows
 _SIGHT_ANSWER = re.compile(r"Recommended attractions:\n\n(.+?), ")
 
 
+@dataclass(frozen=True, slots=True)
+class TaskFiles:
+    """One task: its entry in the query file, and its tables; a table that is absent gets no file.
+
+    The rows of a table all have the same columns, which become the header.
+    """
+
+    query: dict[str, Any]  # id, query, meta_info
+    tables: dict[str, list[dict[str, str]]]
+
+
+def write(root: Path, tasks: Iterable[TaskFiles]) -> None:
+    """ROOT/data/travelplanning_query_en.json and ROOT/database/database_en/id_<id>/….
+
+    The folder is written aside and renamed, so it is complete or absent. An existing folder is kept as it is.
+    """
+    if root.exists():
+        return
+    building = root.with_name(f".{root.name}.{os.getpid()}")
+    queries = []
+    for task in tasks:
+        queries.append(task.query)
+        for table, rows in task.tables.items():
+            path = building / "database" / "database_en" / f"id_{task.query['id']}" / TABLES[table][0]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+    (building / "data").mkdir()
+    text = json.dumps(queries, ensure_ascii=False, indent=1)
+    (building / "data" / "travelplanning_query_en.json").write_text(text, encoding="utf-8")
+    try:
+        building.rename(root)
+    except OSError:  # another process was first and wrote the same tasks
+        shutil.rmtree(building)
+        if not root.exists():
+            raise
+
+
 def make(task_id: str, seed: str) -> TaskFiles:
-    """One task with its tables, a function of id and seed."""
+    """One task, a function of id and seed."""
     rng = random.Random(f"errands/{seed}/{task_id}")
     city = rng.choice(CITIES)
     hotels = [f"{first} {rng.choice(HOTELS)}" for first in rng.sample(FIRST, len(STARS))]
@@ -59,15 +105,19 @@ def make(task_id: str, seed: str) -> TaskFiles:
     }
     meta = {"org": city, "dest": [city], "days": 1, "depart_date": DAY, "return_date": DAY, "depart_weekday": 3}
     meta |= {"people_number": 1, "room_number": 1, "hard_constraints": constraints}
-    tables: dict[str, list[Record]] = {
-        "hotels": [
-            _hotel(name, city, stars, str(100 * int(stars) + rng.randrange(50)))
-            for name, stars in zip(hotels, STARS, strict=True)
-        ],
-        "attractions": [_sight(name, city, kind) for name, kind in zip(sights, TYPES, strict=True)],
+    hotel_rows = [
+        {"city": city, "name": name, "hotel_star": stars, "price": str(100 * int(stars) + rng.randrange(50))}
+        for name, stars in zip(hotels, STARS, strict=True)
+    ]
+    sight_rows = [
+        {"city": city, "attraction_name": name, "attraction_type": kind, "description": "worth a visit"}
+        for name, kind in zip(sights, TYPES, strict=True)
+    ]
+    tables = {
+        "hotels": [dict.fromkeys(_HOTEL_COLUMNS.split(), "") | row for row in hotel_rows],
+        "attractions": [dict.fromkeys(_SIGHT_COLUMNS.split(), "") | row for row in sight_rows],
     }
-    oracle = _plan(hotels[star], sights[named], sights[wanted])
-    return TaskFiles({"id": task_id, "query": query, "meta_info": meta}, tables, oracle)
+    return TaskFiles({"id": task_id, "query": query, "meta_info": meta}, tables)
 
 
 def stream(seed: str, count: int) -> Iterator[TaskFiles]:
@@ -112,12 +162,3 @@ def _call(name: str, arguments: dict[str, Any]) -> str:
 def _plan(hotel: str, named: str, sight: str) -> str:
     visits = f"09:00-11:00 | attraction | {named}\n13:00-15:00 | attraction | {sight}"
     return f"<plan>\nDay 1:\nAccommodation: {hotel}\n{visits}\n</plan>"
-
-
-def _hotel(name: str, city: str, stars: str, price: str) -> Record:
-    return dict.fromkeys(_HOTEL_COLUMNS, "") | {"city": city, "name": name, "hotel_star": stars, "price": price}
-
-
-def _sight(name: str, city: str, kind: str) -> Record:
-    filled = {"city": city, "attraction_name": name, "attraction_type": kind, "description": "worth a visit"}
-    return dict.fromkeys(_SIGHT_COLUMNS, "") | filled

@@ -1,1 +1,0 @@
-"""Generated travel tasks in the official file layout, for runs without the official database."""
