@@ -37,6 +37,10 @@ class Episode:
     stop: Stop
     score: dict[str, float]
 
+    @property
+    def main_score(self) -> float:
+        return next(iter(self.score.values()))
+
 
 @dataclass(slots=True)
 class _Live:
