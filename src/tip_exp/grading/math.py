@@ -146,7 +146,7 @@ def _same_mathematics(given: str, reference: str) -> bool:
         reference_value,
         given_value,
         allow_set_relation_comp=True,  # -2 <= x <= 7 and [-2, 7]
-        timeout_seconds=0,
+        timeout_seconds=0,  # no alarm
         raise_on_error=True,
     )
     return same and not _far_apart(reference_value[0], given_value[0])
@@ -160,7 +160,7 @@ def _parse(answer: str) -> list[Any]:
         f"\\boxed{{{answer}}}",
         extraction_config=_WHOLE_ANSWER,
         fallback_mode="no_fallback",
-        parsing_timeout=0,
+        parsing_timeout=0,  # no alarm
         raise_on_error=True,
     )
 
