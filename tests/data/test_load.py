@@ -42,7 +42,7 @@ def test_calculator_problems_come_with_their_tasks(compose_run: Compose) -> None
     dataset = load(compose_run("data=calculator", "agent=default", "data.train.num_problems=3").data.train)
     assert dataset.tools is not None and dataset.tools.no_tool_baseline == 0.0
     for problem in dataset.problems:
-        assert str(dataset.tools.tasks[problem.id].value) == problem.answer
+        assert dataset.tools.tasks[problem.id] == problem
 
 
 def load_all(compose_run: Compose, root: Path) -> dict[str, Dataset]:

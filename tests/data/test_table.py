@@ -62,7 +62,7 @@ def test_wrappers_are_stripped_and_the_answer_follows_its_mark(tmp_path: Path) -
 
 
 def test_parts_are_disjoint_and_complete() -> None:
-    train, held_out = part_of(17398, 42, 0.0, 0.8), part_of(17398, 42, 0.8, 1.0)
+    train, held_out = part_of(17398, 0.0, 0.8), part_of(17398, 0.8, 1.0)
     assert (len(train), len(held_out)) == (13918, 3480)
     assert sorted(train + held_out) == list(range(17398))
     assert train != sorted(train)

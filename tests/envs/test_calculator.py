@@ -11,11 +11,11 @@ import pytest
 
 from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.base import Call
-from tip_exp.envs.calculator import CalculatorEnvironment, Formula, calculate, stream
+from tip_exp.envs.calculator import CalculatorEnvironment, calculate, stream
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.episodes import play
 from tip_exp.envs.scripted import ScriptedSampler
-from tip_exp.types import Sampling
+from tip_exp.types import Problem, Sampling
 
 
 @pytest.mark.parametrize(("expression", "value"), [("12 + 7", 19), ("3*-4", -12), (" 5 - 8 ", -3)])
@@ -42,7 +42,7 @@ def test_other_expressions_are_a_value_error(expression: str) -> None:
 )
 def test_every_call_gets_an_observation(call: Call, observation: str) -> None:
     environment = CalculatorEnvironment()
-    environment.reset(Formula("f", "2 + 3", 5))
+    environment.reset(Problem("f", "2 + 3", "5"))
     (answer,) = environment.step([call])
     assert observation in (answer if answer == "5" else json.loads(answer)["error"])
 
@@ -77,4 +77,4 @@ def test_a_policy_that_calculates_scores_one_and_one_that_does_not_zero(
 def test_formulas_are_a_function_of_split_and_seed() -> None:
     test, test_again, train = (list(islice(stream(split, 3), 5)) for split in ("test", "test", "train"))
     assert test == test_again and test != train and test != list(islice(stream("test", 4), 5))
-    assert all(formula.value == eval(formula.text) for formula in test)
+    assert all(int(formula.answer) == eval(formula.prompt) for formula in test)

@@ -15,13 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from tip_exp.build import make_selector
 from tip_exp.config.schema import AgentConfig, RunConfig
 from tip_exp.envs.base import Call, Start
-from tip_exp.envs.chat import Chat, ChatError
+from tip_exp.envs.chat import Chat
 from tip_exp.envs.episodes import Episode, play, truncate_rollout
 from tip_exp.envs.scripted import Policy, ScriptedSampler
 from tip_exp.learner.learner import Learner
 from tip_exp.models.pair import Model, Pair
 from tip_exp.records.meter import Meter
 from tip_exp.types import Rollout, Sampling
+from tip_exp.utils.errors import ConfigError
 
 MakeLimits = Callable[..., AgentConfig]
 MARK = "§"  # in every observation and nowhere else
@@ -181,7 +182,7 @@ def test_a_tokenizer_without_chatml_is_an_error(tokenizer: PreTrainedTokenizerBa
         def get_added_vocab(self) -> dict[str, int]:
             return {"<|im_start|>": 1}
 
-    with pytest.raises(ChatError, match=r"this one has no <\|im_end\|>"):
+    with pytest.raises(ConfigError, match=r"this one has no <\|im_end\|>"):
         Chat(NoChatML())  # pyright: ignore[reportArgumentType]
 
 

@@ -20,7 +20,7 @@ from tip_exp.envs.chat import Chat
 from tip_exp.envs.deepplanning import errands
 from tip_exp.envs.sampler import EpisodeSampler, episode_metrics
 from tip_exp.envs.scripted import Policy, ScriptedSampler
-from tip_exp.eval.episodes import evaluate_episodes
+from tip_exp.eval.evaluate import evaluate_episodes
 from tip_exp.learner.learner import Learner
 from tip_exp.models.pair import Pair
 from tip_exp.records.folder import RunFolder
@@ -83,8 +83,8 @@ def test_long_episodes_are_truncated_for_the_learner_but_scored_whole(
     assert all(len(rollout.token_ids) == 300 for rollout in rollouts)  # every errand takes more tokens
     for rollout, prompt in zip(rollouts[::2], prompts, strict=True):
         assert rollout.token_ids[: len(prompt)] == prompt and rollout.truncated
-    assert sampler.metrics()["episode/tail_cut_frac"] == 1.0
-    assert sampler.metrics()["episode/fraction"] == 1.0
+    assert episode_metrics(sampler)["episode/tail_cut_frac"] == 1.0
+    assert episode_metrics(sampler)["episode/fraction"] == 1.0
     assert episode_metrics(sampler.sampler) == {}
 
 

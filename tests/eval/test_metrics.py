@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.reference import expected_maximum_of_draws
 
+from tip_exp.envs.episodes import Episode, Stop
 from tip_exp.eval.metrics import (
     Graded,
     best_at_k,
     best_at_k_bootstrap,
     majority_is_right,
-    pass_at_k,
-    standard_error,
     summarize,
+    summarize_episodes,
 )
+from tip_exp.types import Rollout
 
 
 def graded(extracted: str | None, right: bool, sample: int = 0, **changes) -> Graded:
@@ -50,15 +50,10 @@ def test_summary_of_two_problems() -> None:
 def test_standard_error_is_over_problems_not_responses() -> None:
     """16 equal responses to each of two problems are 2 independent samples, not 32."""
     rows = [[graded("9", True)] * 16, [graded("8", False)] * 16]
-    assert summarize(rows)["mean@16_se"] == pytest.approx(0.5)  # std([1, 0]) = 0.7071, over sqrt(2)
-    assert standard_error(np.array([1.0, 1.0, 1.0])) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("n", "num_right", "k", "expected"), [(4, 0, 2, 0.0), (4, 4, 2, 1.0), (4, 1, 2, 0.5), (4, 3, 2, 1.0)]
-)
-def test_pass_at_k(n: int, num_right: int, k: int, expected: float) -> None:
-    assert pass_at_k(n, num_right, k) == pytest.approx(expected)  # 1 right of 4, 2 drawn: 1 - C(3,2)/C(4,2) = 0.5
+    summary = summarize(rows)
+    assert summary["mean@16_se"] == pytest.approx(0.5)  # std([1, 0]) = 0.7071, over sqrt(2)
+    assert summary["pass@16"] == 0.5
+    assert summarize([rows[0]] * 3)["mean@16_se"] == 0.0
 
 
 def test_majority_without_votes_is_wrong() -> None:
@@ -75,6 +70,20 @@ def test_bootstrap_best_at_k_is_the_mean_over_all_draws(scores: list[list[float]
     assert best_at_k_bootstrap(scores) == pytest.approx(sum(expected) / len(expected))
 
 
-def test_best_at_k_of_no_task_is_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one score; got none"):
-        best_at_k([])
+def episode(score: float, num_tokens: int = 2, stop: Stop = "final") -> Episode:
+    finish = "stop" if stop == "final" else "length"
+    rollout = Rollout([1] * (1 + num_tokens), [False] + [True] * num_tokens, finish, [])
+    scores = {"fraction": score, "delivered": 1.0}
+    return Episode(rollout, "", turns=3, calls=2, failed_calls=0, cut_observations=0, stop=stop, score=scores)
+
+
+def test_summary_of_two_tasks() -> None:
+    # task means 0.5 and 0.9; their standard error is 0.4 / sqrt(2) / sqrt(2) = 0.2
+    by_task = [[episode(0.2), episode(0.8)], [episode(1.0, num_tokens=6, stop="turns"), episode(0.8)]]
+    summary = summarize_episodes(by_task, no_tool_baseline=0.25)
+    assert summary["mean@2"] == pytest.approx(0.7) and summary["mean@2_se"] == pytest.approx(0.2)
+    assert summary["best@2"] == pytest.approx(0.9)  # (0.8 + 1.0) / 2
+    assert summary["best@2_bootstrap"] == pytest.approx(0.8)  # (3/4 · 0.8 + 1/4 · 0.2 + 3/4 · 1.0 + 1/4 · 0.8) / 2
+    assert summary["no_tool_baseline"] == 0.25 and summary["response_len"] == 3.0
+    assert summary["truncated_frac"] == summary["stop_turns_frac"] == 0.25 and summary["stop_final_frac"] == 0.75
+    assert (summary["fraction"], summary["delivered"], summary["turns"]) == (pytest.approx(0.7), 1.0, 3.0)

@@ -127,8 +127,10 @@ def test_bad_input_prints_one_line_and_no_verdict(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--workers", "0", "'0' is not a whole number above 0"),
-        ("--time-limit", "soon", "'soon' is not a number above 0"),
+        ("--workers", "0", "argument --workers: 0 is not a finite number above 0"),
+        ("--workers", "1.5", "argument --workers: invalid int value: '1.5'"),
+        ("--time-limit", "inf", "argument --time-limit: inf is not a finite number above 0"),
+        ("--time-limit", "soon", "argument --time-limit: invalid float value: 'soon'"),
     ],
 )
 def test_options_out_of_range_are_an_error(tmp_path: Path, option: str, value: str, message: str) -> None:

@@ -201,10 +201,11 @@ def test_a_worker_that_dies_loses_no_verdict_if_idle_and_one_if_busy() -> None:
         assert [(verdict.right, verdict.rule) for verdict in verdicts] == [(False, "crashed"), (True, "boxed")]
 
 
-def test_the_memory_limit_of_a_worker() -> None:
-    with GradingPool(1, memory_limit_mib=256) as pool:
-        # A reference answer of 80 MB: the request and the strings made from it do not fit.
-        verdicts = pool.grade_all([(box(r"\sqrt{2}"), "1+" * 40_000_000), (box("5"), "5")])
+def test_the_memory_limit_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tip_exp.grading.pool.MEMORY_LIMIT_MIB", 256)
+    with GradingPool(1) as pool:
+        # A reference answer of 120 MB: the request and the string made from it do not fit.
+        verdicts = pool.grade_all([(box(r"\sqrt{2}"), "1+" * 60_000_000), (box("5"), "5")])
     assert verdicts[0].rule in ("memory", "crashed")
     assert verdicts[1].right
 
@@ -217,15 +218,12 @@ def test_a_worker_that_cannot_start_is_an_error(monkeypatch: pytest.MonkeyPatch)
         grade(pool, box("5"), "5")
 
 
-def test_a_closed_pool_and_bad_limits_are_errors() -> None:
+def test_a_closed_pool_is_an_error() -> None:
     pool = GradingPool(1)
     pool.close()
     pool.close()
     with pytest.raises(ValueError, match="closed"):
         grade(pool, box("5"), "5")
-    for wrong in ({"workers": 0}, {"workers": 1, "time_limit": 0.0}, {"workers": 1, "memory_limit_mib": 64}):
-        with pytest.raises(ValueError, match=r"workers >= 1, time_limit > 0 s and memory_limit_mib >= 256"):
-            GradingPool(**wrong)
 
 
 BUSY = """

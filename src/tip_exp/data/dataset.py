@@ -41,11 +41,8 @@ class ShuffledOrder:
 
     def batch(self, step: int, size: int) -> list[int]:
         """Indices of the problems of step `step` (from 1). A batch may span several epochs."""
-        return [self._problem_at(position) for position in range((step - 1) * size, step * size)]
-
-    def _problem_at(self, position: int) -> int:
-        epoch, index = divmod(position, self.num_problems)
-        return _shuffled_epoch(self.num_problems, self.seed, epoch)[index]
+        draws = [divmod(position, self.num_problems) for position in range((step - 1) * size, step * size)]
+        return [_shuffled_epoch(self.num_problems, self.seed, epoch)[index] for epoch, index in draws]
 
 
 @lru_cache(maxsize=2)

@@ -29,24 +29,27 @@ if TYPE_CHECKING:
 
 def load_calculator(config: CalculatorConfig) -> Dataset:
     """The first `num_problems` formulas of the configured stream."""
-    formulas = list(islice(calculator.stream(config.split, DATA_SEED), config.num_problems))
-    problems = [Problem(formula.id, formula.text, str(formula.value)) for formula in formulas]
-    tasks = {formula.id: formula for formula in formulas}
+    problems = list(islice(calculator.stream(config.split, DATA_SEED), config.num_problems))
+    tasks = {problem.id: problem for problem in problems}
     tools = ToolTasks(tasks, calculator.CalculatorEnvironment, no_tool_baseline=0.0)
     return Dataset.generated(problems, f"calculator, seed {DATA_SEED}", tools)
 
 
 def load_travel(config: TravelConfig) -> Dataset:
     """The tasks of the configured split, language by language, in the order of the query file."""
-    root = _official(config) if config.world == "official" else _generated(config)
-    tasks = [task for lang in config.langs for task in load_tasks(root, lang)]
     if config.world == "official":
+        assert config.root is not None, "rules.py requires data.root for official tasks"
+        root = Path(config.root).expanduser()
         task_ids = read_split()["train" if config.split == "train" else "test"]
-        tasks = [task for task in tasks if task.id in task_ids]
+        tasks = [task for lang in config.langs for task in load_tasks(root, lang) if task.id in task_ids]
+    else:
+        root = _generated(config)
+        tasks = [task for lang in config.langs for task in load_tasks(root, lang)]
     tasks = tasks[: config.num_problems]
     if not tasks:
         raise DataError(f"{config.label}: no task of {root} is in the {config.split} split")
-    problems = [_problem(config.label, task) for task in tasks]
+    tasks_by_id = {f"{config.label}/{task.lang}/{task.id}": task for task in tasks}
+    problems = [Problem(problem_id, task.query, _answer(task)) for problem_id, task in tasks_by_id.items()]
     environment = partial(
         TravelEnvironment,
         find_databases(root),
@@ -55,27 +58,20 @@ def load_travel(config: TravelConfig) -> Dataset:
         show_schemas=config.show_schemas,
         official_join=config.official_join,
     )
-    tasks_by_id = {problem.id: task for problem, task in zip(problems, tasks, strict=True)}
     text = json.dumps([[task.id, task.lang, task.query, task.meta] for task in tasks], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Dataset(problems, str(root), digest, ToolTasks(tasks_by_id, environment, no_tool_baseline(tasks)))
 
 
-def _problem(label: str, task: Task) -> Problem:
+def _answer(task: Task) -> str:
     answer = {key: list(answers(constraint)) for key, constraint in task.constraints.items()}
-    return Problem(f"{label}/{task.lang}/{task.id}", task.query, json.dumps(answer, ensure_ascii=False))
+    return json.dumps(answer, ensure_ascii=False)
 
 
 def _system_prompt(config: TravelConfig, lang: str, root: Path) -> str:
     if config.prompt == "none":
         return ""
     return COMPACT_PROMPTS[lang] if config.prompt == "compact" else official_prompt(root, lang)
-
-
-def _official(config: TravelConfig) -> Path:
-    if config.root is None:
-        raise DataError(f"{config.label}: set data.root to the folder that holds the official queries and databases")
-    return Path(config.root).expanduser()
 
 
 def _generated(config: TravelConfig) -> Path:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING
 
 from tip_exp.data.dataset import DATA_SEED, Dataset
@@ -80,9 +80,8 @@ def stream(split: str, seed: int, *, slip: float = 0.0) -> Iterator[Problem]:
     if split not in SPLITS:
         raise ValueError(f"word_sums has the splits {', '.join(SPLITS)}; got {split!r}")
     rng = random.Random(f"word_sums/{split}/{seed}")
-    number = 0
+    numbers = count()
     while True:
         question, solution, answer = _draw(rng, slip)
         if split_of(question) == split:
-            yield Problem(f"word_sums/{split}/{number}", question, str(answer), solution)
-            number += 1
+            yield Problem(f"word_sums/{split}/{next(numbers)}", question, str(answer), solution)

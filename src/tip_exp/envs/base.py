@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
-
-T_contra = TypeVar("T_contra", contravariant=True)
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +29,10 @@ class Start:
     tools: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Environment(Protocol[T_contra]):
+class Environment(Protocol):
     """The state of one episode. `reset` is called once, before the other methods."""
 
-    def reset(self, task: T_contra) -> Start:
+    def reset(self, task: Any) -> Start:
         """Load the task and return the initial messages."""
         ...
 
@@ -52,7 +50,7 @@ class ToolTasks:
     """Tasks by problem id, with a constructor of environments for them."""
 
     tasks: dict[str, Any]
-    make_environment: Callable[[], Environment[Any]]
+    make_environment: Callable[[], Environment]
     no_tool_baseline: float  # mean main score that is reachable without any tool call
 
     def start(self, problem_id: str) -> Start:

@@ -10,10 +10,11 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import count
 
 from tip_exp.envs.base import Call, Start, error_observation
 from tip_exp.grading import boxed
+from tip_exp.types import Problem
 
 SCHEMA = {
     "type": "function",
@@ -30,28 +31,19 @@ SCHEMA = {
 _OPERATION = re.compile(r"\s*(-?\d{1,9})\s*([-+*])\s*(-?\d{1,9})\s*", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Formula:
-    """Formula(id="calculator/test/0", text="(12 + 7) * 3", value=57)"""
-
-    id: str
-    text: str
-    value: int
-
-
 class CalculatorEnvironment:
     """Has one tool, `calculate`. The main score is 1 if the last box holds the right value, else 0."""
 
-    def reset(self, task: Formula) -> Start:
-        self._task = task
-        question = f"Work out {task.text}. Put the answer within \\boxed{{}}."
+    def reset(self, task: Problem) -> Start:
+        self._answer = task.answer
+        question = f"Work out {task.prompt}. Put the answer within \\boxed{{}}."
         return Start([{"role": "user", "content": question}], [SCHEMA])
 
     def step(self, calls: list[Call]) -> list[str]:
         return [_observation(call) for call in calls]
 
     def score(self, text: str) -> dict[str, float]:
-        verdict = boxed.grade(text, str(self._task.value))
+        verdict = boxed.grade(text, self._answer)
         return {"right": float(verdict.right), "delivered": float(verdict.extracted is not None)}
 
 
@@ -64,30 +56,29 @@ def calculate(expression: str) -> int:
     return a + b if match[2] == "+" else a - b if match[2] == "-" else a * b
 
 
-def stream(split: str, seed: int) -> Iterator[Formula]:
-    """Endless formulas of two or three operations, a function of split and seed."""
+def stream(split: str, seed: int) -> Iterator[Problem]:
+    """Endless formulas of two or three operations, a function of split and seed.
+
+    Problem(id="calculator/test/0", prompt="(12 + 7) * 3", answer="57")
+    """
     rng = random.Random(f"calculator/{split}/{seed}")
-    number = 0
-    while True:
+    for number in count():
         value = rng.randint(2, 99)
         text = str(value)
         for operation in range(rng.randint(2, 3)):
             sign, n = rng.choice("+-*"), rng.randint(2, 9)
             text = f"{f'({text})' if operation else text} {sign} {n}"
             value = calculate(f"{value} {sign} {n}")
-        yield Formula(f"calculator/{split}/{number}", text, value)
-        number += 1
+        yield Problem(f"calculator/{split}/{number}", text, str(value))
 
 
 def _observation(call: Call) -> str:
-    arguments = call.arguments
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except ValueError:
-            return error_observation("the arguments are not valid JSON")
     if call.name != "calculate":
         return error_observation(f"tool '{call.name}' not found")
+    try:
+        arguments = json.loads(call.arguments) if isinstance(call.arguments, str) else call.arguments
+    except ValueError:
+        return error_observation("the arguments are not valid JSON")
     if not isinstance(arguments, dict) or not isinstance(arguments.get("expression"), str):
         return error_observation('calculate takes {"expression": string}')
     try:

@@ -14,15 +14,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tip_exp.envs.base import Start
+from tip_exp.utils.errors import ConfigError
 
 TURN_END = "<|im_end|>"
 _OPEN = "\n<|im_start|>user\n<tool_response>"
 _BETWEEN = "</tool_response>\n<tool_response>"
 _CLOSE = "</tool_response><|im_end|>\n<|im_start|>assistant\n"
-
-
-class ChatError(ValueError):
-    """The tokenizer has no ChatML tokens."""
 
 
 class Chat:
@@ -35,7 +32,9 @@ class Chat:
         self.tokenizer, self.thinking = tokenizer, thinking
         added: dict[str, int] = tokenizer.get_added_vocab()  # pyright: ignore
         if missing := [token for token in ("<|im_start|>", TURN_END) if token not in added]:
-            raise ChatError(f"tool tasks need a tokenizer with ChatML tokens, as Qwen's; this one has no {missing[0]}")
+            raise ConfigError(
+                f"tool tasks need a tokenizer with ChatML tokens, as Qwen's; this one has no {missing[0]}"
+            )
         self.turn_end = added[TURN_END]
         self._added_ids = frozenset(added.values())
         # A lookahead also matches tokens that overlap each other.

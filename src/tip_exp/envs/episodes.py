@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from tip_exp.envs.base import Call, Environment, error_observation
 from tip_exp.envs.chat import Chat
@@ -19,7 +19,6 @@ from tip_exp.types import Rollout, Sampler, Sampling
 if TYPE_CHECKING:
     from tip_exp.config.schema import AgentConfig
 
-T = TypeVar("T")
 Stop = Literal["final", "turns", "context", "length"]
 """A turn without a call; the limit on turns; no room for the next observation; a turn without an end token."""
 
@@ -36,6 +35,10 @@ class Episode:
     cut_observations: int  # truncated to the limit
     stop: Stop
     score: dict[str, float]
+
+    @property
+    def main_score(self) -> float:
+        return next(iter(self.score.values()))
 
 
 @dataclass(slots=True)
@@ -56,8 +59,8 @@ class _Live:
 
 def play(
     sampler: Sampler,
-    tasks: Sequence[T],
-    make_environment: Callable[[], Environment[T]],
+    tasks: Sequence[Any],
+    make_environment: Callable[[], Environment],
     chat: Chat,
     sampling: Sampling,
     limits: AgentConfig,
@@ -88,9 +91,9 @@ def truncate_rollout(rollout: Rollout, max_tokens: int) -> Rollout:
     return Rollout(rollout.token_ids[:length], mask, "length", rollout.sampler_logprobs[: sum(mask)])
 
 
-def _begin(task: T, environment: Environment[T], chat: Chat, sampling: Sampling) -> _Live:
+def _begin(task: Any, environment: Environment, chat: Chat, sampling: Sampling) -> _Live:
     prompt = chat.prompt_ids(environment.reset(task))
-    return _Live(environment, list(prompt), [False] * len(prompt), sampling.max_tokens, [], [])
+    return _Live(environment, prompt, [False] * len(prompt), sampling.max_tokens, [], [])
 
 
 def _model_turn(sampler: Sampler, running: list[_Live], sampling: Sampling, limits: AgentConfig, seed: int) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from tip_exp.envs.base import ToolTasks
 from tip_exp.envs.chat import Chat
@@ -47,17 +48,15 @@ class EpisodeSampler:
     def close(self) -> None:
         self.sampler.close()
 
-    def metrics(self) -> dict[str, float]:
-        """Means over the newest episodes, and the fraction of them that lost tokens to `agent.max_train_tokens`."""
-        max_tokens = self.agent.max_train_tokens
-        truncated = [max_tokens is not None and len(episode.rollout.token_ids) > max_tokens for episode in self.last]
-        means = episode_means(self.last) | {"tail_cut_frac": sum(truncated) / len(truncated)}
-        return {f"episode/{name}": value for name, value in means.items()}
-
 
 def episode_metrics(sampler: Sampler) -> dict[str, float]:
-    """`sampler.metrics()` of an EpisodeSampler, else nothing."""
-    return sampler.metrics() if isinstance(sampler, EpisodeSampler) else {}
+    """Means over the newest episodes of an EpisodeSampler, and the fraction that `agent.max_train_tokens` truncates."""
+    if not isinstance(sampler, EpisodeSampler):
+        return {}
+    limit = sampler.agent.max_train_tokens or math.inf
+    truncated = [len(episode.rollout.token_ids) > limit for episode in sampler.last]
+    means = episode_means(sampler.last) | {"tail_cut_frac": sum(truncated) / len(truncated)}
+    return {f"episode/{name}": value for name, value in means.items()}
 
 
 def episode_means(episodes: list[Episode]) -> dict[str, float]:
@@ -71,18 +70,3 @@ def episode_means(episodes: list[Episode]) -> dict[str, float]:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def episode_row(problem_id: str, sample: int, episode: Episode) -> dict[str, Any]:
-    """A row of eval.jsonl."""
-    return {
-        "problem_id": problem_id,
-        "sample": sample,
-        "text": episode.text,
-        "right": next(iter(episode.score.values())),  # the main score, a fraction: mean@k averages it
-        **episode.score,
-        "turns": episode.turns,
-        "calls": episode.calls,
-        "stop": episode.stop,
-        "num_tokens": episode.rollout.num_response_tokens,
-    }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from tip_exp.config.schema import AgentConfig, EvalConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.prompts import prompt_ids, with_tools
-from tip_exp.eval.episodes import evaluate_episodes
-from tip_exp.eval.metrics import Graded, summarize
+from tip_exp.envs.sampler import EpisodeSampler
+from tip_exp.eval.metrics import Graded, summarize, summarize_episodes
 from tip_exp.grading import GradeAll, open_grader, string_match
 from tip_exp.models.pair import ChatTokenizer
 from tip_exp.records.metrics import GREEDY, NO_TOOL_BASELINE, mean_at, standard_error_of
@@ -77,13 +78,38 @@ class Evaluations:
                 decode=self._tokenizer.decode,
                 grade_all=grade_all,
             )
-        return [response.row() for responses in graded for response in responses], summarize(graded)
+        return [asdict(response) for responses in graded for response in responses], summarize(graded)
 
 
 def _greedy_accuracy(summary: dict[str, float]) -> dict[str, float]:
     """Accuracy of the greedy response with its standard error, under their own names; no other metric of it."""
     accuracy = {GREEDY: summary[mean_at(1)], standard_error_of(GREEDY): summary[standard_error_of(mean_at(1))]}
     return accuracy | ({NO_TOOL_BASELINE: summary[NO_TOOL_BASELINE]} if NO_TOOL_BASELINE in summary else {})
+
+
+def evaluate_episodes(
+    sampler: Sampler, dataset: Dataset, prompts: list[list[int]], sampling: Sampling, seed: int
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Play `sampling.samples` episodes of each task: one row an episode, and their summary."""
+    assert isinstance(sampler, EpisodeSampler) and dataset.tools is not None, "tool tasks need an EpisodeSampler"
+    sampler.generate(prompts, sampling, seed)
+    episodes, k = sampler.last, sampling.samples
+    rows = [
+        {
+            "problem_id": dataset.problems[i // k].id,
+            "sample": i % k,
+            "text": episode.text,
+            "right": episode.main_score,  # a fraction: mean@k averages it
+            **episode.score,
+            "turns": episode.turns,
+            "calls": episode.calls,
+            "stop": episode.stop,
+            "num_tokens": episode.rollout.num_response_tokens,
+        }
+        for i, episode in enumerate(episodes)
+    ]
+    by_task = [episodes[i : i + k] for i in range(0, len(episodes), k)]
+    return rows, summarize_episodes(by_task, dataset.tools.no_tool_baseline)
 
 
 def evaluate(

@@ -1,16 +1,18 @@
-"""Accuracy over k responses a problem: mean@k with its standard error, pass@k, maj@k, best@k."""
+"""Metrics of k responses a problem: mean@k with its standard error, pass@k, maj@k; of tool tasks best@k."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from statistics import mean, stdev
 
 import numpy as np
 
-from tip_exp.records.metrics import maj_at, mean_at, pass_at, standard_error_of
+from tip_exp.envs.episodes import Episode
+from tip_exp.envs.sampler import episode_means
+from tip_exp.records.metrics import NO_TOOL_BASELINE, best_at, maj_at, mean_at, pass_at, standard_error_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +30,6 @@ class Graded:
     truncated: bool
     num_tokens: int
 
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def summarize(by_problem: list[list[Graded]]) -> dict[str, float]:
     """Metrics of k responses to each problem. Needs two problems, for the standard error.
@@ -42,8 +41,8 @@ def summarize(by_problem: list[list[Graded]]) -> dict[str, float]:
     all_responses = [response for responses in by_problem for response in responses]
     return {
         mean_at(k): float(right.mean()),
-        standard_error_of(mean_at(k)): standard_error(right.mean(axis=1)),
-        pass_at(k): float(np.mean([pass_at_k(k, int(row.sum()), k) for row in right])),
+        standard_error_of(mean_at(k)): float(right.mean(axis=1).std(ddof=1) / math.sqrt(len(right))),
+        pass_at(k): float(right.any(axis=1).mean()),
         maj_at(k): float(np.mean([majority_is_right(responses) for responses in by_problem])),
         f"strict_{mean_at(k)}": float(np.mean([response.strict_right for response in all_responses])),
         "strict_agreement": float(np.mean([response.strict_right == response.right for response in all_responses])),
@@ -51,20 +50,6 @@ def summarize(by_problem: list[list[Graded]]) -> dict[str, float]:
         "truncated_frac": float(np.mean([response.truncated for response in all_responses])),
         "unparsed_frac": float(np.mean([response.extracted is None for response in all_responses])),
     }
-
-
-def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean: sample standard deviation (n - 1) over sqrt(n); n ≥ 2."""
-    assert len(values) > 1, "the config requires two problems"
-    return float(values.std(ddof=1) / math.sqrt(len(values)))
-
-
-def pass_at_k(n: int, num_right: int, k: int) -> float:
-    """Unbiased probability that k of n responses, drawn without replacement, include a right one.
-
-    Chen et al. 2021 (Codex), Sec. 2.1; `num_right` of the n responses are right.
-    """
-    return 1.0 if n - num_right < k else 1.0 - math.comb(n - num_right, k) / math.comb(n, k)
 
 
 def majority_is_right(responses: list[Graded]) -> bool:
@@ -76,9 +61,30 @@ def majority_is_right(responses: list[Graded]) -> bool:
     return next(response.right for response in responses if response.extracted == winner)
 
 
+def summarize_episodes(by_task: list[list[Episode]], no_tool_baseline: float) -> dict[str, float]:
+    """mean@k of the main score (the paper's Avg@k) with its standard error over tasks, best@k, and episode means.
+
+    best@k is the maximum of the k samples; best@k_bootstrap is what verl reports as best@k. Needs two tasks.
+    """
+    k = len(by_task[0])
+    scores = [[episode.main_score for episode in task_episodes] for task_episodes in by_task]
+    task_means = [mean(task_scores) for task_scores in scores]
+    episodes = [episode for task_episodes in by_task for episode in task_episodes]
+    return {
+        mean_at(k): mean(task_means),
+        standard_error_of(mean_at(k)): stdev(task_means) / len(task_means) ** 0.5,
+        best_at(k): best_at_k(scores),
+        f"{best_at(k)}_bootstrap": best_at_k_bootstrap(scores),
+        NO_TOOL_BASELINE: no_tool_baseline,
+        "response_len": mean(episode.rollout.num_response_tokens for episode in episodes),
+        "truncated_frac": mean(float(episode.rollout.truncated) for episode in episodes),
+        **episode_means(episodes),
+    }
+
+
 def best_at_k(scores: Sequence[Sequence[float]]) -> float:
     """Mean over tasks of the maximum of the k samples; scores[task][sample]."""
-    return _mean([max(samples) for samples in scores])
+    return sum(max(samples) for samples in scores) / len(scores)
 
 
 def best_at_k_bootstrap(scores: Sequence[Sequence[float]]) -> float:
@@ -88,16 +94,10 @@ def best_at_k_bootstrap(scores: Sequence[Sequence[float]]) -> float:
     the i-th is the maximum with probability (i/k)^k - ((i-1)/k)^k. It is below best_at_k, because a given sample is
     drawn with probability 1 - (1 - 1/k)^k only (64 % for k = 16).
     """
-
-    def expected_maximum(samples: Sequence[float]) -> float:
-        k = len(samples)
-        probabilities = (((i + 1) / k) ** k - (i / k) ** k for i in range(k))
-        return sum(value * probability for value, probability in zip(sorted(samples), probabilities, strict=True))
-
-    return _mean([expected_maximum(samples) for samples in scores])
-
-
-def _mean(values: Sequence[float]) -> float:
-    if not values:
-        raise ValueError("a mean needs at least one score; got none")
-    return sum(values) / len(values)
+    k = len(scores[0])
+    probabilities = [((i + 1) / k) ** k - (i / k) ** k for i in range(k)]
+    expected_maxima = [
+        sum(value * probability for value, probability in zip(sorted(samples), probabilities, strict=True))
+        for samples in scores
+    ]
+    return sum(expected_maxima) / len(scores)

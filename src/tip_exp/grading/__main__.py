@@ -16,7 +16,6 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from tip_exp.grading.pool import TIME_LIMIT_S, GradingPool
 from tip_exp.grading.types import FAILURES, Verdict
 
 BAD_INPUT, INTERRUPTED = 2, 130
+
+_KINDS = {"unparsed": "unparsed", "timeout": "timeout"} | dict.fromkeys(FAILURES, "failed")  # by rule, else "wrong"
 
 
 class InputError(ValueError):
@@ -38,9 +39,11 @@ def main() -> None:
         pairs = read_pairs(options.file, options.text, options.answer)
         _print_verdicts(pairs, options)
     except InputError as error:
-        sys.exit(_print_error(f"error: {error}", BAD_INPUT))
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
-        sys.exit(_print_error("interrupted", INTERRUPTED))
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:  # `... | head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -65,7 +68,7 @@ def read_pairs(file: Path, text_field: str, answer_field: str) -> list[tuple[str
 
 def count(verdicts: list[Verdict], agreements: list[bool]) -> dict[str, float | int]:
     """The last line. total = right + wrong + unparsed + timeout + failed; rules of failed ones are FAILURES."""
-    kinds = Counter(_kind(verdict) for verdict in verdicts)
+    kinds = Counter("right" if verdict.right else _KINDS.get(verdict.rule, "wrong") for verdict in verdicts)
     return {
         "total": len(verdicts),
         **{kind: kinds[kind] for kind in ("right", "wrong", "unparsed", "timeout", "failed")},
@@ -74,31 +77,19 @@ def count(verdicts: list[Verdict], agreements: list[bool]) -> dict[str, float | 
     }
 
 
-def _kind(verdict: Verdict) -> str:
-    if verdict.right:
-        return "right"
-    if verdict.rule in FAILURES:
-        return "failed"
-    return verdict.rule if verdict.rule in ("unparsed", "timeout") else "wrong"
-
-
 def _print_verdicts(pairs: list[tuple[str, str]], options: argparse.Namespace) -> None:
     verdicts: list[Verdict] = []
     agreements: list[bool] = []
     with GradingPool(min(options.workers, len(pairs)), time_limit=options.time_limit) as pool:
-        for by_value, by_string in zip(pool.stream(pairs), _string_verdicts(pairs), strict=True):
-            verdict = by_value if options.grader == "verify" else by_string
+        for (text, answer), by_value in zip(pairs, pool.stream(pairs), strict=True):
+            start = time.perf_counter()
+            by_string = string_match.grade(text, answer)
+            seconds = time.perf_counter() - start
+            verdict = by_value if options.grader == "verify" else replace(by_string, seconds=seconds)
             print(json.dumps(asdict(verdict) | {"seconds": round(verdict.seconds, 6)}), flush=True)
             verdicts.append(verdict)
             agreements.append(by_value.right == by_string.right)
     print(json.dumps(count(verdicts, agreements)), flush=True)
-
-
-def _string_verdicts(pairs: list[tuple[str, str]]) -> Iterator[Verdict]:
-    for text, answer in pairs:
-        start = time.perf_counter()
-        verdict = string_match.grade(text, answer)
-        yield replace(verdict, seconds=time.perf_counter() - start)
 
 
 def _pair(line: str, location: str, text_field: str, answer_field: str) -> tuple[str, str]:
@@ -125,34 +116,19 @@ def _type_name(value: Any) -> str:
 
 
 def _options() -> argparse.Namespace:
-    about = "Grade a file of responses: one JSON verdict a line, and the counts in the last line."
-    parser = argparse.ArgumentParser(prog="python -m tip_exp.grading", description=about)
-    seconds, processes = _above_zero(float), _above_zero(int)
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(prog="python -m tip_exp.grading", description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, help="JSON lines")
     parser.add_argument("--text", required=True, metavar="FIELD", help="field with the response")
     parser.add_argument("--answer", required=True, metavar="FIELD", help="field with the reference answer")
     parser.add_argument("--grader", choices=("verify", "strict"), default="verify", help="verdicts to print (verify)")
-    parser.add_argument("--time-limit", type=seconds, default=TIME_LIMIT_S, metavar="S", help="seconds a response (5)")
-    parser.add_argument("--workers", type=processes, default=os.cpu_count(), metavar="N", help="processes (one a core)")
-    return parser.parse_args()
-
-
-def _above_zero(kind: type[int] | type[float]) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = 0
+    parser.add_argument("--time-limit", type=float, default=TIME_LIMIT_S, metavar="S", help="seconds a response (5)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (one a core)")
+    options = parser.parse_args()
+    for name, value in (("--time-limit", options.time_limit), ("--workers", options.workers)):
         if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number above 0")
-        return value
-
-    return parse
-
-
-def _print_error(message: str, exit_code: int) -> int:
-    print(message, file=sys.stderr)
-    return exit_code
+            parser.error(f"argument {name}: {value} is not a finite number above 0")
+    return options
 
 
 if __name__ == "__main__":

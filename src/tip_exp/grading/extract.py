@@ -117,8 +117,7 @@ def _unclosed(box: Box) -> Extraction:
 def _read_sentence(text: str) -> str | None:
     """What follows "the answer is": a formula, a bare expression, one number or a few words; None if none of these."""
     text = text[: BOX_CHARS // 2]
-    formula = _FORMULA.match(text)
-    if formula:
+    if formula := _FORMULA.match(text):
         return _inside(formula)
     end = _SENTENCE_END.search(text)
     sentence = text[: end.start() if end else len(text)].strip(" \t*_`\"'")
@@ -138,11 +137,8 @@ def _read_sentence(text: str) -> str | None:
 
 
 def _last_formula_or_number(tail: str, *, whole: bool) -> Extraction:
-    formula = number = None
-    for formula in _FORMULA.finditer(tail):  # noqa: B007 - keeps the last match
-        pass
-    for number in _LAST_NUMBER.finditer(tail):  # noqa: B007
-        pass
+    formula = [None, *_FORMULA.finditer(tail)][-1]
+    number = [None, *_LAST_NUMBER.finditer(tail)][-1]
     if number and not whole and number.start() == 0:
         number = None  # its first digits may be before the tail
     if formula and not (number and number.start() >= formula.end()):

@@ -5,19 +5,18 @@
 
 `9^{9^{9^9}}` keeps C code busy for hours, and no alarm in the same process ends that. Here the worker is killed and
 replaced, and the verdict's rule is "timeout". Extraction is linear in the text (extract.py) and runs in the caller.
+Workers end with their caller: an idle one when its connection closes, a busy one by its limit on CPU time.
 
-Workers are plain `python -c` processes: children of `multiprocessing` would import the caller's main module, and with
-it torch. They end with their caller: an idle one when its stdin closes, a busy one by its limit on CPU time.
+pebble.ProcessPool loses two guarantees: its processes import the caller's main module, and with it torch; and a worker
+that dies while all are idle breaks the pool. Workers are therefore plain `python -c` processes.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import resource
-import select
 import subprocess
 import sys
 import time
@@ -26,9 +25,9 @@ from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from multiprocessing.connection import Connection, Pipe
 from queue import SimpleQueue
 from threading import Lock
-from typing import cast
 
 from tip_exp.grading.extract import extract
 from tip_exp.grading.types import Outcome, Verdict
@@ -42,26 +41,18 @@ MEMORY_LIMIT_MIB = 1024
 STARTUP_LIMIT_S = 120.0
 """A worker imports sympy in half a second; on a busy machine with a cold disk it takes many."""
 
-_MIN_MEMORY_MIB = 256  # sympy itself needs a quarter of it
 _QUEUED_PER_WORKER = 64
 
 
 class GradingPool:
     """Worker processes that compare answers, each driven by one thread. Read one stream at a time."""
 
-    def __init__(
-        self, workers: int, *, time_limit: float = TIME_LIMIT_S, memory_limit_mib: int = MEMORY_LIMIT_MIB
-    ) -> None:
-        if workers < 1 or time_limit <= 0 or memory_limit_mib < _MIN_MEMORY_MIB:
-            raise ValueError(
-                f"a grading pool needs workers >= 1, time_limit > 0 s and memory_limit_mib >= {_MIN_MEMORY_MIB}; "
-                f"got {workers}, {time_limit} and {memory_limit_mib}"
-            )
-        self._workers = [_Worker(time_limit, memory_limit_mib) for _ in range(workers)]
+    def __init__(self, workers: int, *, time_limit: float = TIME_LIMIT_S) -> None:
+        self._threads = ThreadPoolExecutor(workers)
+        self._workers = [_Worker(time_limit) for _ in range(workers)]
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
-        self._threads = ThreadPoolExecutor(workers)
         self._finalizer = weakref.finalize(self, _close, self._threads, self._workers)  # if nobody calls close()
 
     def __enter__(self) -> GradingPool:
@@ -119,14 +110,8 @@ class GradingPool:
 class _Worker:
     """One process, started again by the next comparison if it has ended."""
 
-    def __init__(self, time_limit: float, memory_limit_mib: int) -> None:
+    def __init__(self, time_limit: float) -> None:
         self._time_limit = time_limit
-        self._command = [
-            sys.executable,
-            "-c",
-            f"import sys; sys.path[:] = {sys.path!r}; "  # imports the same modules as this process
-            f"from tip_exp.grading.pool import serve; serve({time_limit!r}, {memory_limit_mib!r})",
-        ]
         self._lock = Lock()  # held during a comparison
         self._closed = False
         self._start()
@@ -135,17 +120,17 @@ class _Worker:
         """The outcome and the seconds it took, start of the process excluded."""
         with self._lock:
             if self._process.poll() is not None:
-                self._end()
                 self._start()
             if not self._ready:
                 self._await_start()
             start = time.perf_counter()
-            self._send(json.dumps([given, reference]).encode() + b"\n")
+            with suppress(BrokenPipeError):  # the process has ended, which _reply() reports
+                self._connection.send((given, reference))
             outcome = self._reply(self._time_limit)
             seconds = time.perf_counter() - start
             if outcome in ("timeout", "crashed"):
                 self._end()
-            return cast(Outcome, outcome), seconds
+            return outcome, seconds
 
     def kill(self) -> None:
         """End a running comparison; its outcome is "crashed"."""
@@ -161,13 +146,19 @@ class _Worker:
         if self._closed:
             raise RuntimeError("this grading pool is closed")
         self._ready = False
-        self._process = subprocess.Popen(
-            self._command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            process_group=0,  # Ctrl-C reaches the caller only
+        self._connection, remote = Pipe()
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; "  # imports the same modules as this process
+            f"from tip_exp.grading.pool import serve; serve({remote.fileno()}, {self._time_limit}, {MEMORY_LIMIT_MIB})"
         )
+        with remote:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[remote.fileno()],
+                process_group=0,  # Ctrl-C reaches the caller only
+            )
 
     def _await_start(self) -> None:
         if (reply := self._reply(STARTUP_LIMIT_S)) != "ready":
@@ -179,28 +170,17 @@ class _Worker:
             )
         self._ready = True
 
-    def _send(self, request: bytes) -> None:
-        assert self._process.stdin
-        unsent = memoryview(request)
-        with suppress(BrokenPipeError):  # the process has ended, which _reply() reports
-            while unsent:
-                unsent = unsent[self._process.stdin.write(unsent) :]
-
-    def _reply(self, seconds: float) -> str:
-        """One line from the process; "timeout" if there is none in time, "crashed" if the process has ended."""
-        assert self._process.stdout
-        poll = select.poll()
-        poll.register(self._process.stdout, select.POLLIN)
-        if not poll.poll(seconds * 1000):
-            return "timeout"
-        return self._process.stdout.read(4096).decode().strip() or "crashed"
+    def _reply(self, seconds: float) -> Outcome:
+        """What the process sends; "timeout" if it sends nothing in time, "crashed" if it has ended."""
+        try:
+            return self._connection.recv() if self._connection.poll(seconds) else "timeout"
+        except (EOFError, ConnectionResetError):
+            return "crashed"
 
     def _end(self) -> None:
         self._process.kill()
         self._process.wait()
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._connection.close()
 
 
 def _close(threads: ThreadPoolExecutor, workers: list[_Worker]) -> None:
@@ -209,26 +189,22 @@ def _close(threads: ThreadPoolExecutor, workers: list[_Worker]) -> None:
         worker.close()
 
 
-def serve(time_limit: float, memory_limit_mib: int) -> None:
-    """The worker process: reads JSON lines [given, reference], writes one line with the outcome for each."""
-    replies, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)  # what a library prints is not a reply
+def serve(connection_fd: int, time_limit: float, memory_limit_mib: int) -> None:
+    """The worker process: receives (given, reference) pairs and sends the outcome of each comparison."""
     from tip_exp.grading.math import compare
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # other kernels refuse this limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_mib * 2**20, memory_limit_mib * 2**20))
     logging.disable()
-    os.dup2(null, 2)  # errors up to here are shown to the user
-    os.write(replies, b"ready\n")
-    for request in sys.stdin.buffer:
-        _limit_cpu(time_limit)
-        given, reference = json.loads(request)
-        os.write(replies, f"{compare(given, reference, alarm_s=None)}\n".encode())
-
-
-def _limit_cpu(time_limit: float) -> None:
-    """Let the kernel end this process 1 to 2 s after the time limit, in case the caller no longer exists."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    compare(r"\frac{1}{2}", "2^{-1}")  # else the first comparison builds the parser's tables within its time limit
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # errors up to here are shown to the user
+    connection = Connection(connection_fd)
+    connection.send("ready")
     _, hard_limit = resource.getrlimit(resource.RLIMIT_CPU)
-    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(usage.ru_utime + usage.ru_stime + time_limit) + 1, hard_limit))
+    while True:  # until recv() raises EOFError: the caller has ended
+        given, reference = connection.recv()
+        # The kernel ends this process 1 to 2 s after the time limit, in case the caller no longer exists.
+        cpu_limit = math.ceil(time.process_time() + time_limit) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_limit, hard_limit))
+        connection.send(compare(given, reference))

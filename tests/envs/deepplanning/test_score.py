@@ -53,8 +53,3 @@ def test_the_expected_best_is_what_random_draws_approach() -> None:
 def test_best_is_never_below_the_expected_best_nor_that_below_the_mean(scores: list[list[float]]) -> None:
     assert best_at_k(scores) >= best_at_k_bootstrap(scores) - 1e-12
     assert best_at_k_bootstrap(scores) >= float(np.mean(scores)) - 1e-12
-
-
-def test_no_samples_are_no_score() -> None:
-    with pytest.raises(ValueError, match="at least one score"):
-        best_at_k([])
