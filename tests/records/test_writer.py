@@ -11,8 +11,7 @@ import pytest
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.wandb import SAMPLE_COLUMNS
-from tip_exp.records.writer import RunLogger, keep_rows_upto, make_listeners
+from tip_exp.records.writer import SAMPLE_COLUMNS, RunLogger, keep_rows_upto, make_listeners
 from tip_exp.utils.io import append_rows, read_rows
 
 
