@@ -7,7 +7,6 @@ goes through the code that a run uses, up to the logits of one tile; activation 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,10 @@ def dry_run(config: RunConfig) -> list[str]:
     teacher_width, student_width = (text_configs[role].vocab_size for role in ROLES)
     vocab_size = min(teacher_width, student_width)
     rows["vocabulary"] = f"teacher {teacher_width:,}, student {student_width:,}: {vocab_size:,} shared ids"
-    rows["positions"] = _format_positions(config, text_configs)
+    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    limits = {role: getattr(text_config, "max_position_embeddings", None) for role, text_config in text_configs.items()}
+    known_limits = ", ".join(f"{role} {limit:,}" for role, limit in limits.items() if limit is not None)
+    rows["positions"] = f"{longest:,} needed; {known_limits}"
     activation_bytes = None
     if config.mode == "train":
         step_rows, activation_bytes = _step(config, shapes, vocab_size)
@@ -139,8 +141,7 @@ def _model_config(role: str, model: ModelConfig) -> tuple[PretrainedConfig, str]
     """The model's config and its source: a folder, the hub's cache, model_shapes.yaml, or else the hub."""
     config_and_source = model_config(model.path, model.revision)
     if config_and_source is not None:
-        values: dict[str, Any] = dict(config_and_source[0])
-        return AutoConfig.for_model(values.pop("model_type"), **values), config_and_source[1]
+        return AutoConfig.for_model(**config_and_source[0]), config_and_source[1]
     try:
         return AutoConfig.from_pretrained(resolve_model(model.path), revision=model.revision or "main"), "the hub"
     except (OSError, ValueError) as error:
@@ -155,13 +156,6 @@ def _format_model(model: ModelConfig, shape: PretrainedConfig) -> str:
     size = f"{parameters / 1e9:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"
     layers = f"{text_config.num_hidden_layers} layers x {text_config.hidden_size}"
     return f"{model.path}: {text_config.model_type}, {layers}, {size} parameters in {model.dtype}"
-
-
-def _format_positions(config: RunConfig, text_configs: dict[str, PretrainedConfig]) -> str:
-    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    limits = {role: getattr(text_config, "max_position_embeddings", None) for role, text_config in text_configs.items()}
-    known_limits = ", ".join(f"{role} {limit:,}" for role, limit in limits.items() if limit is not None)
-    return f"{longest:,} needed; {known_limits}"
 
 
 def _format_tensor(tensor: Tensor) -> str:

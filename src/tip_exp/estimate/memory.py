@@ -60,36 +60,30 @@ def memory_gib(config: RunConfig, activations: float | None = None) -> dict[str,
     }
     if config.mode == "train":
         rollouts = learner.prompts_per_step * learner.samples_per_prompt
-        step_tokens = rollouts * (config.data.max_prompt_tokens + config.data.max_response_tokens)
+        longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+        batch_tokens = min(learner.micro_batch_tokens, rollouts * longest)
         trained = parts["student weights"]
         if pair.student.lora is not None:
             trained = adapter_parameters(student, pair.student.lora) * BYTES["float32"]
             parts["student weights"] += trained
         parts["gradients"], parts["AdamW"] = trained, 2 * trained
-        parts["activations"] = activation_bytes(config, student) if activations is None else activations
-        several_batches = step_tokens > learner.micro_batch_tokens
+        if activations is None:
+            layer = layer_activation_bytes(student, student_width, 0 if learner.packing else longest)
+            activations = batch_tokens * student.layers * layer
+            if learner.activation_checkpointing:  # the input of every layer, and all of the one that is recomputed
+                activations = batch_tokens * (student.layers * student.hidden * student_width + layer)
+        parts["activations"] = activations
+        several_batches = rollouts * longest > batch_tokens
         hidden = teacher.hidden * teacher_width + (student.hidden * student_width if several_batches else 0)
         parts["hidden states"] = rollouts * config.data.max_response_tokens * hidden
         parts["logits"] = learner.tile_mib * MIB
         if learner.loss_backend == "materialized":
-            kept = min(learner.micro_batch_tokens, step_tokens) * config.selector.retention
-            parts["logits"] = 2 * 4 * kept * student.vocab_size
+            parts["logits"] = 2 * 4 * batch_tokens * config.selector.retention * student.vocab_size
         if pair.teacher.placement == "offload" and config.device != "cpu":
             # The backbone is in host memory while these three are on the device: only the larger side counts.
             backbone = (teacher.parameters - teacher.vocab_size * teacher.hidden) * teacher_width
             parts["teacher weights"] -= min(backbone, sum(parts[n] for n in ("gradients", "activations", "logits")))
     return {PROCESS: PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
-
-
-def activation_bytes(config: RunConfig, student: ModelShape) -> float:
-    """Bytes kept for the backward pass of the largest micro-batch."""
-    learner, width = config.learner, BYTES[config.pair.student.dtype]
-    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    tokens = min(learner.micro_batch_tokens, learner.prompts_per_step * learner.samples_per_prompt * longest)
-    layer = layer_activation_bytes(student, width, 0 if learner.packing else longest)
-    if learner.activation_checkpointing:  # the input of every layer, and all of the one that is recomputed
-        return tokens * (student.layers * student.hidden * width + layer)
-    return tokens * student.layers * layer
 
 
 def layer_activation_bytes(model: ModelShape, width: int, mask_length: int) -> float:

@@ -67,17 +67,16 @@ def shape_of(path: str, revision: str | None) -> ModelShape:
         matrices = 1 if config.get("tie_word_embeddings") else 2  # embedding and output head
         parameters = layers * layer + hidden + matrices * vocab_size * hidden
     else:
-        parameters = _parameters_by_file_size(path)
+        parameters = _parameters_by_file_size(path, config_and_source[0])
     return ModelShape(parameters, hidden, intermediate, layers, query, key, qk_norm, vocab_size)
 
 
-def _parameters_by_file_size(path: str) -> float:
+def _parameters_by_file_size(path: str, config: dict[str, Any]) -> float:
     """Bytes of the safetensors files over bytes per weight; without files, guessed from the name."""
-    folder = Path(resolve_model(path)).expanduser()
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = Path(resolve_model(path)).expanduser().glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files)
     if not size:
         return _guess(path).parameters
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return size / (4 if (config.get("dtype") or config.get("torch_dtype")) in ("float32", None) else 2)
 
 

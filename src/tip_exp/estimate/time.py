@@ -60,9 +60,8 @@ class Forecaster:
 def flops(config: dict) -> float:
     """Floating-point operations of a whole run: 2 P per token forward, 4 P backward; sampling counts as a forward."""
     learner, evaluation, pair = config["learner"], config["eval"], config["pair"]
-    teacher, student = (
-        shape_of(pair[role]["path"], pair[role]["revision"]).parameters for role in ("teacher", "student")
-    )
+    models = pair["teacher"], pair["student"]
+    teacher, student = (shape_of(model["path"], model["revision"]).parameters for model in models)
     length = config["data"]["max_prompt_tokens"] + MEAN_LENGTH * config["data"]["max_response_tokens"]
     rollouts = learner["num_steps"] * learner["prompts_per_step"] * learner["samples_per_prompt"]
     training = rollouts * length * (2 * teacher + (2 + 6) * student)

@@ -32,7 +32,7 @@ class Meter:
         self.count_allocations = False
         self._seconds: dict[str, float] = defaultdict(float)  # by metric, as the peaks
         self._peaks: dict[str, float] = defaultdict(float)
-        self._open: list[float] = []  # peak of each open span up to now in bytes, outermost first
+        self._open: list[float] = []  # bytes at the peak of each open span up to now, outermost first
 
     @contextmanager
     def span(self, name: str, *, allocations: bool = False) -> Iterator[None]:
@@ -53,7 +53,6 @@ class Meter:
             self._seconds[metrics.seconds(name)] += time.perf_counter() - started
             self._record_peak()
             peak = self._open.pop()
-            self._raise_open_peak(peak)
             self._raise_peak(metrics.peak_gib(name), peak / GIB)
             if self._cuda:
                 self._raise_peak(metrics.extra_mib(name), (peak - bytes_at_start) / MIB)
@@ -72,7 +71,7 @@ class Meter:
         return dict(self._peaks)
 
     def _record_peak(self) -> None:
-        """Add the current peak to the innermost open span and to the process, then reset it."""
+        """Add the current peak to all open spans and to the process, then reset it."""
         peak = status_bytes("VmHWM")
         self._raise_peak(metrics.PROCESS_PEAK_GIB, peak / GIB)
         if self._cuda:
@@ -83,14 +82,10 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             reset_high_water()
-        self._raise_open_peak(peak)
+        self._open = [max(earlier, peak) for earlier in self._open]
 
     def _raise_peak(self, metric: str, value: float) -> None:
         self._peaks[metric] = max(self._peaks[metric], value)
-
-    def _raise_open_peak(self, peak: float) -> None:
-        if self._open:
-            self._open[-1] = max(self._open[-1], peak)
 
 
 def _peak_allocation(profile: torch.profiler.profile) -> int:

@@ -93,7 +93,9 @@ def _load_index(root: Path) -> dict[str, RunRecord]:
     """Records by folder; empty if the index is missing, torn or of another format."""
     try:
         rows = read_rows(root / INDEX)
-        records = [RunRecord(**row | {"folder": str(root / row["folder"])}) for row in rows]
+        for row in rows:
+            row["folder"] = str(root / row["folder"])
+        records = [RunRecord(**row) for row in rows]
     except (ValueError, TypeError, KeyError):
         return {}
     return {record.folder: record for record in records}
