@@ -22,19 +22,6 @@ from tip_exp.learner.teacher import Teacher
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
 
-COLUMNS = (
-    "implementation",
-    "retention",
-    "seed",
-    "steps",
-    "rollouts",
-    "wall_s",
-    "cpu_s",
-    "peak_extra_mib",
-    "greedy",
-    "sampled",
-    "sampled_se",
-)
 TRAININGS = (("trl", 1.0), ("ours", 1.0), ("ours", 0.2))  # implementation, retention
 
 
@@ -59,7 +46,7 @@ def main(arguments: argparse.Namespace) -> None:
         for implementation, retention in trainings:
             options = implementation, retention, seed, arguments.steps, arguments.rollouts
             rows.append(measuring.in_child(measure_training, *options, threads=arguments.threads))
-            measuring.write_csv(rows, COLUMNS, arguments.out)
+            measuring.write_csv(rows, arguments.out)
     print(f"{len(rows)} rows in {arguments.out}")
 
 
@@ -76,20 +63,21 @@ def measure_training(implementation: str, retention: float, seed: int, steps: in
     else:
         cost, _ = measuring.cost_of(lambda: train(pair, config, prompts, retention, seed))
     accuracy = tiny.accuracy(pair)
-    return measuring.make_row(
-        COLUMNS,
-        implementation,
-        retention,
-        seed,
-        steps,
-        rollouts,
-        round(cost.wall_s, 2),
-        round(cost.cpu_s, 2),
-        round(cost.peak_extra_mib, 1),
-        round(accuracy.greedy, 4),
-        round(accuracy.sampled, 4),
-        round(accuracy.sampled_se, 4),
-    )
+    row: measuring.Row = {
+        "implementation": implementation,
+        "retention": retention,
+        "seed": seed,
+        "steps": steps,
+        "rollouts": rollouts,
+        "wall_s": round(cost.wall_s, 2),
+        "cpu_s": round(cost.cpu_s, 2),
+        "peak_extra_mib": round(cost.peak_extra_mib, 1),
+        "greedy": round(accuracy.greedy, 4),
+        "sampled": round(accuracy.sampled, 4),
+        "sampled_se": round(accuracy.sampled_se, 4),
+    }
+    measuring.print_row(row)
+    return row
 
 
 def train(pair: Pair, config: LearnerConfig, prompts: list[str], retention: float, seed: int) -> None:

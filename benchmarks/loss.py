@@ -24,8 +24,6 @@ from benchmarks.implementations import (
 )
 from tip_exp.utils.units import MIB
 
-COLUMNS = ("implementation", "tokens", "vocab", "retention", "peak_extra_mib", "cpu_s", "wall_s", "grad_rel_err")
-
 
 @dataclass(frozen=True, slots=True)
 class Point:
@@ -112,7 +110,7 @@ def main(arguments: argparse.Namespace) -> None:
     sizes = arguments.hidden, arguments.teacher_hidden, arguments.tile_mib
     for point in points:
         rows += measuring.in_child(measure_point, point, *sizes, threads=arguments.threads)
-        measuring.write_csv(rows, COLUMNS, arguments.out)  # after each point, since the next may run out of memory
+        measuring.write_csv(rows, arguments.out)  # after each point, since the next may run out of memory
     print(f"{len(rows)} rows in {arguments.out}")
     if svg_file := plotting.plot_loss(arguments.out):
         print(f"plot in {svg_file}")
@@ -166,16 +164,16 @@ def measure_point(point: Point, hidden: int, teacher_hidden: int, tile_mib: int)
                 case.student_weight.grad = None
                 cost, _ = measuring.cost_of(lambda name=name, case=case: IMPLEMENTATIONS[name](case))
                 error = errors.get((name, retention))
-                row = measuring.make_row(
-                    COLUMNS,
-                    name,
-                    point.tokens,
-                    point.vocab,
-                    retention,
-                    round(max(0.0, cost.peak_extra_mib - head_grad_mib), 1),
-                    round(cost.cpu_s, 4),
-                    round(cost.wall_s, 4),
-                    None if error is None else f"{error:.2e}",
-                )
+                row: measuring.Row = {
+                    "implementation": name,
+                    "tokens": point.tokens,
+                    "vocab": point.vocab,
+                    "retention": retention,
+                    "peak_extra_mib": round(max(0.0, cost.peak_extra_mib - head_grad_mib), 1),
+                    "cpu_s": round(cost.cpu_s, 4),
+                    "wall_s": round(cost.wall_s, 4),
+                    "grad_rel_err": None if error is None else f"{error:.2e}",
+                }
+                measuring.print_row(row)
                 rows.append(row)
     return rows

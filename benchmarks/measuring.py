@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,17 +68,15 @@ def warn_missing(libraries: Sequence[str], consequence: str) -> None:
     print(f"not installed: {', '.join(libraries)} ({INSTALL}); {consequence}", file=sys.stderr)
 
 
-def make_row(columns: Sequence[str], *values: object) -> Row:
-    """A row of a CSV, which is also printed."""
-    row = dict(zip(columns, values, strict=True))
+def print_row(row: Row) -> None:
     print("  ".join(f"{column} {value}" for column, value in row.items()), flush=True)
-    return row
 
 
-def write_csv(rows: Sequence[Mapping[str, object]], columns: Sequence[str], path: Path) -> None:
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows, all of which have the columns of the first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer: csv.DictWriter[str] = csv.DictWriter(file, columns)
+        writer: csv.DictWriter[str] = csv.DictWriter(file, list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)
 

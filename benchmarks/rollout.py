@@ -19,7 +19,6 @@ from tip_exp.models.load import load_pair
 from tip_exp.rollout.backends import choose
 from tip_exp.types import Sampler, Sampling
 
-COLUMNS = ("backend", "model", "prompts", "samples", "max_tokens", "tokens_per_s", "startup_s")
 DEFAULT_MODEL = "tiny=package:tiny/student"
 
 
@@ -51,7 +50,7 @@ def main(arguments: argparse.Namespace) -> None:
     for named_path in arguments.model or [DEFAULT_MODEL]:
         name, _, path = named_path.rpartition("=")
         rows += measure_model(name or path, path, backends, arguments)
-        measuring.write_csv(rows, COLUMNS, arguments.out)  # after each model, since the next may run out of memory
+        measuring.write_csv(rows, arguments.out)  # after each model, since the next may run out of memory
     print(f"{len(rows)} rows in {arguments.out}")
 
 
@@ -82,9 +81,17 @@ def measure_model(name: str, path: str, backends: list[str], arguments: argparse
         for count, samples, max_tokens in product(arguments.prompts, arguments.samples, arguments.max_tokens):
             sampling = Sampling(samples, 1.0, 1.0, 0, max_tokens)
             for backend, totals in sample_in_turns(samplers, prompts[:count], sampling, arguments.rounds).items():
-                speed = round(totals.tokens / totals.wall_s, 1)
-                startup = round(startup_s[backend], 2)
-                rows.append(measuring.make_row(COLUMNS, backend, name, count, samples, max_tokens, speed, startup))
+                row: measuring.Row = {
+                    "backend": backend,
+                    "model": name,
+                    "prompts": count,
+                    "samples": samples,
+                    "max_tokens": max_tokens,
+                    "tokens_per_s": round(totals.tokens / totals.wall_s, 1),
+                    "startup_s": round(startup_s[backend], 2),
+                }
+                measuring.print_row(row)
+                rows.append(row)
                 print(f"    {totals}", flush=True)
     return rows
 

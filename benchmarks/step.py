@@ -31,7 +31,6 @@ from tip_exp.records.meter import Meter
 from tip_exp.types import Rollout
 from tip_exp.utils.units import MIB
 
-COLUMNS = ("implementation", "pair", "tokens", "vocab", "retention", "peak_extra_mib", "cpu_s", "wall_s")
 PAIRS = ("tiny", "qwen3_0p6b_shape")
 # (implementation, retention), measured in turns. TRL's function takes no mask, so it runs at retention 1 only.
 TURNS = (
@@ -67,7 +66,7 @@ def main(arguments: argparse.Namespace) -> None:
         size = arguments.rollouts if name == "tiny" else arguments.tokens
         options = name, size, arguments.layers, turns, arguments.rounds
         rows += measuring.in_child(measure_pair, *options, threads=arguments.threads)
-        measuring.write_csv(rows, COLUMNS, arguments.out)
+        measuring.write_csv(rows, arguments.out)
     print(f"{len(rows)} rows in {arguments.out}")
 
 
@@ -94,17 +93,17 @@ def measure_pair(
                 cost = step_cost(learner, rollouts)
                 if round_number == 0:
                     continue  # loads libraries and creates the optimizer's state
-                row = measuring.make_row(
-                    COLUMNS,
-                    implementation,
-                    name,
-                    sum(rollout.num_response_tokens for rollout in rollouts),
-                    pair.student.head.vocab_size,
-                    retention,
-                    round(max(0.0, cost.peak_extra_mib - gradients_mib), 1),
-                    round(cost.cpu_s, 4),
-                    round(cost.wall_s, 4),
-                )
+                row: measuring.Row = {
+                    "implementation": implementation,
+                    "pair": name,
+                    "tokens": sum(rollout.num_response_tokens for rollout in rollouts),
+                    "vocab": pair.student.head.vocab_size,
+                    "retention": retention,
+                    "peak_extra_mib": round(max(0.0, cost.peak_extra_mib - gradients_mib), 1),
+                    "cpu_s": round(cost.cpu_s, 4),
+                    "wall_s": round(cost.wall_s, 4),
+                }
+                measuring.print_row(row)
                 rows.append(row)
     return rows
 

@@ -36,7 +36,7 @@ ONLY = {("config", "selector"): {"selector.scores"}, ("losses", "selector"): {"s
 # Modules that may import a library.
 IMPORTERS = {
     "vllm": {"rollout.vllm"},
-    "wandb": {"records.wandb", "report.wandb"},
+    "wandb": {"records.writer", "report.wandb"},
     "peft": {"models.lora"},
     "hydra": {"launch.cli", "launch.sweep", "launch.plan"},
     "torch.distributed": {"learner.distributed"},

@@ -16,7 +16,7 @@ from tip_exp.data.dataset import Dataset, ShuffledOrder
 from tip_exp.data.load import load
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.sampler import episode_metrics
-from tip_exp.estimate.memory_check import check_memory
+from tip_exp.estimate.memory import check_memory
 from tip_exp.eval.evaluate import Evaluations
 from tip_exp.learner import checkpoint
 from tip_exp.learner.learner import Learner
@@ -26,9 +26,8 @@ from tip_exp.models.pair import ChatTokenizer, Pair
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.records.metrics import RESPONSE_LEN, RESPONSE_TOKENS, TOKENS_PER_S, TRUNCATED_FRAC
-from tip_exp.records.model_card import write_card
-from tip_exp.records.result import write_result
-from tip_exp.records.writer import RunLogger, make_listeners
+from tip_exp.records.result import write_card, write_result
+from tip_exp.records.writer import RunLogger, start_wandb
 from tip_exp.rollout.backends import choose
 from tip_exp.selector.selector import Quadrants, Selector
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
@@ -61,7 +60,7 @@ class Parts:
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         resume_at = self.saved.step if self.saved else None
-        self.logger = stack.enter_context(RunLogger(folder, make_listeners(config, folder), resume_at=resume_at))
+        self.logger = stack.enter_context(RunLogger(folder, start_wandb(config, folder), resume_at=resume_at))
 
     @cached_property
     def sampler(self) -> Sampler:

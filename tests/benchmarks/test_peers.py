@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import e2e, loss, measuring, plotting, tiny
+from benchmarks import e2e, measuring, plotting, tiny
 from benchmarks.implementations import (
     IMPLEMENTATIONS,
     REQUIRES,
@@ -41,11 +41,18 @@ def test_both_trainers_get_the_same_prompts_and_learning_rates() -> None:
 
 
 def test_plot_is_written_beside_the_csv(tmp_path: Path) -> None:
-    rows = [
-        dict(zip(loss.COLUMNS, ("fused", n, 100, retention, 1.5, 0.1, 0.2, 1e-7), strict=True))
+    rows: list[measuring.Row] = [
+        {
+            "implementation": "fused",
+            "tokens": n,
+            "vocab": 100,
+            "retention": retention,
+            "peak_extra_mib": 1.5,
+            "cpu_s": 0.1,
+        }
         for n in (8, 16)
         for retention in (1.0, 0.2)
     ]
-    measuring.write_csv(rows, loss.COLUMNS, tmp_path / "loss.csv")
+    measuring.write_csv(rows, tmp_path / "loss.csv")
     svg_file = plotting.plot_loss(tmp_path / "loss.csv")
     assert svg_file == tmp_path / "loss.svg" and svg_file.read_text().startswith("<?xml")

@@ -11,9 +11,8 @@ import torch
 from tip_exp import build
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate import memory_check
-from tip_exp.estimate.memory import PROCESS, memory_gib
-from tip_exp.estimate.memory_check import check_memory, free_gib
+from tip_exp.estimate import memory
+from tip_exp.estimate.memory import PROCESS, check_memory, free_gib, memory_gib
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run
 from tip_exp.run_eval import run_eval
@@ -28,7 +27,7 @@ def needed_gib(config: RunConfig) -> float:
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, gib: float | None) -> None:
-    monkeypatch.setattr(memory_check, "free_gib", lambda device: gib)
+    monkeypatch.setattr(memory, "free_gib", lambda device: gib)
 
 
 def test_the_message_names_need_supply_and_remedies(compose_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,15 +68,15 @@ def test_ignore_memory_is_not_part_of_the_digest(compose_run: Compose) -> None:
 
 def test_the_limit_of_a_cgroup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")  # 8 GiB
-    monkeypatch.setattr(memory_check, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory_check, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
     assert free_gib(CPU) == 8.0
     (tmp_path / "memory.current").write_text(f"{2**30}\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert free_gib(CPU) == 8.0
     (tmp_path / "memory.max").write_text(f"{4 * 2**30}\n")
     assert free_gib(CPU) == 3.0  # 4 - 1
-    monkeypatch.setattr(memory_check, "_MEMINFO", tmp_path / "absent")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "absent")
     assert free_gib(CPU) is None
 
 

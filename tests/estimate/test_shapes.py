@@ -20,9 +20,8 @@ def test_shapes_are_those_of_the_built_model(path: str, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)  # models/ of the checkout is out of reach
     config_and_source = model_config(path, None)
     assert config_and_source is not None
-    values = dict(config_and_source[0])
     with torch.device("meta"):
-        module = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
+        module = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config_and_source[0]))
     shape, attention = shape_of(path, None), module.base_model.layers[0].self_attn
     assert shape.parameters == module.num_parameters()
     assert (shape.query, shape.key) == (attention.q_proj.out_features, attention.k_proj.out_features)

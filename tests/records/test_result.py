@@ -10,8 +10,7 @@ import pytest
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.model_card import write_card
-from tip_exp.records.result import final_outcomes, write_result
+from tip_exp.records.result import final_outcomes, write_card, write_result
 from tip_exp.utils.io import append_rows
 
 

@@ -6,13 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.wandb import SAMPLE_COLUMNS
-from tip_exp.records.writer import RunLogger, keep_rows_upto, make_listeners
+from tip_exp.records.writer import SAMPLE_COLUMNS, RunLogger, keep_rows_upto, start_wandb
 from tip_exp.utils.io import append_rows, read_rows
 
 
@@ -36,50 +36,45 @@ def test_text_with_other_line_separators_stays_one_row(tmp_path: Path) -> None:
 
 def test_resuming_drops_rows_after_the_checkpoint_and_a_new_start_drops_all(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    with RunLogger(folder, [], resume_at=None) as logger:
+    with RunLogger(folder, None, resume_at=None) as logger:
         for step in range(4):
             logger.log(step, {"x": float(step)})
             logger.eval_rows(step, "student", "b", [{"text": "t"}])
-    with RunLogger(folder, [], resume_at=2):
+    with RunLogger(folder, None, resume_at=2):
         assert [row["step"] for row in read_rows(folder.metrics)] == [0, 1, 2]
         assert [row["step"] for row in read_rows(folder.eval_rows)] == [0, 1, 2]
-    with RunLogger(folder, [], resume_at=None):
+    with RunLogger(folder, None, resume_at=None):
         assert read_rows(folder.metrics) == []
 
 
-class Recorder:
-    """A listener that keeps its calls."""
+class FakeWandbRun:
+    """Keeps what W&B is sent."""
 
     def __init__(self) -> None:
         self.calls: list = []
+        self.summary: dict = {}
 
-    def log(self, step: int, metrics: dict) -> None:
+    def log(self, metrics: dict, step: int) -> None:
         self.calls.append((step, metrics))
 
-    def samples(self, step: int, rows: list[dict]) -> None:
-        self.calls.append((step, rows))
-
-    def finish(self, summary: dict) -> None:
-        self.calls.append(("finish", summary))
-
-    def abort(self) -> None:
-        self.calls.append("abort")
+    def finish(self, exit_code: int = 0) -> None:
+        self.calls.append(("finish", exit_code))
 
 
-def test_listeners_get_each_row_once(tmp_path: Path) -> None:
-    listener = Recorder()
-    with RunLogger(RunFolder(tmp_path), [listener], resume_at=None) as logger:
+def test_wandb_gets_each_row_once(tmp_path: Path) -> None:
+    run: Any = FakeWandbRun()
+    with RunLogger(RunFolder(tmp_path), run, resume_at=None) as logger:
         logger.log(0, {"x": 1.0})
-        logger.samples(0, [{"tokens": ["a"]}])
-        logger.finish({"final": 2.0})
-    assert listener.calls == [(0, {"x": 1.0}), (0, [{"step": 0, "tokens": ["a"]}]), ("finish", {"final": 2.0})]
+        logger.finish({"final": 2.0, "outcomes": {}, "memory": {"memory/process_peak_gib": 0.5}})
+    assert run.calls == [(0, {"x": 1.0}), ("finish", 0)]
+    assert run.summary == {"final": 2.0, "memory/process_peak_gib": 0.5}
 
 
-def test_a_crash_aborts_the_listeners(tmp_path: Path) -> None:
-    listener = Recorder()
-    with pytest.raises(RuntimeError), RunLogger(RunFolder(tmp_path), [listener], resume_at=None):
+def test_a_crash_is_reported_to_wandb(tmp_path: Path) -> None:
+    run: Any = FakeWandbRun()
+    with pytest.raises(RuntimeError), RunLogger(RunFolder(tmp_path), run, resume_at=None):
         raise RuntimeError("a crash")
-    assert listener.calls == ["abort"]
+    assert run.calls == [("finish", 1)]
 
 
 def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(tmp_path: Path, tiny_config: RunConfig) -> None:
@@ -88,7 +83,7 @@ def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(tmp_path: Path, tin
     config = tiny_config.model_copy(update={"sweep": "demo"})
     sample = {"prompt": "1+1?", "answer": "2", "finish": "stop", "tokens": ["2", "!"], "kept": [True, False]}
     sample |= {"entropy": [0.25, 0.75], "reverse_kl": [0.5, 4.0]}
-    with RunLogger(folder, make_listeners(config, folder), resume_at=None) as logger:
+    with RunLogger(folder, start_wandb(config, folder), resume_at=None) as logger:
         for step in range(3):
             if step == 2:
                 logger.samples(step, [sample])
@@ -115,6 +110,6 @@ def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(tmp_path: Path, tin
     assert '"outcomes"' not in listing.stdout
 
 
-def test_logger_wandb_off_gives_no_listener(tmp_path: Path, tiny_config: RunConfig) -> None:
+def test_logger_wandb_off_starts_nothing(tmp_path: Path, tiny_config: RunConfig) -> None:
     config = tiny_config.model_copy(update={"logger": tiny_config.logger.model_copy(update={"wandb": "off"})})
-    assert make_listeners(config, RunFolder(tmp_path)) == []
+    assert start_wandb(config, RunFolder(tmp_path)) is None

@@ -6,8 +6,7 @@ goes through the code that a run uses, up to the logits of one tile; activation 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -30,45 +29,36 @@ from tip_exp.utils.paths import resolve_model
 from tip_exp.utils.units import GIB, MIB
 
 
-@dataclass(frozen=True, slots=True)
-class _FakeStep:
-    """What one step looks like with every rollout at its longest."""
-
-    num_rollouts: int
-    num_batches: int
-    batch: MicroBatch  # the largest
-    teacher_batch: MicroBatch  # differs from `batch` with privileged prompts
-    student: Model
-    teacher: Model
-    student_hidden: Tensor  # (N, D)
-    teacher_hidden: Tensor  # (N, D)
-    activation_bytes: float
-
-
 def dry_run(config: RunConfig) -> list[str]:
     """The lines to print; raises ConfigError where shapes do not fit together."""
-    shapes, lines = {}, [f"{config.name}: dry run of one step on fake tensors, every response at its longest"]
+    shapes: dict[str, PretrainedConfig] = {}
+    rows: dict[str, str] = {}
     for role in ROLES:
         model: ModelConfig = getattr(config.pair, role)
         shapes[role], source = _model_config(role, model)
-        lines.append(_row(role, f"{_format_model(model, shapes[role])} (shape from {source})"))
+        rows[role] = f"{_format_model(model, shapes[role])} (shape from {source})"
     text_configs = {role: shape.get_text_config() for role, shape in shapes.items()}
     # Prompts are not rendered here, so evaluations are checked by their response length alone.
     check_positions(config, text_configs, longest_eval=config.eval.max_tokens)
-    widths = {role: text_config.vocab_size for role, text_config in text_configs.items()}
-    vocab_size = min(widths.values())
-    vocabularies = f"teacher {widths['teacher']:,}, student {widths['student']:,}: {vocab_size:,} shared ids"
-    lines += [_row("vocabulary", vocabularies), _row("positions", _format_positions(config, text_configs))]
+    teacher_width, student_width = (text_configs[role].vocab_size for role in ROLES)
+    vocab_size = min(teacher_width, student_width)
+    rows["vocabulary"] = f"teacher {teacher_width:,}, student {student_width:,}: {vocab_size:,} shared ids"
+    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+    limits = {role: getattr(text_config, "max_position_embeddings", None) for role, text_config in text_configs.items()}
+    known_limits = ", ".join(f"{role} {limit:,}" for role, limit in limits.items() if limit is not None)
+    rows["positions"] = f"{longest:,} needed; {known_limits}"
     activation_bytes = None
     if config.mode == "train":
-        step = _fake_step(config, shapes, vocab_size)
-        activation_bytes = step.activation_bytes
-        lines += _format_step(config, step)
+        step_rows, activation_bytes = _step(config, shapes, vocab_size)
+        rows |= step_rows
     parts = memory_gib(config, activation_bytes)
-    lines.append("memory of the learner's process in GiB, without the sampling engine")
-    lines += [f"  {size:10.2f}  {name}" for name, size in parts.items()]
-    lines.append(f"  {sum(parts.values()):10.2f}  total")
-    return lines
+    return [
+        f"{config.name}: dry run of one step on fake tensors, every response at its longest",
+        *(f"  {name:<13} {text}" for name, text in rows.items()),
+        "memory of the learner's process in GiB, without the sampling engine",
+        *(f"  {size:10.2f}  {name}" for name, size in parts.items()),
+        f"  {sum(parts.values()):10.2f}  total",
+    ]
 
 
 def hidden_and_saved_bytes(model: Model, batch: MicroBatch) -> tuple[Tensor, int]:
@@ -87,75 +77,50 @@ def hidden_and_saved_bytes(model: Model, batch: MicroBatch) -> tuple[Tensor, int
     return hidden, sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
 
-def _fake_step(config: RunConfig, shapes: dict[str, PretrainedConfig], vocab_size: int) -> _FakeStep:
+def _step(config: RunConfig, shapes: dict[str, PretrainedConfig], vocab_size: int) -> tuple[dict[str, str], float]:
+    """Rows of one step with every rollout at its longest, and bytes of activations of its largest micro-batch."""
     learner, data, pair = config.learner, config.data, config.pair
+    split = partial(micro_batches, token_budget=learner.micro_batch_tokens, pad_id=0, packing=learner.packing)
     num_rollouts = learner.prompts_per_step * learner.samples_per_prompt
     mask = [False] * data.max_prompt_tokens + [True] * data.max_response_tokens
     longest = Rollout([0] * len(mask), mask, "length", [])
-
-    def batches_of(rollout: Rollout) -> list[MicroBatch]:
-        rollouts = [rollout] * num_rollouts
-        return micro_batches(rollouts, learner.micro_batch_tokens, pad_id=0, packing=learner.packing)
-
-    batches = batches_of(longest)
-    batch = teacher_batch = batches[0]
+    batches = split([longest] * num_rollouts)
+    batch = teacher_batch = batches[0]  # the largest
     if pair.privileged is not None:
-        teacher_batch = batches_of(with_prompt(longest, [0] * pair.privileged.max_tokens))[0]
+        teacher_batch = split([with_prompt(longest, [0] * pair.privileged.max_tokens)] * num_rollouts)[0]
     with FakeTensorMode(allow_non_fake_inputs=True):
         teacher, student = (_fake_model(shapes[r], getattr(pair, r), pair.attention, vocab_size) for r in ROLES)
         with torch.no_grad():
             teacher_hidden = teacher.hidden(teacher_batch)
         student_hidden, activation_bytes = hidden_and_saved_bytes(student, batch)
+    checkpointed = ""
+    if learner.activation_checkpointing:  # the input of every layer, and all of the one that is recomputed
+        checkpointed = " with checkpointing"
         text_config = shapes["student"].get_text_config()
-        if learner.activation_checkpointing:  # the input of every layer, and all of the one that is recomputed
-            input_bytes = batch.num_positions * text_config.hidden_size * student_hidden.element_size()
-            layers = text_config.num_hidden_layers
-            activation_bytes = layers * input_bytes + activation_bytes / layers
-    return _FakeStep(
-        num_rollouts,
-        len(batches),
-        batch,
-        teacher_batch,
-        student,
-        teacher,
-        student_hidden,
-        teacher_hidden,
-        activation_bytes,
-    )
-
-
-def _fake_model(shape: PretrainedConfig, model: ModelConfig, attention: str, vocab_size: int) -> Model:
-    """A model without storage; to be called and used inside a FakeTensorMode."""
-    module = AutoModelForCausalLM.from_config(
-        shape,
-        dtype=getattr(torch, model.dtype),
-        attn_implementation="eager" if attention == "eager" else "sdpa",  # flash kernels reject fake tensors
-    )
-    return Model(module, head_of(module, vocab_size))
-
-
-def _format_step(config: RunConfig, step: _FakeStep) -> list[str]:
-    data, batch = config.data, step.batch
-    height, width = batch.input_ids.shape
-    teacher_height, teacher_width = step.teacher_batch.input_ids.shape
+        input_bytes = batch.num_positions * text_config.hidden_size * student_hidden.element_size()
+        layers = text_config.num_hidden_layers
+        activation_bytes = layers * input_bytes + activation_bytes / layers
     kept = "as many as are in its quadrant"
     if config.selector.order != "positive":
         per_rollout = budgets(batch.rollout, config.selector.retention, config.selector.rounding)
         kept = f"{int(per_rollout.sum()):,} of {batch.num_tokens:,} response tokens"
-    checkpointed = " with checkpointing" if config.learner.activation_checkpointing else ""
-    return [
-        _row(
-            "step",
-            f"{step.num_rollouts:,} rollouts of {data.max_prompt_tokens:,} + {data.max_response_tokens:,} tokens in "
-            f"{step.num_batches:,} micro-batches",
-        ),
-        _row("micro-batch", f"{height:,} x {width:,} ids, of which {batch.num_tokens:,} response tokens"),
-        _row("teacher reads", f"{teacher_height:,} x {teacher_width:,} ids"),
-        _row("hidden", f"teacher {_format_tensor(step.teacher_hidden)}, student {_format_tensor(step.student_hidden)}"),
-        _row("kept", f"{config.selector.label}: {kept}"),
-        _row("logits", _format_tiles(config, batch.num_tokens, step.student.head, step.teacher.head)),
-        _row("activations", f"{step.activation_bytes / GIB:.2f} GiB for the backward pass{checkpointed}, counted"),
-    ]
+    lengths = f"{data.max_prompt_tokens:,} + {data.max_response_tokens:,} tokens"
+    return {
+        "step": f"{num_rollouts:,} rollouts of {lengths} in {len(batches):,} micro-batches",
+        "micro-batch": f"{_format_sizes(batch.input_ids)} ids, of which {batch.num_tokens:,} response tokens",
+        "teacher reads": f"{_format_sizes(teacher_batch.input_ids)} ids",
+        "hidden": f"teacher {_format_tensor(teacher_hidden)}, student {_format_tensor(student_hidden)}",
+        "kept": f"{config.selector.label}: {kept}",
+        "logits": _format_tiles(config, batch.num_tokens, student.head, teacher.head),
+        "activations": f"{activation_bytes / GIB:.2f} GiB for the backward pass{checkpointed}, counted",
+    }, activation_bytes
+
+
+def _fake_model(shape: PretrainedConfig, model: ModelConfig, attention: str, vocab_size: int) -> Model:
+    """A model without storage; to be called and used inside a FakeTensorMode."""
+    kernel = "eager" if attention == "eager" else "sdpa"  # flash kernels reject fake tensors
+    module = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, model.dtype), attn_implementation=kernel)
+    return Model(module, head_of(module, vocab_size))
 
 
 def _format_tiles(config: RunConfig, num_tokens: int, student: Head, teacher: Head) -> str:
@@ -169,18 +134,14 @@ def _format_tiles(config: RunConfig, num_tokens: int, student: Head, teacher: He
         tile = torch.empty(tiles.height, tiles.width, dtype=student.dtype)
         for head in (student, teacher):
             head.logits_into(tile, torch.empty(tiles.height, head.weight.shape[1]), slice(0, tiles.width))
-    return (
-        f"at least {count:,} tiles of at most {tiles.height:,} x {tiles.width:,} {_format_dtype(tile)} of each model "
-        f"({learner.tile_mib} MiB both)"
-    )
+    return f"at least {count:,} tiles of at most {_format_tensor(tile)} of each model ({learner.tile_mib} MiB both)"
 
 
 def _model_config(role: str, model: ModelConfig) -> tuple[PretrainedConfig, str]:
     """The model's config and its source: a folder, the hub's cache, model_shapes.yaml, or else the hub."""
     config_and_source = model_config(model.path, model.revision)
     if config_and_source is not None:
-        values: dict[str, Any] = dict(config_and_source[0])
-        return AutoConfig.for_model(values.pop("model_type"), **values), config_and_source[1]
+        return AutoConfig.for_model(**config_and_source[0]), config_and_source[1]
     try:
         return AutoConfig.from_pretrained(resolve_model(model.path), revision=model.revision or "main"), "the hub"
     except (OSError, ValueError) as error:
@@ -197,20 +158,9 @@ def _format_model(model: ModelConfig, shape: PretrainedConfig) -> str:
     return f"{model.path}: {text_config.model_type}, {layers}, {size} parameters in {model.dtype}"
 
 
-def _format_positions(config: RunConfig, text_configs: dict[str, PretrainedConfig]) -> str:
-    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    limits = {role: getattr(text_config, "max_position_embeddings", None) for role, text_config in text_configs.items()}
-    known_limits = ", ".join(f"{role} {limit:,}" for role, limit in limits.items() if limit is not None)
-    return f"{longest:,} needed; {known_limits}"
-
-
-def _row(name: str, text: str) -> str:
-    return f"  {name:<13} {text}"
-
-
 def _format_tensor(tensor: Tensor) -> str:
-    return f"{' x '.join(f'{size:,}' for size in tensor.shape)} {_format_dtype(tensor)}"
+    return f"{_format_sizes(tensor)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _format_dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _format_sizes(tensor: Tensor) -> str:
+    return " x ".join(f"{size:,}" for size in tensor.shape)

@@ -17,13 +17,33 @@ The KV cache of a sampling engine is not included.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from tip_exp.config.schema import LoraConfig, RunConfig
 from tip_exp.estimate.shapes import ModelShape, shape_of
+from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.units import GIB, MIB
+
+if TYPE_CHECKING:
+    import torch
 
 BYTES = {"float32": 4, "bfloat16": 2}
 PROCESS = "Python and torch"
 PROCESS_GIB = 0.4  # resident after import, measured
+# Keys that lower each part of `memory_gib`.
+LOWERED_BY = {
+    "teacher weights": "pair.teacher.dtype, pair.teacher.placement",
+    "student weights": "pair.student.dtype",
+    "gradients": "pair.student.dtype",
+    "AdamW": "pair.student.dtype",
+    "activations": "learner.micro_batch_tokens",
+    "hidden states": "learner.prompts_per_step, learner.samples_per_prompt, data.max_response_tokens",
+    "logits": "learner.tile_mib (learner.loss_backend=fused)",
+    "sampling engine": "rollout.vllm.gpu_memory_utilization, rollout.vllm.sleep_level",
+}
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_MIN_SHARE = 0.05  # the message leaves out smaller parts
 
 
 def memory_gib(config: RunConfig, activations: float | None = None) -> dict[str, float]:
@@ -40,36 +60,30 @@ def memory_gib(config: RunConfig, activations: float | None = None) -> dict[str,
     }
     if config.mode == "train":
         rollouts = learner.prompts_per_step * learner.samples_per_prompt
-        step_tokens = rollouts * (config.data.max_prompt_tokens + config.data.max_response_tokens)
+        longest = config.data.max_prompt_tokens + config.data.max_response_tokens
+        batch_tokens = min(learner.micro_batch_tokens, rollouts * longest)
         trained = parts["student weights"]
         if pair.student.lora is not None:
             trained = adapter_parameters(student, pair.student.lora) * BYTES["float32"]
             parts["student weights"] += trained
         parts["gradients"], parts["AdamW"] = trained, 2 * trained
-        parts["activations"] = activation_bytes(config, student) if activations is None else activations
-        several_batches = step_tokens > learner.micro_batch_tokens
+        if activations is None:
+            layer = layer_activation_bytes(student, student_width, 0 if learner.packing else longest)
+            activations = batch_tokens * student.layers * layer
+            if learner.activation_checkpointing:  # the input of every layer, and all of the one that is recomputed
+                activations = batch_tokens * (student.layers * student.hidden * student_width + layer)
+        parts["activations"] = activations
+        several_batches = rollouts * longest > batch_tokens
         hidden = teacher.hidden * teacher_width + (student.hidden * student_width if several_batches else 0)
         parts["hidden states"] = rollouts * config.data.max_response_tokens * hidden
         parts["logits"] = learner.tile_mib * MIB
         if learner.loss_backend == "materialized":
-            kept = min(learner.micro_batch_tokens, step_tokens) * config.selector.retention
-            parts["logits"] = 2 * 4 * kept * student.vocab_size
+            parts["logits"] = 2 * 4 * batch_tokens * config.selector.retention * student.vocab_size
         if pair.teacher.placement == "offload" and config.device != "cpu":
             # The backbone is in host memory while these three are on the device: only the larger side counts.
             backbone = (teacher.parameters - teacher.vocab_size * teacher.hidden) * teacher_width
             parts["teacher weights"] -= min(backbone, sum(parts[n] for n in ("gradients", "activations", "logits")))
     return {PROCESS: PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
-
-
-def activation_bytes(config: RunConfig, student: ModelShape) -> float:
-    """Bytes kept for the backward pass of the largest micro-batch."""
-    learner, width = config.learner, BYTES[config.pair.student.dtype]
-    longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    tokens = min(learner.micro_batch_tokens, learner.prompts_per_step * learner.samples_per_prompt * longest)
-    layer = layer_activation_bytes(student, width, 0 if learner.packing else longest)
-    if learner.activation_checkpointing:  # the input of every layer, and all of the one that is recomputed
-        return tokens * (student.layers * student.hidden * width + layer)
-    return tokens * student.layers * layer
 
 
 def layer_activation_bytes(model: ModelShape, width: int, mask_length: int) -> float:
@@ -90,3 +104,52 @@ def adapter_parameters(model: ModelShape, lora: LoraConfig) -> float:
     sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + intermediate)
     names = list(sides) if lora.target_modules == "all-linear" else lora.target_modules
     return model.layers * lora.rank * sum(sides.get(name, hidden + intermediate) for name in names)
+
+
+def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
+    """Raise ConfigError if `memory_gib` is above the free memory; names need, supply and the keys that lower it.
+
+    A vLLM engine on CUDA that does not sleep while the learner works counts too. No check with ignore_memory=true, or
+    where the system does not report free memory.
+    """
+    free = free_gib(device)
+    if config.ignore_memory or free is None:
+        return
+    parts = {name: gib for name, gib in memory_gib(config).items() if name != PROCESS}  # already in use by now
+    vllm = config.rollout.vllm
+    if backend == "vllm" and device.type == "cuda" and vllm.sleep_level == 0:
+        import torch
+
+        total = torch.cuda.get_device_properties(device).total_memory / GIB
+        parts["sampling engine"] = vllm.gpu_memory_utilization * total
+    needed = sum(parts.values())
+    if needed <= free:
+        return
+    large = {name: gib for name, gib in sorted(parts.items(), key=lambda part: -part[1]) if gib >= _MIN_SHARE * needed}
+    keys = dict.fromkeys(key for name in large for key in LOWERED_BY[name].split(", "))
+    raise ConfigError(
+        f"this run needs about {needed:.1f} GiB ({', '.join(f'{name} {gib:.1f}' for name, gib in large.items())}), but "
+        f"{device} has {free:.1f} GiB free. Lower it with {', '.join(keys)}, or a smaller pair; "
+        "ignore_memory=true skips this check"
+    )
+
+
+def free_gib(device: torch.device) -> float | None:
+    """Free memory of a CUDA device, else of the host; None if unknown."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0] / GIB
+    return free_host_gib()
+
+
+def free_host_gib() -> float | None:
+    """Free memory of the machine or the cgroup, whichever is less; None if unknown."""
+    if not _MEMINFO.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free / GIB

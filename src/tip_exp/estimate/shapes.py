@@ -19,7 +19,7 @@ from tip_exp.utils.paths import resolve_model
 
 TABLE = Path(__file__).with_name("model_shapes.yaml")
 DEFAULT_VOCAB_SIZE = 152_000  # Qwen's, for models without a config
-COUNTED = ("llama", "mistral", "qwen2", "qwen3")  # model types that `_num_parameters` covers
+COUNTED = ("llama", "mistral", "qwen2", "qwen3")  # model types with the parameters that `shape_of` counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,40 +53,30 @@ def shape_of(path: str, revision: str | None) -> ModelShape:
     if config_and_source is None:
         return _guess(path)
     config = config_and_source[0].get("text_config", config_and_source[0])
-    hidden, heads, model_type = config["hidden_size"], config["num_attention_heads"], config["model_type"]
+    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+    intermediate, vocab_size = config.get("intermediate_size") or 4 * hidden, config["vocab_size"]
     head_dim = config.get("head_dim") or hidden // heads
     query, key = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
-    return ModelShape(
-        parameters=_num_parameters(config, query, key) if model_type in COUNTED else _parameters_by_file_size(path),
-        hidden=hidden,
-        intermediate=config.get("intermediate_size") or 4 * hidden,
-        layers=config["num_hidden_layers"],
-        query=query,
-        key=key,
-        qk_norm=model_type == "qwen3",
-        vocab_size=config["vocab_size"],
-    )
+    qk_norm = config["model_type"] == "qwen3"
+    if config["model_type"] in COUNTED:
+        layer = 2 * hidden * query + 2 * hidden * key + 3 * hidden * intermediate + 2 * hidden
+        if config["model_type"] == "qwen2":  # biases of query, key and value
+            layer += query + 2 * key
+        if qk_norm:
+            layer += 2 * head_dim
+        matrices = 1 if config.get("tie_word_embeddings") else 2  # embedding and output head
+        parameters = layers * layer + hidden + matrices * vocab_size * hidden
+    else:
+        parameters = _parameters_by_file_size(path, config_and_source[0])
+    return ModelShape(parameters, hidden, intermediate, layers, query, key, qk_norm, vocab_size)
 
 
-def _num_parameters(config: dict[str, Any], query: int, key: int) -> int:
-    """Embedding, head unless tied, final norm, and per layer attention, gated MLP and norms."""
-    hidden, model_type = config["hidden_size"], config["model_type"]
-    layer = 2 * hidden * query + 2 * hidden * key + 3 * hidden * config["intermediate_size"] + 2 * hidden
-    if model_type == "qwen2":  # biases of query, key and value
-        layer += query + 2 * key
-    if model_type == "qwen3":  # norms of query heads and key heads
-        layer += 2 * (config.get("head_dim") or hidden // config["num_attention_heads"])
-    matrices = 1 if config.get("tie_word_embeddings") else 2
-    return config["num_hidden_layers"] * layer + hidden + matrices * config["vocab_size"] * hidden
-
-
-def _parameters_by_file_size(path: str) -> float:
+def _parameters_by_file_size(path: str, config: dict[str, Any]) -> float:
     """Bytes of the safetensors files over bytes per weight; without files, guessed from the name."""
-    folder = Path(resolve_model(path)).expanduser()
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    files = Path(resolve_model(path)).expanduser().glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files)
     if not size:
         return _guess(path).parameters
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return size / (4 if (config.get("dtype") or config.get("torch_dtype")) in ("float32", None) else 2)
 
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import yaml
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.memory_check import free_host_gib
+from tip_exp.estimate.memory import free_host_gib
 from tip_exp.estimate.time import Forecaster
 from tip_exp.launch.gpu_lock import visible_gpus
 from tip_exp.launch.launch import Background, launch
@@ -32,7 +32,7 @@ def choose_jobs(configs: list[RunConfig], requested: int | None) -> int:
     jobs = min(_cores(), len(configs))
     free = free_host_gib()
     if jobs > 1 and free is not None:
-        forecast = Forecaster.from_outputs(OUTPUTS)
+        forecast = Forecaster(OUTPUTS)
         jobs = min(jobs, int(free / max(forecast(config).gib for config in configs)))
     return max(1, jobs)
 

@@ -38,7 +38,7 @@ def plan(sweep: Path, arguments: list[str]) -> list[SweepRun | RefusedRun]:
 
 def format_plan(runs: list[SweepRun | RefusedRun], outputs: Path) -> tuple[list[str], Counter[str]]:
     """One line per run, then the totals; and the number of runs in each state."""
-    forecast = Forecaster.from_outputs(outputs)
+    forecast = Forecaster(outputs)
     finished = finished_digests(outputs)
     lines: list[str] = []
     states: Counter[str] = Counter()

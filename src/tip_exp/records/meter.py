@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -29,80 +30,69 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self._device, self._cuda = device, device.type == "cuda"
         self.count_allocations = False
-        self._seconds: dict[str, float] = defaultdict(float)
-        self._peak: dict[str, float] = defaultdict(float)  # bytes; maximum over all blocks of a name
-        self._extra: dict[str, float] = defaultdict(float)
-        self._process_peak = self._reserved_peak = self._device_used_peak = 0.0
-        self._open: list[float] = []  # peak of each open span up to now, outermost first
+        self._seconds: dict[str, float] = defaultdict(float)  # by metric, as the peaks
+        self._peaks: dict[str, float] = defaultdict(float)
+        self._open: list[float] = []  # bytes at the peak of each open span up to now, outermost first
 
     @contextmanager
     def span(self, name: str, *, allocations: bool = False) -> Iterator[None]:
         self._record_peak()
         bytes_at_start = torch.cuda.memory_allocated(self._device) if self._cuda else 0
         self._open.append(bytes_at_start)
-        profiled = allocations and self.count_allocations and not self._cuda
-        allocated = [0]
+        profile = None
+        if allocations and self.count_allocations and not self._cuda:
+            cpu = torch.profiler.ProfilerActivity.CPU
+            profile = torch.profiler.profile(activities=[cpu], profile_memory=True, acc_events=True)
         started = time.perf_counter()
         try:
-            with _count_allocations(allocated) if profiled else nullcontext():
+            with profile or nullcontext():
                 yield
         finally:
             if self._cuda:
                 torch.cuda.synchronize(self._device)  # kernels run asynchronously
-            self._seconds[name] += time.perf_counter() - started
+            self._seconds[metrics.seconds(name)] += time.perf_counter() - started
             self._record_peak()
             peak = self._open.pop()
-            if self._open:
-                self._open[-1] = max(self._open[-1], peak)
-            self._peak[name] = max(self._peak[name], peak)
-            if self._cuda or allocated[0]:
-                self._extra[name] = max(self._extra[name], peak - bytes_at_start if self._cuda else allocated[0])
+            self._raise_peak(metrics.peak_gib(name), peak / GIB)
+            if self._cuda:
+                self._raise_peak(metrics.extra_mib(name), (peak - bytes_at_start) / MIB)
+            elif profile is not None:
+                self._raise_peak(metrics.extra_mib(name), _peak_allocation(profile) / MIB)
 
     def drain_seconds(self) -> dict[str, float]:
         """{"time/rollout_s": …}: seconds in each span since the last call."""
-        drained = {metrics.seconds(name): seconds for name, seconds in self._seconds.items()}
+        drained = dict(self._seconds)
         self._seconds.clear()
         return drained
 
     def memory(self) -> dict[str, float]:
         """Peaks since the start: memory/<span>_peak_gib, memory/<span>_extra_mib, memory/process_peak_gib, …"""
         self._record_peak()
-        peaks = {metrics.peak_gib(name): peak / GIB for name, peak in self._peak.items()}
-        peaks |= {metrics.extra_mib(name): extra / MIB for name, extra in self._extra.items()}
-        peaks[metrics.PROCESS_PEAK_GIB] = self._process_peak / GIB
-        if self._cuda:
-            peaks[metrics.RESERVED_PEAK_GIB] = self._reserved_peak / GIB
-            peaks[metrics.DEVICE_USED_PEAK_GIB] = self._device_used_peak / GIB
-        return peaks
+        return dict(self._peaks)
 
     def _record_peak(self) -> None:
-        """Add the current peak to the innermost open span and to the process, then reset it."""
-        process = status_bytes("VmHWM")
-        peak = torch.cuda.max_memory_allocated(self._device) if self._cuda else process
-        if self._open:
-            self._open[-1] = max(self._open[-1], peak)
-        self._process_peak = max(self._process_peak, process)
+        """Add the current peak to all open spans and to the process, then reset it."""
+        peak = status_bytes("VmHWM")
+        self._raise_peak(metrics.PROCESS_PEAK_GIB, peak / GIB)
         if self._cuda:
+            peak = torch.cuda.max_memory_allocated(self._device)
             free, total = torch.cuda.mem_get_info(self._device)
-            self._device_used_peak = max(self._device_used_peak, total - free)
-            self._reserved_peak = max(self._reserved_peak, torch.cuda.max_memory_reserved(self._device))
+            self._raise_peak(metrics.DEVICE_USED_PEAK_GIB, (total - free) / GIB)
+            self._raise_peak(metrics.RESERVED_PEAK_GIB, torch.cuda.max_memory_reserved(self._device) / GIB)
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             reset_high_water()
+        self._open = [max(earlier, peak) for earlier in self._open]
+
+    def _raise_peak(self, metric: str, value: float) -> None:
+        self._peaks[metric] = max(self._peaks[metric], value)
 
 
-@contextmanager
-def _count_allocations(peak_bytes: list[int]) -> Iterator[None]:
-    """Profile a block on the CPU and set peak_bytes[0] to the peak of torch's allocations made within it."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profile:
-        yield
+def _peak_allocation(profile: torch.profiler.profile) -> int:
+    """The highest sum of torch's allocations in a profiled block, in bytes."""
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # pyright: ignore[reportOptionalMemberAccess]
-    allocated = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        allocated += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
-        peak_bytes[0] = max(peak_bytes[0], allocated)
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate((event.nbytes() for event in events), initial=0))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def reset_high_water() -> None:

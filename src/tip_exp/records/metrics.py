@@ -38,9 +38,13 @@ from typing import Any
 # Stages that start a name.
 EVAL, TEACHER, MEMORY = "eval/", "teacher/", "memory/"
 
-# What a benchmark reports.
-GREEDY = "greedy"
-NO_TOOL_BASELINE = "no_tool_baseline"
+# Accuracies of a benchmark: mean_at(4) is "mean@4", standard_error_of("mean@4") is "mean@4_se".
+GREEDY, NO_TOOL_BASELINE = "greedy", "no_tool_baseline"
+mean_at = "mean@{}".format
+pass_at = "pass@{}".format
+maj_at = "maj@{}".format
+best_at = "best@{}".format
+standard_error_of = "{}_se".format
 
 LOSS, GRAD_NORM, LR, SKIPPED = "train/loss", "train/grad_norm", "train/lr", "train/skipped"
 
@@ -51,60 +55,23 @@ RESPONSE_LEN, TRUNCATED_FRAC = "rollout/response_len", "rollout/truncated_frac"
 TOKENS_PER_S = "rollout/tokens_per_s"
 MISMATCH_MEAN, MISMATCH_P99, MISMATCH_MAX = (f"rollout/logprob_mismatch_{name}" for name in ("mean", "p99", "max"))
 
+# By statistic and by quadrant.
+score_mean = "score/{}_mean".format
+ENTROPY_NORM_MEAN = score_mean("entropy_norm")
 QUADRANTS = ("q1", "q2", "q3", "q4")
-ENTROPY_NORM_MEAN = "score/entropy_norm_mean"
+quadrant_share = "quadrant/{}_share".format
+quadrant_kept_frac = "quadrant/{}_kept_frac".format
 
-
-def mean_at(k: int) -> str:
-    return f"mean@{k}"
-
-
-def pass_at(k: int) -> str:
-    return f"pass@{k}"
-
-
-def maj_at(k: int) -> str:
-    return f"maj@{k}"
-
-
-def best_at(k: int) -> str:
-    return f"best@{k}"
-
-
-def standard_error_of(accuracy: str) -> str:
-    return f"{accuracy}_se"
+# By span of the meter.
+seconds = "time/{}_s".format
+peak_gib = "memory/{}_peak_gib".format
+extra_mib = "memory/{}_extra_mib".format
+PROCESS_PEAK_GIB, RESERVED_PEAK_GIB, DEVICE_USED_PEAK_GIB = map(peak_gib, ("process", "reserved", "device_used"))
 
 
 def main_accuracy(benchmark: str, samples: int) -> str:
     """The accuracy that tables show: "math500/mean@4", or "math500/greedy" where nothing is sampled."""
     return f"{benchmark}/{mean_at(samples) if samples else GREEDY}"
-
-
-def score_mean(statistic: str) -> str:
-    return f"score/{statistic}_mean"
-
-
-def quadrant_share(quadrant: str) -> str:
-    return f"quadrant/{quadrant}_share"
-
-
-def quadrant_kept_frac(quadrant: str) -> str:
-    return f"quadrant/{quadrant}_kept_frac"
-
-
-def seconds(span: str) -> str:
-    return f"time/{span}_s"
-
-
-def peak_gib(span: str) -> str:
-    return f"{MEMORY}{span}_peak_gib"
-
-
-def extra_mib(span: str) -> str:
-    return f"{MEMORY}{span}_extra_mib"
-
-
-PROCESS_PEAK_GIB, RESERVED_PEAK_GIB, DEVICE_USED_PEAK_GIB = map(peak_gib, ("process", "reserved", "device_used"))
 
 
 def of_stage(metrics: Mapping[str, Any], stage: str) -> dict[str, Any]:

@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.io import to_json_lines, write_atomic
-
-if TYPE_CHECKING:
-    from tip_exp.records.result import Outcomes
+from tip_exp.utils.io import read_rows, to_json_lines, write_atomic
 
 INDEX = ".tip_index.jsonl"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's loader is ten times faster
+# benchmark -> {"samples": k, "right": {problem id: sum of the scores of its k responses}}
+Outcomes = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class RunRecord:
     """One run folder: config.yaml, result.json (None while unfinished), and the final scores by problem."""
 
     folder: str
-    stamp: list[int]  # size and time of config.yaml and of result.json
+    stamp: list[int]  # size and time of config.yaml and, if it exists, of result.json
     config: dict[str, Any]
     result: dict[str, Any] | None
     outcomes: Outcomes
@@ -73,11 +73,9 @@ def _record(folder: RunFolder, indexed: dict[str, RunRecord]) -> RunRecord:
 def _stamp(folder: RunFolder) -> list[int]:
     stamp: list[int] = []
     for path in (folder.config, folder.result):
-        try:
+        with suppress(FileNotFoundError):
             status = path.stat()
             stamp += [status.st_size, status.st_mtime_ns]
-        except FileNotFoundError:
-            stamp += [0, 0]
     return stamp
 
 
@@ -94,11 +92,13 @@ def _walk(root: Path) -> Iterator[Path]:
 def _load_index(root: Path) -> dict[str, RunRecord]:
     """Records by folder; empty if the index is missing, torn or of another format."""
     try:
-        lines = (root / INDEX).read_text(encoding="utf-8").split("\n")[:-1]
-        records = [RunRecord(**json.loads(line)) for line in lines]
-    except (FileNotFoundError, ValueError, TypeError):
+        rows = read_rows(root / INDEX)
+        for row in rows:
+            row["folder"] = str(root / row["folder"])
+        records = [RunRecord(**row) for row in rows]
+    except (ValueError, TypeError, KeyError):
         return {}
-    return {str(root / record.folder): replace(record, folder=str(root / record.folder)) for record in records}
+    return {record.folder: record for record in records}
 
 
 def _write_index(root: Path, records: list[RunRecord]) -> None:

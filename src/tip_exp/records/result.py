@@ -1,4 +1,4 @@
-"""result.json: what a run ends with, computed from its own files. It is written last and proves that a run finished."""
+"""What a run ends with, computed from its own files: result.json, which proves that it finished, and the model card."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.metrics import EVAL, KEPT_TOKENS, MEMORY, RESPONSE_TOKENS, TEACHER, of_stage, seconds
+from tip_exp.records.reader import Outcomes
 from tip_exp.utils.io import read_rows, write_atomic
 from tip_exp.utils.paths import PACKAGE
-
-# benchmark -> {"samples": k, "right": {problem id: sum of the scores of its k responses}}
-Outcomes = dict[str, dict[str, Any]]
 
 
 def write_result(
@@ -79,14 +78,33 @@ def final_outcomes(eval_rows: Path) -> Outcomes:
     return outcomes
 
 
+def write_card(config: RunConfig, result: dict[str, Any], folder: Path) -> None:
+    """Write README.md in the student's folder: base model, training data and settings, accuracy before and after."""
+    base, totals, selector = config.pair.student.path, result["totals"], config.selector
+    head = {"base_model": base, "library_name": "transformers", "tags": ["on-policy-distillation", "tip_exp"]}
+    settings = yaml.safe_dump(config.model_dump(exclude={"logger"}), sort_keys=False)
+    scores = [f"| {name} | {result['start'][name]:.4f} | {value:.4f} |" for name, value in result["final"].items()]
+    lines = [
+        f"---\n{yaml.safe_dump(head)}---\n# {config.name}\n",
+        f"`{base}` after {totals['steps']} steps of on-policy distillation from `{config.pair.teacher.path}`, on",
+        f"{totals['kept_tokens']:,.0f} of {totals['response_tokens']:,.0f} response tokens",
+        f"(selector {selector.label}, retention {selector.retention:g}).\n",
+        "| evaluation | step 0 | final |",
+        "|---|---|---|",
+        *scores,
+        f"\nConfig digest {result['digest']}, {result['hardware']}, revision {result['git_revision']}.\n",
+        f"```yaml\n{settings}```\n",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
 def git_revision() -> str | None:
     """Commit of the checkout that this package runs from, with a + if files were changed; None outside of one."""
     root = PACKAGE.parents[1]
     if not (root / ".git").exists():
         return None
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
-    changes = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True)
-    return commit.stdout.strip() + ("+" if changes.stdout.strip() else "") if commit.returncode == 0 else None
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip() or None
 
 
 def hardware() -> str:

@@ -1,67 +1,101 @@
-"""Metrics, evaluations and samples of a run: JSON lines on disk, and listeners such as W&B."""
+"""Metrics, evaluations and samples of a run: JSON lines on disk, and W&B online or offline."""
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
+from tip_exp.utils.errors import first_line
 from tip_exp.utils.io import append_rows, read_rows, to_json_lines, write_atomic
 
+if TYPE_CHECKING:
+    import wandb
 
-class Listener(Protocol):
-    def log(self, step: int, metrics: dict[str, float]) -> None: ...
-    def samples(self, step: int, rows: list[dict[str, Any]]) -> None: ...
-    def finish(self, summary: dict[str, Any]) -> None: ...
-    def abort(self) -> None: ...
+SAMPLE_COLUMNS = ("step", "problem", "answer", "response", "finish", "tokens", "kept", "mean_entropy", "most_divergent")
 
 
-class RunLogger:
-    """Writes metrics.jsonl, eval.jsonl and samples.jsonl of a run, and passes metrics and samples to the listeners."""
+class RunLogger(AbstractContextManager):
+    """Writes metrics.jsonl, eval.jsonl and samples.jsonl of a run; with a W&B run, sends metrics and samples there."""
 
-    def __init__(self, folder: RunFolder, listeners: list[Listener], *, resume_at: int | None) -> None:
+    def __init__(self, folder: RunFolder, wandb_run: wandb.Run | None, *, resume_at: int | None) -> None:
         """`resume_at`: step of the checkpoint; rows of later steps are dropped. None: drop all rows."""
-        self._folder, self._listeners = folder, listeners
+        self._folder, self._wandb_run = folder, wandb_run
         for path in (folder.metrics, folder.eval_rows, folder.samples):
             keep_rows_upto(path, -1 if resume_at is None else resume_at)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         append_rows(self._folder.metrics, [{"step": step, **metrics}])
-        for listener in self._listeners:
-            listener.log(step, metrics)
+        if self._wandb_run is not None:
+            self._wandb_run.log(metrics, step=step)
 
     def eval_rows(self, step: int, model: str, benchmark: str, rows: Iterable[dict[str, Any]]) -> None:
         head = {"step": step, "model": model, "benchmark": benchmark}
         append_rows(self._folder.eval_rows, [head | row for row in rows])
 
     def samples(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
+        """W&B gets a table of the rollouts; the statistics of each token are in samples.jsonl and the HTML report."""
         numbered = [{"step": step, **row} for row in rows]
         append_rows(self._folder.samples, numbered)
-        for listener in self._listeners:
-            listener.samples(step, numbered)
+        if self._wandb_run is not None:
+            import wandb
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        for listener in self._listeners:
-            listener.finish(summary)
-        self._listeners = []
+            table = wandb.Table(columns=list(SAMPLE_COLUMNS), data=[sample_cells(row) for row in numbered])
+            self._wandb_run.log({"samples": table}, step=step)
 
-    def __enter__(self) -> RunLogger:
-        return self
+    def finish(self, result: dict[str, Any]) -> None:
+        """Make W&B's summary of the result; memory peaks become top-level keys, which plots can use as axes."""
+        if self._wandb_run is not None:
+            fields = {key: value for key, value in result.items() if key not in ("outcomes", "datasets", "memory")}
+            self._wandb_run.summary.update(fields | result["memory"])
+            self._wandb_run.finish()
+            self._wandb_run = None
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for listener in self._listeners:
-            listener.abort()
+    def __exit__(self, *exception: object) -> None:
+        if self._wandb_run is not None:
+            self._wandb_run.finish(exit_code=1)
 
 
-def make_listeners(config: RunConfig, folder: RunFolder) -> list[Listener]:
-    from tip_exp.records.wandb import WandbListener
+def start_wandb(config: RunConfig, folder: RunFolder) -> wandb.Run | None:
+    """The W&B run, which keeps its id on resume; None if logger.wandb is off. Raises OSError if W&B does not start."""
+    if config.logger.wandb == "off":
+        return None
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+    from wandb.errors import Error
 
-    return [] if config.logger.wandb == "off" else [WandbListener(config, folder)]
+    run_id = folder.wandb_id.read_text().strip() if folder.wandb_id.exists() else secrets.token_hex(4)
+    try:
+        wandb_run = wandb.init(
+            mode=config.logger.wandb,
+            project=config.logger.project,
+            id=run_id,
+            resume="allow" if config.logger.wandb == "online" else None,
+            name=config.name,
+            group=config.sweep,
+            tags=[config.pair.label, config.data.label, config.selector.label],
+            config=config.model_dump(),
+            dir=str(folder.root),
+            settings=wandb.Settings(silent=True, console="off", disable_git=True),
+        )
+    except Error as error:
+        raise OSError(f"logger.wandb={config.logger.wandb}: W&B did not start: {first_line(error)}") from error
+    folder.wandb_id.write_text(run_id + "\n")
+    return wandb_run
+
+
+def sample_cells(row: dict[str, Any]) -> list[Any]:
+    """Values of SAMPLE_COLUMNS for a row of samples.jsonl; None for a statistic that was not measured."""
+    tokens, entropy, divergence = row["tokens"], row.get("entropy"), row.get("reverse_kl")
+    most_divergent = tokens[max(range(len(divergence)), key=divergence.__getitem__)] if divergence else None
+    mean_entropy = sum(entropy) / len(entropy) if entropy else None
+    head = [row["step"], row["prompt"], row["answer"], "".join(tokens), row["finish"]]
+    return [*head, len(tokens), sum(row["kept"]), mean_entropy, most_divergent]
 
 
 def keep_rows_upto(path: Path, step: int) -> None:
