@@ -15,8 +15,7 @@ from tip_exp.estimate import memory_check
 from tip_exp.estimate.memory import PROCESS, memory_gib
 from tip_exp.estimate.memory_check import check_memory, free_gib
 from tip_exp.records.folder import RunFolder
-from tip_exp.run import run
-from tip_exp.run_eval import run_eval
+from tip_exp.run import run, run_eval
 from tip_exp.utils.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
