@@ -62,9 +62,9 @@ def imported(path: Path) -> set[str]:
 
 
 def package_of(name: str) -> str:
-    """The first part of a dotted name; run.py, run_eval.py and build.py are one package."""
+    """The first part of a dotted name; run.py and build.py are one package."""
     first = name.split(".")[0]
-    return "run" if first in {"build", "run_eval"} else first
+    return "run" if first == "build" else first
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in ENTRY_POINTS])

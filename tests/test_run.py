@@ -10,14 +10,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tip_exp.build import pick_threads, training_set
+from tip_exp.build import TrainingSet, pick_threads
 from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
 from tip_exp.models.load import load_pair
 from tip_exp.records.folder import RunFolder
-from tip_exp.run import run
-from tip_exp.run_eval import run_eval
+from tip_exp.run import run, run_eval
 from tip_exp.utils.io import read_rows
 
 Run = Callable[..., RunConfig]
@@ -72,11 +71,11 @@ def test_prompts_that_are_too_long_are_left_out_or_refused(compose_run: Run) -> 
     config = compose_run("data.max_prompt_tokens=30")
     pair = load_pair(config.pair, torch.device("cpu"))
     dataset = load_data(config.data.train)
-    train = training_set(config, pair, dataset)
+    train = TrainingSet(config, pair, dataset)
     assert 0 < len(train.problems) == len(train.prompts) < config.data.train.num_problems
     assert max(map(len, train.prompts)) <= 30
     with pytest.raises(ValueError, match=r"data\.max_prompt_tokens=5 leaves no prompt: the shortest has"):
-        training_set(compose_run("data.max_prompt_tokens=5"), pair, dataset)
+        TrainingSet(compose_run("data.max_prompt_tokens=5"), pair, dataset)
 
 
 def test_a_run_can_be_replayed_from_its_own_config(tmp_path: Path, compose_run: Run) -> None:

@@ -24,35 +24,33 @@ class RunsSweeper(BasicSweeper):
         # Hydra imports this module for every command, so what a sweep alone needs is imported here.
         from tip_exp.launch.launch import State, state_of
         from tip_exp.launch.parallel import choose_jobs, run_all
-        from tip_exp.launch.sweep import RefusedRun, RunComposer, expand
+        from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
         from tip_exp.utils.errors import ConfigError
 
         assert self.hydra_context is not None and self.config is not None
         loader, config = self.hydra_context.config_loader, self.config
         is_basic = isinstance(self.launcher, BasicLauncher)
-        if self.jobs is not None and self.jobs < 1:
-            raise ConfigError(f"hydra.sweeper.jobs={self.jobs}, but it must be null or at least 1")
-        if self.jobs is not None and not is_basic:
-            raise ConfigError(f"hydra.sweeper.jobs={self.jobs} is for the basic launcher only; remove one of the two")
+        if self.jobs is not None and (self.jobs < 1 or not is_basic):
+            raise ConfigError(
+                f"hydra.sweeper.jobs={self.jobs}: must be null or at least 1, and null with any but the basic launcher"
+            )
         composer = RunComposer(lambda chosen: loader.load_sweep_config(config, chosen))
-        checked = [
-            composer.check(config.hydra.job.config_name, overrides)
-            for overrides in expand(self.runs, self.params, arguments)
-        ]
+        runs = expand(self.runs, self.params, arguments)
+        checked = [composer.check(config.hydra.job.config_name, overrides) for overrides in runs]
         if refused := [run for run in checked if isinstance(run, RefusedRun)]:
             problems = "\n".join(f"{' '.join(run.overrides)}: {run.error}" for run in refused)
             raise ConfigError(f"no run of this sweep was started:\n{problems}")
-        accepted = [run for run in checked if not isinstance(run, RefusedRun)]
-        runs = [run for run in accepted if state_of(run.config, run.folder) is not State.DONE]
-        if finished := len(accepted) - len(runs):
+        accepted = [run for run in checked if isinstance(run, SweepRun)]
+        to_run = [run for run in accepted if state_of(run.config, run.folder) is not State.DONE]
+        if finished := len(accepted) - len(to_run):
             print(f"{finished} of {len(accepted)} runs are already finished in {accepted[0].folder.root.parent}")
-        if not runs:
+        if not to_run:
             return []
         if is_basic:
             with env_override(config.hydra.job.env_set):
-                run_all(runs, choose_jobs([run.config for run in runs], self.jobs))
+                run_all(to_run, choose_jobs([run.config for run in to_run], self.jobs))
             return []
-        self._unfinished = [run.overrides for run in runs]
+        self._unfinished = [run.overrides for run in to_run]
         return super().sweep(arguments)
 
     def split_arguments(self, overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:  # pyright: ignore[reportIncompatibleMethodOverride]

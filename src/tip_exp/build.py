@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -20,12 +20,13 @@ from tip_exp.estimate.memory import check_memory
 from tip_exp.eval.evaluate import Evaluations
 from tip_exp.learner import checkpoint
 from tip_exp.learner.learner import Learner
+from tip_exp.learner.on_policy import limits_for
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import check_context, load_pair, load_tokenizer
 from tip_exp.models.pair import ChatTokenizer, Pair
+from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
-from tip_exp.records.metrics import RESPONSE_LEN, RESPONSE_TOKENS, TOKENS_PER_S, TRUNCATED_FRAC
 from tip_exp.records.result import write_card, write_result
 from tip_exp.records.writer import RunLogger, start_wandb
 from tip_exp.rollout.backends import choose
@@ -51,7 +52,7 @@ class Parts:
         self.train_data = load(config.data.train) if training else None
         self.eval_data = {name: load(dataset) for name, dataset in config.eval.benchmarks.items()}
         tokenizer = load_tokenizer(config.pair)
-        self._train = training_set(config, tokenizer, self.train_data) if self.train_data else None
+        self._train = TrainingSet(config, tokenizer, self.train_data) if self.train_data else None
         self.evaluations = Evaluations(config.eval, self.eval_data, tokenizer, config.agent)
         check_context(config, self.evaluations.longest)
         self.saved = checkpoint.newest(folder.checkpoints) if training else None
@@ -62,6 +63,9 @@ class Parts:
         resume_at = self.saved.step if self.saved else None
         self.logger = stack.enter_context(RunLogger(folder, start_wandb(config, folder), resume_at=resume_at))
 
+        first_prompts = self._train.first_prompts(tokenizer) if self._train else {}
+        self._write_prompts(first_prompts | self.evaluations.first_prompts())
+
     @cached_property
     def sampler(self) -> Sampler:
         """Samples from the student. Made at first use: a process holds one engine at a time, the teacher's first."""
@@ -70,41 +74,42 @@ class Parts:
 
     def evaluate(self, model: str, step: int = 0) -> dict[str, float]:
         """Accuracies of "student" or "teacher" on all benchmarks."""
-        if model == "student":
-            return self._evaluate(self.sampler, model, step)
-        with closing(self._make_sampler(model)) as sampler:
-            return self._evaluate(sampler, model, step)
+        context = nullcontext(self.sampler) if model == "student" else closing(self._make_sampler(model))
+        with context as sampler, self.meter.span("eval"):
+            return self.evaluations(sampler, self.logger, model=model, step=step)
+
+    def evaluate_start(self) -> None:
+        """Evaluate the student and, with `eval.teacher`, the teacher before it; log and print this as step 0."""
+        teacher = self.evaluate("teacher") if self.config.eval.teacher else {}
+        metrics = self.evaluate("student") | teacher
+        self.log(0, metrics)
+        print(names.format_accuracies(0, metrics))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Log a step's metrics with the seconds since the last call and the memory peaks."""
         seconds = self.meter.drain_seconds()
-        if (rollout_s := seconds.get("time/rollout_s")) is not None:
-            metrics = metrics | {TOKENS_PER_S: metrics[RESPONSE_TOKENS] / rollout_s}
+        if rollout_s := seconds.get(names.seconds("rollout")):
+            metrics = metrics | {names.TOKENS_PER_S: metrics[names.RESPONSE_TOKENS] / rollout_s}
         self.logger.log(step, metrics | seconds | self.meter.memory())
 
-    def write_first_prompts(self, prompts: dict[str, list[int]]) -> None:
+    def finish(self) -> None:
+        """Write result.json, the last file of a run, and a model card into the newest checkpoint."""
+        datasets = describe_data(self.config, self.train_data, self.eval_data)
+        result = write_result(self.config, self.folder, datasets, asdict(self.backend))
+        if trained := checkpoint.newest(self.folder.checkpoints):
+            write_card(self.config, result, trained.path)
+        self.logger.finish(result)
+
+    def _write_prompts(self, prompts: dict[str, list[int]]) -> None:
         """Write the first prompt of each use as the models get it, so that a wrong template is seen at a glance."""
         rendered = {use: self.pair.decode(ids, with_special=True) for use, ids in prompts.items()}
         self.folder.prompts.write_text(json.dumps(rendered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    def write_result(self) -> dict[str, Any]:
-        """Write result.json, the last file of a run."""
-        datasets = describe_data(self.config, self.train_data, self.eval_data)
-        return write_result(self.config, self.folder, datasets, asdict(self.backend))
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt with its response, in evaluations and (if the run trains) in training."""
-        data = self.config.data
-        training = data.max_prompt_tokens + data.max_response_tokens if self.train_data else 0
-        return max(training, self.evaluations.longest)
-
-    def _evaluate(self, sampler: Sampler, model: str, step: int) -> dict[str, float]:
-        with self.meter.span("eval"):
-            return self.evaluations(sampler, self.logger, model=model, step=step)
-
     def _make_sampler(self, model: str) -> Sampler:
-        return self.backend.make(getattr(self.pair, model), self.pair, self.config.rollout, self.longest)
+        data, longest = self.config.data, self.evaluations.longest
+        if self.train_data:
+            longest = max(longest, data.max_prompt_tokens + data.max_response_tokens)
+        return self.backend.make(getattr(self.pair, model), self.pair, self.config.rollout, longest)
 
 
 class TrainingParts(Parts):
@@ -112,11 +117,15 @@ class TrainingParts(Parts):
 
     def __init__(self, config: RunConfig, folder: RunFolder, stack: ExitStack) -> None:
         super().__init__(config, folder, stack)
-        self.teacher = Teacher(self.pair, config.learner, self.meter)
-        self.learner = Learner(self.pair, make_selector(config), config.learner, seed=config.seed, meter=self.meter)
         assert self._train is not None, "config.mode is train"
         self.train = self._train
-        self.write_first_prompts(self.train.first_prompts(self.pair) | self.evaluations.first_prompts())
+        self.teacher = Teacher(self.pair, config.learner, self.meter)
+        self.learner = Learner(self.pair, make_selector(config), config.learner, seed=config.seed, meter=self.meter)
+        rollout, max_tokens = config.rollout, config.data.max_response_tokens
+        samples = config.learner.samples_per_prompt
+        self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)
+        dtypes = self.backend.dtype, config.pair.student.dtype
+        self.mismatch_limits = limits_for(*dtypes, **rollout.max_logprob_mismatch)
 
     @cached_property
     def generator(self) -> Sampler:
@@ -127,7 +136,7 @@ class TrainingParts(Parts):
     def generate(self, prompts: list[list[int]], seed: int) -> list[Rollout]:
         """`samples_per_prompt` rollouts of each prompt, prompt-major."""
         with self.meter.span("rollout"):
-            return self.generator.generate(prompts, training_sampling(self.config), seed)
+            return self.generator.generate(prompts, self.sampling, seed)
 
     def resume(self) -> int:
         """Restore the optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
@@ -147,33 +156,39 @@ class TrainingParts(Parts):
         state = {"optimizer": self.learner.state_dict(), "backend": self.backend.name}
         checkpoint.save(self.folder.checkpoints, step, self.pair.student.module, self.pair.tokenizer, state)
 
-    def write_card(self, result: dict[str, Any]) -> None:
-        """Write a model card into the newest checkpoint."""
-        if trained := checkpoint.newest(self.folder.checkpoints):
-            write_card(self.config, result, trained.path)
-
     def rollout_metrics(self, rollouts: list[Rollout]) -> dict[str, float]:
-        lengths = [rollout.num_response_tokens for rollout in rollouts]
         return {
-            RESPONSE_LEN: sum(lengths) / len(lengths),
-            TRUNCATED_FRAC: sum(rollout.truncated for rollout in rollouts) / len(rollouts),
+            names.RESPONSE_LEN: sum(rollout.num_response_tokens for rollout in rollouts) / len(rollouts),
+            names.TRUNCATED_FRAC: sum(rollout.truncated for rollout in rollouts) / len(rollouts),
         } | episode_metrics(self.generator)
 
 
-@dataclass(frozen=True, slots=True)
 class TrainingSet:
-    """Training problems with their rendered prompts, drawn in shuffled epochs."""
+    """The training problems whose prompts are within the limits, drawn in shuffled epochs."""
 
-    problems: list[Problem]
-    prompts: list[list[int]]
-    order: ShuffledOrder
-    prompts_per_step: int
-    samples_per_prompt: int
+    def __init__(self, config: RunConfig, tokenizer: ChatTokenizer, dataset: Dataset) -> None:
+        """Render the prompts; a ConfigError if none is left."""
+        rendered = list(zip(dataset.problems, prompt_ids(tokenizer, dataset, config.agent), strict=True))
+        limit = config.data.max_prompt_tokens
+        fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= limit]
+        if not fitting:
+            shortest = min(len(ids) for _, ids in rendered)
+            raise ConfigError(f"data.max_prompt_tokens={limit} leaves no prompt: the shortest has {shortest} tokens")
+        if tokenizer.privileged is not None:
+            limit = tokenizer.privileged.max_tokens
+            fitting = [(problem, ids) for problem, ids in fitting if len(tokenizer.privileged_ids(problem)) <= limit]
+            if not fitting:
+                raise ConfigError(
+                    f"pair.privileged.max_tokens={limit} leaves no problem: every privileged prompt is longer"
+                )
+        self.problems = [problem for problem, _ in fitting]
+        self.prompts = [ids for _, ids in fitting]
+        self._order, self._learner = ShuffledOrder(len(fitting), config.seed), config.learner
 
     def batch(self, step: int) -> tuple[list[list[int]], list[Problem]]:
         """Prompts of step `step` (from 1), and the problem of each of their rollouts (prompt-major)."""
-        indices = self.order.batch(step, self.prompts_per_step)
-        problems = [self.problems[i] for i in indices for _ in range(self.samples_per_prompt)]
+        indices = self._order.batch(step, self._learner.prompts_per_step)
+        problems = [self.problems[i] for i in indices for _ in range(self._learner.samples_per_prompt)]
         return [self.prompts[i] for i in indices], problems
 
     def first_prompts(self, tokenizer: ChatTokenizer) -> dict[str, list[int]]:
@@ -182,36 +197,15 @@ class TrainingSet:
         return {"training": self.prompts[0]} | privileged
 
 
-def training_set(config: RunConfig, tokenizer: ChatTokenizer, dataset: Dataset) -> TrainingSet:
-    """Render the prompts and leave out those above the limits; a ConfigError if none is left."""
-    rendered = list(zip(dataset.problems, prompt_ids(tokenizer, dataset, config.agent), strict=True))
-    limit = config.data.max_prompt_tokens
-    fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= limit]
-    if not fitting:
-        shortest = min(len(ids) for _, ids in rendered)
-        raise ConfigError(f"data.max_prompt_tokens={limit} leaves no prompt: the shortest has {shortest} tokens")
-    if tokenizer.privileged is not None:
-        limit = tokenizer.privileged.max_tokens
-        fitting = [(problem, ids) for problem, ids in fitting if len(tokenizer.privileged_ids(problem)) <= limit]
-        if not fitting:
-            raise ConfigError(
-                f"pair.privileged.max_tokens={limit} leaves no problem: every privileged prompt is longer"
-            )
-    problems, prompts = [problem for problem, _ in fitting], [ids for _, ids in fitting]
-    order = ShuffledOrder(len(problems), config.seed)
-    return TrainingSet(problems, prompts, order, config.learner.prompts_per_step, config.learner.samples_per_prompt)
-
-
 def describe_data(config: RunConfig, train: Dataset | None, tests: dict[str, Dataset]) -> dict[str, Any]:
     """For result.json: source, hash and size of each data set, and the test problems that the training set holds."""
-    datasets = tests if train is None else tests | {"train": train}
     described: dict[str, Any] = {
         name: {"source": dataset.source, "sha256": dataset.sha256, "rows": len(dataset.problems)}
-        for name, dataset in datasets.items()
+        for name, dataset in (tests | ({"train": train} if train else {})).items()
     }
-    if train is not None:
-        suffix = getattr(config.data.train, "suffix", "")
-        for name, test in tests.items():
+    suffix = getattr(config.data.train, "suffix", "")
+    for name, test in tests.items():
+        if train is not None:
             leaked = overlap(train.problems, test.problems, suffix)
             described[name] |= {"in_train_exact": leaked.exact, "in_train_13gram": leaked.ngram}
     return described
@@ -220,17 +214,6 @@ def describe_data(config: RunConfig, train: Dataset | None, tests: dict[str, Dat
 def make_selector(config: RunConfig) -> Selector:
     quadrants = Quadrants(**config.quadrants.model_dump())
     return Selector(**config.selector.model_dump(exclude={"label"}), quadrants=quadrants)
-
-
-def training_sampling(config: RunConfig) -> Sampling:
-    rollout, learner = config.rollout, config.learner
-    return Sampling(
-        learner.samples_per_prompt,
-        rollout.temperature,
-        rollout.top_p,
-        rollout.top_k,
-        config.data.max_response_tokens,
-    )
 
 
 def pick_device(name: str) -> torch.device:

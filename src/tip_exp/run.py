@@ -6,9 +6,9 @@ from contextlib import ExitStack
 
 from tqdm import tqdm
 
-from tip_exp.build import TrainingParts
+from tip_exp.build import Parts, TrainingParts
 from tip_exp.config.schema import RunConfig
-from tip_exp.learner.on_policy import check_logprob_mismatch, limits_for
+from tip_exp.learner.on_policy import check_logprob_mismatch
 from tip_exp.learner.samples import measure_top_tokens, sample_rows
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.metrics import format_accuracies
@@ -18,17 +18,11 @@ from tip_exp.utils.seeds import seed_for
 def run(config: RunConfig, folder: RunFolder) -> None:
     """Train a student; leaves metrics, evaluations, checkpoints and, written last, result.json in `folder`."""
     with ExitStack() as stack:
-        parts = TrainingParts(config, folder, stack)
+        parts = TrainingParts(config, folder, stack)  # data first, then weights: refuse what can be refused
         meter, last = parts.meter, config.learner.num_steps
-        limits = limits_for(
-            parts.backend.dtype, config.pair.student.dtype, **config.rollout.max_logprob_mismatch.model_dump()
-        )
-        start = parts.resume()
+        start = parts.resume()  # 0, or the checkpoint's step
         if start == 0:
-            metrics = parts.evaluate("teacher") if config.eval.teacher else {}
-            metrics = parts.evaluate("student") | metrics
-            parts.log(0, metrics)
-            print(format_accuracies(0, metrics))
+            parts.evaluate_start()
 
         progress = tqdm(range(start + 1, last + 1), initial=start, total=last, desc=config.name, mininterval=1.0)
         for step in progress:
@@ -42,21 +36,26 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 shown = list(zip(rollouts, problems, strict=True))[:num_shown]
                 top_tokens = measure_top_tokens(parts.teacher, shown) if shown else None
                 report = parts.learner.step(step, rollouts, teacher_hidden)  # statistics → mask → loss → update
-                check_logprob_mismatch(report.metrics, limits, step)
+                check_logprob_mismatch(report.metrics, parts.mismatch_limits, step)
                 with meter.span("sync"):
                     parts.sampler.sync()  # the next rollouts are the updated student's
             metrics = report.metrics | parts.rollout_metrics(rollouts)
             if is_eval_step:
                 metrics |= parts.evaluate("student", step)
+                progress.write(format_accuracies(step, metrics))
             if top_tokens is not None:
                 parts.logger.samples(step, sample_rows(parts.teacher, shown, report, top_tokens))
             parts.log(step, metrics)
             progress.set_postfix(loss=f"{metrics['train/loss']:.3f}", refresh=False)
-            if is_eval_step:
-                progress.write(format_accuracies(step, metrics))
             if step == last or step % config.learner.checkpoint_every == 0:
                 parts.save(step)
 
-        result = parts.write_result()
-        parts.write_card(result)
-        parts.logger.finish(result)
+        parts.finish()  # result.json last
+
+
+def run_eval(config: RunConfig, folder: RunFolder) -> None:
+    """Evaluate a pair without training; leaves the same records as a run of no steps."""
+    with ExitStack() as stack:
+        parts = Parts(config, folder, stack)
+        parts.evaluate_start()
+        parts.finish()

@@ -14,8 +14,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.estimate import memory
 from tip_exp.estimate.memory import PROCESS, check_memory, free_gib, memory_gib
 from tip_exp.records.folder import RunFolder
-from tip_exp.run import run
-from tip_exp.run_eval import run_eval
+from tip_exp.run import run, run_eval
 from tip_exp.utils.errors import ConfigError
 
 Compose = Callable[..., RunConfig]

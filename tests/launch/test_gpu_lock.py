@@ -11,7 +11,7 @@ from tip_exp.launch import gpu_lock
 from tip_exp.launch.gpu_lock import GPUS_PER_RUN, locked_gpus, visible_gpus
 from tip_exp.utils.errors import ConfigError
 
-DEVICES = ["4", "5"]
+GPUS = {"CUDA_VISIBLE_DEVICES": "4,5"}
 
 
 @pytest.fixture(autouse=True)
@@ -22,27 +22,27 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_a_request_or_a_gpu_nothing_is_locked(locks: Path) -> None:
-    with locked_gpus({}, DEVICES) as no_request, locked_gpus({GPUS_PER_RUN: "1"}, []) as no_gpu:
+    with locked_gpus(GPUS) as no_request, locked_gpus({GPUS_PER_RUN: "1", "CUDA_VISIBLE_DEVICES": ""}) as no_gpu:
         assert no_request == no_gpu == {}
     assert not locks.exists()
 
 
 def test_each_run_sees_only_its_gpus(locks: Path) -> None:
-    request = {GPUS_PER_RUN: "1"}
-    with locked_gpus(request, DEVICES) as first, locked_gpus(request, DEVICES) as second:
+    request = GPUS | {GPUS_PER_RUN: "1"}
+    with locked_gpus(request) as first, locked_gpus(request) as second:
         assert [first, second] == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "5"}]
-    with locked_gpus({GPUS_PER_RUN: "2"}, DEVICES) as both:
+    with locked_gpus(GPUS | {GPUS_PER_RUN: "2"}) as both:
         assert both == {"CUDA_VISIBLE_DEVICES": "4,5"}
     with (locks / "4.lock").open("a") as held:  # by another run
         fcntl.flock(held, fcntl.LOCK_EX)
-        with locked_gpus(request, DEVICES) as free:
+        with locked_gpus(request) as free:
             assert free == {"CUDA_VISIBLE_DEVICES": "5"}
 
 
 def test_more_gpus_than_the_machine_has_are_refused() -> None:
     with (
         pytest.raises(ConfigError, match="TIP_EXP_GPUS_PER_RUN=3, but there are 2 GPUs"),
-        locked_gpus({GPUS_PER_RUN: "3"}, DEVICES),
+        locked_gpus(GPUS | {GPUS_PER_RUN: "3"}),
     ):
         pass
 

@@ -26,8 +26,7 @@ from tip_exp.models.load import check_context, load_pair, load_tokenizer, make_h
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
 from tip_exp.records.folder import RunFolder
-from tip_exp.run import run
-from tip_exp.run_eval import run_eval
+from tip_exp.run import run, run_eval
 from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import resolve_model

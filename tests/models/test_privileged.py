@@ -12,7 +12,7 @@ import torch
 from tests.helpers import train_step
 from torch import Tensor
 
-from tip_exp.build import make_selector, training_set
+from tip_exp.build import TrainingSet, make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.learner.learner import Learner
@@ -79,7 +79,7 @@ def test_the_teacher_reads_the_solution_and_the_student_never_does(config: RunCo
         assert steps not in pair.decode(rollout.token_ids[:start])
         assert steps in pair.decode(read.token_ids[: read.response_mask.index(True)])
         assert read.response_ids == rollout.response_ids
-    train = training_set(config, pair, load(config.data.train))
+    train = TrainingSet(config, pair, load(config.data.train))
     first, prompts = train.problems[0], train.first_prompts(pair)
     assert first.solution in pair.decode(prompts["teacher"])
     assert first.solution not in pair.decode(prompts["training"])
@@ -136,10 +136,10 @@ def test_problems_whose_privileged_prompt_is_too_long_are_left_out(config: RunCo
         changed = config.pair.model_copy(update={"privileged": privileged.model_copy(update={"max_tokens": limit})})
         return load_pair(changed, torch.device("cpu"))
 
-    problems = training_set(config, limited(middle), train).problems
+    problems = TrainingSet(config, limited(middle), train).problems
     assert len(problems) == sum(length <= middle for length in lengths) < len(train.problems)
     with pytest.raises(ConfigError, match=r"pair\.privileged\.max_tokens=3 leaves no problem"):
-        training_set(config, limited(3), train)
+        TrainingSet(config, limited(3), train)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tip_exp.build import training_set
+from tip_exp.build import TrainingSet
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.models.load import shared_vocab
@@ -84,7 +84,7 @@ def test_the_papers_pair_does_not_think(qwen: Pair) -> None:
 def test_every_training_prompt_of_dapo_renders_and_fits(qwen: Pair, compose_run: Callable[..., RunConfig]) -> None:
     config = compose_run("experiment=tip_qwen3", f"data.root={DAPO.parent}")
     train = load(config.data.train)
-    fitting = training_set(config, qwen, train)
+    fitting = TrainingSet(config, qwen, train)
     problems, prompts = fitting.problems, fitting.prompts
     assert len(train.problems) == 13_918 and len(problems) >= 13_900
     assert max(map(len, prompts)) <= config.data.max_prompt_tokens

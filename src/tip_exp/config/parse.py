@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,9 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from tip_exp.config.rules import broken_rules, missing_model
+from tip_exp.config.rules import broken_rules, missing_models
 from tip_exp.config.schema import DATASETS, RunConfig
-from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.errors import ConfigError, first_line
 
 
 def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
@@ -25,15 +26,12 @@ def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
     try:
         values = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, ValueError) as error:
-        raise _config_error([str(error).splitlines()[0]]) from error
+        raise _config_error([first_line(error)]) from error
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise _config_error([_format_error(detail) for detail in error.errors()]) from None
-    problems = list(broken_rules(config))
-    if with_weights:
-        for role in ("teacher", "student"):
-            problems += missing_model(f"pair.{role}.path", getattr(config.pair, role).path)
+    problems = [*broken_rules(config), *(missing_models(config) if with_weights else [])]
     if problems:
         raise _config_error(problems)
     return config
@@ -80,7 +78,7 @@ def _config_error(problems: list[str]) -> ConfigError:
 def _format_error(detail: Any) -> str:
     """One pydantic error as key, what is allowed, and the value given."""
     path = _without_kind([str(part) for part in detail["loc"] if part != "[key]"])
-    key, message = ".".join(path), detail["msg"].removeprefix("Value error, ")
+    key, message, value = ".".join(path), detail["msg"].removeprefix("Value error, "), detail["input"]
     if detail["type"] == "missing":
         return f"{key} is missing"
     if detail["type"] == "extra_forbidden":
@@ -88,7 +86,10 @@ def _format_error(detail: Any) -> str:
         close = difflib.get_close_matches(path[-1], siblings, n=1)
         hint = f"did you mean {'.'.join([*path[:-1], close[0]])}?" if close else f"there are {', '.join(siblings)}"
         return f"{key} is not a key; {hint}"
-    return f"{key}: {message[0].lower()}{message[1:]}; got {detail['input']!r}"
+    allowed = re.findall(r"'(\w+)'", message) if detail["type"] == "literal_error" else []
+    close = difflib.get_close_matches(str(value), allowed, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{key}: {message[0].lower()}{message[1:]}; got {value!r}{hint}"
 
 
 def _without_kind(path: list[str]) -> list[str]:

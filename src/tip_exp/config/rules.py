@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from tip_exp.config.schema import TOOL_TASKS, DatasetConfig, RunConfig, TableConfig, TravelConfig
+from tip_exp.config.schema import TOOL_TASKS, RunConfig, TableConfig, TravelConfig
 from tip_exp.selector.scores import UNBUDGETED, UNIT_INTERVAL, required_stats
 from tip_exp.utils.paths import SHIPPED, resolve_model
 
@@ -21,45 +21,47 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
         yield "eval.greedy=false and eval.samples=0 evaluate nothing; set eval.greedy=true or eval.samples above 0"
 
 
-def missing_model(key: str, path: str) -> Iterator[str]:
+def missing_models(config: RunConfig) -> Iterator[str]:
     """A local path must hold a model; hub ids ("org/name") are checked when they load."""
-    folder = Path(resolve_model(path)).expanduser()
-    is_local = path.startswith((SHIPPED, "/", "./", "../", "~"))
-    if is_local and not (folder / "config.json").is_file():
-        yield f"{key}: no model in {folder} (it has no config.json)"
+    for role, path in (("teacher", config.pair.teacher.path), ("student", config.pair.student.path)):
+        folder = Path(resolve_model(path)).expanduser()
+        is_local = path.startswith((SHIPPED, "/", "./", "../", "~"))
+        if is_local and not (folder / "config.json").is_file():
+            yield f"pair.{role}.path: no model in {folder} (it has no config.json)"
 
 
 def _selector_rules(config: RunConfig) -> Iterator[str]:
     selector = config.selector
-    if selector.score in UNBUDGETED:
-        if selector.retention != 1.0:
-            what = "trains on every response token" if selector.score == "full" else "keeps every token of its quadrant"
-            yield (
-                f"selector.score={selector.score} {what}, but selector.retention is {selector.retention}; "
-                "for a baseline of the same budget choose selector=random"
-            )
-        if selector.order != "positive":
-            yield f"selector.score={selector.score} is 0 or 1: selector.order must be positive, not {selector.order}"
-    elif selector.order == "positive":
+    score, order, normalizer = selector.score, selector.order, selector.normalizer
+    budgeted = score not in UNBUDGETED
+    if not budgeted and selector.retention != 1.0:
+        what = "trains on every response token" if score == "full" else "keeps every token of its quadrant"
+        yield (
+            f"selector.score={score} {what}, but selector.retention is {selector.retention}; "
+            "for a baseline of the same budget choose selector=random"
+        )
+    if not budgeted and order != "positive":
+        yield f"selector.score={score} is 0 or 1: selector.order must be positive, not {order}"
+    if budgeted and order == "positive":
         yield (
             "selector.order=positive keeps every positive score, so it needs a score that is 0 or 1 "
-            f"({', '.join(sorted(UNBUDGETED))}), not {selector.score}; choose top, bottom or sample"
+            f"({', '.join(sorted(UNBUDGETED))}), not {score}; choose top, bottom or sample"
         )
-    if selector.weight_by_score and (selector.order != "top" or selector.score in {*UNBUDGETED, "random"}):
+    if selector.weight_by_score and (order != "top" or score == "random" or not budgeted):
         yield (
             "selector.weight_by_score=true needs selector.order=top and a ranked score; got "
-            f"selector.score={selector.score}, selector.order={selector.order}"
+            f"selector.score={score}, selector.order={order}"
         )
-    if selector.score in UNIT_INTERVAL and selector.normalizer == "none":
-        yield f"selector.score={selector.score} needs statistics in [0, 1]: selector.normalizer must not be none"
-    for statistic in sorted(set(selector.clip) - required_stats(selector.score)):
-        yield f"selector.clip.{statistic} has no effect: selector.score={selector.score} does not read {statistic}"
-    if selector.order == "sample" and selector.normalizer == "rank":
+    if score in UNIT_INTERVAL and normalizer == "none":
+        yield f"selector.score={score} needs statistics in [0, 1]: selector.normalizer must not be none"
+    for statistic in sorted(set(selector.clip) - required_stats(score)):
+        yield f"selector.clip.{statistic} has no effect: selector.score={score} does not read {statistic}"
+    if order == "sample" and normalizer == "rank":
         yield (
             "selector.order=sample draws in proportion to the score, but selector.normalizer=rank replaces the "
             "statistic by its rank; choose selector.normalizer=none"
         )
-    if selector.scope == "batch" and selector.normalize_over == "rollout" and selector.normalizer != "none":
+    if selector.scope == "batch" and selector.normalize_over == "rollout" and normalizer != "none":
         yield (
             "selector.scope=batch compares scores between rollouts, but selector.normalize_over=rollout scales each "
             "rollout separately; choose selector.normalize_over=batch"
@@ -67,7 +69,7 @@ def _selector_rules(config: RunConfig) -> Iterator[str]:
 
 
 def _learner_rules(config: RunConfig) -> Iterator[str]:
-    learner = config.learner
+    learner, divergence = config.learner, config.learner.divergence
     if learner.packing and config.pair.attention == "eager":
         yield (
             "learner.packing=true with pair.attention=eager: eager attention would attend across packed sequences; "
@@ -75,24 +77,24 @@ def _learner_rules(config: RunConfig) -> Iterator[str]:
         )
     if learner.warmup_steps >= learner.num_steps and learner.warmup_steps:
         yield f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps})"
-    if learner.estimator == "topk" and learner.topk.rest == "drop" and learner.divergence != "forward_kl":
+    if learner.estimator == "topk" and learner.topk.rest == "drop" and divergence != "forward_kl":
         yield (
-            f"learner.topk.rest=drop with learner.divergence={learner.divergence}: the sum over the top-k tokens is "
+            f"learner.topk.rest=drop with learner.divergence={divergence}: the sum over the top-k tokens is "
             "unbounded below, as the student can move its mass elsewhere; choose rest=tail, renormalize, or forward_kl"
         )
-    if learner.estimator != "sampled_k1":
-        return
-    if learner.divergence != "reverse_kl":
-        yield (
-            f"learner.estimator=sampled_k1 with learner.divergence={learner.divergence}: tokens sampled by the student "
-            "estimate reverse_kl only; choose learner.divergence=reverse_kl"
-        )
-    for key, neutral in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
-        if (value := getattr(config.rollout, key)) != neutral:
+    if learner.estimator == "sampled_k1":
+        if divergence != "reverse_kl":
             yield (
-                f"learner.estimator=sampled_k1 with rollout.{key}={value}: tokens would not follow the student's "
-                f"distribution and the gradient would be biased; it needs rollout.{key}={neutral:g}"
+                f"learner.estimator=sampled_k1 with learner.divergence={divergence}: tokens sampled by the student "
+                "estimate reverse_kl only; choose learner.divergence=reverse_kl"
             )
+        for key, neutral in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
+            value = getattr(config.rollout, key)
+            if value != neutral:
+                yield (
+                    f"learner.estimator=sampled_k1 with rollout.{key}={value}: tokens would not follow the student's "
+                    f"distribution and the gradient would be biased; it needs rollout.{key}={neutral:g}"
+                )
 
 
 def _length_rules(config: RunConfig) -> Iterator[str]:
@@ -110,23 +112,29 @@ def _length_rules(config: RunConfig) -> Iterator[str]:
             f"learner.micro_batch_tokens ({config.learner.micro_batch_tokens}) cannot hold one rollout of "
             f"data.max_prompt_tokens + data.max_response_tokens = {trained_tokens} (at most agent.max_train_tokens)"
         )
-    if (limit := config.rollout.vllm.max_model_len) is None:
-        return
-    if limit < sampled_tokens:
+    limit, remedy = config.rollout.vllm.max_model_len, "null takes what the run needs"
+    if limit is not None and limit < sampled_tokens:
         yield (
             f"rollout.vllm.max_model_len ({limit}) is below data.max_prompt_tokens + data.max_response_tokens "
-            f"= {sampled_tokens}; null takes what the run needs"
+            f"= {sampled_tokens}; {remedy}"
         )
-    if limit <= config.eval.max_tokens:
+    if limit is not None and limit <= config.eval.max_tokens:
         yield (
             f"rollout.vllm.max_model_len ({limit}) leaves no prompt before eval.max_tokens ({config.eval.max_tokens}); "
-            "null takes what the run needs"
+            f"{remedy}"
         )
 
 
 def _dataset_rules(config: RunConfig) -> Iterator[str]:
-    benchmarks = {f"eval.benchmarks.{name}": dataset for name, dataset in config.eval.benchmarks.items()}
-    datasets: dict[str, DatasetConfig] = {"data.train": config.data.train} | benchmarks
+    datasets = {f"eval.benchmarks.{name}": dataset for name, dataset in config.eval.benchmarks.items()}
+    for key, dataset in datasets.items():
+        if dataset.num_problems == 1:
+            yield f"{key}.num_problems: a standard error needs at least 2 problems; got 1"
+        if dataset.split == "train":
+            yield f"{key}.split is train: the run would be evaluated on training problems; choose test or validation"
+    datasets["data.train"] = config.data.train
+    if (split := config.data.train.split) != "train":
+        yield f"data.train.split must be train, so that no evaluation problem is trained on; got {split}"
     for key, dataset in datasets.items():
         if isinstance(dataset, TravelConfig):
             yield from _travel_rules(key, dataset)
@@ -136,13 +144,6 @@ def _dataset_rules(config: RunConfig) -> Iterator[str]:
             yield f"{key} is a tool task, so it needs limits: choose agent=default, official or base_code"
     if config.agent is not None and not any(isinstance(dataset, TOOL_TASKS) for dataset in datasets.values()):
         yield "agent has no effect: no data set of this run has tools; choose agent=none"
-    if (split := config.data.train.split) != "train":
-        yield f"data.train.split must be train, so that no evaluation problem is trained on; got {split}"
-    for key, dataset in benchmarks.items():
-        if dataset.num_problems == 1:
-            yield f"{key}.num_problems: a standard error needs at least 2 problems; got 1"
-        if dataset.split == "train":
-            yield f"{key}.split is train: the run would be evaluated on training problems; choose test or validation"
 
 
 def _table_rules(key: str, dataset: TableConfig) -> Iterator[str]:

@@ -5,48 +5,12 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from tip_exp.selector.scores import SCORES, STATISTICS, Group, Normalizer, Order, Rounding, Scope
-
-
-def _name_from(registry: tuple[str, ...], what: str) -> AfterValidator:
-    """Accept the names of a registry; the error lists them and suggests the closest."""
-
-    def check(value: str) -> str:
-        if value not in registry:
-            close = difflib.get_close_matches(value, registry, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"not a {what}; there are {', '.join(registry)}{hint}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _file_name(value: str) -> str:
-    if not value or value != Path(value).name or value.startswith("."):
-        raise ValueError("names a folder, so it must be one path component without a leading dot")
-    return value
-
-
-def _hub_file(value: str) -> str:
-    if not re.fullmatch(r"[^@:]+@[^@:]+:.+", value):
-        raise ValueError("must be REPOSITORY@REVISION:FILE, for example openai/gsm8k@740312a:main/test.parquet")
-    return value
-
-
-def _layers(value: list[str] | str) -> list[str] | str:
-    if isinstance(value, str) and value != "all-linear":
-        raise ValueError("a list of layer names, or all-linear (every linear layer but the head)")
-    if not value:
-        raise ValueError("names no layer; a list such as [q_proj, v_proj], or all-linear")
-    return value
-
+from tip_exp.config.names import FileName, Grader, HubFile, Layers, Rule, Split, Statistic, UpstreamBug
+from tip_exp.selector.scores import Group, Normalizer, Order, Rounding, Scope
 
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -55,20 +19,6 @@ NonNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 InsideUnit = Annotated[float, Field(gt=0, lt=1)]
-FileName = Annotated[str, AfterValidator(_file_name)]
-Split = Literal["train", "validation", "test"]
-Grader = Literal["boxed_integer", "math", "strict"]
-UpstreamBug = Literal[
-    "flight_not_found",
-    "hotel_city",
-    "attraction_city",
-    "route_order",
-    "train_nesting",
-    "empty_cells",
-    "bad_json",
-    "schema_dump",
-    "restaurant_alias",
-]  # keys of envs.deepplanning.tools.sandbox.UPSTREAM_BUGS
 
 
 class _Strict(BaseModel):
@@ -88,7 +38,7 @@ class TeacherConfig(ModelConfig):
 class LoraConfig(_Strict):
     rank: Count
     alpha: Positive
-    target_modules: Annotated[list[str] | str, AfterValidator(_layers)]
+    target_modules: Layers
 
 
 class StudentConfig(ModelConfig):
@@ -136,7 +86,7 @@ class TableConfig(_Strict):
     kind: Literal["table"]
     label: FileName
     split: Split
-    hub: Annotated[str, AfterValidator(_hub_file)] | None
+    hub: HubFile | None
     file: str | None
     fields: FieldsConfig
     answer_after: str | None
@@ -191,11 +141,6 @@ class AgentConfig(_Strict):
     max_train_tokens: Count | None
 
 
-class LogprobMismatchConfig(_Strict):
-    mean: Positive | None
-    max: Positive | None
-
-
 class VllmConfig(_Strict):
     separate_process: bool
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
@@ -212,16 +157,16 @@ class RolloutConfig(_Strict):
     top_p: Share
     top_k: CountOrZero
     batch_size: Count
-    max_logprob_mismatch: LogprobMismatchConfig
+    max_logprob_mismatch: dict[Literal["mean", "max"], Positive | None]
     vllm: VllmConfig
 
 
 class SelectorConfig(_Strict):
     label: FileName
-    score: Annotated[str, _name_from(tuple(SCORES), "score rule")]
+    score: Rule
     normalizer: Normalizer
     normalize_over: Group
-    clip: dict[Annotated[str, _name_from(STATISTICS, "statistic")], Share]
+    clip: dict[Statistic, Share]
     order: Order
     rounding: Rounding
     scope: Scope

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import hydra
@@ -72,8 +71,19 @@ def _help(raw: DictConfig) -> None:
     print(HELP.format(groups="\n".join(groups), keys=keys), end="")
 
 
-def _with_hydra(body: Callable[[DictConfig], None], *, show_traceback: bool) -> None:
-    """Call `body` with the config that sys.argv composes, or once per run of a sweep."""
+def main() -> None:
+    """An error that a user can cause is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
+    register_resolvers()
+    flags, body = set(sys.argv[1:]), _run
+    if flags & {"--help", "-h"}:
+        body = _help
+    elif DRY in flags:
+        body = _dry_run
+    if body is not _run:
+        sys.argv = [arg for arg in sys.argv if arg not in {DRY, "--help", "-h", "-m", "--multirun"}]
+        sys.argv += ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # write nothing
+    show_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def task(raw: DictConfig) -> None:
@@ -85,28 +95,12 @@ def _with_hydra(body: Callable[[DictConfig], None], *, show_traceback: bool) -> 
             code = _print_error(error)
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise  # Hydra finishes the other runs, then raises the first error
-            sys.exit(code)
+            sys.exit(code)  # raised, Hydra would print a line of its own
 
-    task()
-
-
-def main() -> None:
-    """An error that a user can cause is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
-    register_resolvers()
-    flags, body = set(sys.argv[1:]), _run
-    if flags & {"--help", "-h"}:
-        body = _help
-    elif DRY in flags:
-        if flags & {"-m", "--multirun"}:
-            sys.exit(_print_error(ConfigError(f"{DRY} computes one run; `tip-plan sweeps/x.yaml` checks a sweep")))
-        body = _dry_run
-    if body is not _run:
-        sys.argv = [arg for arg in sys.argv if arg not in {DRY, "--help", "-h", "-m", "--multirun"}]
-        sys.argv += ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # write nothing
-    show_traceback = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
     try:
-        _with_hydra(body, show_traceback=show_traceback)
+        if body is _dry_run and flags & {"-m", "--multirun"}:
+            raise ConfigError(f"{DRY} computes one run; `tip-plan sweeps/x.yaml` checks a sweep")
+        task()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except ERRORS as error:

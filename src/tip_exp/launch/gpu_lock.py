@@ -32,14 +32,13 @@ def try_lock(file: IO[str], *, shared: bool = False) -> bool:
 
 
 @contextmanager
-def locked_gpus(environment: Mapping[str, str], devices: list[str] | None = None) -> Iterator[dict[str, str]]:
+def locked_gpus(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Lock as many GPUs as TIP_EXP_GPUS_PER_RUN asks for: {"CUDA_VISIBLE_DEVICES": "3"} for the run's environment.
 
     Waits until enough GPUs are free. Yields {} if the variable is not set or the machine has no GPU. Raises ConfigError
     if the machine has too few.
     """
-    count = int(environment.get(GPUS_PER_RUN, "0"))
-    devices = visible_gpus(environment) if devices is None else devices
+    count, devices = int(environment.get(GPUS_PER_RUN, "0")), visible_gpus(environment)
     if not count or not devices:
         yield {}
         return
@@ -47,11 +46,15 @@ def locked_gpus(environment: Mapping[str, str], devices: list[str] | None = None
         raise ConfigError(f"{GPUS_PER_RUN}={count}, but there are {len(devices)} GPUs ({', '.join(devices)})")
     LOCKS.mkdir(exist_ok=True)
     with ExitStack() as stack:
-        locked = _lock_free(devices, count, stack)
-        while len(locked) < count:  # release a partial set, else two runs with half a set each wait forever
-            stack.close()
+        while True:
+            locked: list[str] = []
+            for device in devices:
+                if len(locked) < count and try_lock(stack.enter_context((LOCKS / f"{device}.lock").open("a"))):
+                    locked.append(device)
+            if len(locked) == count:
+                break
+            stack.close()  # two runs that keep half of their GPUs each would wait forever
             time.sleep(POLL_S)
-            locked = _lock_free(devices, count, stack)
         yield {"CUDA_VISIBLE_DEVICES": ",".join(locked)}
 
 
@@ -61,12 +64,3 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
         return [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
     suffixes = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
     return sorted((suffix for suffix in suffixes if suffix.isdigit()), key=int)
-
-
-def _lock_free(devices: list[str], count: int, stack: ExitStack) -> list[str]:
-    """Lock up to `count` free devices; `stack` releases them."""
-    locked: list[str] = []
-    for device in devices:
-        if len(locked) < count and try_lock(stack.enter_context((LOCKS / f"{device}.lock").open("a"))):
-            locked.append(device)
-    return locked

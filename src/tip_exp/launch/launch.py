@@ -5,7 +5,6 @@ One process per run: a sampling engine frees its memory only when its process en
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import signal
@@ -57,16 +56,19 @@ class Background:
 
 def state_of(config: RunConfig, folder: RunFolder) -> State:
     """What `folder` holds of the run that `config` describes."""
-    return State.RUNNING if _is_locked(folder) else _state_on_disk(config, folder)
+    if folder.lock.exists():
+        with folder.lock.open(encoding="utf-8") as lock:
+            if not try_lock(lock, shared=True):
+                return State.RUNNING
+    return _state_on_disk(config, folder)
 
 
 def changes(config: RunConfig, folder: RunFolder) -> list[str]:
     """How the config differs from the one that produced the numbers in `folder`."""
     try:
-        before = load(folder.config)
+        return differences(load(folder.config), config)
     except (OSError, ConfigError) as error:
         return [f"its config.yaml cannot be read by this version ({first_line(error)})"]
-    return differences(before, config)
 
 
 def launch(config: RunConfig, folder: RunFolder, background: Background | None = None) -> str:
@@ -104,11 +106,11 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
 
 
 def _run_in_child(folder: RunFolder, lock: IO[str], gpus: dict[str, str], background: Background | None) -> int:
-    """Exit code of the run's process."""
+    """Exit code of the run's process, which inherits the lock and keeps it if this process is killed."""
     command = [sys.executable, "-m", "tip_exp.launch.worker", str(folder.root), str(os.getpid())]
-    inherited = (lock.fileno(),)  # the child keeps the lock if this process is killed
+    environment = CHILD_ENVIRONMENT | (background.environment if background else {}) | os.environ | gpus
     if background is None:
-        child = subprocess.Popen(command, pass_fds=inherited, env=CHILD_ENVIRONMENT | os.environ | gpus)
+        child = subprocess.Popen(command, pass_fds=[lock.fileno()], env=environment)
         try:
             return child.wait()
         except KeyboardInterrupt:
@@ -117,8 +119,8 @@ def _run_in_child(folder: RunFolder, lock: IO[str], gpus: dict[str, str], backgr
     with folder.log.open("a", encoding="utf-8") as log:
         child = subprocess.Popen(
             command,
-            pass_fds=inherited,
-            env=CHILD_ENVIRONMENT | background.environment | os.environ | gpus,
+            pass_fds=[lock.fileno()],
+            env=environment,
             stdout=log,
             stderr=log,
             process_group=0,  # out of the terminal's reach, so that `stop` sends the only signal
@@ -159,25 +161,10 @@ def _locked(folder: RunFolder) -> Iterator[IO[str]]:
     with folder.lock.open("a+", encoding="utf-8") as lock:
         if not try_lock(lock):
             lock.seek(0)
-            raise RunFailedError(f"{folder.root} is held by {_holder(lock.read())}; wait for it, or stop it")
-        lock.seek(0)
-        lock.truncate()
-        since = datetime.now().isoformat(timespec="seconds")
-        json.dump({"pid": os.getpid(), "host": platform.node(), "since": since}, lock)
+            raise RunFailedError(
+                f"{folder.root} is held by {lock.read() or 'another process'}; wait for it, or stop it"
+            )
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()} since {datetime.now().isoformat(timespec='seconds')}")
         lock.flush()
         yield lock
-
-
-def _holder(text: str) -> str:
-    try:
-        holder = json.loads(text)
-        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError):
-        return "another process"
-
-
-def _is_locked(folder: RunFolder) -> bool:
-    if not folder.lock.exists():
-        return False
-    with folder.lock.open(encoding="utf-8") as lock:
-        return not try_lock(lock, shared=True)

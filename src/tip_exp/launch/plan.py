@@ -49,8 +49,7 @@ def format_plan(runs: list[SweepRun | RefusedRun], outputs: Path) -> tuple[list[
             lines.append(f"{CANNOT_RUN:<14}  {' '.join(run.overrides)}: {run.error}")
             continue
         state, expected = state_of(run.config, run.folder), forecast(run.config)
-        note = f"{expected.gib:8.2f} GiB {format_duration(expected.seconds):>9}  {expected.basis}"
-        name = str(state)
+        name, note = str(state), f"{expected.gib:8.2f} GiB {format_duration(expected.seconds):>9}  {expected.basis}"
         if state is State.CHANGED:
             note = f"({'; '.join(changes(run.config, run.folder))})"
         elif state is State.TO_DO and (duplicate := find_duplicate(run.config, run.folder, finished)):

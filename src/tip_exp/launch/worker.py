@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from tip_exp.config.parse import load
@@ -21,8 +20,10 @@ from tip_exp.utils.errors import BAD_CONFIG, FAILED, INTERRUPTED, ConfigError, f
 _PR_SET_PDEATHSIG = 1
 
 
-def as_worker(folder: RunFolder, body: Callable[[], None]) -> None:
-    """Run `body`. An error is one message on stderr, a traceback in worker.log, and an exit code."""
+def main() -> None:
+    """Do the run. An error is one message on stderr, a traceback in worker.log, and an exit code."""
+    folder, launcher = RunFolder(Path(sys.argv[1])), int(sys.argv[2])
+    end_with(launcher)  # before torch loads: that takes seconds, in which the launcher may be killed
     with folder.log.open("a", encoding="utf-8") as log_file:
         logging.basicConfig(
             stream=log_file, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s"
@@ -31,8 +32,7 @@ def as_worker(folder: RunFolder, body: Callable[[], None]) -> None:
         faulthandler.enable(log_file)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a script's background job ignores SIGINT
         try:
-            _redirect_transformers_output()
-            body()
+            _run(folder)
         except KeyboardInterrupt:
             where = f"the last checkpoint in {folder.checkpoints}"
             print(f"\ninterrupted; the same command resumes from {where}", file=sys.stderr)
@@ -51,27 +51,17 @@ def end_with(launcher: int) -> None:
             sys.exit(INTERRUPTED)
 
 
-def _redirect_transformers_output() -> None:
-    """No progress bars of transformers; its warnings go to worker.log."""
+def _run(folder: RunFolder) -> None:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_default_handler()
-    transformers.utils.logging.enable_propagation()
+    transformers.utils.logging.enable_propagation()  # its warnings go to worker.log
 
+    from tip_exp.run import run, run_eval
 
-def main() -> None:
-    end_with(int(sys.argv[2]))  # before torch loads: that takes seconds, in which the launcher may be killed
-    folder = RunFolder(Path(sys.argv[1]))
-
-    def body() -> None:
-        from tip_exp.run import run
-        from tip_exp.run_eval import run_eval
-
-        config = load(folder.config)
-        (run_eval if config.mode == "eval" else run)(config, folder)
-
-    as_worker(folder, body)
+    config = load(folder.config)
+    (run_eval if config.mode == "eval" else run)(config, folder)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,53 @@
+"""The types of the names that a configuration holds, with their checks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator
+
+from tip_exp.selector.scores import SCORES, STATISTICS
+
+
+def _file_name(value: str) -> str:
+    if not value or value != Path(value).name or value.startswith("."):
+        raise ValueError("names a folder, so it must be one path component without a leading dot")
+    return value
+
+
+def _hub_file(value: str) -> str:
+    if not re.fullmatch(r"[^@:]+@[^@:]+:.+", value):
+        raise ValueError("must be REPOSITORY@REVISION:FILE, for example openai/gsm8k@740312a:main/test.parquet")
+    return value
+
+
+def _layers(value: list[str] | str) -> list[str] | str:
+    if isinstance(value, str) and value != "all-linear":
+        raise ValueError("a list of layer names, or all-linear (every linear layer but the head)")
+    if not value:
+        raise ValueError("names no layer; a list such as [q_proj, v_proj], or all-linear")
+    return value
+
+
+if TYPE_CHECKING:
+    Rule = Statistic = str
+else:  # the names of a registry, which a type checker cannot read
+    Rule, Statistic = Literal[tuple(SCORES)], Literal[STATISTICS]
+FileName = Annotated[str, AfterValidator(_file_name)]
+HubFile = Annotated[str, AfterValidator(_hub_file)]
+Layers = Annotated[list[str] | str, AfterValidator(_layers)]
+Split = Literal["train", "validation", "test"]
+Grader = Literal["boxed_integer", "math", "strict"]
+UpstreamBug = Literal[
+    "flight_not_found",
+    "hotel_city",
+    "attraction_city",
+    "route_order",
+    "train_nesting",
+    "empty_cells",
+    "bad_json",
+    "schema_dump",
+    "restaurant_alias",
+]  # keys of envs.deepplanning.tools.sandbox.UPSTREAM_BUGS
