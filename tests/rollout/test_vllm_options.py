@@ -27,7 +27,6 @@ def options_of(tiny_pair: Pair, compose_run: Compose) -> Callable[..., dict[str,
             dtype="float32",
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
-            sleep_level=0 if on_cpu else settings.sleep_level,
             on_cpu=on_cpu,
         )
 

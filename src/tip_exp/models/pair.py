@@ -65,8 +65,7 @@ class ChatTokenizer:
         messages = [] if self.chat.system is None else [{"role": "system", "content": self.chat.system}]
         messages.append({"role": "user", "content": prompt})
         options: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-        return self.tokenizer.encode(text, add_special_tokens=False)  # pyright: ignore[reportArgumentType]
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
 
     def privileged_ids(self, problem: Problem) -> list[int]:
         """The teacher's prompt in self-distillation: the problem with its solution, in the same chat template."""
