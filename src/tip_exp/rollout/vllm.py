@@ -53,9 +53,15 @@ class VllmSampler:
     ) -> None:
         """`max_model_len`: most tokens of prompt and response together; rollout.vllm.max_model_len overrides it."""
         self.model, self.stop_ids, self.settings, self.dtype = model, stop_ids, settings, dtype
-        self.max_num_seqs = max_num_seqs
-        self.max_model_len = settings.max_model_len or max_model_len
         self.on_cpu = model.device.type == "cpu"
+        self.options = engine_options(
+            settings,
+            model.config,
+            dtype=dtype,
+            max_model_len=settings.max_model_len or max_model_len,
+            max_num_seqs=max_num_seqs,
+            on_cpu=self.on_cpu,
+        )
         # Weights reach a worker in this process by reference, any other through a file in shared memory.
         self.in_process = not settings.separate_process and settings.tensor_parallel_size == 1
         self.sleep_level = 0 if self.on_cpu else settings.sleep_level  # vLLM has no sleep on a CPU
@@ -113,18 +119,9 @@ class VllmSampler:
             config = self.model.config
             config.architectures = config.architectures or [type(self.model).__name__]
             config.save_pretrained(folder)
-            options = engine_options(
-                self.settings,
-                config,
-                folder=folder,
-                dtype=self.dtype,
-                max_model_len=self.max_model_len,
-                max_num_seqs=self.max_num_seqs,
-                on_cpu=self.on_cpu,
-            )
             os.environ[RUN_PID] = str(os.getpid())  # inherited by the engine's processes only
             try:
-                self._llm = LLM(**options)
+                self._llm = LLM(**{"model": folder} | self.options)
             finally:
                 del os.environ[RUN_PID]
         self._asleep.clear()

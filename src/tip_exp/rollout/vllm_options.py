@@ -19,15 +19,13 @@ def engine_options(
     settings: VllmConfig,
     model_config: PretrainedConfig,
     *,
-    folder: str,
     dtype: str,
     max_model_len: int,
     max_num_seqs: int,
     on_cpu: bool,
 ) -> dict[str, Any]:
-    """Keyword arguments of vLLM's `LLM`; `rollout.vllm.engine_args` overrides them. `folder` holds config.json."""
+    """Keyword arguments of vLLM's `LLM`, the model's folder excepted; `rollout.vllm.engine_args` overrides them."""
     options: dict[str, Any] = {
-        "model": folder,
         "skip_tokenizer_init": True,
         "load_format": "dummy",
         "generation_config": "vllm",  # none of the model's own sampling defaults
