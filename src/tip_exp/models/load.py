@@ -183,7 +183,9 @@ def _stop_ids(config: PairConfig, role: str, tokenizer: PreTrainedTokenizerBase)
         eos = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
     except OSError:
         eos = None  # generation_config.json is optional
-    stops = {*([eos] if isinstance(eos, int) else eos or []), tokenizer.eos_token_id} - {None}
+    stops = {eos} if isinstance(eos, int) else set(eos or [])
+    if isinstance(tokenizer.eos_token_id, int):
+        stops.add(tokenizer.eos_token_id)
     if not stops:
         raise ConfigError(
             f"pair.{role}.path: neither the tokenizer nor the generation config of {path} names a stop token"

@@ -65,7 +65,8 @@ class ChatTokenizer:
         messages = [] if self.chat.system is None else [{"role": "system", "content": self.chat.system}]
         messages.append({"role": "user", "content": prompt})
         options: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **options)
+        options |= {"add_generation_prompt": True, "return_dict": False}
+        return self.tokenizer.apply_chat_template(messages, **options)  # pyright: ignore[reportReturnType]
 
     def privileged_ids(self, problem: Problem) -> list[int]:
         """The teacher's prompt in self-distillation: the problem with its solution, in the same chat template."""
