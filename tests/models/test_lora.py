@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -183,13 +183,6 @@ def test_layers_that_cannot_be_adapted_are_refused(compose_run: Compose, modules
 
 
 def test_without_peft_the_error_says_how_to_install_it(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = builtins.__import__
-
-    def without(name: str, *args, **kwargs):
-        if name == "peft":
-            raise ImportError("No module named 'peft'")
-        return original(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "peft", None)  # `import peft` then raises ImportError
     with pytest.raises(ConfigError, match=r"pair\.student\.lora needs peft, .* pip install 'tip_exp\[lora\]'"):
-        lora._peft()
+        load_pair(config.pair, CPU)

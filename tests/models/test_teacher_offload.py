@@ -60,10 +60,9 @@ def test_the_backbone_leaves_the_device_after_an_error(tiny_pair: Pair, host: se
     assert all(in_host(tiny_pair, host))
 
 
-def test_on_a_cpu_offload_is_resident_and_says_so(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+def test_on_a_cpu_offload_is_resident(tiny_pair: Pair, tiny_config: RunConfig) -> None:
     teacher = Teacher(replace(tiny_pair, placement="offload"), tiny_config.learner, Meter(torch.device("cpu")))
     weights = [p.data_ptr() for p in tiny_pair.teacher.module.parameters()]
     with teacher.offloader.on_device():
         pass
     assert [p.data_ptr() for p in tiny_pair.teacher.module.parameters()] == weights
-    assert "the teacher stays resident" in str(teacher.offloader)

@@ -23,11 +23,9 @@ def options_of(tiny_pair: Pair, compose_run: Compose) -> Callable[..., dict[str,
         return engine_options(
             settings,
             tiny_pair.student.module.config,
-            folder="somewhere",
             dtype="float32",
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
-            sleep_level=0 if on_cpu else settings.sleep_level,
             on_cpu=on_cpu,
         )
 

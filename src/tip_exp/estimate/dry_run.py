@@ -18,7 +18,7 @@ from tip_exp.estimate.memory import memory_gib
 from tip_exp.estimate.shapes import model_config, shape_of
 from tip_exp.losses.head import Head
 from tip_exp.losses.tiling import tiling
-from tip_exp.models.load import ROLES, check_positions, head_of
+from tip_exp.models.load import ROLES, check_context, head_of
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.pair import Model
 from tip_exp.models.privileged import with_prompt
@@ -39,7 +39,7 @@ def dry_run(config: RunConfig) -> list[str]:
         rows[role] = f"{_format_model(model, shapes[role])} (shape from {source})"
     text_configs = {role: shape.get_text_config() for role, shape in shapes.items()}
     # Prompts are not rendered here, so evaluations are checked by their response length alone.
-    check_positions(config, text_configs, longest_eval=config.eval.max_tokens)
+    check_context(config, config.eval.max_tokens, text_configs)
     teacher_width, student_width = (text_configs[role].vocab_size for role in ROLES)
     vocab_size = min(teacher_width, student_width)
     rows["vocabulary"] = f"teacher {teacher_width:,}, student {student_width:,}: {vocab_size:,} shared ids"

@@ -21,8 +21,7 @@ from transformers import (
 
 from tip_exp.config.schema import ModelConfig, PairConfig, RunConfig
 from tip_exp.losses.head import Head
-from tip_exp.models.lora import FOLDER as ADAPTER
-from tip_exp.models.lora import attach, load_adapter
+from tip_exp.models import lora
 from tip_exp.models.pair import ChatTokenizer, Model, Pair
 from tip_exp.utils.errors import ConfigError, first_line
 from tip_exp.utils.paths import resolve_model
@@ -32,7 +31,7 @@ ROLES = ("teacher", "student")
 
 def load_tokenizer(config: PairConfig) -> ChatTokenizer:
     """The pair's tokenizer, once tokenizers, vocabulary sizes and stop tokens of both models are checked."""
-    tokenizers = {role: _tokenizer(config, role) for role in ROLES}
+    tokenizers = {role: _load(AutoTokenizer, "tokenizer", config, role) for role in ROLES}
     widths = {role: _text_config(config, role).vocab_size for role in ROLES}
     vocab_size = shared_vocab(tokenizers["teacher"], tokenizers["student"], widths["teacher"], widths["student"])
     stops = {role: _stop_ids(config, role, tokenizers[role]) for role in ROLES}
@@ -48,7 +47,7 @@ def load_tokenizer(config: PairConfig) -> ChatTokenizer:
         tokenizer=tokenizer,
         vocab_size=vocab_size,
         stop_ids=stops["student"],
-        pad_id=tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else stops["student"][0],
+        pad_id=stops["student"][0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         chat=config.chat,
         privileged=config.privileged,
     )
@@ -66,16 +65,16 @@ def load_pair(
     `tokenizer`: the result of `load_tokenizer`, if the caller already has it.
     """
     tokenizer = tokenizer or load_tokenizer(config)
-    lora = config.student.lora
-    if student_from is not None and lora is None:
+    settings = config.student.lora
+    if student_from is not None and settings is None:
         student_config = config.student.model_copy(update={"path": str(student_from), "revision": None})
         config = config.model_copy(update={"student": student_config})
     teacher, student = (_load_model(config, role, device, tokenizer.vocab_size) for role in ROLES)
     teacher.module.requires_grad_(False)
-    if lora is not None:  # resume from base and adapter, which are exact; the checkpoint's merged weights are rounded
-        attach(student.module, lora, config.student.path)
-        if student_from is not None:
-            load_adapter(student.module, student_from / ADAPTER)
+    if settings is not None:
+        lora.attach(student.module, settings, config.student.path)
+        if student_from is not None:  # base and adapter are exact; the checkpoint's merged weights are rounded
+            lora.load_adapter(student.module, student_from / lora.FOLDER)
     shared = {field.name: getattr(tokenizer, field.name) for field in fields(ChatTokenizer)}
     return Pair(**shared, teacher=teacher, student=student, placement=config.teacher.placement)
 
@@ -88,9 +87,7 @@ def shared_vocab(
     Logits may be wider than the tokenizer (Qwen pads 151,665 tokens to 151,936 or 152,064): the smaller width counts.
     """
     student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
-    if student_vocab != teacher_vocab:
-        tokens = student_vocab.keys() | teacher_vocab.keys()
-        different = sorted(token for token in tokens if student_vocab.get(token) != teacher_vocab.get(token))
+    if different := sorted({token for token, _ in student_vocab.items() ^ teacher_vocab.items()}):
         example = different[0]
         raise ConfigError(
             f"pair: teacher and student must share one tokenizer, but {len(different)} tokens differ; for example "
@@ -105,29 +102,26 @@ def shared_vocab(
     return shared
 
 
-def check_context(config: RunConfig, longest_eval: int) -> None:
+def check_context(
+    config: RunConfig, longest_eval: int, text_configs: dict[str, PretrainedConfig] | None = None
+) -> None:
     """Raise ConfigError if training or evaluation needs more positions than a model has; reads no weights.
 
     `longest_eval`: tokens of the longest evaluation prompt plus eval.max_tokens.
+    `text_configs`: model configs by role, if the caller already has them.
     """
-    check_positions(config, {role: _text_config(config.pair, role) for role in ROLES}, longest_eval)
-
-
-def check_positions(config: RunConfig, text_configs: dict[str, PretrainedConfig], longest_eval: int) -> None:
-    """`check_context` for model configs that are already loaded, keyed by role."""
-    data, privileged = config.data, config.pair.privileged
-    for role, text_config in text_configs.items():
-        lengths: dict[str, int] = {}
+    privileged = config.pair.privileged
+    for role in ROLES:
+        prompts: dict[str, int] = {}
         if config.mode == "train":
-            lengths["data.max_prompt_tokens + data.max_response_tokens"] = (
-                data.max_prompt_tokens + data.max_response_tokens
-            )
+            prompts["data.max_prompt_tokens"] = config.data.max_prompt_tokens
             if role == "teacher" and privileged is not None:
-                lengths["pair.privileged.max_tokens + data.max_response_tokens"] = (
-                    privileged.max_tokens + data.max_response_tokens
-                )
+                prompts["pair.privileged.max_tokens"] = privileged.max_tokens
+        response = config.data.max_response_tokens
+        lengths = {f"{key} + data.max_response_tokens": tokens + response for key, tokens in prompts.items()}
         if role == "student" or config.eval.teacher:
             lengths["the longest evaluation prompt + eval.max_tokens"] = longest_eval
+        text_config = text_configs[role] if text_configs else _text_config(config.pair, role)
         limit = getattr(text_config, "max_position_embeddings", None)
         for keys, longest in lengths.items():
             if limit is not None and longest > limit:
@@ -152,48 +146,41 @@ def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
 
 
 def head_of(module: PreTrainedModel, vocab_size: int) -> Head:
-    """The output head as the model's config describes it: linear layer, scale and soft cap.
-
-    It is not compared with the model's logits (`make_head` does that), so it works on fake tensors.
-    """
-    linear = module.get_output_embeddings()
-    text_config = module.config.get_text_config()
+    """The output head that the model's config describes; unlike `make_head` for fake tensors too."""
+    linear, text_config = module.get_output_embeddings(), module.config.get_text_config()
     if not isinstance(linear, nn.Linear):
         raise ConfigError(f"{type(module).__name__} has no linear output head, which the loss needs")
-    scale = float(getattr(text_config, "logit_scale", None) or 1.0) / float(
-        getattr(text_config, "logits_scaling", None) or 1.0
-    )
-    return Head(linear.weight, vocab_size, linear.bias, scale, getattr(text_config, "final_logit_softcapping", None))
+    scale = getattr(text_config, "logit_scale", None) or 1.0
+    divisor = getattr(text_config, "logits_scaling", None) or 1.0
+    softcap = getattr(text_config, "final_logit_softcapping", None)
+    return Head(linear.weight, vocab_size, linear.bias, scale / divisor, softcap)
 
 
-def _source(config: PairConfig, role: str) -> tuple[str, dict[str, Any]]:
-    """Folder or hub id, and the revision as a keyword argument of `from_pretrained`."""
+def _source(config: PairConfig, role: str) -> tuple[str, str]:
+    """Folder or hub id, and revision, of one role's model."""
     model: ModelConfig = getattr(config, role)
     path = resolve_model(model.path)
-    return str(Path(path).expanduser()) if path.startswith("~") else path, {"revision": model.revision or "main"}
+    return str(Path(path).expanduser()) if path.startswith("~") else path, model.revision or "main"
 
 
-def _tokenizer(config: PairConfig, role: str) -> PreTrainedTokenizerBase:
-    path, options = _source(config, role)
+def _load(loader: Any, what: str, config: PairConfig, role: str, **options: Any) -> Any:
+    """`loader.from_pretrained` for one role's model; raises ConfigError if `what` cannot be loaded."""
+    path, revision = _source(config, role)
     try:
-        return AutoTokenizer.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"pair.{role}.path: no tokenizer could be loaded from {path}: {first_line(error)}") from error
+        return loader.from_pretrained(path, revision=revision, **options)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ConfigError(f"pair.{role}.path: cannot load the {what} of {path}: {first_line(error)}") from error
 
 
 def _text_config(config: PairConfig, role: str) -> PretrainedConfig:
-    path, options = _source(config, role)
-    try:
-        return AutoConfig.from_pretrained(path, **options).get_text_config()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"pair.{role}.path: no model config in {path}: {first_line(error)}") from error
+    return _load(AutoConfig, "config", config, role).get_text_config()
 
 
 def _stop_ids(config: PairConfig, role: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Stop ids of the tokenizer and of the model's generation config, sorted."""
-    path, options = _source(config, role)
+    path, revision = _source(config, role)
     try:
-        eos = GenerationConfig.from_pretrained(path, **options).eos_token_id
+        eos = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
     except OSError:
         eos = None  # generation_config.json is optional
     stops = {eos} if isinstance(eos, int) else set(eos or [])
@@ -207,14 +194,7 @@ def _stop_ids(config: PairConfig, role: str, tokenizer: PreTrainedTokenizerBase)
 
 
 def _load_model(config: PairConfig, role: str, device: torch.device, vocab_size: int) -> Model:
-    path, options = _source(config, role)
     dtype = getattr(torch, getattr(config, role).dtype)
-    try:
-        module = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, attn_implementation=config.attention, **options
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ConfigError(f"pair.{role}.path: cannot load {path}: {first_line(error)}") from error
-    # eval: without dropout, statistics and gradients come from the same network
-    module = module.to(device).eval()  # pyright: ignore[reportArgumentType]
+    module = _load(AutoModelForCausalLM, "model", config, role, dtype=dtype, attn_implementation=config.attention)
+    module = module.to(device).eval()  # eval: without dropout, statistics and gradients come from the same network
     return Model(module, make_head(module, vocab_size))

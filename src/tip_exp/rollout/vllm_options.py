@@ -19,16 +19,13 @@ def engine_options(
     settings: VllmConfig,
     model_config: PretrainedConfig,
     *,
-    folder: str,
     dtype: str,
     max_model_len: int,
     max_num_seqs: int,
-    sleep_level: int,
     on_cpu: bool,
 ) -> dict[str, Any]:
-    """Keyword arguments of vLLM's `LLM`; `rollout.vllm.engine_args` overrides them. `folder` holds config.json."""
+    """Keyword arguments of vLLM's `LLM`, the model's folder excepted; `rollout.vllm.engine_args` overrides them."""
     options: dict[str, Any] = {
-        "model": folder,
         "skip_tokenizer_init": True,
         "load_format": "dummy",
         "generation_config": "vllm",  # none of the model's own sampling defaults
@@ -38,7 +35,7 @@ def engine_options(
         "tensor_parallel_size": settings.tensor_parallel_size,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "enforce_eager": on_cpu,  # CUDA graphs and compilation on a GPU
-        "enable_sleep_mode": sleep_level > 0,
+        "enable_sleep_mode": settings.sleep_level > 0 and not on_cpu,
         "logprobs_mode": "raw_logprobs",  # at temperature 1, before top-p and top-k
         "worker_extension_cls": f"{WeightSync.__module__}.{WeightSync.__name__}",
     }
