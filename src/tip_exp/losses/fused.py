@@ -14,8 +14,8 @@ from torch import Tensor
 
 from tip_exp.losses.divergence import COLUMN_GRADS, ColumnGrad, Divergence
 from tip_exp.losses.estimators import Objective
-from tip_exp.losses.head import LazyLogits
-from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, tile_stats
+from tip_exp.losses.head import LazyLogits, project
+from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, merge, tile_stats
 from tip_exp.losses.tiling import Tiling, Workspace, tiling
 
 # Whole-row tiles with fewer rows re-read the head's gradient so often that a first pass for the log-normalizers, which
@@ -54,48 +54,41 @@ def fused(
     num_kept = len(kept_mask) if kept_rows is None else len(kept_rows)
     size = num_kept, head.vocab_size, head.dtype, tile_bytes
     column_grad = COLUMN_GRADS.get(objective.name) if isinstance(objective, Divergence) else None
-    row_stats: LogNormalizers | None = None
-    if column_grad is not None:
-        if log_normalizers is not None:
-            row_stats = log_normalizers if kept_rows is None else log_normalizers[kept_rows]
-        elif tiling(*size, whole_rows=True, device=device.type).height < min(MIN_WHOLE_ROWS, num_kept):
-            row_stats = _first_pass(student, teacher, kept_rows, size)
-    cut = tiling(*size, whole_rows=row_stats is None, device=device.type)
-    num_scratch = 0 if column_grad is None else 3 if row_stats is None else 1
+    cut = tiling(*size, whole_rows=True, device=device.type)
+    whole_rows = column_grad is None or (log_normalizers is None and cut.height >= min(MIN_WHOLE_ROWS, num_kept))
+    if not whole_rows:
+        cut = tiling(*size, whole_rows=False, device=device.type)
+    row_tiles = [rows if kept_rows is None else kept_rows[rows] for rows in cut.rows()]
+    tile_normalizers: list[LogNormalizers] = []
+    if not whole_rows and log_normalizers is not None:
+        tile_normalizers = [log_normalizers.at(rows) for rows in row_tiles]
+    elif not whole_rows:
+        tile_normalizers = _first_pass(student, teacher, row_tiles, cut)
+    num_scratch = 0 if column_grad is None else 3 if whole_rows else 1
     workspace = Workspace(cut, head.dtype, device, num_scratch=num_scratch)
     value = torch.zeros((), dtype=head.dtype, device=device)
     hidden_grad = torch.zeros_like(student.hidden)
-    for tile_rows in cut.rows():
-        rows = tile_rows if kept_rows is None else kept_rows[tile_rows]
-        student_tile, teacher_tile = LazyLogits(student.hidden[rows].to(head.dtype), head), teacher[rows]
+    for i, rows in enumerate(row_tiles):
+        tile = [LazyLogits(student.hidden[rows].to(head.dtype), head), teacher[rows]]
         tile_weights = None if weights is None else weights[rows]
-        tile_grad = torch.zeros_like(student_tile.hidden)
+        tile_grad = torch.zeros_like(tile[0].hidden)
         if column_grad is None:
-            per_token = _whole_rows(student_tile, teacher_tile, objective.at(rows), tile_weights, tile_grad, workspace)
+            per_token = _whole_rows(tile, objective.at(rows), tile_weights, tile_grad, workspace)
         else:
-            if row_stats is None:
-                stats = _log_normalizers(student_tile, teacher_tile, cut, workspace)
-            else:
-                stats = row_stats[tile_rows]
-            _columns(student_tile, teacher_tile, column_grad, stats, tile_weights, tile_grad, cut, workspace)
-            assert isinstance(objective, Divergence), "column gradients are of divergences"
-            per_token = stats.reverse_kl if objective.name == "reverse_kl" else stats.forward_kl
+            normalizers = _log_normalizers(tile, workspace) if whole_rows else tile_normalizers[i]
+            _columns(tile, column_grad, normalizers, tile_weights, tile_grad, workspace)
+            per_token = getattr(normalizers, objective.name)
         value += (per_token if tile_weights is None else per_token * tile_weights).sum()
         hidden_grad[rows] = tile_grad.to(hidden_grad.dtype)
     return LossAndGrad(value, hidden_grad)
 
 
 def _whole_rows(
-    student: LazyLogits,
-    teacher: LazyLogits,
-    objective: Objective,
-    weights: Tensor | None,
-    hidden_grad: Tensor,
-    workspace: Workspace,
+    models: list[LazyLogits], objective: Objective, weights: Tensor | None, hidden_grad: Tensor, workspace: Workspace
 ) -> Tensor:
     """Gradients of one tile's rows by autograd on its logits, block by block; returns the objective per token, (n,)."""
-    head, columns = student.head, slice(0, student.head.vocab_size)
-    z, t = _project(student, teacher, columns, workspace)
+    head, columns = models[0].head, slice(0, models[0].head.vocab_size)
+    z, t = project(models, columns, workspace)
     values: list[Tensor] = []
     for rows in workspace.blocks(z):
         logits = z[rows].requires_grad_()
@@ -106,67 +99,47 @@ def _whole_rows(
             head.softcap_backward_(grad, logits.detach())
         logits.detach().copy_(grad)
         values.append(value.detach())
-    head.backward(student.hidden, z, hidden_grad, columns)
+    head.backward(models[0].hidden, z, hidden_grad, columns)
     return torch.cat(values)
 
 
 def _columns(
-    student: LazyLogits,
-    teacher: LazyLogits,
+    models: list[LazyLogits],
     column_grad: ColumnGrad,
-    stats: LogNormalizers,
+    normalizers: LogNormalizers,
     weights: Tensor | None,
     hidden_grad: Tensor,
-    cut: Tiling,
     workspace: Workspace,
 ) -> None:
     """Gradients of one tile's rows from their log-normalizers, some columns at a time."""
-    head = student.head
-    for columns in cut.columns():
-        if cut.whole_rows:  # _log_normalizers has left the logits in the tiles
-            z, t = (workspace.tile(model, len(student), columns) for model in (0, 1))
+    head = models[0].head
+    for columns in workspace.cut.columns():
+        if workspace.cut.whole_rows:  # _log_normalizers has left the logits in the tiles
+            z, t = workspace.tiles(len(hidden_grad), columns)
         else:
-            z, t = _project(student, teacher, columns, workspace)
+            z, t = project(models, columns, workspace)
         for rows in workspace.blocks(z):
             logits = z[rows]
             capped = logits.clone() if head.softcap is not None else None
-            column_grad(logits, t[rows], workspace.scratch(0, logits), stats[rows])
+            column_grad(logits, t[rows], workspace.scratch(0, logits), normalizers.at(rows))
             if weights is not None:
                 logits.mul_(weights[rows, None])
             if capped is not None:
                 head.softcap_backward_(logits, capped)
-        head.backward(student.hidden, z, hidden_grad, columns)
-
-
-def _project(student: LazyLogits, teacher: LazyLogits, columns: slice, workspace: Workspace) -> tuple[Tensor, Tensor]:
-    """Both models' logits of some columns, (n, c), in their tiles."""
-    z, t = (workspace.tile(model, len(student), columns) for model in (0, 1))
-    student.into(z, columns)
-    teacher.into(t, columns)
-    return z, t
+        head.backward(models[0].hidden, z, hidden_grad, columns)
 
 
 def _first_pass(
-    student: LazyLogits, teacher: LazyLogits, kept_rows: Tensor | None, size: tuple[int, int, torch.dtype, int]
-) -> LogNormalizers:
-    """The log-normalizers of kept rows, by two more GEMMs."""
-    device = student.hidden.device
-    cut = tiling(*size, whole_rows=False, device=device.type)
-    workspace = Workspace(cut, student.head.dtype, device, num_scratch=3)
-    tiles = [tile_rows if kept_rows is None else kept_rows[tile_rows] for tile_rows in cut.rows()]
-    parts = [_log_normalizers(student[rows], teacher[rows], cut, workspace) for rows in tiles]
-    return LogNormalizers.concatenate(parts)
+    student: LazyLogits, teacher: LazyLogits, row_tiles: list[slice | Tensor], cut: Tiling
+) -> list[LogNormalizers]:
+    """The log-normalizers of each tile's rows, by two more GEMMs."""
+    workspace = Workspace(cut, student.head.dtype, student.hidden.device, num_scratch=3)
+    return [_log_normalizers([student[rows], teacher[rows]], workspace) for rows in row_tiles]
 
 
-def _log_normalizers(student: LazyLogits, teacher: LazyLogits, cut: Tiling, workspace: Workspace) -> LogNormalizers:
+def _log_normalizers(models: list[LazyLogits], workspace: Workspace) -> LogNormalizers:
     """The log-normalizers of one tile's rows; if tiles hold whole rows, they hold these rows' logits afterwards."""
-    sums: tuple[OnlineSoftmaxStats, OnlineSoftmaxStats] | None = None
-    for columns in cut.columns():
-        z, t = _project(student, teacher, columns, workspace)
-        student_sums, teacher_sums = tile_stats(z, t, workspace=workspace)
-        assert teacher_sums is not None, "the teacher was projected"
-        if sums is not None:
-            student_sums, teacher_sums = sums[0].merge(student_sums), sums[1].merge(teacher_sums)
-        sums = student_sums, teacher_sums
-    assert sums is not None, "a vocabulary has at least one column"
+    sums: list[OnlineSoftmaxStats] = []
+    for columns in workspace.cut.columns():
+        sums = merge(sums, tile_stats(project(models, columns, workspace), workspace))
     return LogNormalizers.of(*sums)

@@ -30,6 +30,10 @@ class Selection:
     score: Tensor
     weights: Tensor | None = None
 
+    def at(self, rows: slice) -> Selection:
+        """Of some of the tokens."""
+        return Selection(self.kept_mask[rows], self.score[rows], None if self.weights is None else self.weights[rows])
+
     @property
     def mass(self) -> float:
         """The divisor of the summed divergence: the number of kept tokens, or the sum of their weights."""
