@@ -70,16 +70,14 @@ class Workspace:
     def __init__(
         self, cut: Tiling, dtype: torch.dtype, device: torch.device, *, num_scratch: int, tiles: int = LIVE_TILES
     ) -> None:
-        def empty(size: int) -> Tensor:
-            return torch.empty(size, dtype=dtype, device=device)
-
         self.cut = cut
         row_length = cut.vocab_size if cut.whole_rows else cut.width
         self._block_elements = BLOCK_ELEMENTS[device.type]
         # One allocation: glibc maps sizes above 32 MiB and returns them to the system as soon as the pass ends.
-        self._buffers = empty(tiles * cut.held_elements).split(cut.held_elements)
+        buffer = torch.empty(tiles * cut.held_elements, dtype=dtype, device=device)
+        self._buffers = buffer.split(cut.held_elements)
         scratch_elements = min(cut.held_elements, max(self._block_elements, row_length))
-        self._scratch = [empty(scratch_elements) for _ in range(num_scratch)]
+        self._scratch = [torch.empty(scratch_elements, dtype=dtype, device=device) for _ in range(num_scratch)]
 
     def tiles(self, height: int, columns: slice) -> list[Tensor]:
         """Each model's tile, (height, columns): a view of the whole rows if they are held."""

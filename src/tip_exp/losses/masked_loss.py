@@ -1,7 +1,7 @@
-"""The fused backend of the masked loss: summed divergence of kept tokens, and its gradient, without whole logits.
+"""The masked loss: summed divergence of kept tokens, and its gradient, by two backends.
 
 Sums, not means: the learner divides once by the number of kept tokens of the whole optimizer step (TIP, Eq. 8), so any
-split into micro-batches gives the same gradient. Only kept rows pass through the heads, one tile at a time.
+split into micro-batches gives the same gradient.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def fused(
     log_normalizers: LogNormalizers | None = None,
     weights: Float[Tensor, " n"] | None = None,
 ) -> LossAndGrad:
-    """Memory is one tile whatever the retention; time is proportional to the kept tokens.
+    """Only kept rows pass through the heads, one tile at a time: memory is one tile, time proportional to their number.
 
     Four GEMMs of kept rows x V x D: both models' logits, the gradients of hidden states and head. The head's gradient
     is added into `student.head.weight.grad`. `weights` (N,) multiply each token's divergence. Tiles hold whole rows;
@@ -81,6 +81,28 @@ def fused(
         value += (per_token if tile_weights is None else per_token * tile_weights).sum()
         hidden_grad[rows] = tile_grad.to(hidden_grad.dtype)
     return LossAndGrad(value, hidden_grad)
+
+
+def materialized(
+    student: LazyLogits,
+    teacher: LazyLogits,
+    kept_mask: Bool[Tensor, " n"],
+    objective: Objective,
+    tile_bytes: int,
+    *,
+    log_normalizers: LogNormalizers | None = None,
+    weights: Float[Tensor, " n"] | None = None,
+) -> LossAndGrad:
+    """Same values and gradients by autograd over all N x V logits, as in the paper's memory table.
+
+    `tile_bytes` and `log_normalizers` are ignored. All logits live until their kept rows are copied, so peak memory
+    falls with retention from about six times the kept rows' logits to little more than all logits once.
+    """
+    hidden = student.hidden.detach().requires_grad_()
+    value = _sum_over_kept(LazyLogits(hidden, student.head), teacher, kept_mask, objective, weights)
+    value.backward()
+    assert hidden.grad is not None, "every hidden state is an input of the loss"
+    return LossAndGrad(value.detach(), hidden.grad)
 
 
 def _whole_rows(
@@ -143,3 +165,15 @@ def _log_normalizers(models: list[LazyLogits], workspace: Workspace) -> LogNorma
     for columns in workspace.cut.columns():
         sums = merge(sums, tile_stats(project(models, columns, workspace), workspace))
     return LogNormalizers.of(*sums)
+
+
+def _sum_over_kept(
+    student: LazyLogits, teacher: LazyLogits, kept_mask: Tensor, objective: Objective, weights: Tensor | None
+) -> Tensor:
+    """Differentiable. Separate function so its locals are freed before backward; only autograd keeps activations."""
+    kept_rows = kept_mask.nonzero().squeeze(-1)
+    with torch.no_grad():
+        teacher_logprobs = teacher.head.logits(teacher.hidden).index_select(0, kept_rows).log_softmax(-1)
+    student_logprobs = student.head.logits(student.hidden).index_select(0, kept_rows).log_softmax(-1)
+    per_token = objective.at(kept_mask).value(student_logprobs, teacher_logprobs)
+    return (per_token if weights is None else per_token * weights[kept_mask]).sum()
