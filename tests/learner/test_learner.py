@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import fields
 from typing import Any
 
@@ -106,11 +105,7 @@ def test_a_diagnostic_step_measures_every_statistic(tiny_pair: Pair, tiny_config
     learner = make_learner(tiny_pair, tiny_config.learner, "full", 1.0, diagnostics_every=2)
     rollouts = sample_rollouts(tiny_pair)
     assert len(train_step(learner, rollouts, step=1).statistics) == 0
-    report = train_step(learner, rollouts, step=2)
-    assert len(report.statistics) == 8
-    # H / ln V is 1 where all 406 tokens are equally likely.
-    entropy, normalized_entropy = report.metrics["score/entropy_mean"], report.metrics["score/entropy_norm_mean"]
-    assert normalized_entropy == pytest.approx(entropy / math.log(406))
+    assert len(train_step(learner, rollouts, step=2).statistics) == 8
 
 
 def test_if_nothing_is_kept_the_weights_stay(tiny_pair: Pair, tiny_config: RunConfig) -> None:

@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
+from tip_exp.learner.diagnostics import token_metrics
 from tip_exp.learner.distributed import Ranks, gather_tokens, response_tokens
 from tip_exp.learner.on_policy import mismatch_metrics, sampler_logprobs
 from tip_exp.learner.schedule import learning_rate
@@ -32,7 +33,6 @@ from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Pair
 from tip_exp.records import metrics as names
 from tip_exp.records.meter import Meter
-from tip_exp.selector.diagnostics import token_metrics
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.selector.selector import Selection, Selector, Tokens
 from tip_exp.types import Rollout
@@ -79,21 +79,14 @@ class Learner:
             local_statistics = {name: torch.cat([part.values[name] for part in stats]) for name in sorted(measured)}
             statistics = {name: self.ranks.gather(local_statistics[name]) for name in sorted(required)}
             local_tokens = response_tokens(batches)
-            mismatch = {}
-            if checks_sampler:
-                mismatch = self._logprob_mismatch(rollouts, local_tokens, local_statistics["student_logprob"])
+            mismatch = self._logprob_mismatch(rollouts, local_tokens, local_statistics) if checks_sampler else {}
             tokens, local_rows = gather_tokens(self.ranks, local_tokens, len(rollouts), len(batches))
             generator = torch.Generator().manual_seed(seed_for("select", self.seed, step))
             selection = self.selector(statistics, tokens, generator)
             loss_sum = self._backward(batches, teacher_hidden, stats, selection.at(local_rows))  # pass 2
             metrics = self._update(step, loss_sum, selection.mass)
-        metrics[names.KEPT_TOKENS] = float(selection.kept_mask.sum())
-        metrics[names.RESPONSE_TOKENS] = float(len(tokens))
-        metrics[names.KEPT_FRAC] = metrics[names.KEPT_TOKENS] / max(1, len(tokens))
-        metrics |= mismatch | token_metrics(statistics, tokens, selection, self.selector)
-        if "entropy" in statistics and len(tokens):
-            normalized_entropy = statistics["entropy"] / math.log(self.pair.student.head.vocab_size)  # TIP, Eq. 2
-            metrics[names.ENTROPY_NORM_MEAN] = float(normalized_entropy.mean())
+        metrics |= mismatch
+        metrics |= token_metrics(statistics, tokens, selection, self.selector, self.pair.student.head.vocab_size)
         return StepReport(metrics, tokens, statistics, selection)
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,9 +181,9 @@ class Learner:
         student, teacher = self.pair.student, self.pair.teacher
         return LazyLogits(student_hidden.detach(), student.head), LazyLogits(teacher_hidden, teacher.head)
 
-    def _logprob_mismatch(self, rollouts: list[Rollout], tokens: Tokens, learner_logprobs: Tensor) -> dict[str, float]:
-        """Sampler's against learner's log-probs of the first (measured) `tokens` of each rank, over all ranks."""
-        learner = learner_logprobs.double()
+    def _logprob_mismatch(self, rollouts: list[Rollout], tokens: Tokens, statistics: Statistics) -> dict[str, float]:
+        """Sampler's against learner's log-probs of the measured tokens, the first of `tokens`, over all ranks."""
+        learner = statistics["student_logprob"].double()
         measured = slice(len(learner))
         sampler = sampler_logprobs(rollouts, tokens.rollout[measured], tokens.position[measured]).to(learner)
         return mismatch_metrics(self.ranks.gather(sampler), self.ranks.gather(learner))

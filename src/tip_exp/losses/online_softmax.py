@@ -38,12 +38,12 @@ class OnlineSoftmaxStats:
         totals = a.total + b.total, a.self_sum + b.self_sum, a.cross_sum + b.cross_sum
         return OnlineSoftmaxStats(*maxima, *totals)
 
-    def _rescaled(self, max: Tensor, cross_max: Tensor) -> OnlineSoftmaxStats:
-        """The same sums relative to other maxima."""
-        scale = torch.exp(self.max - max)
-        self_sum = scale * (self.self_sum + (self.max - max) * self.total)
-        cross_sum = scale * (self.cross_sum + (self.cross_max - cross_max) * self.total)
-        return OnlineSoftmaxStats(max, cross_max, scale * self.total, self_sum, cross_sum)
+    def _rescaled(self, new_max: Tensor, new_cross_max: Tensor) -> OnlineSoftmaxStats:
+        """The same sums relative to new maxima."""
+        scale = torch.exp(self.max - new_max)
+        self_sum = scale * (self.self_sum + (self.max - new_max) * self.total)
+        cross_sum = scale * (self.cross_sum + (self.cross_max - new_cross_max) * self.total)
+        return OnlineSoftmaxStats(new_max, new_cross_max, scale * self.total, self_sum, cross_sum)
 
     @property
     def log_normalizer(self) -> Tensor:

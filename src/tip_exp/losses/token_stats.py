@@ -114,10 +114,8 @@ def _sampled_logit(tile: Tensor, ids: Tensor) -> Tensor:
 
 def _top_k_overlap(student_logits: Tensor, teacher_logits: Tensor, group_maxima: Tensor, k: int) -> Tensor:
     """Fraction of the student's top-k tokens that are in the teacher's, (n,), from whole rows of logits (n, V)."""
-    student_top, teacher_top = (
-        _top_ids(student_logits, group_maxima[0], k),
-        _top_ids(teacher_logits, group_maxima[1], k),
-    )
+    student_top = _top_ids(student_logits, group_maxima[0], k)
+    teacher_top = _top_ids(teacher_logits, group_maxima[1], k)
     in_both = (student_top[:, :, None] == teacher_top[:, None, :]).any(-1)
     return in_both.double().mean(-1)
 
