@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tip_exp.losses import fused, materialized
 from tip_exp.losses.divergence import Divergence
-from tip_exp.losses.fused import fused
 from tip_exp.losses.head import Head, LazyLogits
-from tip_exp.losses.materialized import materialized
 from tip_exp.losses.token_stats import token_stats
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.utils.units import MIB

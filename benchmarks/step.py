@@ -21,9 +21,8 @@ from benchmarks import measuring, tiny
 from benchmarks.implementations import TRL_BEST_TILE, TRL_DEFAULT_TILE, trl_divergence
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.teacher import Teacher
-from tip_exp.losses import BACKENDS
+from tip_exp.losses import BACKENDS, LossAndGrad
 from tip_exp.losses.divergence import Divergence
-from tip_exp.losses.fused import LossAndGrad
 from tip_exp.losses.head import LazyLogits
 from tip_exp.models.load import make_head
 from tip_exp.models.pair import Model, Pair

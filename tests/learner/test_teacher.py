@@ -15,9 +15,7 @@ from tip_exp.records.meter import Meter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_hidden_states_are_returned_bit_for_bit(dtype: torch.dtype) -> None:
     tensors = [torch.randn(n, 8).to(dtype) for n in (3, 0, 5, 700)]
-    hidden_states = TeacherHidden()
-    for hidden in tensors:
-        hidden_states.append(hidden)
+    hidden_states = TeacherHidden(tensors)
     assert len(hidden_states) == 4 and hidden_states[2].equal(tensors[2])
     assert all(a.equal(b) and a.dtype == dtype for a, b in zip(hidden_states, tensors, strict=True))
 

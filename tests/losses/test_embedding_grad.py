@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from tip_exp.losses import fused
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.embedding_grad import embed, is_plain_embedding
-from tip_exp.losses.fused import fused
 from tip_exp.losses.head import LazyLogits
 from tip_exp.models.load import make_head
 from tip_exp.models.micro_batch import micro_batches

@@ -16,7 +16,7 @@ from torch import Tensor
 from tip_exp.losses import tiling
 from tip_exp.losses.head import LazyLogits
 from tip_exp.losses.tiling import LIVE_TILES
-from tip_exp.losses.token_stats import normalized_entropy, token_stats, top_tokens
+from tip_exp.losses.token_stats import token_stats, top_tokens
 from tip_exp.selector.scores import STATISTICS, STUDENT_STATISTICS
 
 ALL = frozenset(STATISTICS)
@@ -112,7 +112,3 @@ def test_top_tokens_are_the_most_likely_with_their_probabilities(
     expected, expected_ids = p.sort(-1, descending=True)
     assert ids.equal(expected_ids[:, :4])
     torch.testing.assert_close(probabilities.double(), expected[:, :4])
-
-
-def test_normalized_entropy_is_one_for_a_uniform_row() -> None:
-    assert float(normalized_entropy(torch.tensor([math.log(50)]), 50)) == pytest.approx(1.0)

@@ -13,10 +13,8 @@ from tests import reference
 from torch import Tensor
 
 from tip_exp.selector import scores
-from tip_exp.selector.diagnostics import quadrants, token_metrics
 from tip_exp.selector.selector import (
     Quadrants,
-    Selection,
     Selector,
     Tokens,
     budgets,
@@ -301,11 +299,6 @@ QUADRANT_STATISTICS = {
 QUADRANT_TOKENS = {"q1": [0, 4], "q2": [1], "q3": [2], "q4": [3]}
 
 
-def test_quadrants_partition_the_tokens() -> None:
-    masks = quadrants(QUADRANT_STATISTICS, Quadrants(0.3, 0.3))
-    assert {name: mask.nonzero().squeeze(-1).tolist() for name, mask in masks.items()} == QUADRANT_TOKENS
-
-
 @pytest.mark.parametrize(("quadrant", "score"), [("q1", "q1"), ("q2", "q2"), ("q3", "q3_quadrant"), ("q4", "q4")])
 def test_a_quadrant_rule_keeps_its_quadrant(quadrant: str, score: str) -> None:
     rule = selector(score=score, order="positive", normalizer="none")
@@ -326,28 +319,6 @@ def test_required_statistics() -> None:
     assert scores.required_stats("q3") == {"entropy", "forward_kl"}
     assert scores.required_stats("q1") == {"entropy", "reverse_kl"}
     assert scores.required_stats("full") == scores.required_stats("random") == frozenset()
-
-
-# --- diagnostics -----------------------------------------------------------------------------------------------------
-
-
-def test_token_metrics_of_a_small_step() -> None:
-    statistics = {"entropy": torch.tensor([1.0, 0, 0, 0]), "reverse_kl": torch.tensor([0.0, 3, 1, 0])}
-    selection = Selection(torch.tensor([True, True, False, False]), torch.tensor([1.0, 0.5, 0.25, 0]))
-    metrics = token_metrics(statistics, tokens_of(4), selection, selector())
-    assert metrics["score/entropy_mean"] == 0.25
-    assert metrics["quadrant/q3_share"] == 0.5 and metrics["quadrant/q3_kept_frac"] == 0.5
-    assert metrics["quadrant/q3_divergence_share"] == 1.0 and metrics["quadrant/q1_share"] == 0.0
-    assert metrics["quadrant/q1_kept_frac"] == 0.0  # an empty quadrant is 0, not NaN
-    # The two highest entropies, ties to the earlier token, are tokens 0 and 1: the same set.
-    assert metrics["select/overlap_entropy"] == 1.0
-    assert metrics["select/score_at_0_15"] == pytest.approx(1.75 / 4)
-    assert metrics["select/kept_at_0_15"] == 0.5 and "select/kept_at_16_63" not in metrics
-
-
-def test_no_tokens_have_no_metrics() -> None:
-    selection = Selection(torch.zeros(0, dtype=torch.bool), torch.zeros(0))
-    assert token_metrics({}, tokens_of(), selection, selector()) == {}
 
 
 def test_jaccard() -> None:

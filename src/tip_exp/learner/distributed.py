@@ -57,12 +57,11 @@ def response_tokens(batches: list[MicroBatch]) -> Tokens:
     )
 
 
-def gather_tokens(ranks: Ranks, batches: list[MicroBatch], num_rollouts: int) -> tuple[Tokens, slice]:
+def gather_tokens(ranks: Ranks, tokens: Tokens, num_rollouts: int, num_batches: int) -> tuple[Tokens, slice]:
     """Tokens of all ranks, numbered as one process would number them, and the slice of them that is this rank's."""
-    tokens = response_tokens(batches)
     first_rollout, first_batch, first_token = (
         sum(ranks.counts(count, tokens.rollout.device)[: ranks.rank])
-        for count in (num_rollouts, len(batches), len(tokens))
+        for count in (num_rollouts, num_batches, len(tokens))
     )
     gathered = Tokens(
         rollout=ranks.gather(tokens.rollout + first_rollout),

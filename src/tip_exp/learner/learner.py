@@ -17,30 +17,22 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
+from tip_exp.learner.diagnostics import token_metrics
 from tip_exp.learner.distributed import Ranks, gather_tokens, response_tokens
 from tip_exp.learner.on_policy import mismatch_metrics, sampler_logprobs
 from tip_exp.learner.schedule import learning_rate
 from tip_exp.learner.teacher import TeacherHidden, split
 from tip_exp.losses import BACKENDS
 from tip_exp.losses.divergence import Divergence
+from tip_exp.losses.embedding_grad import grad_buffer
 from tip_exp.losses.estimators import Objective, SampledK1, TopK
 from tip_exp.losses.head import LazyLogits
-from tip_exp.losses.token_stats import Statistics, TokenStats, normalized_entropy, token_stats
+from tip_exp.losses.token_stats import Statistics, TokenStats, token_stats
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Pair
+from tip_exp.records import metrics as names
 from tip_exp.records.meter import Meter
-from tip_exp.records.metrics import (
-    ENTROPY_NORM_MEAN,
-    GRAD_NORM,
-    KEPT_FRAC,
-    KEPT_TOKENS,
-    LOSS,
-    LR,
-    RESPONSE_TOKENS,
-    SKIPPED,
-)
-from tip_exp.selector.diagnostics import token_metrics
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.selector.selector import Selection, Selector, Tokens
 from tip_exp.types import Rollout
@@ -78,24 +70,23 @@ class Learner:
         selector sees the tokens of all ranks.
         """
         batches = split(rollouts, self.pair, self.config)
+        every = self.config.diagnostics_every
+        required = frozenset(STATISTICS) if every and step % every == 0 else self.selector.required_stats
+        checks_sampler = all(rollout.sampler_logprobs for rollout in rollouts)
+        measured = required | {"student_logprob"} if checks_sampler else required
         with self.meter.span("learner"):
-            stats = self._token_stats(batches, teacher_hidden, self._names_at(step, rollouts))
-            local = _concatenated(stats)
-            mismatch = self._logprob_mismatch(rollouts, batches[: len(stats)], local)
-            required = self.required_stats(step)
-            statistics = {name: self.ranks.gather(values) for name, values in local.items() if name in required}
-            tokens, local_tokens = gather_tokens(self.ranks, batches, len(rollouts))
+            stats = self._token_stats(batches, teacher_hidden, measured)  # pass 1
+            local_statistics = {name: torch.cat([part.values[name] for part in stats]) for name in sorted(measured)}
+            statistics = {name: self.ranks.gather(local_statistics[name]) for name in sorted(required)}
+            local_tokens = response_tokens(batches)
+            mismatch = self._logprob_mismatch(rollouts, local_tokens, local_statistics) if checks_sampler else {}
+            tokens, local_rows = gather_tokens(self.ranks, local_tokens, len(rollouts), len(batches))
             generator = torch.Generator().manual_seed(seed_for("select", self.seed, step))
             selection = self.selector(statistics, tokens, generator)
-            loss_sum = self._backward(batches, teacher_hidden, stats, selection, local_tokens)
+            loss_sum = self._backward(batches, teacher_hidden, stats, selection.at(local_rows))  # pass 2
             metrics = self._update(step, loss_sum, selection.mass)
-        metrics[KEPT_TOKENS] = float(selection.kept_mask.sum())
-        metrics[RESPONSE_TOKENS] = float(len(tokens))
-        metrics[KEPT_FRAC] = metrics[KEPT_TOKENS] / max(1, len(tokens))
-        metrics |= mismatch | token_metrics(statistics, tokens, selection, self.selector)
-        if "entropy" in statistics and len(tokens):
-            vocab_size = self.pair.student.head.vocab_size
-            metrics[ENTROPY_NORM_MEAN] = float(normalized_entropy(statistics["entropy"], vocab_size).mean())
+        metrics |= mismatch
+        metrics |= token_metrics(statistics, tokens, selection, self.selector, self.pair.student.head.vocab_size)
         return StepReport(metrics, tokens, statistics, selection)
 
     def state_dict(self) -> dict[str, Any]:
@@ -105,25 +96,15 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state)
 
-    def required_stats(self, step: int) -> frozenset[str]:
-        """Statistics to report and select by: all of them on a diagnostic step, else those the selector reads."""
-        every = self.config.diagnostics_every
-        return frozenset(STATISTICS) if every and step % every == 0 else self.selector.required_stats
-
-    def _names_at(self, step: int, rollouts: list[Rollout]) -> frozenset[str]:
-        """Statistics to measure: the required ones, and what the check against the sampler's log-probs compares."""
-        compares = all(rollout.sampler_logprobs for rollout in rollouts)
-        return self.required_stats(step) | ({"student_logprob"} if compares else set())
-
     def _token_stats(
-        self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, names: frozenset[str]
+        self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, wanted: frozenset[str]
     ) -> list[TokenStats]:
         """Pass 1. If only the sampler check needs a statistic, the first (longest) micro-batch suffices."""
         keep_graph = len(batches) == 1  # pass 2 would repeat this very forward pass
-        if names <= {"student_logprob"}:
-            batches = batches[:1] if names else []
+        if wanted <= {"student_logprob"}:
+            batches = batches[:1] if wanted else []
         self._reused_graph = None
-        stats = []
+        stats: list[TokenStats] = []
         for i, batch in enumerate(batches):
             with torch.set_grad_enabled(keep_graph):
                 student_hidden = self._student_hidden(batch)
@@ -131,61 +112,36 @@ class Learner:
                 self._reused_graph = student_hidden
             with self.meter.span("score", allocations=True):
                 batch_stats = token_stats(
-                    LazyLogits(student_hidden.detach(), self.pair.student.head),
-                    LazyLogits(teacher_hidden[i], self.pair.teacher.head),
+                    *self._logits(student_hidden, teacher_hidden[i]),
                     batch.token_ids,
-                    wanted=names,
+                    wanted=wanted,
                     tile_bytes=self.config.tile_mib * MIB,
                     jsd_beta=self.config.jsd_beta,
                 )
             stats.append(batch_stats)
         return stats
 
-    def _student_hidden(self, batch: MicroBatch) -> Tensor:
-        """(n, D) final hidden states of the student at the batch's response tokens."""
-        if self._reused_graph is not None:
-            return self._reused_graph
-        checkpointed = self.config.activation_checkpointing and torch.is_grad_enabled()
-        with activation_checkpointing(self.pair.student.module) if checkpointed else nullcontext():
-            return self.pair.student.hidden(batch)
-
-    def _logprob_mismatch(
-        self, rollouts: list[Rollout], batches: list[MicroBatch], statistics: Statistics
-    ) -> dict[str, float]:
-        """Difference of the sampler's and the learner's log-probs of the measured tokens, over all ranks."""
-        if "student_logprob" not in statistics or not all(rollout.sampler_logprobs for rollout in rollouts):
-            return {}
-        tokens, learner = response_tokens(batches), statistics["student_logprob"].double()
-        sampler = sampler_logprobs(rollouts, tokens.rollout, tokens.position).to(learner)
-        return mismatch_metrics(self.ranks.gather(sampler), self.ranks.gather(learner))
-
     def _backward(
-        self,
-        batches: list[MicroBatch],
-        teacher_hidden: TeacherHidden,
-        stats: list[TokenStats],
-        selection: Selection,
-        local_tokens: slice,
+        self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, stats: list[TokenStats], selection: Selection
     ) -> Tensor:
         """Pass 2: add the gradient of the summed divergence of this rank's kept tokens to `.grad`; returns the sum."""
         loss = BACKENDS[self.config.loss_backend]
         total = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
-        stop = local_tokens.start
+        stop = 0
         for i, batch in enumerate(batches):
-            rows = slice(stop, stop := stop + batch.num_tokens)
-            kept_mask = selection.kept_mask[rows]
-            if not kept_mask.any():
+            start, stop = stop, stop + batch.num_tokens
+            batch_selection = selection.at(slice(start, stop))
+            if not batch_selection.kept_mask.any():
                 continue
             student_hidden = self._student_hidden(batch)
             with self.meter.span("loss", allocations=True):
                 result = loss(
-                    LazyLogits(student_hidden.detach(), self.pair.student.head),
-                    LazyLogits(teacher_hidden[i], self.pair.teacher.head),
-                    kept_mask,
+                    *self._logits(student_hidden, teacher_hidden[i]),
+                    batch_selection.kept_mask,
                     objective(self.config, batch.token_ids),
                     self.config.tile_mib * MIB,
                     log_normalizers=stats[i].log_normalizers if i < len(stats) else None,
-                    weights=None if selection.weights is None else selection.weights[rows],
+                    weights=batch_selection.weights,
                 )
             student_hidden.backward(result.hidden_grad)
             total += result.value
@@ -195,11 +151,10 @@ class Learner:
     def _update(self, step: int, loss_sum: Tensor, mass: float) -> dict[str, float]:
         """Divide the summed gradients by the kept tokens' `mass` (TIP, Eq. 8), clip, step the optimizer, free them."""
         lr = learning_rate(step, self.config)
-        metrics = {LR: lr, LOSS: 0.0, GRAD_NORM: 0.0, SKIPPED: float(mass == 0)}
-        if mass == 0:
-            return metrics  # no token was kept: the weights stay
+        if mass == 0:  # no token was kept: the weights stay
+            return {names.LR: lr, names.LOSS: 0.0, names.GRAD_NORM: 0.0, names.SKIPPED: 1.0}
         if self.ranks.size > 1:  # a rank that kept nothing has no gradients, but takes part in the sum
-            self.ranks.sum_(p.grad if p.grad is not None else _zero_grad(p) for p in self.parameters)
+            self.ranks.sum_(grad_buffer(parameter) for parameter in self.parameters)
         for parameter in self.parameters:
             if parameter.grad is not None:
                 parameter.grad.div_(mass)
@@ -211,7 +166,27 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ranks.sum_([loss_sum])
-        return metrics | {LOSS: float(loss_sum) / mass, GRAD_NORM: norm}
+        return {names.LR: lr, names.LOSS: float(loss_sum) / mass, names.GRAD_NORM: norm, names.SKIPPED: 0.0}
+
+    def _student_hidden(self, batch: MicroBatch) -> Tensor:
+        """(n, D) final hidden states of the student at the batch's response tokens."""
+        if self._reused_graph is not None:
+            return self._reused_graph
+        checkpointed = self.config.activation_checkpointing and torch.is_grad_enabled()
+        with activation_checkpointing(self.pair.student.module) if checkpointed else nullcontext():
+            return self.pair.student.hidden(batch)
+
+    def _logits(self, student_hidden: Tensor, teacher_hidden: Tensor) -> tuple[LazyLogits, LazyLogits]:
+        """Of student and teacher; gradients end at the hidden states."""
+        student, teacher = self.pair.student, self.pair.teacher
+        return LazyLogits(student_hidden.detach(), student.head), LazyLogits(teacher_hidden, teacher.head)
+
+    def _logprob_mismatch(self, rollouts: list[Rollout], tokens: Tokens, statistics: Statistics) -> dict[str, float]:
+        """Sampler's against learner's log-probs of the measured tokens, the first of `tokens`, over all ranks."""
+        learner = statistics["student_logprob"].double()
+        measured = slice(len(learner))
+        sampler = sampler_logprobs(rollouts, tokens.rollout[measured], tokens.position[measured]).to(learner)
+        return mismatch_metrics(self.ranks.gather(sampler), self.ranks.gather(learner))
 
 
 def objective(config: LearnerConfig, token_ids: Int[Tensor, " n"]) -> Objective:
@@ -220,14 +195,3 @@ def objective(config: LearnerConfig, token_ids: Int[Tensor, " n"]) -> Objective:
     if config.estimator == "topk":
         return TopK(divergence, config.topk.k, config.topk.support, config.topk.rest)
     return SampledK1(token_ids) if config.estimator == "sampled_k1" else divergence
-
-
-def _concatenated(stats: list[TokenStats]) -> Statistics:
-    """The statistics of all measured micro-batches, by name."""
-    names = sorted(stats[0].values) if stats else []
-    return {name: torch.cat([batch.values[name] for batch in stats]) for name in names}
-
-
-def _zero_grad(parameter: Tensor) -> Tensor:
-    parameter.grad = torch.zeros_like(parameter)
-    return parameter.grad

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -49,9 +48,8 @@ def sampler_logprobs(
     rollouts: list[Rollout], rollout: Int[Tensor, " n"], position: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
     """Log-probs (nats) that the sampler gave to the tokens at `position` of the responses numbered `rollout`."""
-    starts = torch.tensor([0, *accumulate(len(r.sampler_logprobs) for r in rollouts)][:-1])
-    flat = torch.tensor([logprob for r in rollouts for logprob in r.sampler_logprobs], dtype=torch.float64)
-    return flat[starts[rollout.cpu()] + position.cpu()]
+    indices = zip(rollout.tolist(), position.tolist(), strict=True)
+    return torch.tensor([rollouts[i].sampler_logprobs[n] for i, n in indices], dtype=torch.float64)
 
 
 def mismatch_metrics(sampler: Float[Tensor, " n"], learner: Float[Tensor, " n"]) -> dict[str, float]:

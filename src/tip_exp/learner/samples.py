@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,38 +10,33 @@ from torch import Tensor
 
 from tip_exp.learner.learner import StepReport
 from tip_exp.learner.teacher import Teacher, split
+from tip_exp.losses.head import Head
 from tip_exp.losses.token_stats import top_tokens
 from tip_exp.types import Problem, Rollout
 from tip_exp.utils.units import MIB
 
 NUM_TOP_TOKENS = 5  # most likely next tokens of each model, at each position
-
-
-@dataclass(frozen=True, slots=True)
-class TopTokens:
-    """Both models' most likely next tokens, [["=", 0.98], ["+", 0.01], …] at each position of each rollout."""
-
-    student: list[list[list[list[Any]]]]
-    teacher: list[list[list[list[Any]]]]
+# "student_top" and "teacher_top" -> [["=", 0.98], ["+", 0.01], …] at each position of each rollout
+TopTokens = dict[str, list[list[Any]]]
 
 
 @torch.no_grad()
 def measure_top_tokens(teacher: Teacher, shown: list[tuple[Rollout, Problem]]) -> TopTokens:
-    """Run both models on some rollouts of a step, before its update."""
+    """Both models' most likely next tokens in some rollouts of a step, before its update."""
     rollouts, problems = [rollout for rollout, _ in shown], [problem for _, problem in shown]
     pair, tile_bytes = teacher.pair, teacher.config.tile_mib * MIB
     batches = split(rollouts, pair, teacher.config)
     rollout = torch.cat([batch.rollout for batch in batches])
 
-    def texts(hidden_states: list[Tensor], head: Any) -> list[list[list[list[Any]]]]:
-        ids, probabilities = top_tokens(torch.cat(hidden_states), head, NUM_TOP_TOKENS, tile_bytes)
+    def texts(hidden_states: Iterable[Tensor], head: Head) -> list[list[Any]]:
+        ids, probabilities = top_tokens(torch.cat(list(hidden_states)), head, NUM_TOP_TOKENS, tile_bytes)
         rows = [_as_text(pair.decode, *row) for row in zip(ids.tolist(), probabilities.tolist(), strict=True)]
         return [[rows[n] for n in (rollout == i).nonzero().squeeze(-1).tolist()] for i in range(len(rollouts))]
 
-    return TopTokens(
-        student=texts([pair.student.hidden(batch) for batch in batches], pair.student.head),
-        teacher=texts(list(teacher.hidden(rollouts, problems)), pair.teacher.head),
-    )
+    return {
+        "student_top": texts([pair.student.hidden(batch) for batch in batches], pair.student.head),
+        "teacher_top": texts(teacher.hidden(rollouts, problems), pair.teacher.head),
+    }
 
 
 def sample_rows(
@@ -60,8 +54,7 @@ def sample_rows(
             "kept": report.selection.kept_mask[rows].tolist(),
             "score": _rounded(report.selection.score[rows].tolist()),
             **{name: _rounded(values[rows].tolist()) for name, values in report.statistics.items()},
-            "student_top": top.student[index],
-            "teacher_top": top.teacher[index],
+            **{name: by_rollout[index] for name, by_rollout in top.items()},
         }
 
 

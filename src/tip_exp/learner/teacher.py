@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -17,31 +17,27 @@ from tip_exp.records.meter import Meter
 from tip_exp.types import Problem, Rollout
 
 
-class TeacherHidden:
+class TeacherHidden(Sequence[Tensor]):
     """One (n, E) tensor per micro-batch, in order. CUDA tensors wait in pinned host memory; reading copies them back.
 
     Hidden states take far less memory than logits: E numbers a token instead of V.
     """
 
-    def __init__(self) -> None:
-        self._held: list[Tensor] = []
-        self._devices: list[torch.device] = []
-
-    def append(self, hidden: Float[Tensor, "n e"]) -> None:
-        self._devices.append(hidden.device)
-        if hidden.is_cuda:
-            pinned = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True)
-            hidden = pinned.copy_(hidden, non_blocking=True)
-        self._held.append(hidden)
+    def __init__(self, hidden_states: Iterable[Float[Tensor, "n e"]]) -> None:
+        self._held: list[tuple[Tensor, torch.device]] = []
+        for hidden in hidden_states:
+            device = hidden.device
+            if hidden.is_cuda:
+                pinned = torch.empty(hidden.shape, dtype=hidden.dtype, pin_memory=True)
+                hidden = pinned.copy_(hidden, non_blocking=True)
+            self._held.append((hidden, device))
 
     def __len__(self) -> int:
         return len(self._held)
 
     def __getitem__(self, index: int) -> Float[Tensor, "n e"]:
-        return self._held[index].to(self._devices[index], non_blocking=True)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[i] for i in range(len(self)))
+        hidden, device = self._held[index]
+        return hidden.to(device, non_blocking=True)
 
 
 class Teacher:
@@ -58,20 +54,16 @@ class Teacher:
 
         `problems[i]` is the problem of `rollouts[i]`; needed only if the teacher reads a privileged prompt.
         """
-        hidden_states = TeacherHidden()
         batches = split(rollouts, self.pair, self.config)
         with self.meter.span("teacher"), self.offloader.on_device():
             if self.pair.privileged is None:
-                for batch in batches:
-                    hidden_states.append(self.pair.teacher.hidden(batch))
-                return hidden_states
+                return TeacherHidden(self.pair.teacher.hidden(batch) for batch in batches)
             assert problems is not None, "privileged prompts are made from the problems"
             prompts = [self.pair.privileged_ids(problem) for problem in problems]
             privileged = [with_prompt(rollout, prompt) for prompt, rollout in zip(prompts, rollouts, strict=True)]
-            read = split(privileged, self.pair, self.config)
-            for hidden in align_teacher_hidden(batches, read, [self.pair.teacher.hidden(batch) for batch in read]):
-                hidden_states.append(hidden)
-        return hidden_states
+            teacher_batches = split(privileged, self.pair, self.config)
+            hidden_states = [self.pair.teacher.hidden(batch) for batch in teacher_batches]
+            return TeacherHidden(align_teacher_hidden(batches, teacher_batches, hidden_states))
 
 
 def split(rollouts: list[Rollout], pair: Pair, config: LearnerConfig) -> list[MicroBatch]:

@@ -4,8 +4,7 @@ Logits exist one tile at a time. Imports only the names of the statistics from s
 Imported by models, learner and estimate.
 """
 
-from tip_exp.losses.fused import LossAndGrad, fused
-from tip_exp.losses.materialized import materialized
+from tip_exp.losses.masked_loss import LossAndGrad, fused, materialized
 
 __all__ = ["BACKENDS", "LossAndGrad", "fused", "materialized"]
 

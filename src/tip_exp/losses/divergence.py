@@ -1,8 +1,4 @@
-"""Teacher-student divergences over the full vocabulary, nats per token, and their registry.
-
-To add one: write a function of (student_logprobs, teacher_logprobs), add it to DIVERGENCES, add its name to
-`divergence` in config/schema.py and its formula to `divergence` in tests/reference.py. Autograd gives the gradient.
-"""
+"""Teacher-student divergences over the full vocabulary, nats per token. CONTRIBUTING.md says how to add one."""
 
 from __future__ import annotations
 
@@ -18,35 +14,31 @@ from torch import Tensor
 from tip_exp.losses.online_softmax import LogNormalizers
 from tip_exp.losses.tiling import exp
 
+LogProbs, PerToken = Float[Tensor, "n v"], Float[Tensor, " n"]
 
-def reverse_kl(student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"]) -> Float[Tensor, " n"]:
+
+def reverse_kl(student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
     """KL(P_S || P_T): TIP, Eq. 3."""
     return (student_logprobs.exp() * (student_logprobs - teacher_logprobs)).sum(-1)
 
 
-def forward_kl(student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"]) -> Float[Tensor, " n"]:
+def forward_kl(student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
     """KL(P_T || P_S)."""
     return reverse_kl(teacher_logprobs, student_logprobs)
 
 
-def jsd(
-    student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"], jsd_beta: float
-) -> Float[Tensor, " n"]:
+def jsd(student_logprobs: LogProbs, teacher_logprobs: LogProbs, jsd_beta: float) -> PerToken:
     """beta KL(P_T || M) + (1 - beta) KL(P_S || M), M = beta P_T + (1 - beta) P_S (Agarwal et al. 2024, GKD)."""
     mixture = _mixture(student_logprobs, teacher_logprobs, jsd_beta)
     return jsd_beta * reverse_kl(teacher_logprobs, mixture) + (1 - jsd_beta) * reverse_kl(student_logprobs, mixture)
 
 
-def skew_reverse_kl(
-    student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"], skew: float
-) -> Float[Tensor, " n"]:
+def skew_reverse_kl(student_logprobs: LogProbs, teacher_logprobs: LogProbs, skew: float) -> PerToken:
     """KL(P_S || skew P_S + (1 - skew) P_T) (Ko et al. 2024, DistiLLM)."""
     return reverse_kl(student_logprobs, _mixture(student_logprobs, teacher_logprobs, 1 - skew))
 
 
-def skew_forward_kl(
-    student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"], skew: float
-) -> Float[Tensor, " n"]:
+def skew_forward_kl(student_logprobs: LogProbs, teacher_logprobs: LogProbs, skew: float) -> PerToken:
     """KL(P_T || skew P_T + (1 - skew) P_S) (Ko et al. 2024, DistiLLM)."""
     return reverse_kl(teacher_logprobs, _mixture(student_logprobs, teacher_logprobs, skew))
 
@@ -85,9 +77,7 @@ class Divergence:
         """The objective of some rows: a divergence is the same for all."""
         return self
 
-    def value(
-        self, student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"]
-    ) -> Float[Tensor, " n"]:
+    def value(self, student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
         """Divergence per token, nats, differentiable by autograd."""
         function = DIVERGENCES[self.name]
         parameters = list(inspect.signature(function).parameters)[2:]
@@ -112,7 +102,4 @@ def forward_kl_grad_(z: Tensor, t: Tensor, p: Tensor, stats: LogNormalizers) -> 
 # Gradients at some columns from the rows' log-normalizers alone, so that tiles need not hold whole rows.
 # (z, t, p, stats): z, student logits (n, c), becomes the gradient; t, teacher logits, and p, scratch, are overwritten.
 ColumnGrad = Callable[[Tensor, Tensor, Tensor, LogNormalizers], None]
-COLUMN_GRADS: dict[str, ColumnGrad] = {
-    "reverse_kl": reverse_kl_grad_,
-    "forward_kl": forward_kl_grad_,
-}
+COLUMN_GRADS: dict[str, ColumnGrad] = {"reverse_kl": reverse_kl_grad_, "forward_kl": forward_kl_grad_}

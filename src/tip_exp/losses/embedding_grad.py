@@ -46,11 +46,10 @@ def embed(embedding: nn.Embedding, ids: Int[Tensor, "*shape"]) -> Float[Tensor, 
             rows[token_ids == embedding.padding_idx] = 0  # as nn.Embedding does
         grad_buffer(weight).index_add_(0, token_ids, rows.to(weight.dtype))
 
+    def clear_grad(leaf: Tensor) -> None:
+        leaf.grad = None
+
     output.requires_grad_()
     output.register_hook(add_rows)
-    output.register_post_accumulate_grad_hook(_clear_grad)
+    output.register_post_accumulate_grad_hook(clear_grad)
     return output
-
-
-def _clear_grad(leaf: Tensor) -> None:
-    leaf.grad = None

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from tip_exp.losses.divergence import Divergence
+from tip_exp.losses.divergence import Divergence, LogProbs, PerToken
 
 Support = Literal["student", "teacher"]
 Remainder = Literal["tail", "renormalize", "drop"]
@@ -44,19 +44,13 @@ class TopK:
         """The objective of some rows: the same for all."""
         return self
 
-    def value(
-        self, student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"]
-    ) -> Float[Tensor, " n"]:
+    def value(self, student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
         """Estimate per token, nats, differentiable by autograd."""
         if self.k >= student_logprobs.shape[-1]:
             return self.divergence.value(student_logprobs, teacher_logprobs)
         support_logprobs = student_logprobs if self.support == "student" else teacher_logprobs
         top_ids = support_logprobs.topk(self.k).indices
-        student_events, teacher_events = (
-            self._events(student_logprobs, top_ids),
-            self._events(teacher_logprobs, top_ids),
-        )
-        return self.divergence.value(student_events, teacher_events)
+        return self.divergence.value(self._events(student_logprobs, top_ids), self._events(teacher_logprobs, top_ids))
 
     def _events(self, logprobs: Tensor, top_ids: Tensor) -> Tensor:
         """Log-probabilities of the k tokens, (n, k); with rest="tail" also of all other tokens together, (n, k + 1)."""
@@ -85,16 +79,15 @@ class SampledK1:
         """The objective of some rows."""
         return SampledK1(self.token_ids[rows])
 
-    def value(
-        self, student_logprobs: Float[Tensor, "n v"], teacher_logprobs: Float[Tensor, "n v"]
-    ) -> Float[Tensor, " n"]:
+    def value(self, student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
         """r per token, nats; its autograd gradient is r grad log P_S(y), not the gradient of r."""
-        student_logprob, teacher_logprob = self._sampled(student_logprobs), self._sampled(teacher_logprobs)
+        ids = self.token_ids[:, None]
+        student_logprob, teacher_logprob = (
+            student_logprobs.gather(-1, ids)[:, 0],
+            teacher_logprobs.gather(-1, ids)[:, 0],
+        )
         ratio = (student_logprob - teacher_logprob).detach()
         return ratio + ratio * (student_logprob - student_logprob.detach())
-
-    def _sampled(self, logprobs: Tensor) -> Tensor:
-        return logprobs.gather(-1, self.token_ids[:, None]).squeeze(-1)
 
 
 Objective = Divergence | TopK | SampledK1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tip_exp.losses.embedding_grad import grad_buffer
+from tip_exp.losses.tiling import Workspace
 
 # Rows of a 16-bit weight converted to float32 at a time where the device has no mixed-precision GEMM.
 CONVERTED_ROWS = 1024
@@ -121,6 +122,10 @@ class LazyLogits:
     def __getitem__(self, rows: Tensor | slice) -> LazyLogits:
         return LazyLogits(self.hidden[rows], self.head)
 
-    def into(self, tile: Float[Tensor, "n c"], columns: slice) -> None:
-        """Fill `tile` with the logits of some vocabulary columns."""
-        self.head.logits_into(tile, self.hidden, columns)
+
+def project(models: Sequence[LazyLogits], columns: slice, workspace: Workspace) -> list[Float[Tensor, "n c"]]:
+    """Each model's logits of some vocabulary columns, in its tile of the workspace."""
+    tiles = workspace.tiles(len(models[0]), columns)
+    for model, tile in zip(models, tiles, strict=True):
+        model.head.logits_into(tile, model.hidden, columns)
+    return tiles

@@ -8,7 +8,9 @@ All sums are relative to the largest logit so far (a peaked row loses no digits)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,33 +22,28 @@ from tip_exp.losses.tiling import GROUP, Workspace, exp
 class OnlineSoftmaxStats:
     """One model's sums over the columns seen so far, weighted by e^(z - max); each (n,), float64.
 
-    x are the other model's logits; `cross_max` and `cross_sum` are None where that model was not projected.
+    x are the other model's logits, or z itself if no other model was projected.
     """
 
     max: Tensor  # max z
+    cross_max: Tensor  # max x
     total: Tensor  # sum of e^(z - max)
     self_sum: Tensor  # sum of e^(z - max) (z - max)
-    cross_max: Tensor | None  # max x
-    cross_sum: Tensor | None  # sum of e^(z - max) (x - cross_max)
+    cross_sum: Tensor  # sum of e^(z - max) (x - cross_max)
 
     def merge(self, stats: OnlineSoftmaxStats) -> OnlineSoftmaxStats:
         """The sums over the union of two disjoint sets of columns."""
-        new_max = torch.maximum(self.max, stats.max)
-        new_cross_max = None
-        if self.cross_max is not None and stats.cross_max is not None:
-            new_cross_max = torch.maximum(self.cross_max, stats.cross_max)
-        a, b = self._rescaled(new_max, new_cross_max), stats._rescaled(new_max, new_cross_max)
-        cross_sum = None if a.cross_sum is None or b.cross_sum is None else a.cross_sum + b.cross_sum
-        return OnlineSoftmaxStats(new_max, a.total + b.total, a.self_sum + b.self_sum, new_cross_max, cross_sum)
+        maxima = torch.maximum(self.max, stats.max), torch.maximum(self.cross_max, stats.cross_max)
+        a, b = self._rescaled(*maxima), stats._rescaled(*maxima)
+        totals = a.total + b.total, a.self_sum + b.self_sum, a.cross_sum + b.cross_sum
+        return OnlineSoftmaxStats(*maxima, *totals)
 
-    def _rescaled(self, new_max: Tensor, new_cross_max: Tensor | None) -> OnlineSoftmaxStats:
+    def _rescaled(self, new_max: Tensor, new_cross_max: Tensor) -> OnlineSoftmaxStats:
         """The same sums relative to new maxima."""
         scale = torch.exp(self.max - new_max)
         self_sum = scale * (self.self_sum + (self.max - new_max) * self.total)
-        cross_sum = None
-        if self.cross_sum is not None and self.cross_max is not None and new_cross_max is not None:
-            cross_sum = scale * (self.cross_sum + (self.cross_max - new_cross_max) * self.total)
-        return OnlineSoftmaxStats(new_max, scale * self.total, self_sum, new_cross_max, cross_sum)
+        cross_sum = scale * (self.cross_sum + (self.cross_max - new_cross_max) * self.total)
+        return OnlineSoftmaxStats(new_max, new_cross_max, scale * self.total, self_sum, cross_sum)
 
     @property
     def log_normalizer(self) -> Tensor:
@@ -59,13 +56,11 @@ class OnlineSoftmaxStats:
         return self.total.log() - self.self_sum / self.total
 
     def kl(self, target: OnlineSoftmaxStats) -> Tensor:
-        """KL(self || target), nats, (n,); rounding can make it slightly negative."""
-        assert self.cross_sum is not None, "both models must have been projected"
+        """KL(self || target), nats, (n,); rounding can make it slightly negative. `target`: the other model's sums."""
         return self.self_sum / self.total - self.total.log() - (self.cross_sum / self.total - target.total.log())
 
 
-@dataclass(frozen=True, slots=True)
-class LogNormalizers:
+class LogNormalizers(NamedTuple):
     """Log-normalizers and KLs of N tokens, computed with the statistics and reused by the loss; (N,), float64, nats."""
 
     student: Tensor  # log Z_p
@@ -77,37 +72,40 @@ class LogNormalizers:
     def of(cls, student: OnlineSoftmaxStats, teacher: OnlineSoftmaxStats) -> LogNormalizers:
         return cls(student.log_normalizer, teacher.log_normalizer, student.kl(teacher), teacher.kl(student))
 
-    @classmethod
-    def concatenate(cls, parts: list[LogNormalizers]) -> LogNormalizers:
-        """Of consecutive tokens, in order; at least one part."""
-        fields = zip(*((part.student, part.teacher, part.reverse_kl, part.forward_kl) for part in parts), strict=True)
-        return cls(*(torch.cat(field) for field in fields))
+    def at(self, rows: Tensor | slice) -> LogNormalizers:
+        """Of some of the tokens."""
+        return LogNormalizers(*(values[rows] for values in self))
 
-    def __getitem__(self, rows: Tensor | slice) -> LogNormalizers:
-        return LogNormalizers(self.student[rows], self.teacher[rows], self.reverse_kl[rows], self.forward_kl[rows])
+
+def merge(sums: list[OnlineSoftmaxStats], tile_sums: list[OnlineSoftmaxStats]) -> list[OnlineSoftmaxStats]:
+    """Each model's sums after one more tile of columns; `sums` is empty before the first."""
+    return [a.merge(b) for a, b in zip(sums, tile_sums, strict=True)] if sums else tile_sums
 
 
 def tile_stats(
-    z: Tensor, t: Tensor | None = None, *, workspace: Workspace, group_maxima: tuple[Tensor, ...] | None = None
-) -> tuple[OnlineSoftmaxStats, OnlineSoftmaxStats | None]:
-    """Student's and teacher's sums over one tile of student logits (n, c) and, if given, teacher logits (n, c).
+    tiles: Sequence[Tensor], workspace: Workspace, group_maxima: Tensor | None = None
+) -> list[OnlineSoftmaxStats]:
+    """Each model's sums over one tile of logits (n, c): the student's and, if given, the teacher's.
 
-    `group_maxima`, (n, c // GROUP) of each model, receive the largest logit of each full group of columns.
+    `group_maxima`, (models, n, c // GROUP or 0), receives the largest logit of each full group of columns.
     Uses scratch blocks 0 to 2.
     """
+    z, t = tiles if len(tiles) == 2 else (tiles[0], None)
+    if group_maxima is None:
+        group_maxima = z.new_empty(2, len(z), 0)
     sums = z.new_empty(8, len(z))
     z_max, z_total, z_self, z_cross, t_max, t_total, t_self, t_cross = sums.unbind()
     for rows in workspace.blocks(z):
         block = z[rows]
         z_shifted, weights = workspace.scratch(0, block), workspace.scratch(1, block)
-        _row_max(block, z_max[rows], None if group_maxima is None else group_maxima[0][rows])
+        _row_max(block, z_max[rows], group_maxima[0][rows])
         torch.sub(block, z_max[rows, None], out=z_shifted)
         torch.sum(exp(z_shifted, out=weights), -1, out=z_total[rows])
         torch.linalg.vecdot(weights, z_shifted, out=z_self[rows])
         if t is None:
             continue
         block, t_shifted = t[rows], workspace.scratch(2, block)
-        _row_max(block, t_max[rows], None if group_maxima is None else group_maxima[1][rows])
+        _row_max(block, t_max[rows], group_maxima[1][rows])
         torch.sub(block, t_max[rows, None], out=t_shifted)
         torch.linalg.vecdot(weights, t_shifted, out=z_cross[rows])
         torch.sum(exp(t_shifted, out=weights), -1, out=t_total[rows])
@@ -116,17 +114,17 @@ def tile_stats(
     # float64 from here: KLs are small differences of large sums, and there are only eight numbers per row.
     z_max, z_total, z_self, z_cross, t_max, t_total, t_self, t_cross = sums.double().unbind()
     if t is None:
-        return OnlineSoftmaxStats(z_max, z_total, z_self, None, None), None
-    student = OnlineSoftmaxStats(z_max, z_total, z_self, t_max, z_cross)
-    return student, OnlineSoftmaxStats(t_max, t_total, t_self, z_max, t_cross)
+        return [OnlineSoftmaxStats(z_max, z_max, z_total, z_self, z_self)]
+    student = OnlineSoftmaxStats(z_max, t_max, z_total, z_self, z_cross)
+    return [student, OnlineSoftmaxStats(t_max, z_max, t_total, t_self, t_cross)]
 
 
-def _row_max(block: Tensor, out: Tensor, group_maxima: Tensor | None) -> None:
-    """Write each row's maximum to `out` (n,) and the maxima of full groups of columns to `group_maxima`."""
-    if group_maxima is None or group_maxima.shape[1] == 0:
+def _row_max(block: Tensor, out: Tensor, group_maxima: Tensor) -> None:
+    """Write each row's maximum to `out` (n,) and the maxima of full groups of columns to `group_maxima` (n, g)."""
+    num_groups = group_maxima.shape[1]
+    if num_groups == 0:
         torch.amax(block, -1, out=out)
         return
-    num_groups = group_maxima.shape[1]
     torch.amax(block[:, : num_groups * GROUP].unflatten(-1, (num_groups, GROUP)), -1, out=group_maxima)
     torch.amax(group_maxima, -1, out=out)
     if num_groups * GROUP < block.shape[1]:

@@ -70,24 +70,22 @@ class Workspace:
     def __init__(
         self, cut: Tiling, dtype: torch.dtype, device: torch.device, *, num_scratch: int, tiles: int = LIVE_TILES
     ) -> None:
-        def empty(size: int) -> Tensor:
-            return torch.empty(size, dtype=dtype, device=device)
-
-        self._cut = cut
+        self.cut = cut
         row_length = cut.vocab_size if cut.whole_rows else cut.width
         self._block_elements = BLOCK_ELEMENTS[device.type]
         # One allocation: glibc maps sizes above 32 MiB and returns them to the system as soon as the pass ends.
-        self._tiles = empty(tiles * cut.held_elements).split(cut.held_elements)
+        buffer = torch.empty(tiles * cut.held_elements, dtype=dtype, device=device)
+        self._buffers = buffer.split(cut.held_elements)
         scratch_elements = min(cut.held_elements, max(self._block_elements, row_length))
-        self._scratch = [empty(scratch_elements) for _ in range(num_scratch)]
+        self._scratch = [torch.empty(scratch_elements, dtype=dtype, device=device) for _ in range(num_scratch)]
 
-    def tile(self, model: int, height: int, columns: slice) -> Tensor:
-        """(height, columns) of `model` (0: student, 1: teacher): a view of the whole rows, else the tile itself."""
-        width = columns.stop - columns.start
-        if not self._cut.whole_rows:
-            return self._tiles[model][: height * width].view(height, width)
-        rows = self._tiles[model][: height * self._cut.vocab_size].view(height, self._cut.vocab_size)
-        return rows[:, columns]
+    def tiles(self, height: int, columns: slice) -> list[Tensor]:
+        """Each model's tile, (height, columns): a view of the whole rows if they are held."""
+        if self.cut.whole_rows:
+            width = self.cut.vocab_size
+        else:
+            columns, width = slice(None), columns.stop - columns.start
+        return [buffer[: height * width].view(height, width)[:, columns] for buffer in self._buffers]
 
     def scratch(self, index: int, block: Tensor) -> Tensor:
         """Uninitialized buffer of the block's shape."""

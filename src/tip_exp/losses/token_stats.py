@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tip_exp.losses import online_softmax
-from tip_exp.losses.head import Head, LazyLogits
-from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats
-from tip_exp.losses.tiling import GROUP, Tiling, Workspace, tiling
+from tip_exp.losses.head import Head, LazyLogits, project
+from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, jsd, merge, tile_stats
+from tip_exp.losses.tiling import GROUP, Workspace, tiling
 from tip_exp.selector.scores import STUDENT_STATISTICS
 
 Statistics = dict[str, Tensor]  # name in scores.STATISTICS -> (N,)
@@ -54,23 +51,28 @@ def token_stats(
         return TokenStats(dict.fromkeys(wanted, empty), LogNormalizers(*[empty] * 4) if needs_teacher else None)
     cut = tiling(len(token_ids), head.vocab_size, head.dtype, tile_bytes, whole_rows=whole_rows, device=device.type)
     workspace = Workspace(cut, head.dtype, device, num_scratch=3, tiles=len(models))
-    group_maxima = None  # (model, row, group)
-    if "topk_overlap" in wanted:
-        group_maxima = torch.empty(2, cut.height, cut.vocab_size // GROUP, dtype=head.dtype, device=device)
+    num_groups = cut.vocab_size // GROUP if "topk_overlap" in wanted else 0
+    group_maxima = torch.empty(2, cut.height, num_groups, dtype=head.dtype, device=device)
     values: list[Statistics] = []
     normalizers: list[LogNormalizers] = []
     for rows in cut.rows():
-        tile_maxima = None if group_maxima is None else group_maxima[:, : rows.stop - rows.start]
-        sums = _sums([model[rows] for model in models], token_ids[rows], cut, workspace, tile_maxima)
-        tile_values = dict(sums.statistics(wanted))
-        if sums.teacher is not None:
-            normalizers.append(LogNormalizers.of(sums.student, sums.teacher))
+        tile_ids = token_ids[rows]
+        tile_maxima = group_maxima[:, : len(tile_ids)]
+        sums, tile_values = _row_sums([model[rows] for model in models], tile_ids, workspace, tile_maxima)
+        if needs_teacher:
+            normalizers.append(LogNormalizers.of(*sums))
+            tile_values["reverse_kl"] = normalizers[-1].reverse_kl.clamp(min=0)  # rounding can make it negative
+            tile_values["forward_kl"] = normalizers[-1].forward_kl.clamp(min=0)
         if whole_rows:
-            k = min(top_k, cut.vocab_size)
-            tile_values |= _whole_row_statistics(sums, wanted, jsd_beta, k, cut, workspace, tile_maxima)
-        values.append(tile_values)
+            z, t = workspace.tiles(len(tile_ids), slice(0, cut.vocab_size))
+            if "jsd" in wanted:
+                tile_values["jsd"] = jsd(z, t, *sums, jsd_beta, workspace).clamp(min=0)
+            if "topk_overlap" in wanted:
+                tile_values["topk_overlap"] = _top_k_overlap(z, t, tile_maxima, min(top_k, cut.vocab_size))
+        values.append({name: tile_values[name] for name in wanted})
     joined = {name: torch.cat([tile[name] for tile in values]).to(head.dtype) for name in wanted}
-    return TokenStats(joined, LogNormalizers.concatenate(normalizers) if needs_teacher else None)
+    log_normalizers = LogNormalizers(*map(torch.cat, zip(*normalizers, strict=True))) if needs_teacher else None
+    return TokenStats(joined, log_normalizers)
 
 
 @torch.no_grad()
@@ -78,69 +80,29 @@ def top_tokens(
     hidden: Float[Tensor, "n d"], head: Head, k: int, tile_bytes: int
 ) -> tuple[Int[Tensor, "n k"], Float[Tensor, "n k"]]:
     """A model's k most likely next tokens at N positions and their probabilities, tile by tile."""
+    height = tiling(len(hidden), head.vocab_size, head.dtype, tile_bytes, whole_rows=True).height
     k = min(k, head.vocab_size)
-    if len(hidden) == 0:
-        empty = torch.zeros(0, k, device=hidden.device)
-        return empty.long(), empty
-    cut = tiling(len(hidden), head.vocab_size, head.dtype, tile_bytes, whole_rows=True)
-    tiles = [head.logits(hidden[rows]).log_softmax(-1).topk(k) for rows in cut.rows()]
+    tiles = [head.logits(tile_hidden).log_softmax(-1).topk(k) for tile_hidden in hidden.split(height)]
     return torch.cat([tile.indices for tile in tiles]), torch.cat([tile.values.exp() for tile in tiles])
 
 
-def normalized_entropy(entropy: Float[Tensor, " n"], vocab_size: int) -> Float[Tensor, " n"]:
-    """H / ln V, in [0, 1]: TIP, Eq. 2."""
-    return entropy / math.log(vocab_size)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sums:
-    """Softmax sums of n tokens over some vocabulary columns."""
-
-    student: OnlineSoftmaxStats
-    teacher: OnlineSoftmaxStats | None
-    sampled_logits: tuple[Tensor, ...]  # student's, teacher's logit of the sampled token; 0 if not in these columns
-
-    def merge(self, sums: _Sums) -> _Sums:
-        """The sums over the union of two disjoint sets of columns."""
-        teacher = None if self.teacher is None or sums.teacher is None else self.teacher.merge(sums.teacher)
-        sampled_logits = tuple(a + b for a, b in zip(self.sampled_logits, sums.sampled_logits, strict=True))
-        return _Sums(self.student.merge(sums.student), teacher, sampled_logits)
-
-    def statistics(self, wanted: frozenset[str]) -> Iterator[tuple[str, Tensor]]:
-        """The wanted statistics that follow from the sums over the whole vocabulary."""
-        student, teacher = self.student, self.teacher
-        if "entropy" in wanted:
-            yield "entropy", student.entropy
-        if "student_logprob" in wanted:
-            yield "student_logprob", self.sampled_logits[0] - student.log_normalizer
-        if teacher is None:
-            return
-        if "teacher_entropy" in wanted:
-            yield "teacher_entropy", teacher.entropy
-        if "teacher_logprob" in wanted:
-            yield "teacher_logprob", self.sampled_logits[1] - teacher.log_normalizer
-        if "reverse_kl" in wanted:
-            yield "reverse_kl", student.kl(teacher).clamp_(min=0)  # rounding can make it negative
-        if "forward_kl" in wanted:
-            yield "forward_kl", teacher.kl(student).clamp_(min=0)
-
-
-def _sums(
-    models: list[LazyLogits], token_ids: Tensor, cut: Tiling, workspace: Workspace, group_maxima: Tensor | None
-) -> _Sums:
-    """Softmax sums of one tile's rows over the whole vocabulary; fills `group_maxima` (model, row, group)."""
-    sums: _Sums | None = None
-    for columns in cut.columns():
-        tiles = [workspace.tile(i, len(token_ids), columns) for i in range(len(models))]
-        for model, tile in zip(models, tiles, strict=True):
-            model.into(tile, columns)
+def _row_sums(
+    models: list[LazyLogits], token_ids: Tensor, workspace: Workspace, group_maxima: Tensor
+) -> tuple[list[OnlineSoftmaxStats], Statistics]:
+    """Each model's sums over the vocabulary at one tile's rows, and its statistics; fills `group_maxima`."""
+    sums: list[OnlineSoftmaxStats] = []
+    sampled_logits = group_maxima.new_zeros(len(models), len(token_ids))
+    for columns in workspace.cut.columns():
+        tiles = project(models, columns, workspace)
         groups = slice(columns.start // GROUP, columns.stop // GROUP)
-        maxima = None if group_maxima is None else tuple(group_maxima[:, :, groups])
-        stats = online_softmax.tile_stats(*tiles, workspace=workspace, group_maxima=maxima)
-        part = _Sums(*stats, tuple(_sampled_logit(tile, token_ids - columns.start) for tile in tiles))
-        sums = part if sums is None else sums.merge(part)
-    assert sums is not None, "a vocabulary has at least one column"
-    return sums
+        sums = merge(sums, tile_stats(tiles, workspace, group_maxima[:, :, groups]))
+        for logits, tile in zip(sampled_logits, tiles, strict=True):
+            logits += _sampled_logit(tile, token_ids - columns.start)
+    names = (("entropy", "student_logprob"), ("teacher_entropy", "teacher_logprob"))
+    statistics: Statistics = {}
+    for (entropy, logprob), model_sums, logits in zip(names, sums, sampled_logits, strict=False):
+        statistics |= {entropy: model_sums.entropy, logprob: logits - model_sums.log_normalizer}
+    return sums, statistics
 
 
 def _sampled_logit(tile: Tensor, ids: Tensor) -> Tensor:
@@ -150,26 +112,12 @@ def _sampled_logit(tile: Tensor, ids: Tensor) -> Tensor:
     return torch.where(inside, logits, 0)
 
 
-def _whole_row_statistics(
-    sums: _Sums,
-    wanted: frozenset[str],
-    jsd_beta: float,
-    k: int,
-    cut: Tiling,
-    workspace: Workspace,
-    group_maxima: Tensor | None,
-) -> Statistics:
-    """Statistics that need both models' whole rows of logits, which the workspace's tiles hold."""
-    assert sums.teacher is not None, "the teacher was projected"
-    z, t = (workspace.tile(model, len(sums.student.max), slice(0, cut.vocab_size)) for model in (0, 1))
-    statistics: Statistics = {}
-    if "jsd" in wanted:
-        statistics["jsd"] = online_softmax.jsd(z, t, sums.student, sums.teacher, jsd_beta, workspace).clamp(min=0)
-    if group_maxima is not None:
-        student_top, teacher_top = _top_ids(z, group_maxima[0], k), _top_ids(t, group_maxima[1], k)
-        in_both = (student_top[:, :, None] == teacher_top[:, None, :]).any(-1)
-        statistics["topk_overlap"] = in_both.double().mean(-1)
-    return statistics
+def _top_k_overlap(student_logits: Tensor, teacher_logits: Tensor, group_maxima: Tensor, k: int) -> Tensor:
+    """Fraction of the student's top-k tokens that are in the teacher's, (n,), from whole rows of logits (n, V)."""
+    student_top = _top_ids(student_logits, group_maxima[0], k)
+    teacher_top = _top_ids(teacher_logits, group_maxima[1], k)
+    in_both = (student_top[:, :, None] == teacher_top[:, None, :]).any(-1)
+    return in_both.double().mean(-1)
 
 
 def _top_ids(logits: Tensor, group_maxima: Tensor, k: int) -> Tensor:

@@ -2,8 +2,7 @@
 
 A rule's parameters name the statistics it reads, clipped and normalized as the selector's config says; `high_entropy`
 and `high_divergence` are booleans, thresholded at the config's `quadrants`. The signature therefore lists what a run
-must measure. This module does not import torch. To add a rule: write a function, add it to SCORES, add a YAML file in
-conf/selector/.
+must measure. This module does not import torch. CONTRIBUTING.md says how to add a rule.
 """
 
 from __future__ import annotations

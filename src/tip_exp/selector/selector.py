@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +28,10 @@ class Selection:
     kept_mask: Tensor
     score: Tensor
     weights: Tensor | None = None
+
+    def at(self, rows: slice) -> Selection:
+        """Of some of the tokens."""
+        return Selection(self.kept_mask[rows], self.score[rows], None if self.weights is None else self.weights[rows])
 
     @property
     def mass(self) -> float:
@@ -60,9 +63,7 @@ class Tokens:
 
     def groups(self, scope: str) -> Tensor:
         """Group index of each token, (N,): its rollout, its micro-batch, or 0 for scope "batch"."""
-        if scope == "batch":
-            return torch.zeros_like(self.rollout)
-        return self.rollout if scope == "rollout" else self.micro_batch
+        return torch.zeros_like(self.rollout) if scope == "batch" else getattr(self, scope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +114,7 @@ class Selector:
     def _input(self, name: str, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Tensor:
         """The value of a rule's parameter, (N,)."""
         if name in STATISTICS:
-            return per_group(
-                lambda values: normalize(clip_high(values, self.clip.get(name)), self.normalizer),
-                statistics[name],
-                tokens.groups(self.normalize_over),
-            )
+            return self._normalized(name, statistics[name], tokens.groups(self.normalize_over))
         if name == "high_entropy":
             return statistics["entropy"] >= self.quadrants.entropy
         if name == "high_divergence":
@@ -126,6 +123,14 @@ class Selector:
             return tokens.uniform_draws(generator)
         assert name == "ones", f"a score rule has the unknown parameter {name}"
         return torch.ones(len(tokens), device=tokens.rollout.device)
+
+    def _normalized(self, name: str, values: Tensor, groups: Tensor) -> Tensor:
+        """A statistic's values, clipped and normalized within each group, in the tokens' order."""
+        output = torch.empty_like(values)
+        for group in groups.unique():
+            in_group = groups == group
+            output[in_group] = normalize(clip_high(values[in_group], self.clip.get(name)), self.normalizer)
+        return output
 
     def _choose(self, score: Tensor, tokens: Tokens, generator: torch.Generator) -> Tensor:
         """The tokens within the budget, in the configured order."""
@@ -198,15 +203,6 @@ def sampling_key(weights: Float[Tensor, " n"], draws: Float[Tensor, " n"]) -> Fl
     `draws` are uniform in [0, 1). Tokens of weight 0 are drawn last.
     """
     return weights.double().log() - (-torch.log1p(-draws)).log()  # log w + Gumbel noise
-
-
-def per_group(function: Callable[[Tensor], Tensor], values: Tensor, groups: Tensor) -> Tensor:
-    """Apply `function` to the values of each group; the results keep the tokens' order."""
-    output = torch.empty_like(values)
-    for group in groups.unique():
-        in_group = groups == group
-        output[in_group] = function(values[in_group])
-    return output
 
 
 def jaccard(a: Bool[Tensor, " n"], b: Bool[Tensor, " n"]) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from tip_exp.records import metrics as names
 from tip_exp.selector.scores import QUADRANTS
 from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens, budgets, jaccard, keep_top
 
@@ -15,21 +17,26 @@ POSITION_EDGES = (0, 16, 64, 256, 1024, 4096, 16384)
 
 
 def token_metrics(
-    statistics: dict[str, Tensor], tokens: Tokens, selection: Selection, selector: Selector
+    statistics: dict[str, Tensor], tokens: Tokens, selection: Selection, selector: Selector, vocab_size: int
 ) -> dict[str, float]:
     """Metrics of one step from its measured statistics; metrics of statistics that were not measured are omitted."""
+    kept_mask, num_kept = selection.kept_mask, float(selection.kept_mask.sum())
+    metrics = {names.KEPT_TOKENS: num_kept, names.RESPONSE_TOKENS: float(len(tokens))}
+    metrics[names.KEPT_FRAC] = num_kept / max(1, len(tokens))
     if len(tokens) == 0:
-        return {}
-    metrics = {f"score/{name}_mean": float(values.mean()) for name, values in statistics.items()}
-    kept_mask = selection.kept_mask
-    if "entropy" in statistics and selector.score != "full":
-        budget = budgets(tokens.rollout, selector.retention, "floor")
-        entropy_mask = keep_top(statistics["entropy"], tokens.rollout, budget)
-        metrics["select/overlap_entropy"] = jaccard(kept_mask, entropy_mask)
+        return metrics
+    metrics |= {names.score_mean(name): float(values.mean()) for name, values in statistics.items()}
+    if "entropy" in statistics:
+        normalized_entropy = statistics["entropy"] / math.log(vocab_size)  # H / ln V: TIP, Eq. 2
+        metrics[names.ENTROPY_NORM_MEAN] = float(normalized_entropy.mean())
+        if selector.score != "full":
+            budget = budgets(tokens.rollout, selector.retention, "floor")
+            entropy_mask = keep_top(statistics["entropy"], tokens.rollout, budget)
+            metrics[names.OVERLAP_ENTROPY] = jaccard(kept_mask, entropy_mask)
     if {"entropy", "reverse_kl"} <= statistics.keys():
         for name, in_quadrant in quadrants(statistics, selector.quadrants).items():
-            metrics[f"quadrant/{name}_share"] = float(in_quadrant.float().mean())
-            metrics[f"quadrant/{name}_kept_frac"] = _mean_within(kept_mask, in_quadrant)
+            metrics[names.quadrant_share(name)] = float(in_quadrant.float().mean())
+            metrics[names.quadrant_kept_frac(name)] = _mean_within(kept_mask, in_quadrant)
             metrics[f"quadrant/{name}_divergence_share"] = _share_within(statistics["reverse_kl"], in_quadrant)
     for low, high in pairwise(POSITION_EDGES):
         in_bucket = (tokens.position >= low) & (tokens.position < high)

@@ -1,0 +1,62 @@
+"""Metrics of a selection from a few tokens, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tip_exp.learner.diagnostics import quadrants, token_metrics
+from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens
+
+SOFT_OR = Selector(
+    score="soft_or",
+    normalizer="minmax",
+    normalize_over="batch",
+    clip={},
+    order="top",
+    rounding="floor",
+    scope="rollout",
+    retention=0.5,
+    quadrants=Quadrants(0.3, 0.3),
+    weight_by_score=False,
+)
+
+
+def one_rollout(length: int) -> Tokens:
+    return Tokens(torch.zeros(length).long(), torch.zeros(length).long(), torch.arange(length))
+
+
+def test_quadrants_partition_the_tokens() -> None:
+    """Thresholds of 0.3; a value at the threshold is high."""
+    statistics = {
+        "entropy": torch.tensor([0.5, 0.5, 0.1, 0.1, 0.3]),
+        "reverse_kl": torch.tensor([0.5, 0.1, 0.5, 0.1, 0.3]),
+    }
+    masks = quadrants(statistics, Quadrants(0.3, 0.3))
+    tokens = {name: mask.nonzero().squeeze(-1).tolist() for name, mask in masks.items()}
+    assert tokens == {"q1": [0, 4], "q2": [1], "q3": [2], "q4": [3]}
+
+
+def test_token_metrics_of_a_small_step() -> None:
+    statistics = {"entropy": torch.tensor([1.0, 0, 0, 0]), "reverse_kl": torch.tensor([0.0, 3, 1, 0])}
+    selection = Selection(torch.tensor([True, True, False, False]), torch.tensor([1.0, 0.5, 0.25, 0]))
+    metrics = token_metrics(statistics, one_rollout(4), selection, SOFT_OR, vocab_size=50)
+    assert metrics["select/kept_tokens"] == 2 and metrics["select/response_tokens"] == 4
+    assert metrics["select/kept_frac"] == 0.5
+    assert metrics["score/entropy_mean"] == 0.25
+    assert metrics["score/entropy_norm_mean"] == pytest.approx(0.25 / math.log(50))
+    assert metrics["quadrant/q3_share"] == 0.5 and metrics["quadrant/q3_kept_frac"] == 0.5
+    assert metrics["quadrant/q3_divergence_share"] == 1.0 and metrics["quadrant/q1_share"] == 0.0
+    assert metrics["quadrant/q1_kept_frac"] == 0.0  # an empty quadrant is 0, not NaN
+    # The two highest entropies, ties to the earlier token, are tokens 0 and 1: the same set.
+    assert metrics["select/overlap_entropy"] == 1.0
+    assert metrics["select/score_at_0_15"] == pytest.approx(1.75 / 4)
+    assert metrics["select/kept_at_0_15"] == 0.5 and "select/kept_at_16_63" not in metrics
+
+
+def test_no_tokens_have_no_other_metrics_than_their_number() -> None:
+    selection = Selection(torch.zeros(0, dtype=torch.bool), torch.zeros(0))
+    metrics = token_metrics({}, one_rollout(0), selection, SOFT_OR, vocab_size=50)
+    assert metrics == {"select/kept_tokens": 0, "select/response_tokens": 0, "select/kept_frac": 0}
