@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,7 @@ from tip_exp.records.meter import Meter
 from tip_exp.types import Problem, Rollout
 
 
-class TeacherHidden(Sequence[Tensor]):
+class TeacherHidden:
     """One (n, E) tensor per micro-batch, in order. CUDA tensors wait in pinned host memory; reading copies them back.
 
     Hidden states take far less memory than logits: E numbers a token instead of V.
@@ -38,6 +38,9 @@ class TeacherHidden(Sequence[Tensor]):
     def __getitem__(self, index: int) -> Float[Tensor, "n e"]:
         hidden, device = self._held[index]
         return hidden.to(device, non_blocking=True)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
 
 
 class Teacher:

@@ -14,7 +14,8 @@ from torch import Tensor
 from tip_exp.losses.online_softmax import LogNormalizers
 from tip_exp.losses.tiling import exp
 
-LogProbs, PerToken = Float[Tensor, "n v"], Float[Tensor, " n"]
+LogProbs = Float[Tensor, "n v"]
+PerToken = Float[Tensor, " n"]
 
 
 def reverse_kl(student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:

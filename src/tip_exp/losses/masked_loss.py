@@ -53,9 +53,9 @@ def fused(
     kept_rows = None if bool(kept_mask.all()) else kept_mask.nonzero().squeeze(-1)
     num_kept = len(kept_mask) if kept_rows is None else len(kept_rows)
     size = num_kept, head.vocab_size, head.dtype, tile_bytes
-    column_grad = COLUMN_GRADS.get(objective.name) if isinstance(objective, Divergence) else None
+    kl = objective.name if isinstance(objective, Divergence) and objective.name in COLUMN_GRADS else None
     cut = tiling(*size, whole_rows=True, device=device.type)
-    whole_rows = column_grad is None or (log_normalizers is None and cut.height >= min(MIN_WHOLE_ROWS, num_kept))
+    whole_rows = kl is None or (log_normalizers is None and cut.height >= min(MIN_WHOLE_ROWS, num_kept))
     if not whole_rows:
         cut = tiling(*size, whole_rows=False, device=device.type)
     row_tiles = [rows if kept_rows is None else kept_rows[rows] for rows in cut.rows()]
@@ -64,7 +64,7 @@ def fused(
         tile_normalizers = [log_normalizers.at(rows) for rows in row_tiles]
     elif not whole_rows:
         tile_normalizers = _first_pass(student, teacher, row_tiles, cut)
-    num_scratch = 0 if column_grad is None else 3 if whole_rows else 1
+    num_scratch = 0 if kl is None else 3 if whole_rows else 1
     workspace = Workspace(cut, head.dtype, device, num_scratch=num_scratch)
     value = torch.zeros((), dtype=head.dtype, device=device)
     hidden_grad = torch.zeros_like(student.hidden)
@@ -72,12 +72,12 @@ def fused(
         tile = [LazyLogits(student.hidden[rows].to(head.dtype), head), teacher[rows]]
         tile_weights = None if weights is None else weights[rows]
         tile_grad = torch.zeros_like(tile[0].hidden)
-        if column_grad is None:
+        if kl is None:
             per_token = _whole_rows(tile, objective.at(rows), tile_weights, tile_grad, workspace)
         else:
             normalizers = _log_normalizers(tile, workspace) if whole_rows else tile_normalizers[i]
-            _columns(tile, column_grad, normalizers, tile_weights, tile_grad, workspace)
-            per_token = getattr(normalizers, objective.name)
+            _columns(tile, COLUMN_GRADS[kl], normalizers, tile_weights, tile_grad, workspace)
+            per_token = getattr(normalizers, kl)
         value += (per_token if tile_weights is None else per_token * tile_weights).sum()
         hidden_grad[rows] = tile_grad.to(hidden_grad.dtype)
     return LossAndGrad(value, hidden_grad)

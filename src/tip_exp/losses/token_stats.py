@@ -66,7 +66,7 @@ def token_stats(
         if whole_rows:
             z, t = workspace.tiles(len(tile_ids), slice(0, cut.vocab_size))
             if "jsd" in wanted:
-                tile_values["jsd"] = jsd(z, t, *sums, jsd_beta, workspace).clamp(min=0)
+                tile_values["jsd"] = jsd(z, t, sums[0], sums[1], jsd_beta, workspace).clamp(min=0)
             if "topk_overlap" in wanted:
                 tile_values["topk_overlap"] = _top_k_overlap(z, t, tile_maxima, min(top_k, cut.vocab_size))
         values.append({name: tile_values[name] for name in wanted})
