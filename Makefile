@@ -32,13 +32,13 @@ demo: install ## train eight selections on the embedded pair, using all cores, a
 	@$(BIN)/tip-report outputs/sweeps/demo
 
 test: install ## run the fast tests (about 5 minutes on two cores)
-	$(BIN)/pytest -n 2 -m "not slow and not gpu and not data"
+	$(BIN)/pytest -n 2 -m "not slow and not gpu and not data and not vllm"
 
 test-data: install ## run the tests that need the real data sets in ../shared/data
 	$(BIN)/pytest -n 2 -m "data and not gpu"
 
 test-slow: install ## run all tests that need no GPU
-	$(BIN)/pytest -n 2 -m "not gpu"
+	$(BIN)/pytest -n 2 -m "not gpu and not vllm"
 
 test-vllm: .venv-vllm/.installed ## run the rollout tests with vLLM on a CPU, in .venv-vllm (4 GB)
 	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/rollout

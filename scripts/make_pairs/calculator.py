@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from scripts.make_pairs import common
 from scripts.make_pairs.common import END_ID, PAD_ID, Recipe
+from scripts.make_pairs.scripted import ScriptedSampler, respond
 from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.deepplanning import errands
 from tip_exp.envs.deepplanning.data import load_tasks
 from tip_exp.envs.deepplanning.environment import TravelEnvironment
 from tip_exp.envs.episodes import Episode, play
-from tip_exp.envs.scripted import ScriptedSampler
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.types import Rollout, Sampler, Sampling
 
@@ -67,7 +67,7 @@ def build_tokenizer(root: Path) -> PreTrainedTokenizerFast:
     """Trained on the text of 400 played episodes; a tokenizer of single bytes plays them."""
     printable = "".join(map(chr, range(32, 127)))
     chat = Chat(common.build_tokenizer([printable], PIECES, vocab_size=720))
-    script = ScriptedSampler(errands.respond, chat)
+    script = ScriptedSampler(respond, chat)
     episodes = play_episodes(root, "corpus", 400, script, chat, SCRIPT_SAMPLING)
     texts = [chat.decode(episode.rollout.token_ids, with_special=True) for episode in episodes]
     return common.build_tokenizer(texts, PIECES, vocab_size=720)
@@ -75,7 +75,7 @@ def build_tokenizer(root: Path) -> PreTrainedTokenizerFast:
 
 def train_rollouts(root: Path, chat: Chat, slip: float) -> list[Rollout]:
     """Scripted episodes; a share `slip` of the lookups is replaced by an invented answer."""
-    script = ScriptedSampler(partial(errands.respond, slip=slip), chat)
+    script = ScriptedSampler(partial(respond, slip=slip), chat)
     episodes = play_episodes(root, "lessons", NUM_TRAIN_EPISODES, script, chat, SCRIPT_SAMPLING)
     return [episode.rollout for episode in episodes]
 

@@ -9,12 +9,12 @@ from itertools import islice
 
 import pytest
 
+from scripts.make_pairs.scripted import ScriptedSampler
 from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.base import Call
 from tip_exp.envs.calculator import CalculatorEnvironment, calculate, stream
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.episodes import play
-from tip_exp.envs.scripted import ScriptedSampler
 from tip_exp.types import Problem, Sampling
 
 

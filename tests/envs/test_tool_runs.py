@@ -11,15 +11,14 @@ import torch
 from tests.envs.deepplanning.test_environment import copy_the_query
 from tests.helpers import train_step
 
+from scripts.make_pairs.scripted import Policy, ScriptedSampler, respond
 from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.load import load
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.chat import Chat
-from tip_exp.envs.deepplanning import errands
 from tip_exp.envs.sampler import EpisodeSampler, episode_metrics
-from tip_exp.envs.scripted import Policy, ScriptedSampler
 from tip_exp.eval.evaluate import evaluate_episodes
 from tip_exp.learner.learner import Learner
 from tip_exp.models.pair import Pair
@@ -57,7 +56,7 @@ def test_evaluation_of_a_perfect_policy_and_of_one_that_calls_no_tool(
 ) -> None:
     prompts = prompt_ids(tiny_pair, train, config.agent)
     summaries = []
-    for policy in (errands.respond, copy_the_query):
+    for policy in (respond, copy_the_query):
         rows, summary = evaluate_episodes(scripted(config, tiny_pair, train, policy), train, prompts, FREE, seed=0)
         summaries.append(summary)
         assert [(row["problem_id"], row["sample"]) for row in rows[:3]] == [
@@ -78,7 +77,7 @@ def test_long_episodes_are_truncated_for_the_learner_but_scored_whole(
 ) -> None:
     config = compose_run(*TOOLS, "data.max_prompt_tokens=200", "agent.max_train_tokens=300")
     prompts = prompt_ids(tiny_pair, train, config.agent)
-    sampler = scripted(config, tiny_pair, train, errands.respond)
+    sampler = scripted(config, tiny_pair, train, respond)
     rollouts = sampler.generate(prompts, FREE, seed=0)
     assert all(len(rollout.token_ids) == 300 for rollout in rollouts)  # every errand takes more tokens
     for rollout, prompt in zip(rollouts[::2], prompts, strict=True):
@@ -97,7 +96,7 @@ def test_tool_prompts_follow_the_thinking_switches_of_the_pair(
     pair = replace(tiny_pair, chat=chat)
     prompts = prompt_ids(pair, train, config.agent, evaluating=evaluating)
     assert all(pair.decode(prompt).endswith(f" thinking={thinking}") for prompt in prompts)
-    script = ScriptedSampler(errands.respond, Chat(pair.tokenizer))
+    script = ScriptedSampler(respond, Chat(pair.tokenizer))
     sampler = with_tools(script, pair, train, config.agent, evaluating=evaluating)
     rollouts = sampler.generate(prompts[:1], FREE, seed=0)  # a KeyError if it rendered other prompts
     assert rollouts[0].token_ids[: len(prompts[0])] == prompts[0]
@@ -125,7 +124,7 @@ def test_the_learner_takes_a_step_on_sampled_episodes(config: RunConfig, tiny_pa
 def test_two_tasks_with_the_same_prompt_are_an_error(config: RunConfig, tiny_pair: Pair, train: Dataset) -> None:
     repeated = Dataset([train.problems[0]] * 2, train.source, train.sha256, train.tools)
     with pytest.raises(ConfigError, match="have the same prompt"):
-        scripted(config, tiny_pair, repeated, errands.respond)
+        scripted(config, tiny_pair, repeated, respond)
 
 
 @pytest.mark.slow

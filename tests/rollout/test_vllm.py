@@ -27,6 +27,7 @@ from tip_exp.rollout.vllm import EngineDiedError, VllmSampler, request_seed
 from tip_exp.types import Rollout, Sampling
 
 pytestmark = [
+    pytest.mark.vllm,
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
     pytest.mark.filterwarnings("ignore"),  # vLLM's warnings
 ]

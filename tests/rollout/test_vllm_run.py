@@ -20,6 +20,7 @@ from tip_exp.utils.io import read_rows
 from tip_exp.utils.paths import PACKAGE
 
 pytestmark = [
+    pytest.mark.vllm,
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
     pytest.mark.slow,
 ]

@@ -11,6 +11,7 @@ from tests.envs.deepplanning import trips
 from tests.envs.deepplanning.render import render_plan
 from transformers import AutoTokenizer
 
+from scripts.make_pairs.scripted import Policy, ScriptedSampler, respond
 from tip_exp.config.schema import AgentConfig
 from tip_exp.envs.base import Call
 from tip_exp.envs.chat import Chat
@@ -23,7 +24,6 @@ from tip_exp.envs.deepplanning.score.score import score_plan
 from tip_exp.envs.deepplanning.score.tables import TaskTables
 from tip_exp.envs.deepplanning.split import no_tool_baseline
 from tip_exp.envs.episodes import Episode, play
-from tip_exp.envs.scripted import Policy, ScriptedSampler
 from tip_exp.types import Sampling
 from tip_exp.utils.paths import resolve_model
 
@@ -101,12 +101,12 @@ def test_the_same_seed_writes_the_same_files(tmp_path: Path, errands_root: Path)
 
 def test_scripted_policies_score_as_computed(errands_root: Path) -> None:
     assert no_tool_baseline(load_tasks(errands_root, "en")) == pytest.approx(1 / 3)
-    episodes = played(errands_root, errands.respond)
+    episodes = played(errands_root, respond)
     assert mean_fraction(episodes) == 1.0
     assert {(episode.turns, episode.calls, episode.stop) for episode in episodes} == {(3, 2, "final")}
     assert mean_fraction(played(errands_root, copy_the_query)) == pytest.approx(1 / 3)
     # a look-up is skipped with probability 0.85: 1/3 + 2/3 * 0.15 = 0.43, and a guess is right once in 64
-    assert mean_fraction(played(errands_root, partial(errands.respond, slip=0.85))) == pytest.approx(0.43, abs=0.1)
+    assert mean_fraction(played(errands_root, partial(respond, slip=0.85))) == pytest.approx(0.43, abs=0.1)
 
 
 def test_a_trip_with_tools_end_to_end(trips_root: Path) -> None:

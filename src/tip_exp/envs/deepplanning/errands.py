@@ -3,18 +3,15 @@
     "City: Alderby, 2025-11-12. Hotel: 4 stars. Sight of type: Theme Park. Must see: Amber Tower."
 Layout of the files, tools and scorer are those of the official tasks. Exactly one hotel has the stars and one
 attraction the type, and names are independent of both, so an answer that is not looked up is a guess. The query names
-the third answer, so the no-tool baseline is 1/3. `respond` is a scripted policy; with probability `slip` it makes names
-up.
+the third answer, so the no-tool baseline is 1/3.
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import random
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -36,16 +33,12 @@ HOTELS = ("Inn", "Hotel", "Lodge", "House")
 SIGHTS = ("Tower", "Garden", "Bridge", "Gallery", "Fort", "Lake")
 STARS = ("2", "3", "4", "5")
 DAY, NEXT_DAY = "2025-11-12", "2025-11-13"  # departure of 116 of the 120 official tasks
-OPENERS = ("Let me look.", "First the hotel.", "I plan the day.", "Let me see.")
 # All official columns, in the official order; the tasks fill only some of them.
 _HOTEL_COLUMNS = "city name address latitude longitude decoration_time hotel_star price score brand services"
 _SIGHT_COLUMNS = (
     "city attraction_name attraction_id description attraction_type address latitude longitude rating opening_time "
     "closing_time closing_dates min_visit_hours max_visit_hours ticket_price"
 )
-_QUERY = re.compile(r"City: (.+?), (.+?)\. Hotel: (\d) stars\. Sight of type: (.+?)\. Must see: (.+?)\.")
-_HOTEL_ANSWER = re.compile(r'"name": "([^"]+)",\n')  # in a tool call no line end follows
-_SIGHT_ANSWER = re.compile(r"Recommended attractions:\n\n(.+?), ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,35 +123,3 @@ def stream(seed: str, count: int) -> Iterator[TaskFiles]:
         if task.query["query"] not in queries:
             queries.add(task.query["query"])
             yield task
-
-
-def respond(history: str, slip: float = 0.0) -> str:
-    """The next turn after `history`, the dialogue so far with its turn marks. Random draws depend on the query alone.
-
-    With probability `slip`, drawn for hotel and attraction separately, a name is made up instead of looked up.
-    """
-    query = _QUERY.search(history)
-    assert query, "the history starts with the query of an errand"
-    city, day, stars, kind, named = query.groups()
-    rng = random.Random(hashlib.blake2b(f"{query[0]}/{slip}".encode(), digest_size=8).digest())
-    opener = f"<think>\n{rng.choice(OPENERS)}\n</think>\n"
-    skip_hotel, skip_sight = rng.random() < slip, rng.random() < slip
-    invented = f"{rng.choice(FIRST)} {rng.choice(HOTELS)}", f"{rng.choice(FIRST)} {rng.choice(SIGHTS)}"
-    said = history[query.end() :]
-    begin = opener if "</think>" not in said else ""
-    hotel, sight = _HOTEL_ANSWER.search(said), _SIGHT_ANSWER.search(said)
-    if not skip_hotel and not hotel:
-        arguments = {"destination": city, "checkinDate": day, "checkoutDate": NEXT_DAY, "hotelStar": stars}
-        return begin + _call("query_hotel_info", arguments)
-    if not skip_sight and not sight:
-        return begin + _call("recommend_attractions", {"city": city, "attraction_type": kind})
-    return begin + _plan(hotel[1] if hotel else invented[0], named, sight[1] if sight else invented[1])
-
-
-def _call(name: str, arguments: dict[str, Any]) -> str:
-    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
-
-
-def _plan(hotel: str, named: str, sight: str) -> str:
-    visits = f"09:00-11:00 | attraction | {named}\n13:00-15:00 | attraction | {sight}"
-    return f"<plan>\nDay 1:\nAccommodation: {hotel}\n{visits}\n</plan>"
