@@ -74,7 +74,9 @@ def activation_checkpointing(module: PreTrainedModel) -> Iterator[None]:
     transformers checkpoints only layers in training mode, so the flag is set on the layers themselves and not on their
     submodules, which stay in eval mode.
     """
-    module.gradient_checkpointing_enable({"use_reentrant": False})
+    # Before transformers 5.24 it is called gradient_checkpointing_enable.
+    enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
     try:
         for layer in layers:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tip_exp.types import Rollout, Sampling
 
+# The KV cache's name in a model's arguments and output: transformers 5.16 has past_key_values, 5.24 has cache.
+_CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 # Finished responses leave the batch once they are this share of it; each removal copies the remaining KV cache.
 MIN_FINISHED_SHARE = 0.1
 
@@ -59,18 +62,19 @@ class HfSampler:
         lengths = torch.zeros(count, dtype=torch.long, device=device)
         stopped = torch.zeros(count, dtype=torch.bool, device=device)
         active = torch.arange(count, device=device)  # rows of the batch that the model still runs on
-        cache, cached_length, warpers = None, 0, _warpers(sampling)
+        cache: Cache | None = None
+        cached_length, warpers = 0, _warpers(sampling)
         for step in range(max_tokens):
             length = width + step
             output = self.model(
                 input_ids=ids,
                 attention_mask=mask[active, :length],
                 position_ids=position_ids[active, cached_length:length],
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{_CACHE: cache},
             )
-            cache, cached_length, logits = output.past_key_values, length, output.logits[:, -1].float()
+            cache, cached_length, logits = output[_CACHE], length, output.logits[:, -1].float()
             # One uniform per prompt, finished or not, so that a response does not depend on when others finish.
             uniform = torch.rand(count, dtype=torch.float64, device=device)[active]
             tokens = _draw(warpers(ids, logits), uniform) if sampling.temperature > 0 else logits.argmax(-1)
@@ -83,6 +87,7 @@ class HfSampler:
             if num_running == 0:
                 break
             if len(active) - num_running >= MIN_FINISHED_SHARE * len(active):
+                assert cache is not None, "use_cache=True returns one"
                 cache.batch_select_indices(running.nonzero().squeeze(-1))
                 active, ids = active[running], ids[running]
         rows = zip(prompts, response_ids.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
