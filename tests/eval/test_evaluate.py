@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from tip_exp.eval.evaluate import evaluate
+import pytest
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.data.dataset import Dataset
+from tip_exp.eval.evaluate import Evaluations, evaluate
 from tip_exp.grading import boxed
+from tip_exp.models.pair import Pair
 from tip_exp.types import Problem, Rollout, Sampling
+from tip_exp.utils.errors import ConfigError
 
 
 def test_evaluate_matches_responses_to_their_problems() -> None:
@@ -28,3 +34,9 @@ def test_evaluate_matches_responses_to_their_problems() -> None:
     )  # fmt: skip
     assert [[response.right for response in responses] for responses in by_problem] == [[True, False], [False, True]]
     assert [response.problem_id for responses in by_problem for response in responses] == ["a", "a", "b", "b"]
+
+
+def test_a_benchmark_of_one_problem_is_refused(tiny_config: RunConfig, tiny_pair: Pair) -> None:
+    dataset = Dataset([Problem("a", "1+1?", "2")], "shop.jsonl", "")
+    with pytest.raises(ConfigError, match=r"eval\.benchmarks\.shop: .* at least 2 problems; shop\.jsonl has 1"):
+        Evaluations(tiny_config.eval, {"shop": dataset}, tiny_pair, None)

@@ -99,6 +99,12 @@ def test_different_configs_are_never_averaged_and_the_key_is_named(runs: Path, c
     assert "learner.lr=0.001" in markdown(overview(arms))
 
 
+def test_a_value_of_several_lines_stays_in_one_cell(runs: Path, compose_run: Compose) -> None:
+    make_run(compose_run, runs / "other", 0.5, "seed=5", 'pair.chat.system="Be brief.\nUse a box."')
+    differs = [arm.differs for arm in arms_of(runs) if arm.differs]
+    assert "pair.chat.system=Be brief.\\nUse a box." in differs and not any("\n" in text for text in differs)
+
+
 def test_a_seed_of_two_sweeps_counts_once_and_the_finished_run_is_preferred(runs: Path, compose_run: Compose) -> None:
     make_run(compose_run, runs / "again", 0.84, "seed=0", "sweep=other", "name=again")
     make_run(compose_run, runs / "begun", None, "seed=1", "sweep=other", "name=begun")

@@ -76,7 +76,10 @@ def _learner_rules(config: RunConfig) -> Iterator[str]:
             "choose pair.attention=sdpa or flash_attention_2, or learner.packing=false"
         )
     if learner.warmup_steps >= learner.num_steps and learner.warmup_steps:
-        yield f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps})"
+        yield (
+            f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps}); "
+            "for a short run set learner.warmup_steps=0"
+        )
     if learner.estimator == "topk" and learner.topk.rest == "drop" and divergence != "forward_kl":
         yield (
             f"learner.topk.rest=drop with learner.divergence={divergence}: the sum over the top-k tokens is "

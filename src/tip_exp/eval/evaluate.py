@@ -16,6 +16,7 @@ from tip_exp.models.pair import ChatTokenizer
 from tip_exp.records.metrics import GREEDY, NO_TOOL_BASELINE, mean_at, standard_error_of
 from tip_exp.records.writer import RunLogger
 from tip_exp.types import Problem, Sampler, Sampling
+from tip_exp.utils.errors import ConfigError
 
 
 class Evaluations:
@@ -28,6 +29,12 @@ class Evaluations:
         tokenizer: ChatTokenizer,
         agent: AgentConfig | None,
     ) -> None:
+        for name, dataset in datasets.items():
+            if len(dataset.problems) < 2:
+                raise ConfigError(
+                    f"eval.benchmarks.{name}: a standard error needs at least 2 problems; {dataset.source} has "
+                    f"{len(dataset.problems)}"
+                )
         self._config, self._datasets, self._tokenizer, self._agent = config, datasets, tokenizer, agent
         self._prompts = {
             name: prompt_ids(tokenizer, dataset, agent, evaluating=True) for name, dataset in datasets.items()

@@ -74,8 +74,8 @@ class ArmResult:
         return "done" if self.seeds == self.runs else f"{self.runs - self.seeds} of {self.runs} unfinished"
 
     def values_of(self, keys: list[str]) -> list[str]:
-        """["learner.lr=0.001", "learner.num_steps=40"]"""
-        return [f"{key}={self.config.get(key)}" for key in keys]
+        """["learner.lr=0.001", "learner.num_steps=40"], each on one line"""
+        return [f"{key}={self.config.get(key)}".replace("\n", "\\n") for key in keys]
 
 
 def read_records(roots: list[Path]) -> list[RunRecord]:
