@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 DROPPED_LAYERS = (10, 14, 18, 22)
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -29,6 +29,8 @@ def source_folder() -> Path:
 
 def make(out: Path, source: Path) -> None:
     """Write out/teacher and out/student from the GGUF file in `source`."""
+    from transformers import GgufConfig  # absent from 5.16, which the package accepts
+
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
     model = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=GGUF_FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
