@@ -14,8 +14,10 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -124,6 +126,8 @@ class VllmSampler:
                 self._llm = LLM(**{"model": folder} | self.options)
             finally:
                 del os.environ[RUN_PID]
+        if self.settings.separate_process:
+            Thread(target=_end_waits, args=(self._llm.llm_engine.engine_core, EngineDeadError), daemon=True).start()
         self._asleep.clear()
         self._push()
 
@@ -205,6 +209,16 @@ class VllmSampler:
             flat_logprobs=True,
             detokenize=False,
         )
+
+
+def _end_waits(client: Any, error: type[Exception]) -> None:
+    """Raise `error` in calls that wait for the engine when its process ends; vLLM's client would wait forever."""
+    while not client.resources.engine_dead:  # set by vLLM's own monitor, and by `close`
+        time.sleep(0.5)
+    client.outputs_queue.put(error())
+    for future in list(client.utility_results.values()):
+        if not future.done():
+            future.set_exception(error())
 
 
 def engine_version() -> str:
