@@ -78,6 +78,15 @@ def test_prompts_that_are_too_long_are_left_out_or_refused(compose_run: Run) -> 
         TrainingSet(compose_run("data.max_prompt_tokens=5"), pair, dataset)
 
 
+def test_data_is_refused_before_weights_load(tmp_path: Path, compose_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("tip_exp.build.load_pair", never)
+    with pytest.raises(ValueError, match=r"data\.max_prompt_tokens=5 leaves no prompt"):
+        run(compose_run(*QUICK, "data.max_prompt_tokens=5"), RunFolder(tmp_path))
+
+
 def test_a_run_can_be_replayed_from_its_own_config(tmp_path: Path, compose_run: Run) -> None:
     config = compose_run(*QUICK)
     path = tmp_path / "config.yaml"
