@@ -13,6 +13,7 @@ that dies while all are idle breaks the pool. Workers are therefore plain `pytho
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -125,7 +126,7 @@ class _Worker:
                 self._await_start()
             start = time.perf_counter()
             with suppress(BrokenPipeError):  # the process has ended, which _reply() reports
-                self._connection.send((given, reference))
+                self._connection.send_bytes(json.dumps([given, reference]).encode())
             outcome = self._reply(self._time_limit)
             seconds = time.perf_counter() - start
             if outcome in ("timeout", "crashed"):
@@ -173,7 +174,8 @@ class _Worker:
     def _reply(self, seconds: float) -> Outcome:
         """What the process sends; "timeout" if it sends nothing in time, "crashed" if it has ended."""
         try:
-            return self._connection.recv() if self._connection.poll(seconds) else "timeout"
+            # JSON and not a pickle, since the worker has parsed a model's output.
+            return json.loads(self._connection.recv_bytes()) if self._connection.poll(seconds) else "timeout"
         except (EOFError, ConnectionResetError):
             return "crashed"
 
@@ -200,11 +202,11 @@ def serve(connection_fd: int, time_limit: float, memory_limit_mib: int) -> None:
     compare(r"\frac{1}{2}", "2^{-1}")  # else the first comparison builds the parser's tables within its time limit
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # errors up to here are shown to the user
     connection = Connection(connection_fd)
-    connection.send("ready")
+    connection.send_bytes(b'"ready"')
     _, hard_limit = resource.getrlimit(resource.RLIMIT_CPU)
-    while True:  # until recv() raises EOFError: the caller has ended
-        given, reference = connection.recv()
+    while True:  # until recv_bytes() raises EOFError: the caller has ended
+        given, reference = json.loads(connection.recv_bytes())
         # The kernel ends this process 1 to 2 s after the time limit, in case the caller no longer exists.
         cpu_limit = math.ceil(time.process_time() + time_limit) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_limit, hard_limit))
-        connection.send(compare(given, reference))
+        connection.send_bytes(json.dumps(compare(given, reference)).encode())

@@ -82,10 +82,8 @@ class SampledK1:
     def value(self, student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
         """r per token, nats; its autograd gradient is r grad log P_S(y), not the gradient of r."""
         ids = self.token_ids[:, None]
-        student_logprob, teacher_logprob = (
-            student_logprobs.gather(-1, ids)[:, 0],
-            teacher_logprobs.gather(-1, ids)[:, 0],
-        )
+        student_logprob = student_logprobs.gather(-1, ids)[:, 0]
+        teacher_logprob = teacher_logprobs.gather(-1, ids)[:, 0]
         ratio = (student_logprob - teacher_logprob).detach()
         return ratio + ratio * (student_logprob - student_logprob.detach())
 
