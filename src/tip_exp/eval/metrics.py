@@ -12,7 +12,17 @@ import numpy as np
 
 from tip_exp.envs.episodes import Episode
 from tip_exp.envs.sampler import episode_means
-from tip_exp.records.metrics import NO_TOOL_BASELINE, best_at, maj_at, mean_at, pass_at, standard_error_of
+from tip_exp.records.metrics import (
+    LOG_SEQ_KL,
+    NO_TOOL_BASELINE,
+    SEQ_KL,
+    SEQ_KL_OFFSET,
+    best_at,
+    maj_at,
+    mean_at,
+    pass_at,
+    standard_error_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,19 @@ def majority_is_right(responses: list[Graded]) -> bool:
         return False
     winner = votes.most_common(1)[0][0]  # Counter orders equal counts by first appearance
     return next(response.right for response in responses if response.extracted == winner)
+
+
+def summarize_sequence_kl(values: list[float], samples: int) -> dict[str, float]:
+    """Mean of the responses' reverse KL (nats, prompt-major) with its standard error over problems, and mean log.
+
+    The logarithm weighs responses that are nearly right; it tells selectors apart with a fraction of the seeds.
+    """
+    by_problem = np.array(values).reshape(-1, samples).mean(axis=1)
+    return {
+        SEQ_KL: float(by_problem.mean()),
+        standard_error_of(SEQ_KL): float(by_problem.std(ddof=1) / math.sqrt(len(by_problem))),
+        LOG_SEQ_KL: float(np.log(np.array(values) + SEQ_KL_OFFSET).mean()),
+    }
 
 
 def summarize_episodes(by_task: list[list[Episode]], no_tool_baseline: float) -> dict[str, float]:
