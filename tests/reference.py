@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -184,3 +185,14 @@ def expected_maximum_of_draws(samples: list[float]) -> float:
     """Mean of the maximum over all k^k ways to draw k times from k samples with replacement."""
     draws = list(itertools.product(samples, repeat=len(samples)))
     return sum(map(max, draws)) / len(draws)
+
+
+def pass_by_subsets(right: list[bool], j: int) -> float:
+    """Share of the subsets of j responses that hold a right one."""
+    subsets = list(itertools.combinations(right, j))
+    return sum(map(any, subsets)) / len(subsets)
+
+
+def majority(values: list[Fraction]) -> Fraction:
+    """The most frequent value, the earliest of several."""
+    return max(values, key=lambda value: (values.count(value), -values.index(value)))

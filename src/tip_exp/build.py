@@ -51,6 +51,7 @@ class Parts:
         training = config.mode == "train"
         self.train_data = load(config.data.train) if training else None
         self.eval_data = {name: load(dataset) for name, dataset in config.eval.benchmarks.items()}
+        self._datasets = describe_data(config, self.train_data, self.eval_data)
         tokenizer = load_tokenizer(config.pair)
         self._train = TrainingSet(config, tokenizer, self.train_data) if self.train_data else None
         self.evaluations = Evaluations(config.eval, self.eval_data, tokenizer, config.agent)
@@ -104,8 +105,7 @@ class Parts:
 
     def finish(self) -> None:
         """Write result.json, the last file of a run, and a model card into the newest checkpoint."""
-        datasets = describe_data(self.config, self.train_data, self.eval_data)
-        result = write_result(self.config, self.folder, datasets, asdict(self.backend))
+        result = write_result(self.config, self.folder, self._datasets, asdict(self.backend))
         if trained := checkpoint.newest(self.folder.checkpoints):
             write_card(self.config, result, trained.path)
         self.logger.finish(result)
@@ -207,7 +207,10 @@ class TrainingSet:
 
 
 def describe_data(config: RunConfig, train: Dataset | None, tests: dict[str, Dataset]) -> dict[str, Any]:
-    """For result.json: source, hash and size of each data set, and the test problems that the training set holds."""
+    """For result.json: source, hash and size of each data set, and the test problems that the training set holds.
+
+    The last are also printed, one line per benchmark.
+    """
     described: dict[str, Any] = {
         name: {"source": dataset.source, "sha256": dataset.sha256, "rows": len(dataset.problems)}
         for name, dataset in (tests | ({"train": train} if train else {})).items()
@@ -217,6 +220,8 @@ def describe_data(config: RunConfig, train: Dataset | None, tests: dict[str, Dat
         if train is not None:
             leaked = overlap(train.problems, test.problems, suffix)
             described[name] |= {"in_train_exact": leaked.exact, "in_train_13gram": leaked.ngram}
+            if warning := leaked.warning(name, len(test.problems)):
+                print(warning)
     return described
 
 

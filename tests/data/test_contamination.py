@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from tip_exp.data.contamination import NGRAM, overlap
+import pytest
+
+from tip_exp.build import describe_data
+from tip_exp.config.schema import RunConfig
+from tip_exp.data.contamination import BOILERPLATE, NGRAM, Overlap, overlap
+from tip_exp.data.dataset import Dataset
 from tip_exp.types import Problem
 
 
@@ -21,3 +26,46 @@ def test_overlap_by_whole_text_and_by_13_words() -> None:
     ]
     result = overlap(train, test, suffix=" Box it.")
     assert result.exact == ["same"] and result.ngram == ["shares 13"]
+
+
+def test_formula_marks_are_not_words() -> None:
+    train = [problem("a", r"Let $x$, $y$, $\frac{1}{2}$ be given. Find $x + y$.")]
+    # 8 words in a row are shared: let x y frac 1 2 be given; with marks, 19 tokens
+    assert overlap(train, [problem("b", r"Let $x$, $y$, $\frac{1}{2}$ be given. Compute their product.")]).ngram == []
+
+
+def test_whole_texts_are_compared_with_their_marks() -> None:
+    result = overlap(
+        [problem("a", "What is 3 + 4?")], [problem("same", "what is 3 + 4 ?"), problem("b", "What is 3 - 4?")]
+    )
+    assert result == Overlap(["same"], [])
+
+
+@pytest.mark.parametrize(("num_problems", "flagged"), [(BOILERPLATE, ["t"]), (BOILERPLATE + 1, [])])
+def test_a_phrase_of_many_training_problems_does_not_count(num_problems: int, flagged: list[str]) -> None:
+    phrase = " ".join(f"w{i}" for i in range(NGRAM))
+    train = [problem(str(n), f"{phrase} and {n}, {phrase}") for n in range(num_problems)]  # twice in each: counts once
+    assert overlap(train, [problem("t", f"Now {phrase}")]).ngram == flagged
+
+
+def test_overlap_is_a_line_for_the_terminal() -> None:
+    assert Overlap([], []).warning("aime24", 30) == ""
+    assert Overlap(["a"], ["b", "c"]).warning("math500", 500) == (
+        "warning: the training set holds problems of math500: 1 word for word and 2 by a shared 13-gram, of 500 "
+        "(ids: datasets.math500.in_train_… in result.json)"
+    )
+    assert "math500: 2 by a shared 13-gram, of 500 (" in Overlap([], ["b", "c"]).warning("math500", 500)
+
+
+def test_a_run_says_at_its_start_what_its_training_set_holds(
+    tiny_config: RunConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test = (
+        Dataset([problem("a", "1+1?")], "a", ""),
+        Dataset([problem("b", "1+1?"), problem("c", "2+2?")], "b", ""),
+    )
+    described = describe_data(tiny_config, train, {"sums": test, "others": Dataset([problem("d", "3?")], "c", "")})
+    assert described["sums"]["in_train_exact"] == ["b"] and described["others"]["in_train_13gram"] == []
+    assert capsys.readouterr().out.startswith(
+        "warning: the training set holds problems of sums: 1 word for word, of 2 ("
+    )

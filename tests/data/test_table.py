@@ -61,6 +61,14 @@ def test_wrappers_are_stripped_and_the_answer_follows_its_mark(tmp_path: Path) -
     assert problem.solution == "One and one.\n"
 
 
+def test_repeated_prompts_of_a_training_set_are_dropped(tmp_path: Path) -> None:
+    rows = [{"q": question, "gold": {"a": str(n)}, "n": n} for n, question in enumerate(["b", "a", " b ", "c", "a"])]
+    path = write(tmp_path / "x.jsonl", rows)
+    assert [problem.id for problem in load(table(path, split="train")).problems] == ["sums/0", "sums/1", "sums/3"]
+    assert len(load(table(path, split="train", num_problems=3)).problems) == 3
+    assert len(load(table(path)).problems) == 5  # a benchmark stays as published
+
+
 def test_parts_are_disjoint_and_complete() -> None:
     train, held_out = part_of(17398, 0.0, 0.8), part_of(17398, 0.8, 1.0)
     assert (len(train), len(held_out)) == (13918, 3480)

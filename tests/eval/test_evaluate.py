@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.dataset import Dataset
-from tip_exp.eval.evaluate import Evaluations, evaluate
+from tip_exp.eval.evaluate import Evaluations, evaluate, ungraded_warning
 from tip_exp.grading import boxed
 from tip_exp.models.pair import Pair
 from tip_exp.types import Problem, Rollout, Sampling
@@ -35,6 +37,12 @@ def test_evaluate_matches_responses_to_their_problems() -> None:
     assert [[response.right for response in responses] for responses in by_problem] == [[True, False], [False, True]]
     assert [rollout.token_ids[-1] for rollout in rollouts] == [5, 6, 7, 8]
     assert [response.problem_id for responses in by_problem for response in responses] == ["a", "a", "b", "b"]
+    responses = by_problem[0]
+    assert ungraded_warning("shop", responses) == ""
+    failed = [*responses, replace(responses[0], rule="timeout"), replace(responses[0], rule="memory")]
+    assert ungraded_warning("shop", failed).startswith(
+        "warning: shop: 2 of 4 responses could not be compared with the answer and count as wrong (1 timeout, 1 memory)"
+    )
 
 
 def test_a_benchmark_of_one_problem_is_refused(tiny_config: RunConfig, tiny_pair: Pair) -> None:

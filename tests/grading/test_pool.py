@@ -10,12 +10,13 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tip_exp.grading.pool import GradingPool
+from tip_exp.grading import open_grader, with_retry
+from tip_exp.grading.pool import GROUP_TIME_LIMITS, GradingPool
 from tip_exp.grading.types import Verdict
 
 TIME_LIMIT_S = 1.0
@@ -178,6 +179,44 @@ def test_a_hanging_comparison_is_a_timeout_and_the_next_is_not(pool: GradingPool
     assert [verdict.rule for verdict in verdicts] == ["timeout", "boxed", "timeout", "boxed"]
     assert [verdict.right for verdict in verdicts] == [False, True, False, False]
     assert verdicts[0].extracted == "9^{9^{9^9}}"
+
+
+def test_answers_are_grouped_by_value(pool: GradingPool) -> None:
+    answers = [r"\frac{1}{2}", "3", "0.5", "x = 3", r"\sqrt{4}", " 3", "1/2", "2"]
+    assert pool.group_all([answers, [], ["1,000", "1000"]]) == [[0, 1, 0, 1, 2, 1, 0, 2], [], [0, 0]]
+
+
+def test_grouping_answers_that_hang_takes_bounded_time(pool: GradingPool) -> None:
+    """Sixteen power towers take at most GROUP_TIME_LIMITS time limits, and are groups of their own."""
+    towers = [f"{n}^{{9^{{9^9}}}}" for n in range(2, 18)]
+    compared = []
+    worker = pool._workers[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(worker), "compare", lambda self, a, b: compared.append(a) or ("timeout", TIME_LIMIT_S))
+        assert pool.group_all([towers]) == [list(range(16))]
+    assert len(compared) == GROUP_TIME_LIMITS
+
+
+def test_a_comparison_without_a_result_is_tried_once_more() -> None:
+    asked: list[list[str]] = []
+
+    def grade_all(pairs: Iterable[tuple[str, str]]) -> list[Verdict]:
+        texts = [text for text, _ in pairs]
+        asked.append(texts)
+        slow = "timeout" if len(asked) == 1 else "boxed"
+        rules = {"a": "boxed", "slow": slow, "hard": "crashed", "none": "unparsed"}
+        return [Verdict(rules[text] == "boxed", text, rules[text]) for text in texts]
+
+    verdicts = with_retry(grade_all)((text, "5") for text in ("a", "slow", "hard", "none"))
+    assert asked == [["a", "slow", "hard", "none"], ["slow", "hard"]]
+    assert [verdict.rule for verdict in verdicts] == ["boxed", "boxed", "crashed", "unparsed"]
+    assert [verdict.right for verdict in verdicts] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(("name", "groups"), [("boxed_integer", [0, 0, 1]), ("strict", [0, 1, 2])])
+def test_the_equality_of_the_other_graders(name: str, groups: list[int]) -> None:
+    with open_grader(name) as grader:
+        assert grader.group_all([["7", "07", "8"]]) == [groups]
 
 
 def test_an_abandoned_stream_does_not_answer_into_the_next(pool: GradingPool) -> None:

@@ -34,6 +34,9 @@ NORMALIZED = [
     ("12%", "12%"),
     (r"5\text{ cm}", "5"),
     (r"5\text{cm}", r"5\text{cm}"),
+    (r"5\text{ m}^2", "5"),  # a unit is \text with a space; nothing else is
+    ("5 m^2", "5m^2"),
+    ("5m^2", "5m^2"),
     ("x = 5", "5"),
     ("area = 5", "area=5"),
     ("a=b=5", "a=b=5"),

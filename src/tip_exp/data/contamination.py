@@ -1,15 +1,23 @@
-"""Test problems that also occur in the training set: by their whole text, and by a shared 13-gram of words."""
+"""Test problems that also occur in the training set: by their whole text, and by a shared 13-gram of words.
+
+N-grams are of words and numbers alone: the `$`, `{` and `,` of formulas would make almost any two formulas overlap.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tip_exp.types import Problem
 
 NGRAM = 13  # Brown et al. 2020 (GPT-3), App. C
-_WORD = re.compile(r"\w+|[^\w\s]")
+BOILERPLATE = 10
+"""An n-gram of more training problems than this is a common phrase (Brown et al. 2020, App. C: more than 10)."""
+
+_WORD = re.compile(r"\w+")
+_TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,29 +27,41 @@ class Overlap:
     exact: list[str]
     ngram: list[str]
 
+    def warning(self, benchmark: str, num_problems: int) -> str:
+        """A line for the terminal; "" without overlap."""
+        counts = {"word for word": len(self.exact), f"by a shared {NGRAM}-gram": len(self.ngram)}
+        if not any(counts.values()):
+            return ""
+        counted = " and ".join(f"{count} {how}" for how, count in counts.items() if count)
+        return (
+            f"warning: the training set holds problems of {benchmark}: {counted}, of {num_problems} "
+            f"(ids: datasets.{benchmark}.in_train_… in result.json)"
+        )
+
 
 def overlap(train: Iterable[Problem], test: Iterable[Problem], suffix: str = "") -> Overlap:
-    """Compare prompts as lower-case words and punctuation; `suffix`, the instruction ending each prompt, is ignored."""
+    """Compare prompts in lower case; `suffix`, the instruction ending each prompt, is ignored.
+
+    Whole texts are compared with their punctuation (3 + 4 is not 3 - 4), n-grams without. An n-gram of more than
+    BOILERPLATE training problems does not count.
+    """
     train_texts: set[tuple[str, ...]] = set()
-    train_ngrams: set[int] = set()
+    num_problems: Counter[int] = Counter()  # of each n-gram
     for problem in train:
-        words = _words(problem.prompt, suffix)
-        train_texts.add(words)
-        train_ngrams.update(_ngrams(words))
+        text = problem.prompt.removesuffix(suffix).lower()
+        train_texts.add(tuple(_TOKEN.findall(text)))
+        num_problems.update(_ngrams(text))
     exact, ngram = [], []
     for problem in test:
-        words = _words(problem.prompt, suffix)
-        if words in train_texts:
+        text = problem.prompt.removesuffix(suffix).lower()
+        if tuple(_TOKEN.findall(text)) in train_texts:
             exact.append(problem.id)
-        elif any(gram in train_ngrams for gram in _ngrams(words)):
+        elif any(0 < num_problems[gram] <= BOILERPLATE for gram in _ngrams(text)):
             ngram.append(problem.id)
     return Overlap(exact, ngram)
 
 
-def _words(text: str, suffix: str) -> tuple[str, ...]:
-    return tuple(_WORD.findall(text.removesuffix(suffix).lower()))
-
-
-def _ngrams(words: tuple[str, ...]) -> Iterator[int]:
+def _ngrams(text: str) -> set[int]:
     """Hashes instead of tuples: a training set has millions of n-grams."""
-    return (hash(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1))
+    words = tuple(_WORD.findall(text))
+    return {hash(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}

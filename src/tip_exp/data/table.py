@@ -21,11 +21,16 @@ SHUFFLE_SEED = 42  # the part [0.0, 0.8] of DAPO-Math-17k is then what the paper
 
 
 def load(config: TableConfig) -> Dataset:
-    """Locate the file, map its fields to problems, and take the configured part."""
+    """Locate the file, map its fields to problems, and take the configured part.
+
+    Of training problems with one prompt the first is kept; benchmarks are read as published.
+    """
     path, source = _locate(config)
     problems = [_problem(config, row, number, path) for number, row in enumerate(read_rows(path), 1)]
     if (part := config.part) is not None:
         problems = [problems[i] for i in part_of(len(problems), *part)]
+    if config.split == "train":
+        problems = _distinct(problems)
     problems = problems[: config.num_problems]
     if not problems:
         raise DataError(f"{config.label}: {path} has no rows in the configured part")
@@ -91,6 +96,13 @@ def _problem(config: TableConfig, row: dict[str, Any], number: int, path: Path) 
         solution = _text(row, fields.solution, location) if fields.solution else ""
     row_id = _text(row, fields.id, location) if fields.id else str(number - 1)
     return Problem(f"{config.label}/{row_id}", prompt.strip() + config.suffix, answer.strip(), solution)
+
+
+def _distinct(problems: list[Problem]) -> list[Problem]:
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(problem.prompt, problem)
+    return list(first.values())
 
 
 def _text(row: dict[str, Any], field: str, location: str) -> str:

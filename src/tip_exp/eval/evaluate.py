@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +11,7 @@ from tip_exp.config.schema import AgentConfig, EvalConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.sampler import EpisodeSampler
-from tip_exp.eval.metrics import Graded, summarize, summarize_episodes, summarize_sequence_kl
+from tip_exp.eval.metrics import Graded, repetition_rate, summarize, summarize_episodes, summarize_sequence_kl
 from tip_exp.grading import GradeAll, open_grader, string_match
 from tip_exp.models.pair import ChatTokenizer
 from tip_exp.records.metrics import GREEDY, NO_TOOL_BASELINE, SEQ_KL, mean_at, standard_error_of
@@ -97,7 +98,7 @@ class Evaluations:
             assert isinstance(player, EpisodeSampler), "tool tasks are played"
             return [episode.rollout for episode in player.last], rows, summary
         assert benchmark.kind == "table" or benchmark.kind == "word_sums", "the other kinds have tools"
-        with open_grader(benchmark.grader) as grade_all:
+        with open_grader(benchmark.grader) as grader:
             rollouts, graded = evaluate(
                 sampler,
                 dataset.problems,
@@ -105,9 +106,23 @@ class Evaluations:
                 sampling,
                 seed=self._config.seed,
                 decode=self._tokenizer.decode,
-                grade_all=grade_all,
+                grade_all=grader.grade_all,
             )
-        return rollouts, [asdict(response) for responses in graded for response in responses], summarize(graded)
+            summary = summarize(graded, grader.group_all)
+        responses = [response for by_problem in graded for response in by_problem]
+        if warning := ungraded_warning(name, responses):
+            print(warning)
+        return rollouts, [asdict(response) for response in responses], summary
+
+
+def ungraded_warning(benchmark: str, responses: list[Graded]) -> str:
+    """A line for the terminal if responses count as wrong only because their comparison had no result; else ""."""
+    rules = Counter(response.rule for response in responses if response.ungraded)
+    counts = ", ".join(f"{count} {rule}" for rule, count in rules.most_common())
+    return counts and (
+        f"warning: {benchmark}: {rules.total()} of {len(responses)} responses could not be compared with the answer "
+        f"and count as wrong ({counts}); `rule` in eval.jsonl says which"
+    )
 
 
 def _greedy_accuracy(summary: dict[str, float]) -> dict[str, float]:
@@ -169,6 +184,7 @@ def evaluate(
             strict_right=string_match.grade(text, problem.answer).right,
             truncated=rollout.truncated,
             num_tokens=rollout.num_response_tokens,
+            repetition=repetition_rate(rollout.response_ids),
         )
         for i, (problem, rollout, text, verdict) in enumerate(zip(repeated, rollouts, texts, verdicts, strict=True))
     ]

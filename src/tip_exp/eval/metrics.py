@@ -12,17 +12,24 @@ import numpy as np
 
 from tip_exp.envs.episodes import Episode
 from tip_exp.envs.sampler import episode_means
+from tip_exp.grading import UNGRADED, GroupAll
 from tip_exp.records.metrics import (
+    FINISHED_ACCURACY,
     LOG_SEQ_KL,
     NO_TOOL_BASELINE,
+    REPETITION_RATE,
     SEQ_KL,
     SEQ_KL_OFFSET,
+    TRUNCATED_ACCURACY,
+    UNGRADED_FRAC,
     best_at,
     maj_at,
     mean_at,
     pass_at,
     standard_error_of,
 )
+
+_STRATA = {FINISHED_ACCURACY: False, TRUNCATED_ACCURACY: True}  # metric: were its responses truncated?
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +46,19 @@ class Graded:
     strict_right: bool  # by the string comparison of the paper's base code
     truncated: bool
     num_tokens: int
+    repetition: float  # repetition_rate() of its token ids
+
+    @property
+    def ungraded(self) -> bool:
+        """Its answer was compared without a result; it counts as wrong."""
+        return self.rule in UNGRADED
 
 
-def summarize(by_problem: list[list[Graded]]) -> dict[str, float]:
+def summarize(by_problem: list[list[Graded]], group_all: GroupAll) -> dict[str, float]:
     """Metrics of k responses to each problem. Needs two problems, for the standard error.
 
     The standard error is over the problems' means: k responses to one problem are not k independent samples.
+    The accuracy of finished (truncated) responses is left out if there are none.
     """
     k = len(by_problem[0])
     right = np.array([[response.right for response in responses] for responses in by_problem], dtype=float)
@@ -52,23 +66,61 @@ def summarize(by_problem: list[list[Graded]]) -> dict[str, float]:
     return {
         mean_at(k): float(right.mean()),
         standard_error_of(mean_at(k)): float(right.mean(axis=1).std(ddof=1) / math.sqrt(len(right))),
-        pass_at(k): float(right.any(axis=1).mean()),
-        maj_at(k): float(np.mean([majority_is_right(responses) for responses in by_problem])),
+        **{pass_at(j): pass_at_j(right.sum(axis=1), k, j) for j in sorted({k, *(2**i for i in range(k.bit_length()))})},
+        maj_at(k): float(np.mean(majority_is_right(by_problem, group_all))),
         f"strict_{mean_at(k)}": float(np.mean([response.strict_right for response in all_responses])),
         "strict_agreement": float(np.mean([response.strict_right == response.right for response in all_responses])),
         "response_len": float(np.mean([response.num_tokens for response in all_responses])),
         "truncated_frac": float(np.mean([response.truncated for response in all_responses])),
         "unparsed_frac": float(np.mean([response.extracted is None for response in all_responses])),
+        UNGRADED_FRAC: float(np.mean([response.ungraded for response in all_responses])),
+        REPETITION_RATE: float(np.mean([response.repetition for response in all_responses])),
+        **_accuracy_by_stratum(all_responses),
     }
 
 
-def majority_is_right(responses: list[Graded]) -> bool:
-    """Is the most frequent extracted answer right? The earliest wins a tie; unparsed responses do not vote."""
-    votes = Counter(response.extracted for response in responses if response.extracted is not None)
-    if not votes:
-        return False
-    winner = votes.most_common(1)[0][0]  # Counter orders equal counts by first appearance
-    return next(response.right for response in responses if response.extracted == winner)
+def pass_at_j(num_right: Sequence[int] | np.ndarray, k: int, j: int) -> float:
+    """Mean over problems of the chance that j of its k responses, drawn without replacement, hold a right one.
+
+    1 - C(k - c, j) / C(k, j) for c right of k: unbiased for pass@j (Chen et al. 2021, arXiv 2107.03374, Eq. 1).
+    """
+    return float(np.mean([1 - math.comb(k - int(c), j) / math.comb(k, j) for c in num_right]))
+
+
+def repetition_rate(token_ids: Sequence[int], n: int = 4) -> float:
+    """1 - distinct / all n-grams; 0 for less than n tokens. seq-rep-4 of Welleck et al. 2020, arXiv 1908.04319."""
+    ngrams = list(zip(*(token_ids[i:] for i in range(n)), strict=False))
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def _accuracy_by_stratum(responses: list[Graded]) -> dict[str, float]:
+    strata = {name: [r.right for r in responses if r.truncated == cut] for name, cut in _STRATA.items()}
+    return {name: float(np.mean(right)) for name, right in strata.items() if right}
+
+
+def majority_is_right(by_problem: list[list[Graded]], group_all: GroupAll) -> list[bool]:
+    """For each problem: is the most frequent answer right? Answers are counted by value; the earliest wins a tie.
+
+    All right answers have the value of the reference. Wrong ones are compared with each other only where there are
+    right ones, but not more than wrong ones. Unparsed responses do not vote; ungraded ones are counted by their string.
+    """
+    voters = [[response for response in responses if response.extracted is not None] for responses in by_problem]
+    num_right = [sum(response.right for response in problem_voters) for problem_voters in voters]
+    undecided = [i for i, c in enumerate(num_right) if 0 < c <= len(voters[i]) - c]
+    groups = group_all([[r.extracted or "" for r in voters[i] if _is_compared(r)] for i in undecided])
+    results = [c > 0 for c in num_right]
+    for i, group_numbers in zip(undecided, map(iter, groups), strict=True):
+        values = [  # equal for answers that count as one
+            next(group_numbers) if _is_compared(response) else "right" if response.right else [response.extracted]
+            for response in voters[i]
+        ]
+        winner, _ = Counter(map(str, values)).most_common(1)[0]  # equal counts are ordered by first appearance
+        results[i] = winner == "right"
+    return results
+
+
+def _is_compared(response: Graded) -> bool:
+    return not response.right and not response.ungraded
 
 
 def summarize_sequence_kl(values: list[float], samples: int) -> dict[str, float]:

@@ -48,10 +48,12 @@ _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")  # sin of 30 degree
 _TEXT = r"\\(?:text|textbf|textrm|textit|mbox|mathrm|rm)"
 _POWER = r"(?:\s*\^\s*(?:\d|\{\s*\d\s*\}))?"
 _UNIT = (
-    r"(?:(?:square|cubic|sq|cu)\.?\s+)?(?:mm|cm|m|km|in|ft|yd|mi|kg|g|lb|oz|s|hr|min|inch(?:es)?|foot|feet|cents?|"
+    r"(?:(?:square|cubic|sq|cu)\.?\s+)?(?:(?<=[a-z.]\s)[mgs]|mm|cm|km|in|ft|yd|mi|kg|lb|oz|hr|min|inch(?:es)?|foot|feet|cents?|"
     r"(?:milli|centi|kilo)?met(?:er|re)s?|(?:yard|mile|gram|kilogram|pound|ounce|second|minute|hour|day|week|month|year|"
     r"degree|dollar|unit|mph)s?)"
 )
+_LETTER_UNIT = re.compile(rf"((?:[a-zA-Z]\s*=\s*)?[-+]?[\d.,]*\d(?:/\d+)?)\s+[mgs]{_POWER}")  # 5 m^2, not 5m^2
+_LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]")  # not of a command
 _PLAIN_UNIT = re.compile(rf"(?<=\d)\s*{_UNIT}{_POWER}$")
 _TEXT_UNIT = re.compile(rf"(?<=[\d}})\]a-zA-Z])\s*/?\s*{_TEXT}\s*\{{([^{{}}]*)\}}{_POWER}\s*$")
 _NOT_A_UNIT = re.compile(r"\b(?:[a-z]|pi|or|and|to|hundred|thousand|million|billion|trillion|dozen)\b", re.IGNORECASE)
@@ -85,10 +87,16 @@ def clean(answer: str) -> str:
         answer = _DEGREE.sub("", answer)
     for _ in range(3):  # \text{ m}/\text{s}^2 has two
         unit = _TEXT_UNIT.search(answer)
-        if unit is None or (_NOT_A_UNIT.search(unit[1]) and not re.fullmatch(_UNIT, unit[1].strip())):
+        if unit is None or (_NOT_A_UNIT.search(unit[1]) and not re.fullmatch(rf"{_UNIT}|[mgs]", unit[1].strip())):
             break
         answer = answer[: unit.start()]
     return _PLAIN_UNIT.sub("", answer).strip()
+
+
+def _without_letter_unit(answer: str, other_answer: str) -> str:
+    """5 m^2 -> 5 if the other answer is a number: the letters m, g and s are also variables. 5m^2 is unchanged."""
+    unit = _LETTER_UNIT.fullmatch(answer)
+    return unit[1] if unit and not _LETTER.search(other_answer) else answer
 
 
 def plain_number(answer: str) -> Decimal | None:
@@ -99,6 +107,7 @@ def plain_number(answer: str) -> Decimal | None:
 def _same(given: str, reference: str) -> bool:
     given_percent, reference_percent = (_PERCENT.search(_tidy(answer)) is not None for answer in (given, reference))
     given, reference = clean(given), clean(reference)
+    given, reference = _without_letter_unit(given, reference), _without_letter_unit(reference, given)
     if given.replace(" ", "") == reference.replace(" ", ""):
         return given != ""
     a, b = plain_number(given if "=" in reference else _right_side(given)), plain_number(reference)

@@ -31,6 +31,7 @@ from queue import SimpleQueue
 from threading import Lock
 
 from tip_exp.grading.extract import extract
+from tip_exp.grading.groups import group
 from tip_exp.grading.types import Outcome, Verdict
 
 TIME_LIMIT_S = 5.0
@@ -42,6 +43,9 @@ MEMORY_LIMIT_MIB = 1024
 STARTUP_LIMIT_S = 120.0
 """A worker imports sympy in half a second; on a busy machine with a cold disk it takes many."""
 
+GROUP_TIME_LIMITS = 4
+"""Time limits that the comparisons of one list of answers may take together; the rest of them get no result."""
+
 _QUEUED_PER_WORKER = 64
 
 
@@ -49,6 +53,7 @@ class GradingPool:
     """Worker processes that compare answers, each driven by one thread. Read one stream at a time."""
 
     def __init__(self, workers: int, *, time_limit: float = TIME_LIMIT_S) -> None:
+        self._time_limit = time_limit
         self._threads = ThreadPoolExecutor(workers)
         self._workers = [_Worker(time_limit) for _ in range(workers)]
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
@@ -93,6 +98,27 @@ class GradingPool:
             while wait(running, timeout=0.05).not_done:
                 for worker in self._workers:
                     worker.kill()
+
+    def group_all(self, answer_lists: Iterable[list[str]]) -> list[list[int]]:
+        """For each list of extracted answers their groups by value (groups.py), in bounded time."""
+        return list(self._threads.map(self._group, answer_lists))
+
+    def _group(self, answers: list[str]) -> list[int]:
+        seconds_left = GROUP_TIME_LIMITS * self._time_limit
+        worker = self._idle.get()
+
+        def compare(given: str, reference: str) -> Outcome:
+            nonlocal seconds_left
+            if seconds_left <= 0:
+                return "timeout"
+            outcome, seconds = worker.compare(given, reference)
+            seconds_left -= seconds
+            return outcome
+
+        try:
+            return group(answers, compare)
+        finally:
+            self._idle.put(worker)
 
     def _grade(self, text: str, answer: str) -> Verdict:
         start = time.perf_counter()

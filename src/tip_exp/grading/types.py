@@ -11,6 +11,9 @@ Outcome = Literal["same", "different", "timeout", "memory", "crashed", "uncompar
 FAILURES = ("memory", "crashed", "uncomparable")
 """Rules of failed comparisons besides "timeout": out of memory, process died, the algebra system raised an error."""
 
+UNGRADED = ("timeout", *FAILURES)
+"""Rules of verdicts without a result of the comparison; the response counts as wrong."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

@@ -6,11 +6,15 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 |---------------------------------|-------------------------------------------------------------------|---------------|
 | mean@k, greedy                  | mean accuracy of k samples a problem; of the greedy response      | fraction      |
 | <accuracy>_se                   | standard error of an accuracy over the problems                   | fraction      |
-| pass@k, maj@k, best@k           | any of k right; the most frequent answer right; best of k scores  | fraction      |
+| pass@j, j = 1, 2, 4 … k         | any of j responses right, expected over draws of j of the k       | fraction      |
+| maj@k, best@k                   | the most frequent answer (by value) right; best of k scores       | fraction      |
 | best@k_bootstrap                | expected best of k draws with replacement (verl's best@k)         | fraction      |
 | strict_mean@k, strict_agreement | graded by string comparison; share of equal verdicts              | fraction      |
 | no_tool_baseline                | score that needs no tool call (tool tasks)                        | fraction      |
 | seq_kl, log_seq_kl              | KL(student || teacher) summed over a response; log(seq_kl + 1e-3) | nats, mean    |
+| finished_accuracy, truncated_…  | accuracy of the responses that ended; of those that were cut off  | fraction      |
+| ungraded_frac                   | responses whose comparison had no result; they count as wrong     | fraction      |
+| repetition_rate                 | 1 - distinct / all 4-grams of token ids, mean over responses      | fraction      |
 | response_len, …_frac            | tokens of a response; truncated; without an answer                | tokens, frac  |
 | train/loss, grad_norm, lr       | divergence as learner.average means it; before clipping; rate     | nats, -, -    |
 | train/update_ratio              | norm of the optimizer's update over that of the weights           | -             |
@@ -48,6 +52,8 @@ pass_at = "pass@{}".format
 maj_at = "maj@{}".format
 best_at = "best@{}".format
 standard_error_of = "{}_se".format
+FINISHED_ACCURACY, TRUNCATED_ACCURACY = "finished_accuracy", "truncated_accuracy"
+UNGRADED_FRAC, REPETITION_RATE = "ungraded_frac", "repetition_rate"
 
 LOSS, GRAD_NORM, LR, SKIPPED = "train/loss", "train/grad_norm", "train/lr", "train/skipped"
 UPDATE_RATIO = "train/update_ratio"
