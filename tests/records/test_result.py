@@ -67,4 +67,4 @@ def test_the_model_card_has_the_result_and_the_settings(folder: RunFolder, tiny_
     write_card(tiny_config, write_result(tiny_config, folder, {}, {}), folder.root)
     card = (folder.root / "README.md").read_text()
     assert card.startswith("---\nbase_model: package:tiny/student\n")
-    assert "10 of 30 response tokens" in card and "| b/greedy | 0.2500 | 0.5000 |" in card and "num_steps: 80" in card
+    assert "10 of 30 response tokens" in card and "| b/greedy | 0.2500 | 0.5000 |" in card and "num_steps: 40" in card

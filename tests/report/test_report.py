@@ -198,12 +198,12 @@ def test_the_memory_column_has_the_learners_peak(tmp_path: Path, compose_run: Co
 
 
 def test_each_setting_has_its_table_and_the_title_says_what_differs(tmp_path: Path, compose_run: Compose) -> None:
-    for steps in (80, 20):
+    for steps in (40, 20):
         for selector in ("full", "soft_or"):
             overrides = [f"selector={selector}", f"learner.num_steps={steps}"]
             make_run(compose_run, tmp_path / f"{selector}{steps}", 0.5, *overrides)
     titles = [table.title for table in paper_tables("table6", arms_of(tmp_path)) if "difference" not in table.title]
-    assert [title.split("(")[1] for title in titles] == ["learner.num_steps=20)", "learner.num_steps=80)"]
+    assert [title.split("(")[1] for title in titles] == ["learner.num_steps=20)", "learner.num_steps=40)"]
 
 
 def test_markdown_and_latex_of_a_table() -> None:

@@ -98,8 +98,7 @@ def summarize(records: list[RunRecord]) -> list[ArmResult]:
     """
     by_seed: dict[tuple[str, str, int], RunRecord] = {}
     for record in records:
-        config = {key: value for key, value in record.config.items() if key not in IGNORED_KEYS}
-        identity = json.dumps(flatten(config), sort_keys=True)
+        identity = json.dumps(_arm_config(record.config), sort_keys=True)
         for benchmark in record.config["eval"]["benchmarks"]:
             key = identity, benchmark, record.config["seed"]
             if key not in by_seed or (record.is_done and not by_seed[key].is_done):
@@ -140,6 +139,14 @@ def differing_keys(arms: list[ArmResult], *, ignored: tuple[str, ...] = ()) -> l
     """
     keys = sorted({key for arm in arms for key in arm.config if not key.startswith(ignored)})
     return [key for key in keys if len({json.dumps(arm.config.get(key)) for arm in arms}) > 1]
+
+
+def _arm_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config, flat, without what the runs of an arm may differ in."""
+    flat = flatten({key: value for key, value in config.items() if key not in IGNORED_KEYS})
+    if flat.get("pair.student.per_seed"):
+        del flat["pair.student.path"]
+    return flat
 
 
 def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
