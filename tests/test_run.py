@@ -52,7 +52,7 @@ def test_both_backends_walk_the_same_path(tmp_path: Path, compose_run: Run) -> N
 
 @pytest.mark.parametrize("selector", ["selector=q4", "selector=soft_or_bottom"])
 def test_tokens_without_signal_leave_the_student_where_it_was(tmp_path: Path, compose_run: Run, selector: str) -> None:
-    """With a small eps Adam makes steps of full size from gradients a thousand times smaller, and destroys the student."""
+    """With a small eps Adam makes full-size steps from gradients a thousand times smaller: the student is destroyed."""
     rows = train(compose_run, tmp_path / "run", selector)
     before, after = rows[0]["eval/word_sums/greedy"], rows[-1]["eval/word_sums/greedy"]
     assert abs(after - before) < 0.06

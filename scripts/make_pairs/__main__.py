@@ -5,8 +5,8 @@
     python -m scripts.make_pairs smollm2 --out DIR       convert SmolLM2-135M-Instruct (2 minutes)
     python -m scripts.make_pairs students --out DIR      three students of the pair `tiny`, DIR/0 … DIR/2 (4 minutes)
 
-The pairs are two Hugging Face folders, DIR/teacher and DIR/student. Pretraining gives the same files on every run on one
-machine with the same library versions.
+The pairs are two Hugging Face folders, DIR/teacher and DIR/student. Pretraining gives the same files on every run on
+one machine with the same library versions.
 """
 
 from __future__ import annotations

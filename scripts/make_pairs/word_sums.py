@@ -36,7 +36,7 @@ def make(role: str, out: Path) -> None:
 
 
 def make_student(index: int, out: Path) -> None:
-    """Pretrain student `index` of the pair tiny_students and write it to `out`/`index`; student 0 is the shipped one."""
+    """Pretrain student `index` of the pair tiny_students into `out`/`index`; student 0 is the shipped one."""
     recipe = RECIPES["student"]
     _make(replace(recipe, seed=recipe.seed + index), out / str(index), "students")
 
