@@ -9,6 +9,8 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | pass@k, maj@k, best@k           | any of k right; the most frequent answer right; best of k scores  | fraction      |
 | best@k_bootstrap                | expected best of k draws with replacement (verl's best@k)         | fraction      |
 | strict_mean@k, strict_agreement | graded by string comparison; share of equal verdicts              | fraction      |
+| seq_kl, log_seq_kl              | KL(student || teacher) summed over a sampled response; mean of    | nats, log     |
+|                                 | log_kl over the responses                                         |               |
 | no_tool_baseline                | score that needs no tool call (tool tasks)                        | fraction      |
 | response_len, …_frac            | tokens of a response; truncated; without an answer                | tokens, frac  |
 | train/loss, grad_norm, lr       | mean divergence per kept token; before clipping; learning rate    | nats, -, -    |
@@ -32,6 +34,7 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +48,9 @@ pass_at = "pass@{}".format
 maj_at = "maj@{}".format
 best_at = "best@{}".format
 standard_error_of = "{}_se".format
+strict = "strict_{}".format  # strict("mean@4"): graded by string comparison
+# Held-out reverse KL of the sampled responses, and its logarithm.
+SEQ_KL, LOG_SEQ_KL = "seq_kl", "log_seq_kl"
 
 LOSS, GRAD_NORM, LR, SKIPPED = "train/loss", "train/grad_norm", "train/lr", "train/skipped"
 
@@ -67,6 +73,11 @@ seconds = "time/{}_s".format
 peak_gib = "memory/{}_peak_gib".format
 extra_mib = "memory/{}_extra_mib".format
 PROCESS_PEAK_GIB, RESERVED_PEAK_GIB, DEVICE_USED_PEAK_GIB = map(peak_gib, ("process", "reserved", "device_used"))
+
+
+def log_kl(seq_kl: float) -> float:
+    """Logarithm of a response's KL in nats; a thousandth is added, as the KL of a short response can be 0."""
+    return math.log(seq_kl + 1e-3)
 
 
 def main_accuracy(benchmark: str, samples: int) -> str:
