@@ -10,6 +10,8 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | maj@k, best@k                   | the most frequent answer (by value) right; best of k scores       | fraction      |
 | best@k_bootstrap                | expected best of k draws with replacement (verl's best@k)         | fraction      |
 | strict_mean@k, strict_agreement | graded by string comparison; share of equal verdicts              | fraction      |
+| seq_kl, log_seq_kl              | KL(student || teacher) summed over a sampled response; mean of    | nats, log     |
+|                                 | log_kl over the responses                                         |               |
 | no_tool_baseline                | score that needs no tool call (tool tasks)                        | fraction      |
 | seq_kl, log_seq_kl              | KL(student || teacher) summed over a response; log(seq_kl + 1e-3) | nats, mean    |
 | finished_accuracy, truncated_…  | accuracy of the responses that ended; of those that were cut off  | fraction      |
@@ -38,6 +40,7 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,6 +57,7 @@ best_at = "best@{}".format
 standard_error_of = "{}_se".format
 FINISHED_ACCURACY, TRUNCATED_ACCURACY = "finished_accuracy", "truncated_accuracy"
 UNGRADED_FRAC, REPETITION_RATE = "ungraded_frac", "repetition_rate"
+strict = "strict_{}".format  # strict("mean@4"): graded by string comparison
 
 LOSS, GRAD_NORM, LR, SKIPPED = "train/loss", "train/grad_norm", "train/lr", "train/skipped"
 UPDATE_RATIO = "train/update_ratio"
@@ -77,6 +81,11 @@ seconds = "time/{}_s".format
 peak_gib = "memory/{}_peak_gib".format
 extra_mib = "memory/{}_extra_mib".format
 PROCESS_PEAK_GIB, RESERVED_PEAK_GIB, DEVICE_USED_PEAK_GIB = map(peak_gib, ("process", "reserved", "device_used"))
+
+
+def log_kl(seq_kl: float) -> float:
+    """Logarithm of a response's KL in nats; a thousandth is added, as the KL of a short response can be 0."""
+    return math.log(seq_kl + 1e-3)
 
 
 def main_accuracy(benchmark: str, samples: int) -> str:

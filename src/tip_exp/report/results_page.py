@@ -29,10 +29,11 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
     by_sweep: dict[str, list[RunRecord]] = {}
     for record in records:
         by_sweep.setdefault(record.config["sweep"] or SINGLE, []).append(record)
+    everything = summarize(records)
     sections = []
     for sweep in sorted(by_sweep, key=lambda name: (name == SINGLE, name.startswith("demo"), name)):
         arms = summarize(by_sweep[sweep])
-        tables = sweep_tables(sweep, arms)
+        tables = sweep_tables(sweep, arms, everything)
         text = "\n\n".join(map(markdown, tables))
         sections.append(f"## {sweep}\n\n{text}\n\n{_facts(sweep, by_sweep[sweep])}")
         if sweep != SINGLE:
@@ -45,15 +46,18 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
         f"# Results\n\nGenerated from run folders by `{command}`; do not edit. Negative results are in LOG.md.\n\n"
         f"{notes}\n- Our number stands over the paper's where the paper has one."
     )
-    missing = markdown(unfilled_cells(summarize(records)))
+    missing = markdown(unfilled_cells(everything))
     tail = f"## What is not filled, and why\n\n{missing}\n\n{_hardware_note(records)}"
     write(out / "README.md", "\n\n".join([head, *sections, tail]) + "\n")
 
 
-def sweep_tables(sweep: str, arms: list[ArmResult]) -> list[Table]:
-    """In the paper's layout if the sweep is named like a table (table5, demo_table5), else one row per arm."""
+def sweep_tables(sweep: str, arms: list[ArmResult], everything: list[ArmResult]) -> list[Table]:
+    """In the paper's layout if the sweep is named like a table (table5, demo_table5), else one row per arm.
+
+    `everything`: the arms of all sweeps, where memory is looked up.
+    """
     layout = sweep.removeprefix("demo_")
-    tables = paper_tables(layout, arms) if layout in LAYOUTS else []
+    tables = paper_tables(layout, arms, everything) if layout in LAYOUTS else []
     return tables or [overview(arms)]
 
 
