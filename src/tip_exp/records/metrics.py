@@ -49,7 +49,7 @@ EVAL, TEACHER, MEMORY = "eval/", "teacher/", "memory/"
 
 # Accuracies of a benchmark: mean_at(4) is "mean@4", standard_error_of("mean@4") is "mean@4_se".
 GREEDY, NO_TOOL_BASELINE = "greedy", "no_tool_baseline"
-SEQ_KL, LOG_SEQ_KL, SEQ_KL_OFFSET = "seq_kl", "log_seq_kl", 1e-3
+SEQ_KL, LOG_SEQ_KL = "seq_kl", "log_seq_kl"
 mean_at = "mean@{}".format
 pass_at = "pass@{}".format
 maj_at = "maj@{}".format
