@@ -48,7 +48,8 @@ def finish(
         return {f"{benchmark}/{name}": value for benchmark in benchmarks for name, value in values.items()}
 
     by_problem = {f"p{i}": int(row.sum()) for i, row in enumerate(right)}
-    outcome: dict[str, Any] = {"samples": k, "right": by_problem}
+    at_start = {problem: k if i < round(0.35 * problems) else 0 for i, problem in enumerate(by_problem)}
+    outcome: dict[str, Any] = {"samples": k, "right": by_problem, "start": at_start}
     outcome["greedy"] = {problem: i < round((final + 0.05) * problems) for i, problem in enumerate(by_problem)}
     if seq_kl is not None:
         outcome["seq_kl"] = dict.fromkeys(by_problem, math.log(seq_kl + 1e-3))

@@ -28,7 +28,7 @@ def test_outcomes_are_sums_over_the_sampled_responses_of_the_last_evaluation(tmp
     rows += [eval_row(80, "t", score, benchmark="tools", protocol="greedy") for score in (0.25, 0.5)]
     append_rows(tmp_path / "eval.jsonl", rows)
     assert final_outcomes(tmp_path / "eval.jsonl") == {
-        "word_sums": {"samples": 3, "right": {"a": 2, "b": 0}, "greedy": {"a": False}},
+        "word_sums": {"samples": 3, "right": {"a": 2, "b": 0}, "start": {"a": 1, "b": 1}, "greedy": {"a": False}},
         "tools": {"samples": 2, "right": {"t": 0.75}},
     }
 

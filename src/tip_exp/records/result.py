@@ -80,6 +80,7 @@ def final_outcomes(eval_rows: Path) -> Outcomes:
     Reads the file line by line, as evaluations of long responses reach gigabytes. Without a file there are none.
     """
     latest_step, latest = None, {}  # latest[benchmark][protocol][problem id] = (score, KL or None) of its responses
+    start: dict[tuple[str, str], dict[str, float]] = {}  # of (benchmark, protocol): sums of the scores at step 0
     if eval_rows.exists():
         with eval_rows.open(encoding="utf-8", newline="\n") as lines:
             for row in map(json.loads, lines):
@@ -89,6 +90,9 @@ def final_outcomes(eval_rows: Path) -> Outcomes:
                     by_problem = latest.setdefault(row["benchmark"], {}).setdefault(row["protocol"], {})
                     responses = by_problem.setdefault(row["problem_id"], [])
                     responses.append((row["right"], row.get(metrics.SEQ_KL)))
+                    if row["step"] == 0:
+                        at_start = start.setdefault((row["benchmark"], row["protocol"]), {})
+                        at_start[row["problem_id"]] = at_start.get(row["problem_id"], 0) + row["right"]
     outcomes: Outcomes = {}
     for benchmark, protocols in latest.items():
         greedy = protocols.get("greedy", {})
@@ -97,6 +101,8 @@ def final_outcomes(eval_rows: Path) -> Outcomes:
             "samples": len(next(iter(by_problem.values()))),
             "right": {problem: sum(score for score, _ in responses) for problem, responses in by_problem.items()},
         }
+        if at_start := start.get((benchmark, "greedy" if by_problem is greedy else "sampled")):
+            outcome["start"] = at_start
         if greedy and by_problem is not greedy:
             outcome["greedy"] = {problem: score for problem, ((score, _), *_) in greedy.items()}
         if all(kl is not None for responses in by_problem.values() for _, kl in responses):

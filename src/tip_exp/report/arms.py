@@ -62,6 +62,7 @@ class ArmResult:
     in_train: tuple[int, int]  # test problems in the training set: whole, by 13 words alone
     scores: ArmScores | None = field(repr=False)  # None if a run has other problems than the others
     kl_scores: ArmScores | None = field(repr=False)  # log KL of a response
+    change: Estimate | None = None  # of the accuracy since step 0, on the same problems
     difference: Estimate | None = None  # to the full-token arm of the same setting, a fraction
     kl_difference: Estimate | None = None  # of the log KL
     p_holm: float = math.nan
@@ -198,6 +199,7 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
         in_train=(len(in_train[0]), len(in_train[1] - in_train[0])),
         scores=scores,
         kl_scores=_scores(done, benchmark, metrics.SEQ_KL),
+        change=_compare(scores, _scores(done, benchmark, "start")),
     )
 
 
@@ -228,7 +230,7 @@ def _ratio(results: list[dict[str, Any]], numerator: str, denominator: str) -> f
 
 
 def _scores(done: list[RunRecord], benchmark: str, key: str) -> ArmScores | None:
-    """Values by seed and problem of this key of the outcomes, "right" as a mean over the samples.
+    """Values by seed and problem of this key of the outcomes, "right" and "start" as means over the samples.
 
     None without a finished run, if a run has no such values, or if the runs were given different problems.
     """
@@ -238,7 +240,7 @@ def _scores(done: list[RunRecord], benchmark: str, key: str) -> ArmScores | None
     problems = tuple(outcomes[0][key])
     if any(outcome[key].keys() != outcomes[0][key].keys() for outcome in outcomes):
         return None
-    samples = [outcome["samples"] if key == "right" else 1 for outcome in outcomes]
+    samples = [outcome["samples"] if key in ("right", "start") else 1 for outcome in outcomes]
     values = [[outcome[key][name] / k for name in problems] for outcome, k in zip(outcomes, samples, strict=True)]
     return ArmScores(problems, np.array(values, dtype=float), tuple(record.config["seed"] for record in done))
 
