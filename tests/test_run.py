@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tip_exp.build import TrainingSet, pick_threads
+from tip_exp.build import TrainingParts, TrainingSet, pick_threads
 from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
@@ -53,6 +53,20 @@ def test_both_backends_walk_the_same_path(tmp_path: Path, compose_run: Run) -> N
 def test_confident_and_right_tokens_teach_nothing(tmp_path: Path, compose_run: Run) -> None:
     rows = train(compose_run, tmp_path / "run", "selector=q4")
     assert rows[-1]["eval/word_sums/greedy"] < rows[0]["eval/word_sums/greedy"] + 0.05
+
+
+def test_each_step_samples_with_a_seed_of_its_own(
+    tmp_path: Path, compose_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    generate = TrainingParts.generate
+    monkeypatch.setattr(
+        TrainingParts, "generate", lambda parts, prompts, seed: seeds.append(seed) or generate(parts, prompts, seed)
+    )
+    few = ["learner.num_steps=2", "learner.warmup_steps=0", "learner.prompts_per_step=2", "eval.samples=0"]
+    for seed in (0, 1):
+        train(compose_run, tmp_path / str(seed), *few, "eval.benchmarks.word_sums.num_problems=2", f"seed={seed}")
+    assert len(set(seeds)) == len(seeds) == 4
 
 
 def test_evaluation_alone_leaves_a_result_for_the_same_table(tmp_path: Path, compose_run: Run) -> None:
