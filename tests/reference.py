@@ -149,8 +149,13 @@ def keep_top(keys: list[float], groups: list[int], retention: float) -> list[boo
 # --- learner: one step -----------------------------------------------------------------------------------------------
 
 
-def step_by_autograd(pair: Pair, rollouts: list[Rollout], report: StepReport) -> tuple[dict[str, Tensor], float]:
-    """Gradients and loss of a step: each rollout alone, whole logits, reverse KL averaged over the kept tokens."""
+def step_by_autograd(
+    pair: Pair, rollouts: list[Rollout], report: StepReport, *, average: str, weight_by_score: bool = False
+) -> tuple[dict[str, Tensor], float]:
+    """Gradients and loss of a step: each rollout alone, whole logits, reverse KL averaged over the kept tokens.
+
+    average "rollout": a mean in each rollout that has kept tokens, then over these rollouts; "token": over all tokens.
+    """
     pair.student.module.zero_grad()
     total, mass = torch.zeros((), dtype=torch.float64), 0.0
     for i, rollout in enumerate(rollouts):
@@ -162,8 +167,10 @@ def step_by_autograd(pair: Pair, rollouts: list[Rollout], report: StepReport) ->
         rows = report.tokens.rollout == i
         order = report.tokens.position[rows].argsort()
         weight = report.selection.kept_mask[rows][order].double()
-        if report.selection.weights is not None:
-            weight = weight * report.selection.weights[rows][order]
+        if weight_by_score:
+            weight = weight * report.selection.score[rows][order].double().clamp(min=0)
+        if average == "rollout" and weight.sum() > 0:
+            weight = weight / weight.sum()
         total = total + ((logp.exp() * (logp - logq)).sum(-1) * weight).sum()
         mass += float(weight.sum())
     (total / mass).backward()

@@ -55,12 +55,21 @@ class Parts:
         tokenizer = load_tokenizer(config.pair)
         self._train = TrainingSet(config, tokenizer, self.train_data) if self.train_data else None
         self.evaluations = Evaluations(config.eval, self.eval_data, tokenizer, config.agent)
-        check_context(config, self.evaluations.longest)
+        longest = self.evaluations.longest
+        if config.eval.sequence_kl:
+            longest = max(longest, self.evaluations.longest_privileged())
+            if longest > config.learner.micro_batch_tokens:
+                raise ConfigError(
+                    f"eval.sequence_kl=true: learner.micro_batch_tokens ({config.learner.micro_batch_tokens}) cannot "
+                    f"hold the longest evaluation prompt + eval.max_tokens = {longest}"
+                )
+        check_context(config, longest)
         self.saved = checkpoint.newest(folder.checkpoints) if training else None
         student_from = self.saved.path if self.saved else None
         self.pair = load_pair(config.pair, self.device, student_from=student_from, tokenizer=tokenizer)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
+        self.teacher = Teacher(self.pair, config.learner, self.meter)
         resume_at = self.saved.step if self.saved else None
         self.logger = stack.enter_context(RunLogger(folder, start_wandb(config, folder), resume_at=resume_at))
 
@@ -76,8 +85,9 @@ class Parts:
     def evaluate(self, model: str, step: int = 0) -> dict[str, float]:
         """Accuracies of "student" or "teacher" on all benchmarks."""
         context = nullcontext(self.sampler) if model == "student" else closing(self._make_sampler(model))
+        sequence_kl = self.teacher.sequence_kl if self.config.eval.sequence_kl and model == "student" else None
         with context as sampler, self.meter.span("eval"):
-            return self.evaluations(sampler, self.logger, model=model, step=step)
+            return self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
 
     def evaluate_start(self) -> None:
         """Evaluate the student and, with `eval.teacher`, the teacher before it; log and print this as step 0."""
@@ -119,7 +129,6 @@ class TrainingParts(Parts):
         super().__init__(config, folder, stack)
         assert self._train is not None, "config.mode is train"
         self.train = self._train
-        self.teacher = Teacher(self.pair, config.learner, self.meter)
         self.learner = Learner(self.pair, make_selector(config), config.learner, seed=config.seed, meter=self.meter)
         rollout, max_tokens = config.rollout, config.data.max_response_tokens
         samples = config.learner.samples_per_prompt

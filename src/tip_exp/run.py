@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 
 from tqdm import tqdm
@@ -10,8 +11,8 @@ from tip_exp.build import Parts, TrainingParts
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.on_policy import check_logprob_mismatch
 from tip_exp.learner.samples import measure_top_tokens, sample_rows
+from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.metrics import format_accuracies
 from tip_exp.utils.seeds import seed_for
 
 
@@ -42,11 +43,11 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             metrics = report.metrics | parts.rollout_metrics(rollouts)
             if is_eval_step:
                 metrics |= parts.evaluate("student", step)
-                progress.write(format_accuracies(step, metrics))
+                progress.write(names.format_accuracies(step, metrics))
             if top_tokens is not None:
                 parts.logger.samples(step, sample_rows(parts.teacher, shown, report, top_tokens))
             parts.log(step, metrics)
-            progress.set_postfix(loss=f"{metrics['train/loss']:.3f}", refresh=False)
+            progress.set_postfix(loss=f"{metrics.get(names.LOSS, math.nan):.3f}", refresh=False)
             if step == last or step % config.learner.checkpoint_every == 0:
                 parts.save(step)
 

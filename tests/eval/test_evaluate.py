@@ -30,11 +30,12 @@ def test_evaluate_matches_responses_to_their_problems() -> None:
         def close(self) -> None: ...
 
     problems = [Problem("a", "", "5"), Problem("b", "", "8")]
-    by_problem = evaluate(
+    rollouts, by_problem = evaluate(
         Echo(), problems, [[1, 5], [1, 7]], Sampling(2, 1.0, 1.0, 0, 1), seed=0,
         decode=lambda ids: f"\\boxed{{{ids[0]}}}", grade_all=lambda pairs: [boxed.grade(*pair) for pair in pairs],
     )  # fmt: skip
     assert [[response.right for response in responses] for responses in by_problem] == [[True, False], [False, True]]
+    assert [rollout.token_ids[-1] for rollout in rollouts] == [5, 6, 7, 8]
     assert [response.problem_id for responses in by_problem for response in responses] == ["a", "a", "b", "b"]
     responses = by_problem[0]
     assert ungraded_warning("shop", responses) == ""

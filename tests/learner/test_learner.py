@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -57,20 +58,21 @@ class FirstTenth(Selector):
 
 @pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("average", ["rollout", "token"])
 @pytest.mark.parametrize("rule", ["soft_or", "first tenth", "weighted"])
 @pytest.mark.parametrize("budget", [100_000, 300])
 def test_the_gradient_is_that_of_autograd_on_whole_logits(
-    tiny_pair: Pair, tiny_config: RunConfig, packing: bool, checkpointing: bool, rule: str, budget: int
+    tiny_pair: Pair, tiny_config: RunConfig, packing: bool, checkpointing: bool, average: str, rule: str, budget: int
 ) -> None:
     pair, rollouts = in_float64(tiny_pair), sample_rollouts(tiny_pair)
-    changes = {"micro_batch_tokens": budget, "packing": packing, "activation_checkpointing": checkpointing}
-    learner = make_learner(
-        pair, tiny_config.learner, weight_by_score=rule == "weighted", grad_clip=1e9, lr=1e-30, **changes
-    )
+    changes: dict[str, Any] = {"micro_batch_tokens": budget, "packing": packing, "average": average}
+    changes |= {"activation_checkpointing": checkpointing, "grad_clip": 1e9, "lr": 1e-30}
+    weight_by_score = rule == "weighted"
+    learner = make_learner(pair, tiny_config.learner, weight_by_score=weight_by_score, **changes)
     if rule == "first tenth":
         learner.selector = FirstTenth(**{f.name: getattr(learner.selector, f.name) for f in fields(Selector)})
     gradients, report = gradients_of_step(learner, rollouts)
-    expected, loss = step_by_autograd(pair, rollouts, report)
+    expected, loss = step_by_autograd(pair, rollouts, report, average=average, weight_by_score=weight_by_score)
     assert report.metrics["train/loss"] == pytest.approx(loss, rel=1e-8)
     assert_equal_gradients(gradients, expected)
 
@@ -112,7 +114,8 @@ def test_if_nothing_is_kept_the_weights_stay(tiny_pair: Pair, tiny_config: RunCo
     before = copy.deepcopy(tiny_pair.student.module.state_dict())
     learner = make_learner(tiny_pair, tiny_config.learner, retention=0.001)  # floor(0.001 x ~45) = 0 per rollout
     metrics = train_step(learner, sample_rollouts(tiny_pair)).metrics
-    assert metrics["train/skipped"] == 1.0 and metrics["train/loss"] == 0.0 and metrics["select/kept_frac"] == 0.0
+    assert metrics["train/skipped"] == 1.0 and metrics["select/kept_frac"] == 0.0
+    assert "train/loss" not in metrics  # 0 would read as a perfect student
     for name, value in tiny_pair.student.module.state_dict().items():
         assert value.equal(before[name])
 
@@ -148,11 +151,12 @@ def test_a_nan_gradient_stops_the_run_and_keeps_the_weights(tiny_pair: Pair, tin
         ("constant", 1, 0.5),  # warm-up of 2 steps: half of 1.0 at step 1
         ("constant", 2, 1.0),
         ("constant", 10, 1.0),
-        ("linear", 6, 0.55),  # half way from 1.0 down to 0.1
-        ("linear", 10, 0.1),
-        ("cosine", 4, 0.1 + 0.9 * 0.8535533905932737),  # a quarter of the way: (1 + cos(pi / 4)) / 2
-        ("cosine", 6, 0.55),
-        ("cosine", 10, 0.1),
+        ("linear", 3, 1.0),  # transformers: progress 0 at the first step after the warm-up, 7/8 at the last
+        ("linear", 7, 0.55),  # half way from 1.0 down to 0.1
+        ("linear", 10, 0.1 + 0.9 / 8),
+        ("cosine", 5, 0.1 + 0.9 * 0.8535533905932737),  # a quarter of the way: (1 + cos(pi / 4)) / 2
+        ("cosine", 7, 0.55),
+        ("cosine", 10, 0.1 + 0.9 * 0.03806023374435663),  # (1 + cos(7 pi / 8)) / 2
     ],
 )
 def test_learning_rate(tiny_config: RunConfig, schedule: str, step: int, expected: float) -> None:
@@ -160,6 +164,24 @@ def test_learning_rate(tiny_config: RunConfig, schedule: str, step: int, expecte
         update={"lr": 1.0, "schedule": schedule, "num_steps": 10, "warmup_steps": 2, "final_lr_frac": 0.1}
     )
     assert learning_rate(step, config) == pytest.approx(expected)
+
+
+def test_the_last_step_of_a_cosine_is_made(compose_run: Callable[..., RunConfig]) -> None:
+    config = compose_run("learner=paper").learner
+    assert 0 < learning_rate(config.num_steps, config) < 1e-5 * config.lr
+
+
+def test_the_update_ratio_is_that_of_the_weights(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+    """Against weights copied before the step, with weight decay 0; eps is large enough to matter."""
+    learner = make_learner(tiny_pair, tiny_config.learner, "full", 1.0, warmup_steps=0, eps=1e-3)
+    rollouts = sample_rollouts(tiny_pair)
+    for step in (1, 2):
+        before = [parameter.detach().double().clone() for parameter in learner.parameters]
+        ratio = train_step(learner, rollouts, step).metrics["train/update_ratio"]
+        after = [parameter.detach().double() for parameter in learner.parameters]
+        update = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True)) ** 0.5
+        norm = sum(float(a.square().sum()) for a in after) ** 0.5
+        assert ratio == pytest.approx(update / norm, rel=1e-3) and ratio > 1e-4
 
 
 @pytest.mark.parametrize(

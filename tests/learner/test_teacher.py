@@ -10,6 +10,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.learner.teacher import Teacher, TeacherHidden, split
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
+from tip_exp.types import Problem
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -35,3 +36,24 @@ def test_each_response_token_has_the_state_that_predicts_it(
             with torch.no_grad():
                 alone = backbone(torch.tensor([rollout.token_ids])).last_hidden_state[0, predicting]
             torch.testing.assert_close(hidden[batch.rollout == index], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("at_once", [100, 3])
+def test_the_sequence_kl_is_the_sum_over_the_whole_vocabulary(
+    tiny_pair: Pair, tiny_config: RunConfig, at_once: int
+) -> None:
+    """Against each rollout alone, whole logits; measured three rollouts at a time, in several micro-batches."""
+    rollouts = sample_rollouts(tiny_pair)
+    problems = [Problem("p", "", "")] * len(rollouts)
+    changes = {"micro_batch_tokens": 300, "prompts_per_step": at_once, "samples_per_prompt": 1}
+    teacher = Teacher(tiny_pair, tiny_config.learner.model_copy(update=changes), Meter(torch.device("cpu")))
+    sums = teacher.sequence_kl(rollouts, problems)
+    for rollout, measured in zip(rollouts, sums, strict=True):
+        positions = [t - 1 for t, is_response in enumerate(rollout.response_mask) if is_response]
+        ids = torch.tensor([rollout.token_ids])
+        with torch.no_grad():
+            logp, logq = (
+                model.module(ids).logits[0, positions].double().log_softmax(-1)
+                for model in (tiny_pair.student, tiny_pair.teacher)
+            )
+        assert measured == pytest.approx(float((logp.exp() * (logp - logq)).sum()), rel=1e-4, abs=1e-5)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tip_exp.selector import scores
 from tip_exp.selector.selector import (
     Quadrants,
+    Selection,
     Selector,
     Tokens,
     budgets,
@@ -261,6 +262,21 @@ def test_kept_tokens_are_weighted_by_their_score() -> None:
     assert weighted.kept_mask.tolist() == unweighted.kept_mask.tolist() == [False, True, True, False]
     assert weighted.weights is not None and weighted.weights.tolist() == [0.0, 0.75, 1.0, 0.25]
     assert weighted.mass == 1.75
+
+
+def test_a_mean_by_rollout_weighs_rollouts_alike() -> None:
+    """Rollouts of 3, 1 and 2 tokens, of which 2, 1 and 0 are kept: weights 1/2, 1/2, 1, and a mass of two rollouts."""
+    tokens = Tokens(
+        torch.tensor([0, 0, 0, 1, 2, 2]), torch.zeros(6, dtype=torch.long), torch.tensor([0, 1, 2, 0, 0, 1])
+    )
+    kept_mask = torch.tensor([True, False, True, True, False, False])
+    selection = Selection(kept_mask, torch.ones(6)).mean_by_rollout(tokens)
+    assert selection.weights.tolist() == [0.5, 0.0, 0.5, 1.0, 0.0, 0.0]
+    assert selection.mass == 2.0
+    weighted = Selection(kept_mask, torch.ones(6), torch.tensor([3.0, 9, 1, 5, 9, 9])).mean_by_rollout(tokens)
+    assert weighted.weights.tolist() == [0.75, 0.0, 0.25, 1.0, 0.0, 0.0]
+    nothing = Selection(torch.zeros(6, dtype=torch.bool), torch.ones(6)).mean_by_rollout(tokens)
+    assert nothing.mass == 0.0
 
 
 def test_equal_scores_as_weights_have_no_mass() -> None:

@@ -187,12 +187,14 @@ class LearnerConfig(_Strict):
     divergence: Literal["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
     jsd_beta: InsideUnit
     skew: InsideUnit
+    average: Literal["rollout", "token"]
     estimator: Literal["full", "topk", "sampled_k1"]
     topk: TopKConfig
     lr: Positive
     schedule: Literal["constant", "linear", "cosine"]
     warmup_steps: CountOrZero
     final_lr_frac: Fraction
+    eps: Positive
     weight_decay: NonNegative
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     grad_clip: Positive
@@ -211,6 +213,7 @@ class EvalConfig(_Strict):
     teacher: bool
     greedy: bool
     samples: CountOrZero
+    sequence_kl: bool
     temperature: Positive
     top_p: Share
     top_k: CountOrZero

@@ -11,13 +11,16 @@ from tip_exp.config.schema import AgentConfig, EvalConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.sampler import EpisodeSampler
-from tip_exp.eval.metrics import Graded, repetition_rate, summarize, summarize_episodes
+from tip_exp.eval.metrics import Graded, repetition_rate, summarize, summarize_episodes, summarize_sequence_kl
 from tip_exp.grading import GradeAll, open_grader, string_match
 from tip_exp.models.pair import ChatTokenizer
-from tip_exp.records.metrics import GREEDY, NO_TOOL_BASELINE, mean_at, standard_error_of
+from tip_exp.records.metrics import GREEDY, NO_TOOL_BASELINE, SEQ_KL, mean_at, standard_error_of
 from tip_exp.records.writer import RunLogger
-from tip_exp.types import Problem, Sampler, Sampling
+from tip_exp.types import Problem, Rollout, Sampler, Sampling
 from tip_exp.utils.errors import ConfigError
+
+# Reverse KL summed over each response, nats, of rollouts and their problems.
+SequenceKl = Callable[[list[Rollout], list[Problem]], list[float]]
 
 
 class Evaluations:
@@ -46,13 +49,30 @@ class Evaluations:
         """Tokens of the longest prompt together with the longest response allowed."""
         return max(len(ids) for prompts in self._prompts.values() for ids in prompts) + self._config.max_tokens
 
-    def __call__(self, sampler: Sampler, logger: RunLogger, *, model: str, step: int) -> dict[str, float]:
-        """{"eval/word_sums/mean@4": …}, or "teacher/…" if `model` is "teacher". Graded rows go to eval.jsonl."""
+    def longest_privileged(self) -> int:
+        """Tokens of the longest prompt of a privileged teacher together with the longest response; 0 without one."""
+        if self._tokenizer.privileged is None:
+            return 0
+        problems = [problem for dataset in self._datasets.values() for problem in dataset.problems]
+        return max(len(self._tokenizer.privileged_ids(problem)) for problem in problems) + self._config.max_tokens
+
+    def __call__(
+        self, sampler: Sampler, logger: RunLogger, *, model: str, step: int, sequence_kl: SequenceKl | None = None
+    ) -> dict[str, float]:
+        """{"eval/word_sums/mean@4": …}, or "teacher/…" if `model` is "teacher". Graded rows go to eval.jsonl.
+
+        `sequence_kl` measures the sampled responses.
+        """
         metrics: dict[str, float] = {}
         stage = "eval" if model == "student" else model
         for name in self._datasets:
             for protocol, sampling in self._protocols().items():
-                rows, summary = self._evaluate(sampler, name, sampling)
+                rollouts, rows, summary = self._evaluate(sampler, name, sampling)
+                if sequence_kl is not None and protocol == "sampled":
+                    problems = [problem for problem in self._datasets[name].problems for _ in range(sampling.samples)]
+                    values = sequence_kl(rollouts, problems)
+                    rows = [row | {SEQ_KL: value} for row, value in zip(rows, values, strict=True)]
+                    summary |= summarize_sequence_kl(values, sampling.samples)
                 logger.eval_rows(step, model, name, [row | {"protocol": protocol} for row in rows])
                 summary = summary if protocol == "sampled" else _greedy_accuracy(summary)
                 metrics |= {f"{stage}/{name}/{key}": value for key, value in summary.items()}
@@ -69,15 +89,17 @@ class Evaluations:
 
     def _evaluate(
         self, sampler: Sampler, name: str, sampling: Sampling
-    ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-        """One row per response, and their summary."""
+    ) -> tuple[list[Rollout], list[dict[str, Any]], dict[str, float]]:
+        """The responses, prompt-major, one row for each, and their summary."""
         benchmark, dataset, prompts = self._config.benchmarks[name], self._datasets[name], self._prompts[name]
         if dataset.tools is not None:
             player = with_tools(sampler, self._tokenizer, dataset, self._agent, evaluating=True)
-            return evaluate_episodes(player, dataset, prompts, sampling, self._config.seed)
+            rows, summary = evaluate_episodes(player, dataset, prompts, sampling, self._config.seed)
+            assert isinstance(player, EpisodeSampler), "tool tasks are played"
+            return [episode.rollout for episode in player.last], rows, summary
         assert benchmark.kind == "table" or benchmark.kind == "word_sums", "the other kinds have tools"
         with open_grader(benchmark.grader) as grader:
-            graded = evaluate(
+            rollouts, graded = evaluate(
                 sampler,
                 dataset.problems,
                 prompts,
@@ -90,7 +112,7 @@ class Evaluations:
         responses = [response for by_problem in graded for response in by_problem]
         if warning := ungraded_warning(name, responses):
             print(warning)
-        return [asdict(response) for response in responses], summary
+        return rollouts, [asdict(response) for response in responses], summary
 
 
 def ungraded_warning(benchmark: str, responses: list[Graded]) -> str:
@@ -143,8 +165,8 @@ def evaluate(
     seed: int,
     decode: Callable[[list[int]], str],
     grade_all: GradeAll,
-) -> list[list[Graded]]:
-    """For each problem its `sampling.samples` graded responses."""
+) -> tuple[list[Rollout], list[list[Graded]]]:
+    """`sampling.samples` responses to each problem, prompt-major, and the same graded, by problem."""
     rollouts = sampler.generate(prompts, sampling, seed)
     samples = sampling.samples
     repeated = [problem for problem in problems for _ in range(samples)]
@@ -166,4 +188,4 @@ def evaluate(
         )
         for i, (problem, rollout, text, verdict) in enumerate(zip(repeated, rollouts, texts, verdicts, strict=True))
     ]
-    return [graded[i : i + samples] for i in range(0, len(graded), samples)]
+    return rollouts, [graded[i : i + samples] for i in range(0, len(graded), samples)]

@@ -15,8 +15,11 @@ from tip_exp.envs.sampler import episode_means
 from tip_exp.grading import UNGRADED, GroupAll
 from tip_exp.records.metrics import (
     FINISHED_ACCURACY,
+    LOG_SEQ_KL,
     NO_TOOL_BASELINE,
     REPETITION_RATE,
+    SEQ_KL,
+    SEQ_KL_OFFSET,
     TRUNCATED_ACCURACY,
     UNGRADED_FRAC,
     best_at,
@@ -118,6 +121,19 @@ def majority_is_right(by_problem: list[list[Graded]], group_all: GroupAll) -> li
 
 def _is_compared(response: Graded) -> bool:
     return not response.right and not response.ungraded
+
+
+def summarize_sequence_kl(values: list[float], samples: int) -> dict[str, float]:
+    """Mean of the responses' reverse KL (nats, prompt-major) with its standard error over problems, and mean log.
+
+    The logarithm weighs responses that are nearly right; it tells selectors apart with a fraction of the seeds.
+    """
+    by_problem = np.array(values).reshape(-1, samples).mean(axis=1)
+    return {
+        SEQ_KL: float(by_problem.mean()),
+        standard_error_of(SEQ_KL): float(by_problem.std(ddof=1) / math.sqrt(len(by_problem))),
+        LOG_SEQ_KL: float(np.log(np.array(values) + SEQ_KL_OFFSET).mean()),
+    }
 
 
 def summarize_episodes(by_task: list[list[Episode]], no_tool_baseline: float) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """One optimizer step: statistics of every response token, selection, masked loss, AdamW.
 
 Two passes over the step's micro-batches: pass 1 measures what the selector needs, without gradient; pass 2 forms the
-gradient of the summed divergence of the kept tokens. The sum is divided once, by the number (or total weight) of kept
+gradient of the summed, weighted divergence of the kept tokens. The sum is divided once, by the total weight of the kept
 tokens of the whole step, so any split into micro-batches or ranks gives the same update (TIP, Eq. 8).
 """
 
@@ -17,6 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
+from tip_exp.learner.adamw import make_optimizer, update_ratio
 from tip_exp.learner.diagnostics import token_metrics
 from tip_exp.learner.distributed import Ranks, gather_tokens, response_tokens
 from tip_exp.learner.on_policy import mismatch_metrics, sampler_logprobs
@@ -57,10 +58,7 @@ class Learner:
         self.pair, self.selector, self.config, self.seed, self.meter = pair, selector, config, seed, meter
         self.ranks = Ranks()
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
-        beta1, beta2 = config.betas
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, betas=(beta1, beta2), weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(self.parameters, config)
         self._reused_graph: Tensor | None = None
 
     def step(self, step: int, rollouts: list[Rollout], teacher_hidden: TeacherHidden) -> StepReport:
@@ -83,6 +81,8 @@ class Learner:
             tokens, local_rows = gather_tokens(self.ranks, local_tokens, len(rollouts), len(batches))
             generator = torch.Generator().manual_seed(seed_for("select", self.seed, step))
             selection = self.selector(statistics, tokens, generator)
+            if self.config.average == "rollout":
+                selection = selection.mean_by_rollout(tokens)
             loss_sum = self._backward(batches, teacher_hidden, stats, selection.at(local_rows))  # pass 2
             metrics = self._update(step, loss_sum, selection.mass)
         metrics |= mismatch
@@ -131,6 +131,7 @@ class Learner:
         for i, batch in enumerate(batches):
             start, stop = stop, stop + batch.num_tokens
             batch_selection = selection.at(slice(start, stop))
+            weights = batch_selection.weights
             if not batch_selection.kept_mask.any():
                 continue
             student_hidden = self._student_hidden(batch)
@@ -141,7 +142,7 @@ class Learner:
                     objective(self.config, batch.token_ids),
                     self.config.tile_mib * MIB,
                     log_normalizers=stats[i].log_normalizers if i < len(stats) else None,
-                    weights=batch_selection.weights,
+                    weights=None if weights is None else weights.to(self.pair.student.head.dtype),
                 )
             student_hidden.backward(result.hidden_grad)
             total += result.value
@@ -152,7 +153,7 @@ class Learner:
         """Divide the summed gradients by the kept tokens' `mass` (TIP, Eq. 8), clip, step the optimizer, free them."""
         lr = learning_rate(step, self.config)
         if mass == 0:  # no token was kept: the weights stay
-            return {names.LR: lr, names.LOSS: 0.0, names.GRAD_NORM: 0.0, names.SKIPPED: 1.0}
+            return {names.LR: lr, names.SKIPPED: 1.0}
         if self.ranks.size > 1:  # a rank that kept nothing has no gradients, but takes part in the sum
             self.ranks.sum_(grad_buffer(parameter) for parameter in self.parameters)
         for parameter in self.parameters:
@@ -166,7 +167,13 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.ranks.sum_([loss_sum])
-        return {names.LR: lr, names.LOSS: float(loss_sum) / mass, names.GRAD_NORM: norm, names.SKIPPED: 0.0}
+        return {
+            names.LR: lr,
+            names.LOSS: float(loss_sum) / mass,
+            names.GRAD_NORM: norm,
+            names.UPDATE_RATIO: update_ratio(self.optimizer),
+            names.SKIPPED: 0.0,
+        }
 
     def _student_hidden(self, batch: MicroBatch) -> Tensor:
         """(n, D) final hidden states of the student at the batch's response tokens."""

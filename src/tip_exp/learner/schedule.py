@@ -10,12 +10,12 @@ from tip_exp.config.schema import LearnerConfig
 def learning_rate(step: int, config: LearnerConfig) -> float:
     """Learning rate of step `step` (from 1): linear warm-up, then constant, linear or cosine decay.
 
-    Decay ends at `final_lr_frac` x lr at the last step.
+    Decay reaches `final_lr_frac` x lr one step after the last, as in transformers and verl: no step is made at lr 0.
     """
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+    progress = (step - 1 - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
     remaining = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return config.lr * (config.final_lr_frac + (1 - config.final_lr_frac) * remaining)

@@ -9,12 +9,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
+from tip_exp.losses.head import LazyLogits
+from tip_exp.losses.token_stats import token_stats
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.pair import Pair
 from tip_exp.models.privileged import align_teacher_hidden, with_prompt
 from tip_exp.models.teacher_offload import TeacherOffloader
 from tip_exp.records.meter import Meter
 from tip_exp.types import Problem, Rollout
+from tip_exp.utils.units import MIB
 
 
 class TeacherHidden:
@@ -67,6 +70,22 @@ class Teacher:
             teacher_batches = split(privileged, self.pair, self.config)
             hidden_states = [self.pair.teacher.hidden(batch) for batch in teacher_batches]
             return TeacherHidden(align_teacher_hidden(batches, teacher_batches, hidden_states))
+
+    @torch.no_grad()
+    def sequence_kl(self, rollouts: list[Rollout], problems: list[Problem]) -> list[float]:
+        """KL(student || teacher) summed over the response tokens of each rollout, nats; a step's rollouts at a time."""
+        at_once = self.config.prompts_per_step * self.config.samples_per_prompt
+        sums = torch.zeros(len(rollouts), dtype=torch.float64)
+        for start in range(0, len(rollouts), at_once):
+            chunk = slice(start, start + at_once)
+            batches = split(rollouts[chunk], self.pair, self.config)
+            for batch, teacher_hidden in zip(batches, self.hidden(rollouts[chunk], problems[chunk]), strict=True):
+                student = LazyLogits(self.pair.student.hidden(batch), self.pair.student.head)
+                teacher = LazyLogits(teacher_hidden, self.pair.teacher.head)
+                wanted, tile_bytes = frozenset({"reverse_kl"}), self.config.tile_mib * MIB
+                stats = token_stats(student, teacher, batch.token_ids, wanted=wanted, tile_bytes=tile_bytes)
+                sums[chunk].index_add_(0, batch.rollout.cpu(), stats.values["reverse_kl"].double().cpu())
+        return sums.tolist()
 
 
 def split(rollouts: list[Rollout], pair: Pair, config: LearnerConfig) -> list[MicroBatch]:

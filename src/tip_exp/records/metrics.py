@@ -11,12 +11,14 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | best@k_bootstrap                | expected best of k draws with replacement (verl's best@k)         | fraction      |
 | strict_mean@k, strict_agreement | graded by string comparison; share of equal verdicts              | fraction      |
 | no_tool_baseline                | score that needs no tool call (tool tasks)                        | fraction      |
+| seq_kl, log_seq_kl              | KL(student || teacher) summed over a response; log(seq_kl + 1e-3) | nats, mean    |
 | finished_accuracy, truncated_…  | accuracy of the responses that ended; of those that were cut off  | fraction      |
 | ungraded_frac                   | responses whose comparison had no result; they count as wrong     | fraction      |
 | repetition_rate                 | 1 - distinct / all 4-grams of token ids, mean over responses      | fraction      |
 | response_len, …_frac            | tokens of a response; truncated; without an answer                | tokens, frac  |
-| train/loss, grad_norm, lr       | mean divergence per kept token; before clipping; learning rate    | nats, -, -    |
-| train/skipped                   | 1 if no token was kept, so that the weights did not change        | 0 or 1        |
+| train/loss, grad_norm, lr       | divergence as learner.average means it; before clipping; rate     | nats, -, -    |
+| train/update_ratio              | norm of the optimizer's update over that of the weights           | -             |
+| train/skipped                   | 1 if no token was kept: no update, no loss                        | 0 or 1        |
 | select/response_tokens, kept_…  | response tokens of a step; those the loss uses                    | tokens        |
 | select/kept_frac                | kept_tokens over response_tokens                                  | fraction      |
 | select/overlap_entropy          | Jaccard index with top entropy at the same retention              | fraction      |
@@ -44,6 +46,7 @@ EVAL, TEACHER, MEMORY = "eval/", "teacher/", "memory/"
 
 # Accuracies of a benchmark: mean_at(4) is "mean@4", standard_error_of("mean@4") is "mean@4_se".
 GREEDY, NO_TOOL_BASELINE = "greedy", "no_tool_baseline"
+SEQ_KL, LOG_SEQ_KL, SEQ_KL_OFFSET = "seq_kl", "log_seq_kl", 1e-3
 mean_at = "mean@{}".format
 pass_at = "pass@{}".format
 maj_at = "maj@{}".format
@@ -53,6 +56,7 @@ FINISHED_ACCURACY, TRUNCATED_ACCURACY = "finished_accuracy", "truncated_accuracy
 UNGRADED_FRAC, REPETITION_RATE = "ungraded_frac", "repetition_rate"
 
 LOSS, GRAD_NORM, LR, SKIPPED = "train/loss", "train/grad_norm", "train/lr", "train/skipped"
+UPDATE_RATIO = "train/update_ratio"
 
 RESPONSE_TOKENS, KEPT_TOKENS, KEPT_FRAC = "select/response_tokens", "select/kept_tokens", "select/kept_frac"
 OVERLAP_ENTROPY = "select/overlap_entropy"
@@ -86,11 +90,13 @@ def of_stage(metrics: Mapping[str, Any], stage: str) -> dict[str, Any]:
 
 
 def format_accuracies(step: int, metrics: Mapping[str, float]) -> str:
-    """A line for the terminal: "step    20   word_sums/mean@4 50.3 %   word_sums/greedy 60.9 %   reverse KL 0.163"."""
+    """A line for the terminal: "step    20   word_sums/mean@4 50.3 %   word_sums/seq_kl 5.1 nats   reverse KL 0.16"."""
     parts = [f"step {step:>5}"]
     accuracies = [name for name in metrics if standard_error_of(name) in metrics]
     accuracies += [name for name in metrics if name.startswith(EVAL) and name.endswith(f"/{NO_TOOL_BASELINE}")]
-    parts += [f"{name.removeprefix(EVAL)} {100 * metrics[name]:.1f} %" for name in accuracies]
+    for name in accuracies:
+        value = f"{metrics[name]:.2f} nats" if name.endswith(f"/{SEQ_KL}") else f"{100 * metrics[name]:.1f} %"
+        parts.append(f"{name.removeprefix(EVAL)} {value}")
     if (reverse_kl := metrics.get(score_mean("reverse_kl"))) is not None:
         parts.append(f"reverse KL {reverse_kl:.3f}")
     return "   ".join(parts)

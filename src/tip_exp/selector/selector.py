@@ -33,6 +33,18 @@ class Selection:
         """Of some of the tokens."""
         return Selection(self.kept_mask[rows], self.score[rows], None if self.weights is None else self.weights[rows])
 
+    def mean_by_rollout(self, tokens: Tokens) -> Selection:
+        """The same tokens, weighted so that the loss is a mean in each rollout, then over rollouts (TIP, Eq. 1, 8, 9).
+
+        A rollout without kept tokens does not count.
+        """
+        weights = torch.ones_like(self.score) if self.weights is None else self.weights
+        kept_weights = torch.where(self.kept_mask, weights, 0).double()
+        num_rollouts = int(tokens.rollout.max()) + 1 if len(tokens) else 0
+        sums = kept_weights.new_zeros(num_rollouts).index_add_(0, tokens.rollout, kept_weights)
+        averaged = torch.where(kept_weights > 0, kept_weights / sums[tokens.rollout], 0)
+        return Selection(self.kept_mask, self.score, averaged)
+
     @property
     def mass(self) -> float:
         """The divisor of the summed divergence: the number of kept tokens, or the sum of their weights."""

@@ -1,0 +1,37 @@
+"""AdamW with the learner's settings, and the size of its updates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tip_exp.config.schema import LearnerConfig
+
+
+def make_optimizer(parameters: list[Tensor], config: LearnerConfig) -> torch.optim.AdamW:
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(
+        parameters, lr=config.lr, betas=(beta1, beta2), eps=config.eps, weight_decay=config.weight_decay, fused=True
+    )
+
+
+@torch.no_grad()
+def update_ratio(optimizer: torch.optim.AdamW) -> float:
+    """|update| / |weights| of the step just made, L2 norms over all parameters with a state; without weight decay.
+
+    The update is computed from the moments, lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps), so that no second
+    copy of the weights is kept: one parameter-sized temporary at a time.
+    """
+    squares = torch.zeros(2, dtype=torch.float64)
+    for group in optimizer.param_groups:
+        (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
+        for parameter in group["params"]:
+            if state := optimizer.state.get(parameter):
+                step = float(state["step"])
+                denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(eps)
+                update = denominator.reciprocal_().mul_(state["exp_avg"])
+                norms = torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in (update, parameter)])
+                norms[0] *= lr / (1 - beta1**step)
+                squares += norms.square().cpu()
+    update_norm, weight_norm = squares.sqrt().tolist()
+    return update_norm / weight_norm if weight_norm else 0.0
