@@ -27,6 +27,7 @@ TABLE_9: dict[str, tuple[Any, Any, Any]] = {
     "pair.student.path": ("Qwen/Qwen3-4B", "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct"),
     "learner.lr": (1e-6, 3e-7, 1e-6),
     "learner.schedule": ("cosine",) * 3,
+    "learner.average": ("rollout",) * 3,  # Eq. 1, 8 and 9
     "learner.prompts_per_step": (8,) * 3,  # "batch 8"; the paper does not say of what
     "learner.samples_per_prompt": (16,) * 3,
     "learner.micro_batch_tokens": (16384,) * 3,  # "OPD length"

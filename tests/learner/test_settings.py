@@ -11,12 +11,12 @@ from tip_exp.models.pair import Pair
 
 
 def test_adamw_has_the_settings_of_the_config(tiny_pair: Pair, tiny_config: RunConfig) -> None:
-    settings = {"betas": [0.8, 0.95], "weight_decay": 0.3, "lr": 1e-5}
+    settings = {"betas": [0.8, 0.95], "weight_decay": 0.3, "eps": 1e-3, "lr": 1e-5}
     learner = make_learner(tiny_pair, tiny_config.learner, schedule="constant", warmup_steps=2, **settings)
     assert type(learner.optimizer) is torch.optim.AdamW
     train_step(learner, sample_rollouts(tiny_pair), step=1)
     (group,) = learner.optimizer.param_groups
-    assert (group["betas"], group["weight_decay"]) == ((0.8, 0.95), 0.3)
+    assert (group["betas"], group["weight_decay"], group["eps"]) == ((0.8, 0.95), 0.3, 1e-3)
     assert group["lr"] == pytest.approx(5e-6)  # half of the warm-up
 
 
