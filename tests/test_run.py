@@ -10,7 +10,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tip_exp.build import TrainingSet, pick_threads
+from tip_exp.build import TrainingParts, TrainingSet, pick_threads
 from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
@@ -58,6 +58,20 @@ def test_tokens_without_signal_leave_the_student_where_it_was(tmp_path: Path, co
     assert abs(after - before) < 0.06
     full = train(compose_run, tmp_path / "full", "selector=full", "learner.num_steps=6", "learner.warmup_steps=1")
     assert rows[-1]["train/update_ratio"] < 0.2 * full[-1]["train/update_ratio"]
+
+
+def test_each_step_samples_with_a_seed_of_its_own(
+    tmp_path: Path, compose_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+    generate = TrainingParts.generate
+    monkeypatch.setattr(
+        TrainingParts, "generate", lambda parts, prompts, seed: seeds.append(seed) or generate(parts, prompts, seed)
+    )
+    few = ["learner.num_steps=2", "learner.warmup_steps=0", "learner.prompts_per_step=2", "eval.samples=0"]
+    for seed in (0, 1):
+        train(compose_run, tmp_path / str(seed), *few, "eval.benchmarks.word_sums.num_problems=2", f"seed={seed}")
+    assert len(set(seeds)) == len(seeds) == 4
 
 
 def test_evaluation_alone_leaves_a_result_for_the_same_table(tmp_path: Path, compose_run: Run) -> None:

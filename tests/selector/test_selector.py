@@ -104,6 +104,14 @@ def test_bottom_keeps_the_lowest_scores() -> None:
     assert selection.kept_mask.tolist() == [True] * 3 + [False] * 3
 
 
+@pytest.mark.parametrize("order", ["top", "bottom", "sample"])
+def test_every_order_has_the_same_budget(order: str) -> None:
+    """floor(0.5 x 7) + floor(0.5 x 3) = 3 + 1"""
+    rule = selector(score="entropy", order=order, normalizer="none")
+    selection = rule({"entropy": torch.arange(1.0, 11)}, tokens_of(7, 3), seeded())
+    assert [int(selection.kept_mask[part].sum()) for part in (slice(0, 7), slice(7, 10))] == [3, 1]
+
+
 def test_batch_scope_can_leave_a_rollout_without_tokens() -> None:
     statistics = {"entropy": torch.tensor([9.0, 8, 1, 2])}
     selection = selector(score="entropy", scope="batch")(statistics, tokens_of(2, 2), seeded())

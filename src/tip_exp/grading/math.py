@@ -48,7 +48,8 @@ _TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")  # sin of 30 degree
 _TEXT = r"\\(?:text|textbf|textrm|textit|mbox|mathrm|rm)"
 _POWER = r"(?:\s*\^\s*(?:\d|\{\s*\d\s*\}))?"
 _UNIT = (
-    r"(?:(?:square|cubic|sq|cu)\.?\s+)?(?:(?<=[a-z.]\s)[mgs]|mm|cm|km|in|ft|yd|mi|kg|lb|oz|hr|min|inch(?:es)?|foot|feet|cents?|"
+    r"(?:(?:square|cubic|sq|cu)\.?\s+)?(?:(?<=[a-z.]\s)[mgs]|mm|cm|km|in|ft|yd|mi|kg|lb|oz|hr|"
+    r"min|inch(?:es)?|foot|feet|cents?|"
     r"(?:milli|centi|kilo)?met(?:er|re)s?|(?:yard|mile|gram|kilogram|pound|ounce|second|minute|hour|day|week|month|year|"
     r"degree|dollar|unit|mph)s?)"
 )
