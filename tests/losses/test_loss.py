@@ -132,13 +132,14 @@ def test_head_gradients_are_added_to_existing_ones() -> None:
     torch.testing.assert_close(student.head.weight.grad, 2 * first)
 
 
-@pytest.mark.parametrize("reuses_log_normalizers", [False, True])
+@pytest.mark.parametrize("backend", ["fused", "fused, reusing log-normalizers", "materialized"])
 @pytest.mark.parametrize("name", DIVERGENCE_NAMES)
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
-def test_relative_gradient_error_in_low_precision(
-    dtype: torch.dtype, limit: float, name: str, reuses_log_normalizers: bool
-) -> None:
-    """Against float64 sums over the same rounded weights and hidden states."""
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 4e-3)])
+def test_relative_error_in_low_precision(dtype: torch.dtype, limit: float, name: str, backend: str) -> None:
+    """Against float64 sums over the same rounded weights and hidden states; 16-bit gradients are rounded, values not.
+
+    Logits have a standard deviation of 2.4; one rounded to bfloat16 would be wrong by up to 0.02 nats.
+    """
     g = torch.Generator().manual_seed(0)
     n, width, vocab = 256, 32, 300
 
@@ -150,10 +151,11 @@ def test_relative_gradient_error_in_low_precision(
     teacher = LazyLogits(teacher_hidden, Head(teacher_weight, vocab))
     kept_mask, token_ids = torch.arange(n) % 2 == 0, torch.zeros(n, dtype=torch.long)
     stats = token_stats(student, teacher, token_ids, wanted=frozenset({"reverse_kl"}), tile_bytes=1 << 16)
-    log_normalizers = stats.log_normalizers if reuses_log_normalizers else None
-    objective = Divergence(name, 0.3, 0.2)
-    result = fused(student, teacher, kept_mask, objective, 1 << 16, log_normalizers=log_normalizers)
-    _, hidden_grad, weight_grad = reference.masked_loss(student, teacher, kept_mask.double(), of_logits(name))
+    log_normalizers = stats.log_normalizers if "reusing" in backend else None
+    loss, objective = BACKENDS[backend.split(",")[0]], Divergence(name, 0.3, 0.2)
+    result = loss(student, teacher, kept_mask, objective, 1 << 16, log_normalizers=log_normalizers)
+    value, hidden_grad, weight_grad = reference.masked_loss(student, teacher, kept_mask.double(), of_logits(name))
+    assert abs(float(result.value) / float(value) - 1) < 1e-6
     for grad, expected in ((result.hidden_grad, hidden_grad), (student.head.weight.grad, weight_grad)):
         assert grad is not None
         assert float((grad.double() - expected).norm() / expected.norm()) < limit

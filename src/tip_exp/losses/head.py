@@ -36,12 +36,20 @@ class Head:
         return torch.promote_types(self.weight.dtype, torch.float32)
 
     def logits(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
-        """All logits, differentiable; the GEMM runs in the weight's dtype, as in the model itself."""
+        """All logits, differentiable, as precise as `logits_into`; with a gradient, a 16-bit weight is copied to float32.
+
+        A model's own forward pass rounds the logits of a 16-bit head to 16 bits.
+        """
+        if self.weight.dtype != self.dtype and not torch.is_grad_enabled():
+            logits = torch.empty(len(hidden), self.vocab_size, dtype=self.dtype, device=hidden.device)
+            self.logits_into(logits, hidden, slice(0, self.vocab_size))
+            return logits
         weight, bias = self.weight, self.bias
         if len(weight) > self.vocab_size:  # only if needed: the backward of a slice allocates a full-size gradient
             weight, bias = weight[: self.vocab_size], None if bias is None else bias[: self.vocab_size]
-        raw = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
-        logits = raw.to(self.dtype) * self.scale if self.scale != 1.0 else raw.to(self.dtype)
+        bias = None if bias is None else bias.to(self.dtype)
+        raw = torch.nn.functional.linear(hidden.to(self.dtype), weight.to(self.dtype), bias)
+        logits = raw * self.scale if self.scale != 1.0 else raw
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def logits_into(self, tile: Float[Tensor, "n c"], hidden: Float[Tensor, "n d"], columns: slice) -> None:
