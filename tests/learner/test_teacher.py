@@ -10,6 +10,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.learner.teacher import Teacher, TeacherHidden, split
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
+from tip_exp.types import Rollout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -35,3 +36,9 @@ def test_each_response_token_has_the_state_that_predicts_it(
             with torch.no_grad():
                 alone = backbone(torch.tensor([rollout.token_ids])).last_hidden_state[0, predicting]
             torch.testing.assert_close(hidden[batch.rollout == index], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rollout_with_an_id_that_only_one_model_has_is_refused(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+    rollout = Rollout([1, 50, tiny_pair.vocab_size], [False, True, True], "stop", [])
+    with pytest.raises(ValueError, match="token id 406 is not one of the 406 ids that both models have"):
+        split([rollout], tiny_pair, tiny_config.learner)

@@ -15,7 +15,7 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | train/skipped                   | 1 if no token was kept, so that the weights did not change        | 0 or 1        |
 | select/response_tokens, kept_…  | response tokens of a step; those the loss uses                    | tokens        |
 | select/kept_frac                | kept_tokens over response_tokens                                  | fraction      |
-| select/overlap_entropy          | Jaccard index with top entropy at the same retention              | fraction      |
+| select/overlap_entropy          | Jaccard index with as many top-entropy tokens of each rollout     | fraction      |
 | select/score_at_…, kept_at_…    | mean score, kept share at these response positions                | -, fraction   |
 | score/<statistic>_mean          | mean over the response tokens (entropy, reverse_kl, …)            | nats          |
 | quadrant/q1_share, …            | tokens in the quadrant over all response tokens                   | fraction      |
