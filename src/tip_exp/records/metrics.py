@@ -23,9 +23,10 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | train/skipped                   | 1 if no token was kept: no update, no loss                        | 0 or 1        |
 | select/response_tokens, kept_…  | response tokens of a step; those the loss uses                    | tokens        |
 | select/kept_frac                | kept_tokens over response_tokens                                  | fraction      |
-| select/overlap_entropy          | Jaccard index with top entropy at the same retention              | fraction      |
+| select/overlap_entropy          | Jaccard index with as many top-entropy tokens of each rollout     | fraction      |
 | select/score_at_…, kept_at_…    | mean score, kept share at these response positions                | -, fraction   |
 | score/<statistic>_mean          | mean over the response tokens (entropy, reverse_kl, …)            | nats          |
+| score/entropy_gap_mean          | mean of |H(student) - H(teacher)| over the response tokens        | nats          |
 | quadrant/q1_share, …            | tokens in the quadrant over all response tokens                   | fraction      |
 | quadrant/q1_kept_frac, …        | kept tokens of the quadrant over its tokens                       | fraction      |
 | quadrant/q1_divergence_share, … | reverse KL summed over the quadrant, over that of all tokens      | fraction      |
@@ -71,7 +72,7 @@ MISMATCH_MEAN, MISMATCH_P99, MISMATCH_MAX = (f"rollout/logprob_mismatch_{name}" 
 
 # By statistic and by quadrant.
 score_mean = "score/{}_mean".format
-ENTROPY_NORM_MEAN = score_mean("entropy_norm")
+ENTROPY_NORM_MEAN, ENTROPY_GAP_MEAN = score_mean("entropy_norm"), score_mean("entropy_gap")
 QUADRANTS = ("q1", "q2", "q3", "q4")
 quadrant_share = "quadrant/{}_share".format
 quadrant_kept_frac = "quadrant/{}_kept_frac".format

@@ -16,8 +16,8 @@ SUPPORTED, UNRESOLVED, CONTRADICTED = "supported", "not resolved", "contradicted
 VERDICTS = (
     f"equal: the difference is within ± {MARGIN:g} points at 95 % (two one-sided tests); contradicted if its 95 % "
     f"interval lies beyond. at least: it is above -{MARGIN:g} points at 95 %; contradicted if its 95 % interval lies "
-    "below. higher, lower: its 95 % interval excludes 0 on that side; contradicted if on the other. With one seed there "
-    "is no verdict. These are verdicts on the embedded pairs, not on the paper's."
+    "below. higher, lower: its 95 % interval excludes 0 on that side; contradicted if on the other. With one seed "
+    "there is no verdict. These are verdicts on the embedded pairs, not on the paper's."
 )
 
 
