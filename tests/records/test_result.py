@@ -67,7 +67,11 @@ def folder(tmp_path: Path) -> RunFolder:
             {"step": 0, "eval/b/greedy": 0.25, "teacher/b/greedy": 0.75, "time/eval_s": 2.0, "memory/x_peak_gib": 3.0},
             {"step": 1, "select/response_tokens": 10, "select/kept_tokens": 4, "time/step_s": 1.0},
             {"step": 2, "select/response_tokens": 20, "select/kept_tokens": 6, "time/step_s": 1.5, "time/eval_s": 0.5}
-            | {"eval/b/greedy": 0.5, "memory/x_peak_gib": 2.0},
+            | {
+                "eval/b/greedy": 0.5,
+                "eval/b/truncated_accuracy": 0.1,
+                "memory/x_peak_gib": 2.0,
+            },  # none truncated before
         ],
     )
     return folder
@@ -77,7 +81,7 @@ def test_the_result_has_both_evaluations_totals_and_peaks(folder: RunFolder, tin
     result = write_result(tiny_config, folder, {"train": {"rows": 9}}, {"name": "hf"})
     assert json.loads(folder.result.read_text()) == result
     assert (result["start"], result["teacher"], result["final"]) == (
-        {"b/greedy": 0.25}, {"b/greedy": 0.75}, {"b/greedy": 0.5},
+        {"b/greedy": 0.25}, {"b/greedy": 0.75}, {"b/greedy": 0.5, "b/truncated_accuracy": 0.1},
     )  # fmt: skip
     assert result["totals"] == {"steps": 2, "response_tokens": 30, "kept_tokens": 10, "wall_s": 5.0}
     assert result["memory"] == {"memory/x_peak_gib": 3.0}  # of an earlier process

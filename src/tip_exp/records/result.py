@@ -119,7 +119,8 @@ def write_card(config: RunConfig, result: dict[str, Any], folder: Path) -> None:
     base, totals, selector = config.pair.student.path, result["totals"], config.selector
     head = {"base_model": base, "library_name": "transformers", "tags": ["on-policy-distillation", "tip_exp"]}
     settings = yaml.safe_dump(config.model_dump(exclude={"logger"}), sort_keys=False)
-    scores = [f"| {name} | {result['start'][name]:.4f} | {value:.4f} |" for name, value in result["final"].items()]
+    start, final = result["start"], result["final"]
+    scores = [f"| {name} | {start[name]:.4f} | {final[name]:.4f} |" for name in final if name in start]
     lines = [
         f"---\n{yaml.safe_dump(head)}---\n# {config.name}\n",
         f"`{base}` after {totals['steps']} steps of on-policy distillation from `{config.pair.teacher.path}`, on",
