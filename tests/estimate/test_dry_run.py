@@ -60,6 +60,12 @@ def test_the_papers_run_in_numbers() -> None:
     assert "40,960" in row(lines, "positions")
 
 
+@pytest.mark.parametrize(("experiment", "fits"), [("tip_llama", False), ("tip_qwen25", True)])
+def test_a_run_that_fits_no_gpu_is_named(experiment: str, fits: bool) -> None:
+    (memory,) = [line for line in dry_run(without_weights(f"experiment={experiment}")) if line.startswith("memory")]
+    assert memory.endswith("without the sampling engine") if fits else memory.endswith("GiB, an H200 has 139")
+
+
 def test_vocabularies_are_reduced_to_the_shared_ids() -> None:
     lines = dry_run(without_weights("experiment=tip_qwen25", "learner.loss_backend=materialized"))
     assert "teacher 152,064, student 151,936: 151,936 shared ids" in row(lines, "vocabulary")

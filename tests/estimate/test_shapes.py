@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from tip_exp.estimate.shapes import TABLE, model_config, shape_of
+from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import resolve_model
 
 MODELS = [*yaml.safe_load(TABLE.read_text()), "package:tiny/teacher", "package:tiny/student"]
@@ -43,6 +44,21 @@ def test_a_model_of_another_type_is_counted_by_its_files(tmp_path: Path) -> None
         (tmp_path / name).write_bytes((source / name).read_bytes().replace(b'"qwen3"', b'"qwen9"'))
     counted = shape_of("package:tiny/student", None).parameters
     assert shape_of(str(tmp_path), None).parameters == pytest.approx(counted, rel=0.03)  # the file has a header
+
+
+def test_sizes_are_read_under_the_names_of_gpt2(tmp_path: Path) -> None:
+    config = GPT2Config(n_embd=48, n_layer=3, n_head=4, vocab_size=100)
+    module = GPT2LMHeadModel(config)
+    module.save_pretrained(tmp_path)
+    shape, counted = shape_of(str(tmp_path), None), module.num_parameters()
+    assert (shape.hidden, shape.layers, shape.query, shape.key, shape.vocab_size) == (48, 3, 48, 48, 100)
+    assert shape.intermediate == 4 * 48 and shape.parameters == pytest.approx(counted, rel=0.05)
+
+
+def test_a_config_without_sizes_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "resnet", "vocab_size": 5, "hidden_size": 8}')
+    with pytest.raises(ConfigError, match=r"config\.json of \S+ has no num_hidden_layers, num_attention_heads"):
+        shape_of(str(tmp_path), None)
 
 
 def test_a_model_without_a_config_is_guessed_by_its_name() -> None:

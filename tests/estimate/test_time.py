@@ -41,6 +41,17 @@ def test_without_a_finished_run_of_the_pair_there_is_a_lower_bound(forecast: For
     assert bound.basis == "lower bound on one H200" and bound.seconds > 0
 
 
+def test_a_run_that_no_gpu_holds_has_no_time(forecast: Forecaster, compose_run: Compose) -> None:
+    """Llama 70 B in bfloat16 is 131 GiB, weights, gradients and Adam's moments of 8 B in float32 are 120 GiB."""
+    llama = forecast(compose_run("experiment=tip_llama"))
+    assert (llama.seconds, llama.basis) == (None, "does not fit one GPU") and llama.gib > 251
+    offloaded = forecast(compose_run("experiment=tip_llama", "pair.teacher.placement=offload"))
+    assert offloaded.seconds is None  # the student alone takes 120 GiB, and the teacher comes back for its forward pass
+    # 148 GiB, 54 of which are hidden states in host memory
+    deepplanning = ["experiment=tip_deepplanning", "pair=qwen3_32b_to_1p7b", "data.root=."]
+    assert forecast(compose_run(*deepplanning)).seconds is not None
+
+
 def test_operations_of_the_papers_run(compose_run: Compose) -> None:
     """Training alone: 2 P per token forward of the 8 B teacher, 8 P of sampling and training the 4 B student."""
     config = compose_run("experiment=tip_qwen3", "eval.every=0", "eval.max_tokens=1")

@@ -70,6 +70,15 @@ def test_a_run_that_cannot_start_is_refused_with_its_reason(tmp_path: Path) -> N
     assert states == {"cannot run": 8} and lines[0].startswith("cannot run      selector=full learner.lr=-1: ")
 
 
+def test_runs_that_fit_no_gpu_have_no_hours(tmp_path: Path) -> None:
+    lines, _ = format_plan(plan(SWEEPS / "table4.yaml", []), tmp_path)
+    llama = [line for line in lines if "tip_llama" in line]
+    assert len(llama) == 3 and all(line.endswith("does not fit one GPU: 265 GiB, an H200 has 139") for line in llama)
+    assert lines[-2].startswith("left, but too large: 3 runs") and lines[-1].endswith("(6 lower bound on one H200)")
+    lines, _ = format_plan(plan(SWEEPS / "table4.yaml", ["experiment=tip_llama"]), tmp_path)
+    assert lines[-1].startswith("left, but too large: 3 runs")
+
+
 @pytest.mark.parametrize(
     ("files", "lr", "expected"),
     [

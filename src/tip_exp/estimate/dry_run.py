@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from tip_exp.config.schema import ModelConfig, RunConfig
-from tip_exp.estimate.memory import memory_gib
+from tip_exp.estimate.memory import memory_gib, on_gpu
 from tip_exp.estimate.shapes import model_config, shape_of
+from tip_exp.estimate.time import H200_GIB, TOO_LARGE
 from tip_exp.losses.head import Head
 from tip_exp.losses.tiling import tiling
 from tip_exp.models.load import ROLES, check_context, head_of, max_positions
@@ -52,10 +53,13 @@ def dry_run(config: RunConfig) -> list[str]:
         step_rows, activation_bytes = _step(config, shapes, vocab_size)
         rows |= step_rows
     parts = memory_gib(config, activation_bytes)
+    gpu_gib, too_large = sum(on_gpu(parts).values()), ""
+    if gpu_gib > H200_GIB:
+        too_large = f"; {TOO_LARGE}: {gpu_gib:,.0f} GiB, an H200 has {H200_GIB}"
     return [
         f"{config.name}: dry run of one step on fake tensors, every response at its longest",
         *(f"  {name:<13} {text}" for name, text in rows.items()),
-        "memory of the learner's process in GiB, without the sampling engine",
+        f"memory of the learner's process in GiB, without the sampling engine{too_large}",
         *(f"  {size:10.2f}  {name}" for name, size in parts.items()),
         f"  {sum(parts.values()):10.2f}  total",
     ]

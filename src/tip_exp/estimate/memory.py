@@ -9,7 +9,7 @@ instead and takes the rest from here. Bytes over all GPUs, responses at full len
     activations    Per token and layer: w (4 I + 4 Q + T) + (2 w + 4) (2 H + [Q + K]), with MLP width I, query and
                    key widths Q and K over all heads, T tokens per sequence (the mask), hidden size H; [] only with
                    query and key norms. It is what autograd keeps for a Llama or Qwen with sdpa and float32 norms.
-    hidden states  The teacher's at all response tokens of a step, and the student's with several micro-batches.
+    hidden states  The teacher's at all response tokens of a step; in host memory if the learner is on a GPU.
     logits         tile_mib (fused), or what autograd holds of all logits (materialized).
 
 The KV cache of a sampling engine is not included.
@@ -75,9 +75,7 @@ def memory_gib(config: RunConfig, activations: float | None = None) -> dict[str,
             if learner.activation_checkpointing:  # the input of every layer, and all of the one that is recomputed
                 activations = batch_tokens * (student.layers * student.hidden * student_width + layer)
         parts["activations"] = activations
-        several_batches = rollouts * longest > batch_tokens
-        hidden = teacher.hidden * teacher_width + (student.hidden * student_width if several_batches else 0)
-        parts["hidden states"] = rollouts * config.data.max_response_tokens * hidden
+        parts["hidden states"] = rollouts * config.data.max_response_tokens * teacher.hidden * teacher_width
         parts["logits"] = learner.tile_mib * MIB
         if learner.loss_backend == "materialized":
             tokens = batch_tokens * config.data.max_response_tokens / longest
@@ -87,6 +85,11 @@ def memory_gib(config: RunConfig, activations: float | None = None) -> dict[str,
             backbone = (teacher.parameters - teacher.vocab_size * teacher.hidden) * teacher_width
             parts["teacher weights"] -= min(backbone, sum(parts[n] for n in ("gradients", "activations", "logits")))
     return {PROCESS: PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
+
+
+def on_gpu(parts: dict[str, float]) -> dict[str, float]:
+    """The parts of `memory_gib` that a GPU holds; Python and the step's hidden states are in host memory."""
+    return {name: gib for name, gib in parts.items() if name not in (PROCESS, "hidden states")}
 
 
 def materialized_bytes(config: RunConfig, teacher: ModelShape, student: ModelShape, tokens: float) -> float:
@@ -133,7 +136,10 @@ def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
     free = free_gib(device)
     if config.ignore_memory or free is None:
         return
-    parts = {name: gib for name, gib in memory_gib(config).items() if name != PROCESS}  # already in use by now
+    parts = memory_gib(config)
+    del parts[PROCESS]  # already in use by now
+    if device.type == "cuda":
+        parts = on_gpu(parts)
     vllm = config.rollout.vllm
     if backend == "vllm" and device.type == "cuda" and vllm.sleep_level == 0:
         import torch

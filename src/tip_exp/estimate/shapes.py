@@ -15,10 +15,19 @@ from typing import Any
 
 import yaml
 
+from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import resolve_model
 
 TABLE = Path(__file__).with_name("model_shapes.yaml")
 DEFAULT_VOCAB_SIZE = 152_000  # Qwen's, for models without a config
+# Keys of a size; GPT-2, GPT-J and MPT name them otherwise than Llama.
+KEYS = {
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
+    "vocab_size": ("vocab_size",),
+    "intermediate_size": ("intermediate_size", "n_inner"),
+}
 COUNTED = ("llama", "mistral", "qwen2", "qwen3")  # model types with the parameters that `shape_of` counts
 
 
@@ -48,13 +57,22 @@ def model_config(path: str, revision: str | None) -> tuple[dict[str, Any], str] 
 
 
 def shape_of(path: str, revision: str | None) -> ModelShape:
-    """The shape by the model's config; without one, guessed from "…-8B" in its name."""
+    """The shape by the model's config; without one, guessed from "…-8B" in its name.
+
+    Raises ConfigError if the config names no sizes.
+    """
     config_and_source = model_config(path, revision)
     if config_and_source is None:
         return _guess(path)
     config = config_and_source[0].get("text_config", config_and_source[0])
-    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
-    intermediate, vocab_size = config.get("intermediate_size") or 4 * hidden, config["vocab_size"]
+    sizes = {name: next((config[key] for key in keys if config.get(key)), None) for name, keys in KEYS.items()}
+    if missing := [name for name, size in sizes.items() if size is None and name != "intermediate_size"]:
+        raise ConfigError(
+            f"pair: {config_and_source[1]} of {path} has no {', '.join(missing)}, so its memory and time cannot be "
+            "computed; choose a decoder-only language model"
+        )
+    hidden, layers, heads, vocab_size, intermediate = sizes.values()
+    intermediate = intermediate or 4 * hidden
     head_dim = config.get("head_dim") or hidden // heads
     query, key = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
     qk_norm = config["model_type"] == "qwen3"

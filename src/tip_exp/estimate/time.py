@@ -1,7 +1,8 @@
 """How long a run takes, before it starts.
 
 Measured if a run of the same shape (same config but for seed, selector and name) is finished; else scaled by
-floating-point operations from finished runs of the same pair; else a lower bound for one H200.
+floating-point operations from finished runs of the same pair; else a lower bound for one H200. Training uses one GPU,
+so a run that no H200 holds has no time.
 """
 
 from __future__ import annotations
@@ -14,22 +15,27 @@ from statistics import median
 
 from tip_exp.config.parse import flatten
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.memory import memory_gib
+from tip_exp.estimate.memory import memory_gib, on_gpu
 from tip_exp.estimate.shapes import shape_of
 from tip_exp.records.metrics import PROCESS_PEAK_GIB
 from tip_exp.records.reader import read_runs
 
 H200_FLOPS = 0.4 * 989e12  # per second: 40 % of the dense bfloat16 peak
+H200_GIB = 139
+TOO_LARGE = "does not fit one GPU"
 MEAN_LENGTH = 0.5  # mean response length as a share of the maximum
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """GiB of the learner's process, seconds of the run, and where the seconds come from."""
+    """GiB of the learner's process, seconds of the run, and where the seconds come from.
+
+    `seconds` is None if the run does not fit one H200; `gib` is then what a GPU would have to hold.
+    """
 
     gib: float
-    seconds: float
-    basis: str  # measured | scaled | lower bound on one H200
+    seconds: float | None
+    basis: str  # measured | scaled | lower bound on one H200 | does not fit one GPU
 
 
 class Forecaster:
@@ -50,7 +56,10 @@ class Forecaster:
             runs = [run for run in same_shape if run[0]["selector"] == values["selector"]] or same_shape
             gib = median(result["memory"][PROCESS_PEAK_GIB] for _, result in runs)
             return Forecast(gib, median(result["totals"]["wall_s"] for _, result in runs), "measured")
-        gib = sum(memory_gib(config).values())
+        parts = memory_gib(config)
+        gib, gpu_gib = sum(parts.values()), sum(on_gpu(parts).values())
+        if config.device != "cpu" and gpu_gib > H200_GIB:
+            return Forecast(gpu_gib, None, TOO_LARGE)
         if same_pair := self._by_pair.get(config.pair.label):
             rate = median(flops(run_config) / result["totals"]["wall_s"] for run_config, result in same_pair)
             return Forecast(gib, flops(values) / rate, "scaled")

@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tip_exp.config.resolvers import register_resolvers
-from tip_exp.estimate.time import Forecast, Forecaster
+from tip_exp.estimate.time import H200_GIB, TOO_LARGE, Forecast, Forecaster
 from tip_exp.launch.launch import State, changes, state_of
 from tip_exp.launch.reuse import find_duplicate, finished_digests
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
-from tip_exp.utils.errors import BAD_CONFIG, format_error
+from tip_exp.utils.errors import BAD_CONFIG, ConfigError, format_error
 from tip_exp.utils.paths import OUTPUTS, conf_dir
 
 CANNOT_RUN, DONE_ELSEWHERE = "cannot run", "done elsewhere"  # beside the states of launch.State
@@ -48,8 +48,13 @@ def format_plan(runs: list[SweepRun | RefusedRun], outputs: Path) -> tuple[list[
             states[CANNOT_RUN] += 1
             lines.append(f"{CANNOT_RUN:<14}  {' '.join(run.overrides)}: {run.error}")
             continue
-        state, expected = state_of(run.config, run.folder), forecast(run.config)
-        name, note = str(state), f"{expected.gib:8.2f} GiB {format_duration(expected.seconds):>9}  {expected.basis}"
+        try:
+            state, expected = state_of(run.config, run.folder), forecast(run.config)
+        except ConfigError as error:  # a model whose config names no sizes
+            states[CANNOT_RUN] += 1
+            lines.append(f"{CANNOT_RUN:<14}  {run.config.name}: {error}")
+            continue
+        name, note = str(state), _format_forecast(expected)
         if state is State.CHANGED:
             note = f"({'; '.join(changes(run.config, run.folder))})"
         elif state is State.TO_DO and (duplicate := find_duplicate(run.config, run.folder, finished)):
@@ -59,14 +64,24 @@ def format_plan(runs: list[SweepRun | RefusedRun], outputs: Path) -> tuple[list[
         states[name] += 1
         lines.append(f"{name:<14}  {run.config.name:<44} {note}")
     lines.append(f"{len(runs)} runs: {', '.join(f'{count} {state}' for state, count in states.items())}")
+    if to_run and (too_large := sum(expected.seconds is None for expected in to_run)):
+        lines.append(f"left, but too large: {too_large} runs that need several GPUs, which training cannot use")
+        to_run = [expected for expected in to_run if expected.seconds is not None]
     if to_run:
         bases = Counter(expected.basis for expected in to_run)
+        duration = format_duration(sum(expected.seconds or 0 for expected in to_run))
         lines.append(
-            f"left to run: about {format_duration(sum(expected.seconds for expected in to_run))} one after another, at "
+            f"left to run: about {duration} one after another, at "
             f"most {max(expected.gib for expected in to_run):.2f} GiB each "
             f"({', '.join(f'{count} {basis}' for basis, count in bases.items())})"
         )
     return lines, states
+
+
+def _format_forecast(expected: Forecast) -> str:
+    if expected.seconds is None:
+        return f"{TOO_LARGE}: {expected.gib:,.0f} GiB, an H200 has {H200_GIB}"
+    return f"{expected.gib:8.2f} GiB {format_duration(expected.seconds):>9}  {expected.basis}"
 
 
 def format_duration(seconds: float) -> str:
