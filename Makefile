@@ -66,12 +66,12 @@ plan: install ## check every run of SWEEP and print its state
 sweep: plan ## run SWEEP; the same command resumes it
 	$(BIN)/tip-exp -cd sweeps -cn $(SWEEP)
 
-demos: install ## run every demo sweep of sweeps/, then write results/ (100 minutes of CPU time)
+demos: install students ## run every demo sweep of sweeps/, then write results/ (100 minutes of CPU time)
 	@for sweep in $(DEMOS); do $(BIN)/tip-exp -cd sweeps -cn $$sweep || exit 1; done
 	@$(MAKE) --no-print-directory results
 
 demos-quick: install ## run every demo sweep with one seed and few steps, into outputs/quick (20 minutes of CPU time)
-	@for sweep in $(filter-out demo_table7,$(DEMOS)); do \
+	@for sweep in $(filter-out demo_table7 demo_students,$(DEMOS)); do \
 		$(BIN)/tip-exp -cd sweeps -cn $$sweep experiment=quick seed=0 || exit 1; done
 	@$(BIN)/tip-exp -cd sweeps -cn demo_table7 experiment=quick_tools seed=0
 	@$(BIN)/tip-report results outputs/quick --out outputs/quick/results
@@ -92,9 +92,15 @@ pairs: install ## pretrain both embedded pairs again (about 13 minutes on two co
 	$(BIN)/python -m scripts.make_pairs word_sums --out src/tip_exp/assets/tiny
 	$(BIN)/python -m scripts.make_pairs calculator --out src/tip_exp/assets/tiny_tools
 
+students: outputs/students/.made ## pretrain the three students of the pair tiny_students
+
+outputs/students/.made: | install
+	$(BIN)/python -m scripts.make_pairs students --out outputs/students
+	@touch $@
+
 clean: ## remove the caches of tests and tools (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 .PHONY: help install demo test test-data test-slow test-vllm test-gpu lint check plan sweep demos demos-quick results report \
-	bench pairs clean
+	bench pairs students clean

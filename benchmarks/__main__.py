@@ -1,4 +1,4 @@
-"""Measure time and memory beside other implementations; each benchmark writes one CSV with one row per repetition.
+"""Measure time and memory beside other implementations, one CSV with one row per repetition each; simulate coverage.
 
 Run from the repository root: python -m benchmarks loss --quick
 """
@@ -9,13 +9,14 @@ import argparse
 from collections.abc import Sequence
 from types import ModuleType
 
-from benchmarks import e2e, loss, rollout, step
+from benchmarks import coverage, e2e, loss, rollout, step
 
 # name: (module, line of --help)
 BENCHMARKS: dict[str, tuple[ModuleType, str]] = {
     "loss": (loss, "the masked loss and its gradient: this package, TRL, Liger, plain PyTorch, and the GEMMs alone"),
     "step": (step, "a whole optimizer step, with each loss in the same learner"),
     "e2e": (e2e, "whole trainings by TRL's DistillationTrainer and by this package"),
+    "coverage": (coverage, "how often the report's intervals hold the true difference, simulated"),
     "rollout": (rollout, "sampled tokens per second of the backends vllm and hf"),
 }
 

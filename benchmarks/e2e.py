@@ -17,6 +17,7 @@ import torch
 
 from benchmarks import measuring, tiny
 from tip_exp.config.schema import LearnerConfig
+from tip_exp.learner.adamw import make_optimizer
 from tip_exp.learner.learner import Learner, learning_rate
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.pair import Pair
@@ -101,10 +102,7 @@ def trl_trainer(pair: Pair, config: LearnerConfig, prompts: list[str], seed: int
     from datasets import Dataset  # pyright: ignore[reportMissingImports]
 
     student = pair.student.module
-    beta1, beta2 = config.betas
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=config.lr, betas=(beta1, beta2), weight_decay=config.weight_decay, fused=True
-    )
+    optimizer = make_optimizer(list(student.parameters()), config)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: learning_rate(k + 1, config) / config.lr)
     prompt_texts = [pair.decode(pair.prompt_ids(prompt), with_special=True) for prompt in prompts]
     return DistillationTrainer(

@@ -46,8 +46,8 @@ def load() -> Pair:
 
 
 def learner_config(**changes: object) -> LearnerConfig:
-    """conf/learner/tiny.yaml without diagnostics and with these changes."""
-    return compose_run().learner.model_copy(update={"diagnostics_every": 0, **changes})
+    """conf/learner/tiny.yaml without diagnostics, averaged over tokens as TRL does, and with these changes."""
+    return compose_run().learner.model_copy(update={"diagnostics_every": 0, "average": "token", **changes})
 
 
 def selector(retention: float) -> Selector:

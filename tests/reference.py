@@ -196,3 +196,21 @@ def pass_by_subsets(right: list[bool], j: int) -> float:
 def majority(values: list[Fraction]) -> Fraction:
     """The most frequent value, the earliest of several."""
     return max(values, key=lambda value: (values.count(value), -values.index(value)))
+
+
+# --- report ----------------------------------------------------------------------------------------------------------
+
+
+def anova_variances(table: list[list[float]]) -> tuple[float, float, float]:
+    """V_problems, V_seeds and V_residual of the mean of a (seeds, problems) table: mean squares over its size."""
+    num_seeds, num_problems = len(table), len(table[0])
+    size = num_seeds * num_problems
+    grand = sum(map(sum, table)) / size
+    of_seeds = [sum(row) / num_problems for row in table]
+    of_problems = [sum(row[j] for row in table) / num_seeds for j in range(num_problems)]
+    problems = num_seeds * sum((mean - grand) ** 2 for mean in of_problems) / (num_problems - 1)
+    seeds = num_problems * sum((mean - grand) ** 2 for mean in of_seeds) / (num_seeds - 1)
+    residual = sum(
+        (table[i][j] - of_seeds[i] - of_problems[j] + grand) ** 2 for i in range(num_seeds) for j in range(num_problems)
+    ) / ((num_seeds - 1) * (num_problems - 1))
+    return problems / size, seeds / size, residual / size

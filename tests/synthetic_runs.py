@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -20,9 +22,21 @@ def write_config(config: RunConfig, folder: Path) -> None:
 
 
 def finish(
-    config: RunConfig, folder: Path, final: float, *, kept: int = 1000, problems: int = 40, hardware: str = "test"
+    config: RunConfig,
+    folder: Path,
+    final: float,
+    *,
+    kept: int = 1000,
+    problems: int = 40,
+    hardware: str = "test",
+    seq_kl: float | None = None,
+    totals: dict[str, float] | None = None,
+    in_train: dict[str, list[str]] | None = None,
 ) -> None:
-    """Write result.json. `final`: mean@k on all benchmarks; the correct responses are those of the first problems."""
+    """Write result.json. `final`: mean@k on all benchmarks; the correct responses are those of the first problems.
+
+    `seq_kl`: the KL of every response; None: it was not measured. `totals` are added to those of every run.
+    """
     k = config.eval.samples
     right = np.zeros((problems, k), dtype=int)
     right.flat[: round(final * problems * k)] = 1
@@ -30,14 +44,22 @@ def finish(
 
     def accuracies(mean: float) -> dict[str, float]:
         values = {f"mean@{k}": mean, f"mean@{k}_se": SE["mean"], "greedy": mean + 0.05, "greedy_se": SE["greedy"]}
+        values |= {f"strict_mean@{k}": mean - 0.02} | ({} if seq_kl is None else {"seq_kl": seq_kl})
         return {f"{benchmark}/{name}": value for benchmark in benchmarks for name, value in values.items()}
 
     by_problem = {f"p{i}": int(row.sum()) for i, row in enumerate(right)}
+    at_start = {problem: k if i < round(0.35 * problems) else 0 for i, problem in enumerate(by_problem)}
+    outcome: dict[str, Any] = {"samples": k, "right": by_problem, "start": at_start}
+    outcome["greedy"] = {problem: i < round((final + 0.05) * problems) for i, problem in enumerate(by_problem)}
+    if seq_kl is not None:
+        outcome["seq_kl"] = dict.fromkeys(by_problem, math.log(seq_kl + 1e-3))
     result = {
         "name": config.name, "digest": digest(config),
         "teacher": accuracies(0.99), "start": accuracies(0.35), "final": accuracies(final),
-        "outcomes": {benchmark: {"samples": k, "right": by_problem} for benchmark in benchmarks},
-        "totals": {"steps": config.learner.num_steps, "kept_tokens": kept, "response_tokens": 2 * kept, "wall_s": 41.6},
+        "outcomes": dict.fromkeys(benchmarks, outcome),
+        "totals": {"steps": config.learner.num_steps, "kept_tokens": kept, "response_tokens": 2 * kept, "wall_s": 41.6}
+        | (totals or {}),
+        "datasets": dict.fromkeys(benchmarks, {"rows": problems} | (in_train or {})),
         "memory": {
             "memory/loss_extra_mib": 13.52, "memory/process_peak_gib": 0.603, "memory/learner_peak_gib": 0.5,
         },

@@ -3,9 +3,10 @@
     python -m scripts.make_pairs word_sums --out DIR     pretrain the pair `tiny` (3 minutes on two cores)
     python -m scripts.make_pairs calculator --out DIR    pretrain the pair `tiny_tools` (10 minutes on two cores)
     python -m scripts.make_pairs smollm2 --out DIR       convert SmolLM2-135M-Instruct (2 minutes)
+    python -m scripts.make_pairs students --out DIR      three students of the pair `tiny`, DIR/0 … DIR/2 (4 minutes)
 
-Each writes two Hugging Face folders, DIR/teacher and DIR/student. Pretraining gives the same files on every run on one
-machine with the same library versions.
+The pairs are two Hugging Face folders, DIR/teacher and DIR/student. Pretraining gives the same files on every run on
+one machine with the same library versions.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import multiprocessing
 import os
 from pathlib import Path
+from typing import Any
 
 from scripts.make_pairs import calculator, smollm2, word_sums
 
@@ -22,16 +24,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m scripts.make_pairs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("pair", choices=["word_sums", "calculator", "smollm2"])
-    parser.add_argument("--out", type=Path, required=True, help="folder for teacher/ and student/")
+    parser.add_argument("pair", choices=["word_sums", "calculator", "smollm2", "students"])
+    parser.add_argument("--out", type=Path, required=True, help="where the folders go")
     arguments = parser.parse_args()
     if arguments.pair == "smollm2":
         smollm2.make(arguments.out, smollm2.source_folder())
         return
-    make = {"word_sums": word_sums.make, "calculator": calculator.make}[arguments.pair]
+    roles: tuple[str | int, ...] = ("teacher", "student")
+    make: Any = {"word_sums": word_sums.make, "calculator": calculator.make}.get(arguments.pair)
+    if arguments.pair == "students":
+        roles, make = (0, 1, 2), word_sums.make_student
     os.environ["OMP_NUM_THREADS"] = "1"  # one thread fixes the order of summation
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=make, args=(role, arguments.out), name=role) for role in ("teacher", "student")]
+    processes = [context.Process(target=make, args=(role, arguments.out), name=str(role)) for role in roles]
     for process in processes:
         process.start()
     for process in processes:

@@ -38,7 +38,7 @@ LIMITS = AgentConfig(
     observation_cut="rows",
     max_train_tokens=None,
 )
-NUM_TRAIN_EPISODES, NUM_TEST_EPISODES = 3000, 128
+NUM_TRAIN_EPISODES, NUM_VALIDATION_EPISODES = 3000, 128
 SCRIPT_SAMPLING = Sampling(1, 1.0, 1.0, 0, 4096)
 RECIPES = {
     "teacher": Recipe(128, 256, num_heads=4, num_kv_heads=2, slip=0.0, lr=3e-3, num_steps=1500, seed=1, batch_size=16),
@@ -58,9 +58,11 @@ def make(role: str, out: Path) -> None:
         model.save_pretrained(out / role)
         chat.tokenizer.save_pretrained(out / role)
         sampler = HfSampler(model.float(), stop_ids=[END_ID], pad_id=PAD_ID, batch_size=128)
-        tests = play_episodes(root, "test", NUM_TEST_EPISODES, sampler, chat, Sampling(1, 0.0, 1.0, 0, 384))
-    fraction = sum(episode.score["fraction"] for episode in tests) / NUM_TEST_EPISODES
-    common.write_record(out / role, "calculator", recipe, model, {f"greedy_fraction_{NUM_TEST_EPISODES}": fraction})
+        greedy = Sampling(1, 0.0, 1.0, 0, 384)
+        episodes = play_episodes(root, "validation", NUM_VALIDATION_EPISODES, sampler, chat, greedy)
+    fraction = sum(episode.score["fraction"] for episode in episodes) / NUM_VALIDATION_EPISODES
+    score = {f"validation_greedy_fraction_{NUM_VALIDATION_EPISODES}": fraction}
+    common.write_record(out / role, "calculator", recipe, model, score)
 
 
 def build_tokenizer(root: Path) -> PreTrainedTokenizerFast:

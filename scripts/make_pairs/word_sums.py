@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -30,14 +31,24 @@ RECIPES = {
 
 
 def make(role: str, out: Path) -> None:
-    """Pretrain the teacher or the student on one thread and write its Hugging Face folder."""
+    """Pretrain the teacher or the student on one thread and write its Hugging Face folder, `out`/`role`."""
+    _make(RECIPES[role], out / role, "word_sums")
+
+
+def make_student(index: int, out: Path) -> None:
+    """Pretrain student `index` of the pair tiny_students into `out`/`index`; student 0 is the shipped one."""
+    recipe = RECIPES["student"]
+    _make(replace(recipe, seed=recipe.seed + index), out / str(index), "students")
+
+
+def _make(recipe: Recipe, folder: Path, pair: str) -> None:
     torch.set_num_threads(1)
-    tokenizer, recipe = build_tokenizer(), RECIPES[role]
+    tokenizer = build_tokenizer()
     model = pretrain(recipe, tokenizer)
-    model.save_pretrained(out / role)
-    tokenizer.save_pretrained(out / role)
-    score = {"greedy_accuracy_512": greedy_accuracy(model, tokenizer, 512)}
-    common.write_record(out / role, "word_sums", recipe, model, score)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    score = {"validation_greedy_512": greedy_accuracy(model, tokenizer, 512)}
+    common.write_record(folder, pair, recipe, model, score)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -56,8 +67,8 @@ def pretrain(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCaus
 
 
 def greedy_accuracy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, num_problems: int) -> float:
-    """Share of the first test problems that greedy decoding solves."""
-    problems = list(islice(word_sums.stream("test", seed=0), num_problems))
+    """Share of the first validation problems that greedy decoding solves: recipes are chosen by it, never by test."""
+    problems = list(islice(word_sums.stream("validation", seed=0), num_problems))
     sampler = HfSampler(model, stop_ids=[END_ID], pad_id=PAD_ID, batch_size=256)
     prompts = [tokenizer.encode(_prompt(problem)) for problem in problems]
     rollouts = sampler.generate(prompts, Sampling(1, 0.0, 1.0, 0, 80), seed=0)

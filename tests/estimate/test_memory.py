@@ -12,11 +12,16 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.dry_run import hidden_and_saved_bytes
 from tip_exp.estimate.memory import PROCESS, PROCESS_GIB, layer_activation_bytes, memory_gib
 from tip_exp.estimate.shapes import shape_of
+from tip_exp.learner.learner import objective
+from tip_exp.losses import materialized
+from tip_exp.losses.head import Head, LazyLogits
 from tip_exp.models.load import load_pair
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
+from tip_exp.records.meter import Meter
+from tip_exp.records.metrics import extra_mib
 from tip_exp.types import Rollout
-from tip_exp.utils.units import GIB
+from tip_exp.utils.units import GIB, MIB
 
 Compose = Callable[..., RunConfig]
 LORA = "pair.student.lora={rank: 4, alpha: 8, target_modules: all-linear}"
@@ -69,13 +74,47 @@ def test_activations_are_what_autograd_saves(tiny_pair: Pair, padded: bool) -> N
     assert saved == pytest.approx(batch.num_positions * shape.layers * per_token, rel=0.1)
 
 
-def test_materialized_logits_grow_with_the_kept_tokens(compose_run: Compose) -> None:
-    full, half = (
-        memory_gib(compose_run("learner.loss_backend=materialized", f"selector.retention={retention}"))["logits"]
-        for retention in (1.0, 0.5)
+@pytest.mark.parametrize("retention", [1.0, 0.5, 0.1])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["learner.divergence=reverse_kl"],
+        ["learner.divergence=forward_kl"],
+        ["learner.divergence=jsd"],
+        ["learner.divergence=skew_reverse_kl"],
+        ["learner.divergence=skew_forward_kl"],
+        ["learner.estimator=topk"],
+        ["data.max_response_tokens=16"],  # the gradient of the head is larger than the logits
+        ["data.max_response_tokens=16", "pair.student.dtype=bfloat16"],  # … and its weight is copied to float32
+    ],
+    ids=lambda changes: " ".join(change.split(".")[-1] for change in changes),
+)
+def test_materialized_logits_take_what_torch_allocates(
+    compose_run: Compose, changes: list[str], retention: float
+) -> None:
+    """Within 15 %: two micro-batches of three rollouts, whose head has a gradient from the first."""
+    few = ["learner.loss_backend=materialized", "learner.prompts_per_step=6", "learner.samples_per_prompt=1"]
+    few += ["data.max_prompt_tokens=16", "data.max_response_tokens=96"]
+    config = compose_run(*few, *changes, "selector=random", f"selector.retention={retention}")
+    longest = 16 + config.data.max_response_tokens
+    config = config.model_copy(
+        update={"learner": config.learner.model_copy(update={"micro_batch_tokens": 3 * longest})}
     )
-    fused = [memory_gib(compose_run(f"selector.retention={retention}"))["logits"] for retention in (1.0, 0.5)]
-    assert full == pytest.approx(2 * half) and fused[0] == fused[1]
+    num_tokens = 3 * config.data.max_response_tokens
+    models = []
+    for model in (config.pair.student, config.pair.teacher):
+        shape, dtype = shape_of(model.path, None), getattr(torch, model.dtype)
+        weight = torch.randn(int(shape.vocab_size), int(shape.hidden), dtype=dtype)
+        models.append(LazyLogits(torch.randn(num_tokens, int(shape.hidden), dtype=dtype), Head(weight, len(weight))))
+    weight = models[0].head.weight.requires_grad_()
+    weight.grad = torch.zeros_like(weight)
+    kept_mask = torch.arange(num_tokens) < retention * num_tokens
+    meter = Meter(torch.device("cpu"))
+    meter.count_allocations = True
+    with meter.span("loss", allocations=True):
+        materialized(*models, kept_mask, objective(config.learner, torch.zeros(num_tokens).long()), 0)
+    measured = meter.memory()[extra_mib("loss")] * MIB / GIB
+    assert memory_gib(config)["logits"] == pytest.approx(measured, rel=0.15)
 
 
 def test_an_evaluation_holds_weights_only(compose_run: Compose) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,18 @@ def test_token_metrics_of_a_small_step() -> None:
     assert metrics["select/overlap_entropy"] == 1.0
     assert metrics["select/score_at_0_15"] == pytest.approx(1.75 / 4)
     assert metrics["select/kept_at_0_15"] == 0.5 and "select/kept_at_16_63" not in metrics
+
+
+@pytest.mark.parametrize(("kept", "overlap"), [([1, 5], 1.0), ([0, 5], 1 / 3), ([], 1.0)])
+def test_overlap_compares_with_as_many_tokens_of_each_rollout(kept: list[int], overlap: float) -> None:
+    """A quadrant keeps what it holds. Tokens 1 and 5 have the highest entropy of their rollouts, of four and two."""
+    q1 = replace(SOFT_OR, score="q1", order="positive", retention=1.0)
+    statistics = {"entropy": torch.tensor([2.0, 3, 1, 0, 8, 9])}
+    tokens = Tokens(torch.tensor([0, 0, 0, 0, 1, 1]), torch.zeros(6).long(), torch.tensor([0, 1, 2, 3, 0, 1]))
+    kept_mask = torch.zeros(6, dtype=torch.bool)
+    kept_mask[kept] = True
+    metrics = token_metrics(statistics, tokens, Selection(kept_mask, kept_mask.float()), q1, vocab_size=50)
+    assert metrics["select/overlap_entropy"] == pytest.approx(overlap)
 
 
 def test_no_tokens_have_no_other_metrics_than_their_number() -> None:

@@ -10,7 +10,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.learner.teacher import Teacher, TeacherHidden, split
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
-from tip_exp.types import Problem
+from tip_exp.types import Problem, Rollout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -57,3 +57,9 @@ def test_the_sequence_kl_is_the_sum_over_the_whole_vocabulary(
                 for model in (tiny_pair.student, tiny_pair.teacher)
             )
         assert measured == pytest.approx(float((logp.exp() * (logp - logq)).sum()), rel=1e-4, abs=1e-5)
+
+
+def test_a_rollout_with_an_id_that_only_one_model_has_is_refused(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+    rollout = Rollout([1, 50, tiny_pair.vocab_size], [False, True, True], "stop", [])
+    with pytest.raises(ValueError, match="token id 406 is not one of the 406 ids that both models have"):
+        split([rollout], tiny_pair, tiny_config.learner)

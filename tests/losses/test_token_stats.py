@@ -95,6 +95,14 @@ def test_no_tokens_give_empty_statistics() -> None:
     assert stats.log_normalizers is not None and len(stats.log_normalizers.student) == 0
 
 
+@pytest.mark.parametrize("token_id", [-1, 8])
+def test_a_token_outside_the_vocabulary_is_an_error(token_id: int) -> None:
+    student, teacher, token_ids = random_tokens(0, 5, 8)
+    token_ids[3] = token_id
+    with pytest.raises(ValueError, match=f"token id {token_id} is not one of the 8 ids that both models have"):
+        token_stats(student, teacher, token_ids, wanted=ALL, tile_bytes=100)
+
+
 def test_divergences_of_identical_models_are_not_negative() -> None:
     student, _, token_ids = random_tokens(0, 200, 50, torch.float32)
     values = token_stats(student, student, token_ids, wanted=ALL, tile_bytes=10_000).values

@@ -15,14 +15,17 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GPT2Config,
     GraniteConfig,
     GraniteForCausalLM,
+    LlamaConfig,
+    MptConfig,
     PreTrainedTokenizerFast,
 )
 
 from tip_exp import build
 from tip_exp.config.schema import ChatConfig, RunConfig
-from tip_exp.models.load import check_context, load_pair, load_tokenizer, make_head, shared_vocab
+from tip_exp.models.load import ROLES, check_context, load_pair, load_tokenizer, make_head, shared_vocab
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
 from tip_exp.records.folder import RunFolder
@@ -101,18 +104,46 @@ def test_scaled_and_capped_heads_give_the_models_own_logits(config, model) -> No
         torch.testing.assert_close(logits, module(ids).logits[0].float(), rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_that_changes_its_logits_otherwise_is_refused(tiny_pair: Pair) -> None:
-    module = tiny_pair.student.module
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda logits: logits.pow(3),
+        lambda logits: 30 * torch.tanh(logits / 30),
+        lambda logits: 500 * torch.tanh(logits / 500),
+        lambda logits: 1.05 * logits,
+        lambda logits: logits + 1,
+        lambda logits: logits.clone().index_fill_(-1, torch.tensor([7]), float("-inf")),
+        lambda logits: logits * float("nan"),
+    ],
+    ids=["cubes", "soft-caps at 30", "soft-caps at 500", "multiplies", "adds", "masks a token", "returns NaN"],
+)
+def test_a_model_that_changes_its_logits_otherwise_is_refused(
+    tiny_pair: Pair, change: Callable[[torch.Tensor], torch.Tensor], dtype: torch.dtype
+) -> None:
+    """Also where the change is small at the logits of the model's own hidden states; its config names none."""
+    module = tiny_pair.student.module.to(dtype)
+    make_head(module, 406)
     original_forward = type(module).forward
 
-    class CubedLogits(type(module)):
+    class ChangedLogits(type(module)):
         def forward(self, *args, **kwargs):
             out = original_forward(self, *args, **kwargs)
-            out.logits = out.logits.pow(3)
+            out.logits = change(out.logits)
             return out
 
-    module.__class__ = CubedLogits
-    with pytest.raises(ConfigError, match="more to its logits than scaling or soft-capping"):
+    module.__class__ = ChangedLogits
+    with pytest.raises(ConfigError, match="does more to its logits than scaling or soft-capping as its config names"):
+        make_head(module, 406)
+
+
+def test_tokens_that_a_bias_excludes_do_not_hide_other_changes(tiny_pair: Pair) -> None:
+    module = tiny_pair.student.module
+    module.lm_head.bias = torch.nn.Parameter(torch.zeros(module.config.vocab_size))
+    module.lm_head.bias.data[7] = float("-inf")
+    assert make_head(module, 406).excluded.nonzero().tolist() == [[7]]
+    module.config.logit_scale = 1.05
+    with pytest.raises(ConfigError, match="does more to its logits"):
         make_head(module, 406)
 
 
@@ -157,6 +188,18 @@ def test_more_tokens_than_positions_are_refused(
     with pytest.raises(ConfigError) as caught:
         check_context(compose_run(*overrides), longest_eval)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text_config",
+    [GPT2Config(n_positions=512), MptConfig(max_seq_len=512), LlamaConfig(max_position_embeddings=512)],
+    ids=lambda config: config.model_type,
+)
+def test_positions_are_counted_whatever_the_key(compose_run: Callable[..., RunConfig], text_config) -> None:
+    text_configs = dict.fromkeys(ROLES, text_config)
+    check_context(compose_run(), 512, text_configs)
+    with pytest.raises(ConfigError, match=r"eval\.max_tokens = 513, but the teacher \S+ has 512 positions"):
+        check_context(compose_run(), 513, text_configs)
 
 
 def test_context_is_checked_before_weights_load(

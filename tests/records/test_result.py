@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.result import final_outcomes, write_card, write_result
+from tip_exp.records.result import final_outcomes, totals, write_card, write_result
 from tip_exp.utils.io import append_rows
 
 
@@ -27,9 +28,30 @@ def test_outcomes_are_sums_over_the_sampled_responses_of_the_last_evaluation(tmp
     rows += [eval_row(80, "t", score, benchmark="tools", protocol="greedy") for score in (0.25, 0.5)]
     append_rows(tmp_path / "eval.jsonl", rows)
     assert final_outcomes(tmp_path / "eval.jsonl") == {
-        "word_sums": {"samples": 3, "right": {"a": 2, "b": 0}},
+        "word_sums": {"samples": 3, "right": {"a": 2, "b": 0}, "start": {"a": 1, "b": 1}, "greedy": {"a": False}},
         "tools": {"samples": 2, "right": {"t": 0.75}},
     }
+
+
+def test_outcomes_keep_the_mean_log_kl_of_a_problems_sampled_responses(tmp_path: Path) -> None:
+    rows = [eval_row(80, "a", True, seq_kl=kl) for kl in (0.999, 0.0)] + [eval_row(80, "b", True, seq_kl=1.999)] * 2
+    rows += [eval_row(80, "a", False, protocol="greedy"), eval_row(80, "a", True, model="teacher")]
+    append_rows(tmp_path / "eval.jsonl", rows)
+    outcomes = final_outcomes(tmp_path / "eval.jsonl")["word_sums"]
+    assert outcomes["seq_kl"] == pytest.approx({"a": (math.log(1) + math.log(0.001)) / 2, "b": math.log(2)})
+    append_rows(tmp_path / "eval.jsonl", [eval_row(80, "c", True), eval_row(80, "c", True)])  # not measured here
+    assert "seq_kl" not in final_outcomes(tmp_path / "eval.jsonl")["word_sums"]
+
+
+def test_totals_have_the_tokens_of_q3_and_the_overlap_with_entropy_of_the_steps_that_measured_them() -> None:
+    steps = [{"step": step, "select/response_tokens": 100 * step, "select/kept_tokens": 10} for step in (1, 2, 3)]
+    assert totals(steps).keys() == {"steps", "response_tokens", "kept_tokens", "wall_s"}
+    for step, share, kept, overlap in ((steps[0], 0.1, 1.0, 0.5), (steps[2], 0.2, 0.25, 1.0)):
+        step |= {"quadrant/q3_share": share, "quadrant/q3_kept_frac": kept, "select/overlap_entropy": overlap}
+    sums = totals(steps)
+    # 10 % of 100 tokens, all kept; 20 % of 300 tokens, a quarter kept
+    assert (sums["q3_tokens"], sums["q3_kept_tokens"]) == pytest.approx((10 + 60, 10 + 15))
+    assert sums["overlap_entropy"] == 0.75 and sums["response_tokens"] == 600
 
 
 def test_without_evaluations_there_are_no_outcomes(tmp_path: Path) -> None:
@@ -45,7 +67,11 @@ def folder(tmp_path: Path) -> RunFolder:
             {"step": 0, "eval/b/greedy": 0.25, "teacher/b/greedy": 0.75, "time/eval_s": 2.0, "memory/x_peak_gib": 3.0},
             {"step": 1, "select/response_tokens": 10, "select/kept_tokens": 4, "time/step_s": 1.0},
             {"step": 2, "select/response_tokens": 20, "select/kept_tokens": 6, "time/step_s": 1.5, "time/eval_s": 0.5}
-            | {"eval/b/greedy": 0.5, "memory/x_peak_gib": 2.0},
+            | {
+                "eval/b/greedy": 0.5,
+                "eval/b/truncated_accuracy": 0.1,
+                "memory/x_peak_gib": 2.0,
+            },  # none truncated before
         ],
     )
     return folder
@@ -55,7 +81,7 @@ def test_the_result_has_both_evaluations_totals_and_peaks(folder: RunFolder, tin
     result = write_result(tiny_config, folder, {"train": {"rows": 9}}, {"name": "hf"})
     assert json.loads(folder.result.read_text()) == result
     assert (result["start"], result["teacher"], result["final"]) == (
-        {"b/greedy": 0.25}, {"b/greedy": 0.75}, {"b/greedy": 0.5},
+        {"b/greedy": 0.25}, {"b/greedy": 0.75}, {"b/greedy": 0.5, "b/truncated_accuracy": 0.1},
     )  # fmt: skip
     assert result["totals"] == {"steps": 2, "response_tokens": 30, "kept_tokens": 10, "wall_s": 5.0}
     assert result["memory"] == {"memory/x_peak_gib": 3.0}  # of an earlier process
@@ -67,4 +93,4 @@ def test_the_model_card_has_the_result_and_the_settings(folder: RunFolder, tiny_
     write_card(tiny_config, write_result(tiny_config, folder, {}, {}), folder.root)
     card = (folder.root / "README.md").read_text()
     assert card.startswith("---\nbase_model: package:tiny/student\n")
-    assert "10 of 30 response tokens" in card and "| b/greedy | 0.2500 | 0.5000 |" in card and "num_steps: 80" in card
+    assert "10 of 30 response tokens" in card and "| b/greedy | 0.2500 | 0.5000 |" in card and "num_steps: 40" in card

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tests.reference import anova_variances
 from tests.synthetic_runs import finish, write_config
 
 from tip_exp.config.schema import RunConfig
@@ -20,6 +21,7 @@ from tip_exp.records.reader import read_runs
 from tip_exp.report.arms import ArmResult, differing_keys, read_records, summarize
 from tip_exp.report.overview import csv_text, overview
 from tip_exp.report.paper import LAYOUTS, METHODS, paper_numbers, paper_tables
+from tip_exp.report.significance import Estimate
 from tip_exp.report.tables import Table, latex, markdown
 from tip_exp.utils.errors import DataError
 
@@ -52,18 +54,122 @@ def cells(table: Table) -> list[dict[str, str]]:
     return [dict(zip(table.headings, row, strict=True)) for row in table.rows]
 
 
+def finish_again(root: Path, compose_run: Compose, *, full: dict | None = None, soft_or: dict | None = None) -> None:
+    """The runs of the fixture with more in their results; full with the seeds 0 and 1."""
+    for seed in (0, 1):
+        make_run(compose_run, root / f"full{seed}", 0.81, "selector=full", f"seed={seed}", **(full or {}))
+        finish(compose_run(f"seed={seed}"), root / f"soft{seed}", 0.84 + 0.04 * seed, **(soft_or or {}))
+    (root / "full" / "result.json").unlink()
+    (root / "full" / "config.yaml").unlink()
+
+
 def test_the_table(runs: Path) -> None:
-    full, soft_or = cells(overview(arms_of(runs)))
+    table = overview(arms_of(runs))
+    full, soft_or = cells(table)
     assert full == {
-        "selector": "full", "retention": "100 %", "seeds": "1", "teacher": "99.0 ± 1.5", "step 0": "35.0 ± 1.5",
-        "final": "81.0 ± 1.5", "greedy": "86.0 ± 1.0", "vs full": "-", "p (Holm)": "-", "kept tokens": "2,000",
-        "loss MiB": "13.5", "process GiB": "0.60", "wall s": "42", "state": "done",
+        "selector": "full", "retention": "100 %", "kept": "50.0 %", "seeds": "1", "final ± se": "81.0 ± 1.5",
+        "greedy ± se": "86.0 ± 1.0", "gap closed": "72 %", "vs full [95 %]": "-", "errors cover": "problems, not seeds",
+        "p (Holm)": "-", "within ± 2": "-", "loss MiB": "13.5", "state": "done",
     }  # fmt: skip
-    # two seeds: mean 86, standard deviation 2.83 over the root of 2 = 2.0
-    assert soft_or["final"] == "86.0 ± 2.0" and soft_or["seeds"] == "2"
-    assert soft_or["state"] == "1 of 3 unfinished"
-    # 40 problems x 4: 134 and 141 correct against 130: (137.5 - 130) / 160; full has one seed, hence the star
-    assert soft_or["vs full"].startswith("+4.7 [") and soft_or["vs full"].endswith("]*")
+    assert soft_or["seeds"] == "2" and soft_or["state"] == "1 of 3 unfinished"
+    # 40 problems x 4: 134 and 141 correct against 130: (137.5 - 130) / 160; full has one seed, so there is no p
+    assert soft_or["vs full [95 %]"].startswith("+4.7 [")
+    assert (soft_or["p (Holm)"], soft_or["within ± 2"]) == ("-", "-")
+    assert soft_or["errors cover"] == "problems and seeds; vs full: problems, not seeds"
+    assert table.notes == [
+        "All rows: teacher 99.0 ± 1.5, step 0 35.0 ± 1.5 (mean@k in % ± standard error over problems)."
+    ]
+
+
+def test_the_error_of_several_seeds_is_over_seeds_and_problems(runs: Path) -> None:
+    """final: 33 problems right and 2 of 4 responses, then 35 and 1 of 4; greedy: 36 problems right, then 37."""
+    (soft_or,) = [arm for arm in arms_of(runs) if arm.selector == "soft_or"]
+    tables = {
+        "final": [[1.0] * 33 + [0.5] + [0.0] * 6, [1.0] * 35 + [0.25] + [0.0] * 4],
+        "greedy": [[1.0] * 36 + [0.0] * 4, [1.0] * 37 + [0.0] * 3],
+    }
+    for name, table in tables.items():
+        accuracy, (problems, seeds, residual) = getattr(soft_or, name), anova_variances(table)
+        assert accuracy.mean == pytest.approx(np.mean(table)) and accuracy.over_seeds
+        assert accuracy.se == pytest.approx(math.sqrt(max(problems + seeds - residual, problems, seeds)))
+        assert accuracy.se > np.std(np.mean(table, axis=1), ddof=1) / math.sqrt(2)  # that of the seeds alone
+    assert soft_or.teacher == Estimate(0.99, 0.015) and not soft_or.teacher.over_seeds
+
+
+def test_rows_with_other_teachers_or_starts_show_them(runs: Path, compose_run: Compose) -> None:
+    path = runs / "full" / "result.json"
+    path.write_text(path.read_text().replace("0.99", "0.97"))
+    table = overview(arms_of(runs))
+    assert [row["teacher ± se"] for row in cells(table)] == ["97.0 ± 1.5", "99.0 ± 1.5"]
+    assert table.notes[0].startswith("All rows: step 0 35.0 ± 1.5 (")
+
+
+def test_with_seeds_on_both_sides_there_is_a_p_and_a_statement_of_equivalence(runs: Path, compose_run: Compose) -> None:
+    finish_again(runs, compose_run)
+    soft_or = arms_of(runs)[-1]
+    row = cells(overview([soft_or]))[0]
+    assert soft_or.difference and soft_or.difference.over_seeds and 0 < soft_or.difference.p == soft_or.p_holm < 1
+    assert row["p (Holm)"] == f"{soft_or.p_holm:.3f}" and row["errors cover"] == "problems and seeds"
+    assert row["within ± 2"] == f"not shown (± {100 * soft_or.difference.margin:.1f})"
+    soft_or.difference = Estimate(0.001, 0.001, 100, over_seeds=True)
+    # 0.1 + 1.66 x 0.1
+    assert cells(overview([soft_or]))[0]["within ± 2"] == "yes (± 0.3)"
+
+
+def test_the_held_out_kl_is_compared_as_a_ratio_of_geometric_means(runs: Path, compose_run: Compose) -> None:
+    finish_again(runs, compose_run, full={"seq_kl": 1.999}, soft_or={"seq_kl": 0.999})
+    table = overview(arms_of(runs))
+    full, _, soft_or = [cells(table)[i] for i in (0, 0, 1)]
+    assert (full["KL/response"], full["KL vs full [95 %]"], full["KL p (Holm)"]) == ("2", "-", "-")
+    # the same ratio for every problem and seed
+    assert (soft_or["KL/response"], soft_or["KL vs full [95 %]"]) == ("0.999", "× 0.50 [0.50, 0.50]")
+    assert soft_or["KL p (Holm)"] == "0.000"
+    frame = pd.read_csv(io.StringIO(csv_text(arms_of(runs)))).set_index("selector")
+    assert frame.loc["soft_or", "kl_difference"] == pytest.approx(math.log(0.5))
+    make_run(compose_run, runs / "old", 0.5, "selector=random")  # a run without the KL is still shown
+    assert cells(overview(arms_of(runs)))[-2]["selector"] == "random"
+    assert [row["KL/response"] for row in cells(overview(arms_of(runs)))] == ["2", "-", "0.999"]
+
+
+def test_what_was_kept_overall_and_of_q3(runs: Path, compose_run: Compose) -> None:
+    assert "Q3 kept" not in overview(arms_of(runs)).headings
+    finish(compose_run("seed=0"), runs / "soft0", 0.84, kept=100, totals={"q3_tokens": 40, "q3_kept_tokens": 4})
+    finish(
+        compose_run("seed=1"), runs / "soft1", 0.84, kept=100,
+        totals={"response_tokens": 300, "q3_tokens": 60, "q3_kept_tokens": 9},
+    )  # fmt: skip
+    full, soft_or = cells(overview(arms_of(runs)))
+    assert (full["kept"], full["Q3 kept"]) == ("50.0 %", "-")
+    assert (soft_or["kept"], soft_or["Q3 kept"]) == ("40.0 %", "13.0 %")  # 200 of 500; 13 of 100
+
+
+def test_a_selector_that_keeps_the_tokens_of_top_entropy_is_named(tmp_path: Path, compose_run: Compose) -> None:
+    overlaps = {"soft_or": 0.99, "entropy": 1.0, "random": 0.88, "q3": 0.95}
+    for selector, overlap in overlaps.items():
+        overrides = [f"selector={selector}", "selector.retention=0.1"]
+        make_run(compose_run, tmp_path / selector, 0.5, *overrides, totals={"overlap_entropy": overlap})
+    chance = {"overlap_entropy": 0.96}  # two random sets of 98 %
+    make_run(compose_run, tmp_path / "wide", 0.5, "selector=random", "selector.retention=0.98", totals=chance)
+    notes = [note for note in overview(arms_of(tmp_path)).notes if "top entropy" in note]
+    assert [note.split(":")[0] for note in notes] == ["q3 10 %", "soft_or 10 %"]
+    assert "0.95" in notes[0] and "Eq. 7" not in notes[0] and "0.99" in notes[1] and "Eq. 7" in notes[1]
+
+
+def test_test_problems_in_the_training_set_are_said(runs: Path, compose_run: Compose) -> None:
+    assert not any("training set" in note for note in overview(arms_of(runs)).notes)
+    in_train = {"in_train_exact": ["p1", "p2"], "in_train_13gram": ["p7"]}
+    finish(compose_run("seed=0"), runs / "soft0", 0.84, in_train=in_train)
+    (note,) = [note for note in overview(arms_of(runs)).notes if "training set" in note]
+    assert note.startswith("word_sums: the training set holds 2 of its test problems whole, and 1 more")
+
+
+def test_outcomes_without_samples_are_not_compared(runs: Path) -> None:
+    path = runs / "full" / "result.json"
+    result = json.loads(path.read_text())
+    result["outcomes"]["word_sums"] = {"samples": 0, "right": {"p0": 0}}
+    path.write_text(json.dumps(result))
+    full, soft_or = arms_of(runs)
+    assert full.scores is None and soft_or.difference is None and full.final.mean == 0.81
 
 
 def test_tool_tasks_show_their_baseline_without_tools(runs: Path) -> None:
@@ -74,17 +180,19 @@ def test_tool_tasks_show_their_baseline_without_tools(runs: Path) -> None:
     path.write_text(json.dumps(result))
     table = overview(arms_of(runs))
     assert [row["no-tool baseline"] for row in cells(table)] == ["33.3", "-"]
-    assert table.headings.index("no-tool baseline") == table.headings.index("teacher") - 1
+    assert table.headings.index("no-tool baseline") == table.headings.index("final ± se") - 1
 
 
 def test_csv_has_fractions_and_errors(runs: Path) -> None:
     frame = pd.read_csv(io.StringIO(csv_text(arms_of(runs)))).set_index("selector")
-    assert frame.loc["soft_or", "final"] == pytest.approx(0.86)
-    assert frame.loc["soft_or", "final_se"] == pytest.approx(0.02)
+    assert frame.loc["soft_or", "final"] == pytest.approx((134 + 141) / 320)
+    assert 0.02 < frame.loc["soft_or", "final_se"] < 0.06
     assert frame.loc["soft_or", "difference"] == pytest.approx(7.5 / 160)
     assert frame.loc["soft_or", "difference_low"] <= 7.5 / 160 <= frame.loc["soft_or", "difference_high"]
-    assert str(frame.loc["soft_or", "difference_with_seeds"]) == "False"
-    assert frame.loc["full", ["difference", "difference_p", "no_tool_baseline"]].isna().all()
+    assert str(frame.loc["soft_or", "difference_over_seeds"]) == "False"
+    assert frame.loc["full", ["difference", "difference_p", "no_tool_baseline", "seq_kl"]].isna().all()
+    assert frame.loc["soft_or", ["difference_p", "difference_margin", "p_holm"]].isna().all()  # full has one seed
+    assert frame.loc["full", "selector.score"] == "full" and frame.loc["soft_or", "selector.normalizer"] == "minmax"
     assert frame.loc["full", "wall_s"] == 41.6 and frame.loc["full", "hardware"] == "test"
 
 
@@ -116,7 +224,12 @@ def test_a_seed_of_two_sweeps_counts_once_and_the_finished_run_is_preferred(runs
 def test_an_unfinished_run_has_a_row_without_numbers(tmp_path: Path, compose_run: Compose) -> None:
     make_run(compose_run, tmp_path / "started", None)
     (row,) = cells(overview(arms_of(tmp_path)))
-    assert row["final"] == "-" and row["kept tokens"] == "-" and row["state"] == "1 of 1 unfinished"
+    assert (
+        row["final ± se"] == "-"
+        and row["kept"] == "-"
+        and row["errors cover"] == "-"
+        and row["state"] == "1 of 1 unfinished"
+    )
 
 
 def test_runs_with_other_problems_are_not_compared(runs: Path, compose_run: Compose) -> None:
@@ -128,17 +241,21 @@ def test_runs_with_other_problems_are_not_compared(runs: Path, compose_run: Comp
 
 
 def test_holm_is_over_all_comparisons_with_one_baseline(tmp_path: Path, compose_run: Compose) -> None:
-    make_run(compose_run, tmp_path / "full", 0.5, "selector=full")
-    for selector, final in (("entropy", 0.55), ("soft_or", 0.6), ("random", 0.4)):
-        make_run(compose_run, tmp_path / selector, final, f"selector={selector}")
-    make_run(compose_run, tmp_path / "lone", 0.9, "learner.num_steps=40")  # no full run of 40 steps: no comparison
-    compared = [arm for arm in arms_of(tmp_path) if arm.difference]
+    for seed in (0, 1):
+        of_seed = [f"seed={seed}"]
+        make_run(compose_run, tmp_path / f"full{seed}", 0.5, "selector=full", *of_seed)
+        for selector, final in (("entropy", 0.55), ("soft_or", 0.6), ("random", 0.4)):
+            final += 0.02 * seed
+            make_run(compose_run, tmp_path / f"{selector}{seed}", final, f"selector={selector}", *of_seed)
+        make_run(compose_run, tmp_path / f"lone{seed}", 0.9, "learner.num_steps=40", *of_seed)  # no full run of 40
+    make_run(compose_run, tmp_path / "single", 0.9, "selector=q3")  # one seed: no p
+    compared = [arm for arm in arms_of(tmp_path) if not math.isnan(arm.p_holm)]
     p_values = [arm.difference.p for arm in compared if arm.difference]
-    assert len(compared) == 3
+    assert sorted(arm.selector for arm in compared) == ["entropy", "random", "soft_or"] and len(p_values) == 3
     ascending = np.argsort(p_values)
     expected = np.maximum.accumulate(np.minimum(1, np.array(p_values)[ascending] * [3, 2, 1]))
     assert [compared[i].p_holm for i in ascending] == pytest.approx(list(expected))
-    assert all(math.isnan(arm.p_holm) for arm in arms_of(tmp_path) if not arm.difference)
+    assert [arm.difference is not None for arm in arms_of(tmp_path) if arm.selector == "q3"] == [True]
 
 
 def test_differing_keys(runs: Path) -> None:
@@ -164,46 +281,64 @@ def test_table5_has_our_number_over_the_papers_in_its_order(tmp_path: Path, comp
     make_run(compose_run, tmp_path / "full", 0.7, "selector=full", *PAPER_PAIR, hardware="8 x H200")
     make_run(compose_run, tmp_path / "soft", 0.8, "selector=soft_or", *PAPER_PAIR, hardware="8 x H200")
     make_run(compose_run, tmp_path / "begun", None, "selector=soft_or", "selector.retention=0.2", *PAPER_PAIR)
-    table, differences = paper_tables("table5", arms_of(tmp_path))
+    arms = arms_of(tmp_path)
+    table, differences = paper_tables("table5", arms, arms)
     assert table.title == "Table 5 and Figure 1: entropy against Soft-OR. qwen3_8b_to_4b"
-    assert table.headings == ["method", "ρ", "", "n", "MATH-500", "AIME 2024", "AIME 2025"]
+    assert table.headings == ["method", "ρ", "source", "seeds", "MATH-500", "AIME 2024", "AIME 2025"]
+    strict, printed = ["", "", "ours, string grader", ""], ["", "", "paper ± as printed", ""]
     assert [row[:5] for row in table.rows] == [
-        ["Full (all tokens)", "100 %", "ours", "1", "70.0 ± 1.5"],
-        ["", "", "paper", "", "76.7 ± 0.7"],
-        ["Entropy sampling", "50 %", "ours", "0", "missing"],
-        ["", "", "paper", "", "78.6 ± 0.6"],
-        ["Entropy sampling", "20 %", "ours", "0", "missing"],
-        ["", "", "paper", "", "74.1 ± 0.9"],
-        ["Soft-OR", "50 %", "ours", "1", "80.0 ± 1.5"],
-        ["", "", "paper", "", "79.1 ± 0.8"],
-        ["Soft-OR", "20 %", "ours", "0 of 1", "unfinished"],
-        ["", "", "paper", "", "77.6 ± 0.7"],
+        ["Full (all tokens)", "100 %", "ours ± se", "1", "70.0 ± 1.5"], [*strict, "68.0"], [*printed, "76.7 ± 0.7"],
+        ["Entropy sampling", "50 %", "ours ± se", "0", "missing"], [*printed, "78.6 ± 0.6"],
+        ["Entropy sampling", "20 %", "ours ± se", "0", "missing"], [*printed, "74.1 ± 0.9"],
+        ["Soft-OR", "50 %", "ours ± se", "1", "80.0 ± 1.5"], [*strict, "78.0"], [*printed, "79.1 ± 0.8"],
+        ["Soft-OR", "20 %", "ours ± se", "0 of 1", "unfinished"], [*printed, "77.6 ± 0.7"],
+    ]  # fmt: skip
+    assert any("by the string comparison of the paper's base code" in note for note in table.notes)
+    assert table.best == {(7, 4), (7, 5), (7, 6)}
+    assert table.lines == {3, 7}
+    assert [row[:3] for row in differences.rows] == [
+        ["Soft-OR", "50 %", name] for name in ("MATH-500", "AIME 2024", "AIME 2025")
     ]
-    assert table.best == {(6, 4), (6, 5), (6, 6)}
-    assert table.lines == {2, 6}
-    assert [row[:4] for row in differences.rows] == [
-        ["Soft-OR", "50 %", name, "+10.0"] for name in ("MATH-500", "AIME 2024", "AIME 2025")
-    ]
+    for row in differences.rows:
+        assert row[3].startswith("+10.0 [") and row[4:] == ["problems, not seeds", "-", "-"]
     text = latex(table)
     assert r"\toprule" in text and r"\bottomrule" in text and r"\textbf{80.0 $\pm$ 1.5}" in text
-    assert r"Soft-OR & 50 \% & ours & 1 &" in text and "8 x H200" in text and r"qwen3\_8b\_to\_4b" in text
+    assert r"Soft-OR & 50 \% & ours $\pm$ se & 1 &" in text and "8 x H200" in text and r"qwen3\_8b\_to\_4b" in text
 
 
-def test_the_memory_column_has_the_learners_peak(tmp_path: Path, compose_run: Compose) -> None:
-    make_run(compose_run, tmp_path / "q3", 0.7, "selector=q3", "selector.retention=0.2", *PAPER_PAIR)
-    make_run(compose_run, tmp_path / "begun", None, "selector=q3", "selector.retention=0.1", *PAPER_PAIR)
-    table = paper_tables("table4", arms_of(tmp_path))[0]
-    assert table.headings[-1] == "peak GiB (paper: GB)"
-    assert [row[-1] for row in table.rows if row[2] == "ours"] == ["missing", "0.50", "unfinished"]
+def test_memory_columns_come_from_the_memory_sweeps_alone(tmp_path: Path, compose_run: Compose) -> None:
+    make_run(compose_run, tmp_path / "full", 0.7, "selector=full", *PAPER_PAIR)
+    make_run(compose_run, tmp_path / "half", 0.7, "selector=entropy_sample", *PAPER_PAIR)
+    without = paper_tables("table3", arms_of(tmp_path), [])[0]
+    assert without.headings[-3:] == ["loss MiB, fused", "loss MiB, materialized", "peak GB of the paper"]
+    assert all(row[-3:] == ["-"] * 3 for row in without.rows if row[2].startswith("ours"))
+    assert any("no such run is among these records" in note for note in without.notes)
+    for backend in ("fused", "materialized"):
+        overrides = [
+            "selector=entropy_sample",
+            *PAPER_PAIR,
+            "experiment=tip_backends",
+            f"learner.loss_backend={backend}",
+        ]
+        make_run(compose_run, tmp_path / backend, 0.1, *overrides, "sweep=memory", f"name={backend}")
+    arms = arms_of(tmp_path)
+    table, *others = [table for table in paper_tables("table3", arms, arms) if "difference" not in table.title]
+    assert not others  # the runs of twenty steps have no accuracies to show
+    memory = {tuple(row[:2]): row[-3:] for row in table.rows if row[2] == "ours ± se"}
+    assert memory["Entropy sampling", "50 %"] == ["13.5", "13.5", "-"]
+    assert memory["Entropy sampling", "20 %"] == memory["Full (all tokens)", "100 %"] == ["-", "-", "-"]
+    assert [row[-3:] for row in table.rows if row[2].startswith("paper")][:2] == [["-", "-", "72"], ["-", "-", "38.1"]]
+    assert not any("no such run" in note for note in table.notes)
 
 
 def test_each_setting_has_its_table_and_the_title_says_what_differs(tmp_path: Path, compose_run: Compose) -> None:
-    for steps in (80, 20):
+    for steps in (40, 20):
         for selector in ("full", "soft_or"):
             overrides = [f"selector={selector}", f"learner.num_steps={steps}"]
             make_run(compose_run, tmp_path / f"{selector}{steps}", 0.5, *overrides)
-    titles = [table.title for table in paper_tables("table6", arms_of(tmp_path)) if "difference" not in table.title]
-    assert [title.split("(")[1] for title in titles] == ["learner.num_steps=20)", "learner.num_steps=80)"]
+    arms = arms_of(tmp_path)
+    titles = [table.title for table in paper_tables("table6", arms, arms) if "difference" not in table.title]
+    assert [title.split("(")[1] for title in titles] == ["learner.num_steps=20)", "learner.num_steps=40)"]
 
 
 def test_markdown_and_latex_of_a_table() -> None:

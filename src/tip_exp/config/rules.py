@@ -17,6 +17,11 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
     yield from _length_rules(config)
     yield from _dataset_rules(config)
     yield from _privileged_rules(config)
+    if config.pair.student.per_seed and str(config.seed) not in config.pair.student.path:
+        yield (
+            f"pair.student.per_seed=true needs a path that contains ${{seed}}; got {config.pair.student.path} for seed "
+            f"{config.seed}"
+        )
     if not config.eval.greedy and config.eval.samples == 0:
         yield "eval.greedy=false and eval.samples=0 evaluate nothing; set eval.greedy=true or eval.samples above 0"
 

@@ -42,6 +42,7 @@ class LoraConfig(_Strict):
 
 
 class StudentConfig(ModelConfig):
+    per_seed: bool
     lora: LoraConfig | None
 
 

@@ -18,7 +18,7 @@ from tip_exp.estimate.memory import memory_gib
 from tip_exp.estimate.shapes import model_config, shape_of
 from tip_exp.losses.head import Head
 from tip_exp.losses.tiling import tiling
-from tip_exp.models.load import ROLES, check_context, head_of
+from tip_exp.models.load import ROLES, check_context, head_of, max_positions
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.pair import Model
 from tip_exp.models.privileged import with_prompt
@@ -44,7 +44,7 @@ def dry_run(config: RunConfig) -> list[str]:
     vocab_size = min(teacher_width, student_width)
     rows["vocabulary"] = f"teacher {teacher_width:,}, student {student_width:,}: {vocab_size:,} shared ids"
     longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-    limits = {role: getattr(text_config, "max_position_embeddings", None) for role, text_config in text_configs.items()}
+    limits = {role: max_positions(text_config) for role, text_config in text_configs.items()}
     known_limits = ", ".join(f"{role} {limit:,}" for role, limit in limits.items() if limit is not None)
     rows["positions"] = f"{longest:,} needed; {known_limits}"
     activation_bytes = None

@@ -10,7 +10,7 @@ instead and takes the rest from here. Bytes over all GPUs, responses at full len
                    key widths Q and K over all heads, T tokens per sequence (the mask), hidden size H; [] only with
                    query and key norms. It is what autograd keeps for a Llama or Qwen with sdpa and float32 norms.
     hidden states  The teacher's at all response tokens of a step, and the student's with several micro-batches.
-    logits         tile_mib (fused), or two rows of the vocabulary per kept token (materialized).
+    logits         tile_mib (fused), or what autograd holds of all logits (materialized).
 
 The KV cache of a sampling engine is not included.
 """
@@ -42,6 +42,8 @@ LOWERED_BY = {
     "logits": "learner.tile_mib (learner.loss_backend=fused)",
     "sampling engine": "rollout.vllm.gpu_memory_utilization, rollout.vllm.sleep_level",
 }
+# Copies of the kept rows' logits that autograd holds at the peak of a divergence, measured; 5 for the others.
+MATERIALIZED_COPIES = {"jsd": 9, "skew_reverse_kl": 9, "skew_forward_kl": 8}
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _MIN_SHARE = 0.05  # the message leaves out smaller parts
 
@@ -78,12 +80,28 @@ def memory_gib(config: RunConfig, activations: float | None = None) -> dict[str,
         parts["hidden states"] = rollouts * config.data.max_response_tokens * hidden
         parts["logits"] = learner.tile_mib * MIB
         if learner.loss_backend == "materialized":
-            parts["logits"] = 2 * 4 * batch_tokens * config.selector.retention * student.vocab_size
+            tokens = batch_tokens * config.data.max_response_tokens / longest
+            parts["logits"] = materialized_bytes(config, teacher, student, tokens)
         if pair.teacher.placement == "offload" and config.device != "cpu":
             # The backbone is in host memory while these three are on the device: only the larger side counts.
             backbone = (teacher.parameters - teacher.vocab_size * teacher.hidden) * teacher_width
             parts["teacher weights"] -= min(backbone, sum(parts[n] for n in ("gradients", "activations", "logits")))
     return {PROCESS: PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
+
+
+def materialized_bytes(config: RunConfig, teacher: ModelShape, student: ModelShape, tokens: float) -> float:
+    """Peak of the materialized loss over `tokens` response tokens of one micro-batch, bytes.
+
+    The largest of three moments, in float32 logits: the divergence, at kept tokens only; all logits beside the kept
+    rows of both models; all gradients beside a second gradient of the head. A 16-bit weight is copied to float32.
+    """
+    logits = tokens * min(teacher.vocab_size, student.vocab_size)
+    head = student.vocab_size * student.hidden
+    learner, kept = config.learner, config.selector.retention * logits
+    copies = MATERIALIZED_COPIES.get(learner.divergence, 5) if learner.estimator == "full" else 5
+    second_gradient = head if config.pair.student.lora is None else 0
+    numbers = max(copies * kept, logits + 2 * kept, logits + second_gradient)
+    return 4 * (numbers + (head if config.pair.student.dtype != "float32" else 0))
 
 
 def layer_activation_bytes(model: ModelShape, width: int, mask_length: int) -> float:

@@ -19,10 +19,10 @@ from tip_exp.records.metrics import (
     NO_TOOL_BASELINE,
     REPETITION_RATE,
     SEQ_KL,
-    SEQ_KL_OFFSET,
     TRUNCATED_ACCURACY,
     UNGRADED_FRAC,
     best_at,
+    log_kl,
     maj_at,
     mean_at,
     pass_at,
@@ -132,7 +132,7 @@ def summarize_sequence_kl(values: list[float], samples: int) -> dict[str, float]
     return {
         SEQ_KL: float(by_problem.mean()),
         standard_error_of(SEQ_KL): float(by_problem.std(ddof=1) / math.sqrt(len(by_problem))),
-        LOG_SEQ_KL: float(np.log(np.array(values) + SEQ_KL_OFFSET).mean()),
+        LOG_SEQ_KL: mean(map(log_kl, values)),
     }
 
 

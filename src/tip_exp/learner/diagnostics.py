@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tip_exp.records import metrics as names
 from tip_exp.selector.scores import QUADRANTS
-from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens, budgets, jaccard, keep_top
+from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens, jaccard, keep_top
 
 # Edges of the position buckets [0, 16), [16, 64), …: each bucket ends at four times its start.
 POSITION_EDGES = (0, 16, 64, 256, 1024, 4096, 16384)
@@ -30,9 +30,11 @@ def token_metrics(
         normalized_entropy = statistics["entropy"] / math.log(vocab_size)  # H / ln V: TIP, Eq. 2
         metrics[names.ENTROPY_NORM_MEAN] = float(normalized_entropy.mean())
         if selector.score != "full":
-            budget = budgets(tokens.rollout, selector.retention, "floor")
-            entropy_mask = keep_top(statistics["entropy"], tokens.rollout, budget)
+            kept_per_rollout = torch.bincount(tokens.rollout[kept_mask], minlength=int(tokens.rollout.max()) + 1)
+            entropy_mask = keep_top(statistics["entropy"], tokens.rollout, kept_per_rollout)
             metrics[names.OVERLAP_ENTROPY] = jaccard(kept_mask, entropy_mask)
+    if {"entropy", "teacher_entropy"} <= statistics.keys():
+        metrics[names.ENTROPY_GAP_MEAN] = float((statistics["entropy"] - statistics["teacher_entropy"]).abs().mean())
     if {"entropy", "reverse_kl"} <= statistics.keys():
         for name, in_quadrant in quadrants(statistics, selector.quadrants).items():
             metrics[names.quadrant_share(name)] = float(in_quadrant.float().mean())

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.losses.head import LazyLogits
-from tip_exp.losses.token_stats import token_stats
+from tip_exp.losses.token_stats import check_ids, token_stats
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.pair import Pair
 from tip_exp.models.privileged import align_teacher_hidden, with_prompt
@@ -89,6 +89,11 @@ class Teacher:
 
 
 def split(rollouts: list[Rollout], pair: Pair, config: LearnerConfig) -> list[MicroBatch]:
-    """Micro-batches of a step on the student's device; the same rollouts always give the same batches."""
+    """Micro-batches of a step on the student's device; the same rollouts always give the same batches.
+
+    Raises ValueError for an id that only one of the models has.
+    """
     batches = micro_batches(rollouts, config.micro_batch_tokens, pair.pad_id, packing=config.packing)
+    for batch in batches:
+        check_ids(batch.input_ids, pair.vocab_size)
     return [batch.to(pair.student.module.device) for batch in batches]

@@ -8,4 +8,4 @@ from tip_exp.losses.masked_loss import LossAndGrad, fused, materialized
 
 __all__ = ["BACKENDS", "LossAndGrad", "fused", "materialized"]
 
-BACKENDS = {"fused": fused, "materialized": materialized}  # same values and gradients, different memory and time
+BACKENDS = {"fused": fused, "materialized": materialized}  # equal up to rounding; they differ in memory and time

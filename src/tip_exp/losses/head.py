@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tip_exp.losses.embedding_grad import grad_buffer
@@ -14,6 +14,8 @@ from tip_exp.losses.tiling import Workspace
 
 # Rows of a 16-bit weight converted to float32 at a time where the device has no mixed-precision GEMM.
 CONVERTED_ROWS = 1024
+# Stands for a logit of -inf: its probability is 0 as well, but 0 x LOWEST is 0, where 0 x inf is NaN.
+LOWEST = -1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class Head:
     """logits = softcap(scale * (hidden @ weight[:vocab_size].T + bias)), in float32 or wider.
 
     `weight` is the model's own parameter, possibly tied to its embedding; `vocab_size` limits it to the shared ids.
-    Cohere and Granite scale their logits, Gemma 2 soft-caps them: softcap(x) = c tanh(x / c).
+    Cohere and Granite scale their logits, Gemma 2 soft-caps them: softcap(x) = c tanh(x / c). A bias of -inf excludes a
+    token from the vocabulary.
     """
 
     weight: Tensor  # (V, D)
@@ -36,12 +39,20 @@ class Head:
         return torch.promote_types(self.weight.dtype, torch.float32)
 
     def logits(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:
-        """All logits, differentiable; the GEMM runs in the weight's dtype, as in the model itself."""
+        """All logits, differentiable, as precise as `logits_into`; for a gradient a 16-bit weight is copied to float32.
+
+        A model's own forward pass rounds the logits of a 16-bit head to 16 bits.
+        """
+        if self.weight.dtype != self.dtype and not torch.is_grad_enabled():
+            logits = torch.empty(len(hidden), self.vocab_size, dtype=self.dtype, device=hidden.device)
+            self.logits_into(logits, hidden, slice(0, self.vocab_size))
+            return logits
         weight, bias = self.weight, self.bias
         if len(weight) > self.vocab_size:  # only if needed: the backward of a slice allocates a full-size gradient
             weight, bias = weight[: self.vocab_size], None if bias is None else bias[: self.vocab_size]
-        raw = torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
-        logits = raw.to(self.dtype) * self.scale if self.scale != 1.0 else raw.to(self.dtype)
+        bias = None if bias is None else self._finite(bias)
+        raw = torch.nn.functional.linear(hidden.to(self.dtype), weight.to(self.dtype), bias)
+        logits = raw * self.scale if self.scale != 1.0 else raw
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def logits_into(self, tile: Float[Tensor, "n c"], hidden: Float[Tensor, "n d"], columns: slice) -> None:
@@ -49,7 +60,7 @@ class Head:
         for weight_rows, tile_columns in self._pieces(columns):
             self._matmul(hidden, self.weight[weight_rows].T, tile[:, tile_columns])
         if self.bias is not None:
-            tile += self.bias[columns]
+            tile += self._finite(self.bias[columns])
         if self.scale != 1.0:
             tile *= self.scale
         if self.softcap is not None:
@@ -80,6 +91,16 @@ class Head:
             self._matmul(grad, self.weight[weight_rows], hidden_grad, add=True)
             if self.weight.requires_grad:
                 self._matmul(grad.T, hidden, grad_buffer(self.weight)[weight_rows], add=True)
+
+    @property
+    def excluded(self) -> Bool[Tensor, " v"]:
+        """The tokens whose logit is -inf."""
+        if self.bias is None or self.softcap is not None:  # softcap(-inf) = -c
+            return torch.zeros(self.vocab_size, dtype=torch.bool, device=self.weight.device)
+        return self.bias[: self.vocab_size].isneginf()
+
+    def _finite(self, bias: Tensor) -> Tensor:
+        return bias.to(self.dtype).clamp(min=LOWEST)
 
     def _pieces(self, columns: slice) -> Iterator[tuple[slice, slice]]:
         """(rows of the weight, columns of the tile), few enough at a time for a 16-bit weight to be converted."""
@@ -121,6 +142,20 @@ class LazyLogits:
 
     def __getitem__(self, rows: Tensor | slice) -> LazyLogits:
         return LazyLogits(self.hidden[rows], self.head)
+
+
+def check_same_tokens(student: Head, teacher: Head) -> None:
+    """Raise ValueError if one model excludes a token that the other does not: one of their KLs is infinite."""
+    if student.bias is None and teacher.bias is None:
+        return
+    different = (student.excluded != teacher.excluded).nonzero()
+    if len(different):
+        token = int(different[0])
+        roles = ("student", "teacher") if bool(student.excluded[token]) else ("teacher", "student")
+        raise ValueError(
+            f"the logit is -inf at token {token} for the {roles[0]} but not for the {roles[1]}, and {len(different)} "
+            "tokens differ in this way: a KL of the two is infinite. Give both output heads the same biases of -inf"
+        )
 
 
 def project(models: Sequence[LazyLogits], columns: slice, workspace: Workspace) -> list[Float[Tensor, "n c"]]:

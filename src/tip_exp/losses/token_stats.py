@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tip_exp.losses.head import Head, LazyLogits, project
+from tip_exp.losses.head import Head, LazyLogits, check_same_tokens, project
 from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, jsd, merge, tile_stats
 from tip_exp.losses.tiling import GROUP, Workspace, tiling
 from tip_exp.selector.scores import STUDENT_STATISTICS
@@ -40,15 +40,18 @@ def token_stats(
     """Statistics of the N response tokens `token_ids`, by one GEMM with each head; names as in scores.STATISTICS.
 
     The teacher is projected only if a wanted statistic needs it. Vocabulary-sized memory is one tile per model, which
-    holds whole rows if `wanted` includes any of WHOLE_ROW_STATISTICS.
+    holds whole rows if `wanted` includes any of WHOLE_ROW_STATISTICS. Raises ValueError for ids outside the vocabulary.
     """
     assert len(student) == len(teacher) == len(token_ids), "one hidden state per token and model"
     head, device = student.head, student.hidden.device
     needs_teacher, whole_rows = bool(wanted - STUDENT_STATISTICS), bool(wanted & WHOLE_ROW_STATISTICS)
+    if needs_teacher:
+        check_same_tokens(head, teacher.head)
     models = [student, teacher] if needs_teacher else [student]
     if len(token_ids) == 0:
         empty = torch.zeros(0, dtype=head.dtype, device=device)
         return TokenStats(dict.fromkeys(wanted, empty), LogNormalizers(*[empty] * 4) if needs_teacher else None)
+    check_ids(token_ids, head.vocab_size)
     cut = tiling(len(token_ids), head.vocab_size, head.dtype, tile_bytes, whole_rows=whole_rows, device=device.type)
     workspace = Workspace(cut, head.dtype, device, num_scratch=3, tiles=len(models))
     num_groups = cut.vocab_size // GROUP if "topk_overlap" in wanted else 0
@@ -73,6 +76,16 @@ def token_stats(
     joined = {name: torch.cat([tile[name] for tile in values]).to(head.dtype) for name in wanted}
     log_normalizers = LogNormalizers(*map(torch.cat, zip(*normalizers, strict=True))) if needs_teacher else None
     return TokenStats(joined, log_normalizers)
+
+
+def check_ids(token_ids: Tensor, vocab_size: int) -> None:
+    """Raise ValueError if an id is outside the shared vocabulary."""
+    outside = (token_ids < 0) | (token_ids >= vocab_size)
+    if bool(outside.any()):
+        raise ValueError(
+            f"token id {int(token_ids[outside][0])} is not one of the {vocab_size} ids that both models have; a model "
+            "whose logits are wider than the other's can sample one: choose a pair of equal width"
+        )
 
 
 @torch.no_grad()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,13 +21,18 @@ from transformers import (
 )
 
 from tip_exp.config.schema import ModelConfig, PairConfig, RunConfig
-from tip_exp.losses.head import Head
+from tip_exp.losses.head import Head, check_same_tokens
 from tip_exp.models import lora
 from tip_exp.models.pair import ChatTokenizer, Model, Pair
 from tip_exp.utils.errors import ConfigError, first_line
 from tip_exp.utils.paths import resolve_model
 
 ROLES = ("teacher", "student")
+# Keys of a model's config that limit its positions; the first that is set counts.
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
+PROBE_TOKENS, PROBE_LOGIT = 16, 1e3
+# Largest error of the head over the largest logit; a 16-bit model rounds its own logits.
+PROBE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 
 
 def load_tokenizer(config: PairConfig) -> ChatTokenizer:
@@ -71,6 +77,10 @@ def load_pair(
         config = config.model_copy(update={"student": student_config})
     teacher, student = (_load_model(config, role, device, tokenizer.vocab_size) for role in ROLES)
     teacher.module.requires_grad_(False)
+    try:
+        check_same_tokens(student.head, teacher.head)
+    except ValueError as error:
+        raise ConfigError(f"pair: {error}") from error
     if settings is not None:
         lora.attach(student.module, settings, config.student.path)
         if student_from is not None:  # base and adapter are exact; the checkpoint's merged weights are rounded
@@ -122,7 +132,7 @@ def check_context(
         if role == "student" or config.eval.teacher:
             lengths["the longest evaluation prompt + eval.max_tokens"] = longest_eval
         text_config = text_configs[role] if text_configs else _text_config(config.pair, role)
-        limit = getattr(text_config, "max_position_embeddings", None)
+        limit = max_positions(text_config)
         for keys, longest in lengths.items():
             if limit is not None and longest > limit:
                 raise ConfigError(
@@ -131,18 +141,50 @@ def check_context(
                 )
 
 
+def max_positions(text_config: PretrainedConfig) -> int | None:
+    """The most positions that a model accepts; None if its config names no limit."""
+    limits = (getattr(text_config, key, None) for key in POSITION_KEYS)
+    return next((limit for limit in limits if isinstance(limit, int)), None)
+
+
 def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
-    """The model's output head; raises ConfigError unless it reproduces the model's own logits on four tokens."""
+    """The model's output head; raises ConfigError unless it reproduces the model's own logits on a few tokens.
+
+    Also on hidden states that make the largest logit PROBE_LOGIT: a soft cap is invisible at small logits.
+    """
     head = head_of(module, vocab_size)
-    probe = torch.arange(4, device=head.weight.device)[None]
-    with torch.no_grad():
-        expected = module(probe, use_cache=False).logits[0, :, :vocab_size].to(head.dtype)
-        logits = head.logits(module.base_model(probe, use_cache=False).last_hidden_state[0])
-    if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
-        raise ConfigError(
-            f"{type(module).__name__} does more to its logits than scaling or soft-capping: not supported"
-        )
+    factor = 1.0
+    for _ in range(2):
+        logits, expected = _probe(module, head, factor)
+        excluded = expected.isneginf()
+        largest = expected[~excluded].abs().amax() if not bool(excluded.all()) else expected.new_tensor(math.nan)
+        error = torch.where(excluded, 0, logits - expected).abs().amax() / largest.clamp(min=1e-3)
+        if not (error <= PROBE_ERROR[head.weight.dtype] and excluded.equal(head.excluded.expand_as(excluded))):
+            raise ConfigError(
+                f"{type(module).__name__} does more to its logits than scaling or soft-capping as its config names it "
+                f"(logit_scale, logits_scaling, final_logit_softcapping): at logits of up to {float(largest):.3g} the "
+                f"relative error is {float(error):.2g}; choose another model"
+            )
+        factor = PROBE_LOGIT / max(float(largest), 1e-3)
     return head
+
+
+@torch.no_grad()
+def _probe(module: PreTrainedModel, head: Head, factor: float) -> tuple[Tensor, Tensor]:
+    """Logits by the head and by the model itself, (PROBE_TOKENS, V), once its hidden states are scaled by `factor`."""
+    hidden_states: list[Tensor] = []
+
+    def scale(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        output.last_hidden_state = output.last_hidden_state * factor
+        hidden_states.append(output.last_hidden_state[0])
+
+    ids = torch.linspace(0, head.vocab_size - 1, PROBE_TOKENS, device=head.weight.device).long()
+    hook = module.base_model.register_forward_hook(scale)
+    try:
+        expected = module(ids[None], use_cache=False).logits[0, :, : head.vocab_size].to(head.dtype)
+    finally:
+        hook.remove()
+    return head.logits(hidden_states[0]), expected
 
 
 def head_of(module: PreTrainedModel, vocab_size: int) -> Head:

@@ -10,6 +10,8 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | maj@k, best@k                   | the most frequent answer (by value) right; best of k scores       | fraction      |
 | best@k_bootstrap                | expected best of k draws with replacement (verl's best@k)         | fraction      |
 | strict_mean@k, strict_agreement | graded by string comparison; share of equal verdicts              | fraction      |
+| seq_kl, log_seq_kl              | KL(student || teacher) summed over a sampled response; mean of    | nats, log     |
+|                                 | log_kl over the responses                                         |               |
 | no_tool_baseline                | score that needs no tool call (tool tasks)                        | fraction      |
 | seq_kl, log_seq_kl              | KL(student || teacher) summed over a response; log(seq_kl + 1e-3) | nats, mean    |
 | finished_accuracy, truncated_…  | accuracy of the responses that ended; of those that were cut off  | fraction      |
@@ -21,9 +23,10 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | train/skipped                   | 1 if no token was kept: no update, no loss                        | 0 or 1        |
 | select/response_tokens, kept_…  | response tokens of a step; those the loss uses                    | tokens        |
 | select/kept_frac                | kept_tokens over response_tokens                                  | fraction      |
-| select/overlap_entropy          | Jaccard index with top entropy at the same retention              | fraction      |
+| select/overlap_entropy          | Jaccard index with as many top-entropy tokens of each rollout     | fraction      |
 | select/score_at_…, kept_at_…    | mean score, kept share at these response positions                | -, fraction   |
 | score/<statistic>_mean          | mean over the response tokens (entropy, reverse_kl, …)            | nats          |
+| score/entropy_gap_mean          | mean of |H(student) - H(teacher)| over the response tokens        | nats          |
 | quadrant/q1_share, …            | tokens in the quadrant over all response tokens                   | fraction      |
 | quadrant/q1_kept_frac, …        | kept tokens of the quadrant over its tokens                       | fraction      |
 | quadrant/q1_divergence_share, … | reverse KL summed over the quadrant, over that of all tokens      | fraction      |
@@ -38,6 +41,7 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +50,7 @@ EVAL, TEACHER, MEMORY = "eval/", "teacher/", "memory/"
 
 # Accuracies of a benchmark: mean_at(4) is "mean@4", standard_error_of("mean@4") is "mean@4_se".
 GREEDY, NO_TOOL_BASELINE = "greedy", "no_tool_baseline"
-SEQ_KL, LOG_SEQ_KL, SEQ_KL_OFFSET = "seq_kl", "log_seq_kl", 1e-3
+SEQ_KL, LOG_SEQ_KL = "seq_kl", "log_seq_kl"
 mean_at = "mean@{}".format
 pass_at = "pass@{}".format
 maj_at = "maj@{}".format
@@ -54,6 +58,7 @@ best_at = "best@{}".format
 standard_error_of = "{}_se".format
 FINISHED_ACCURACY, TRUNCATED_ACCURACY = "finished_accuracy", "truncated_accuracy"
 UNGRADED_FRAC, REPETITION_RATE = "ungraded_frac", "repetition_rate"
+strict = "strict_{}".format  # strict("mean@4"): graded by string comparison
 
 LOSS, GRAD_NORM, LR, SKIPPED = "train/loss", "train/grad_norm", "train/lr", "train/skipped"
 UPDATE_RATIO = "train/update_ratio"
@@ -67,7 +72,7 @@ MISMATCH_MEAN, MISMATCH_P99, MISMATCH_MAX = (f"rollout/logprob_mismatch_{name}" 
 
 # By statistic and by quadrant.
 score_mean = "score/{}_mean".format
-ENTROPY_NORM_MEAN = score_mean("entropy_norm")
+ENTROPY_NORM_MEAN, ENTROPY_GAP_MEAN = score_mean("entropy_norm"), score_mean("entropy_gap")
 QUADRANTS = ("q1", "q2", "q3", "q4")
 quadrant_share = "quadrant/{}_share".format
 quadrant_kept_frac = "quadrant/{}_kept_frac".format
@@ -77,6 +82,11 @@ seconds = "time/{}_s".format
 peak_gib = "memory/{}_peak_gib".format
 extra_mib = "memory/{}_extra_mib".format
 PROCESS_PEAK_GIB, RESERVED_PEAK_GIB, DEVICE_USED_PEAK_GIB = map(peak_gib, ("process", "reserved", "device_used"))
+
+
+def log_kl(seq_kl: float) -> float:
+    """Logarithm of a response's KL in nats; a thousandth is added, as the KL of a short response can be 0."""
+    return math.log(seq_kl + 1e-3)
 
 
 def main_accuracy(benchmark: str, samples: int) -> str:

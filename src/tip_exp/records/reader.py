@@ -21,7 +21,9 @@ from tip_exp.utils.io import read_rows, to_json_lines, write_atomic
 
 INDEX = ".tip_index.jsonl"
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's loader is ten times faster
-# benchmark -> {"samples": k, "right": {problem id: sum of the scores of its k responses}}
+# benchmark -> {"samples": k, "right": {problem id: sum of the scores of its k responses}}, of the sampled responses if
+# there are any, else of the greedy ones; "start": the same of step 0; and where measured {"greedy": {problem id: score
+# of the greedy response}, "seq_kl": {problem id: mean of log_kl (records/metrics.py) over its sampled responses}}
 Outcomes = dict[str, dict[str, Any]]
 
 

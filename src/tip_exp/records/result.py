@@ -15,8 +15,8 @@ import yaml
 
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
+from tip_exp.records import metrics
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.metrics import EVAL, KEPT_TOKENS, MEMORY, RESPONSE_TOKENS, TEACHER, of_stage, seconds
 from tip_exp.records.reader import Outcomes
 from tip_exp.utils.io import read_rows, write_atomic
 from tip_exp.utils.paths import PACKAGE
@@ -33,17 +33,12 @@ def write_result(
     result = {
         "name": config.name,
         "digest": digest(config),
-        "start": of_stage(rows[0], EVAL),
-        "teacher": of_stage(rows[0], TEACHER),
-        "final": of_stage(rows[-1], EVAL),
+        "start": metrics.of_stage(rows[0], metrics.EVAL),
+        "teacher": metrics.of_stage(rows[0], metrics.TEACHER),
+        "final": metrics.of_stage(rows[-1], metrics.EVAL),
         "outcomes": final_outcomes(folder.eval_rows),
-        "totals": {
-            "steps": rows[-1]["step"],
-            "response_tokens": sum(row.get(RESPONSE_TOKENS, 0) for row in rows),
-            "kept_tokens": sum(row.get(KEPT_TOKENS, 0) for row in rows),
-            "wall_s": sum(row.get(seconds("step"), 0) + row.get(seconds("eval"), 0) for row in rows),
-        },
-        "memory": {key: max(row.get(key, 0.0) for row in rows) for key in rows[-1] if key.startswith(MEMORY)},
+        "totals": totals(rows),
+        "memory": {key: max(row.get(key, 0.0) for row in rows) for key in rows[-1] if key.startswith(metrics.MEMORY)},
         "datasets": datasets,
         "rollout": rollout,
         "versions": {name: version(name) for name in ("tip_exp", "torch", "transformers", "hydra-core")}
@@ -56,12 +51,36 @@ def write_result(
     return result
 
 
+def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Sums over the steps, seconds over training and evaluation.
+
+    From the steps with diagnostics, absent without: tokens and kept tokens of Q3, and the mean overlap with entropy.
+    """
+    q3_share, q3_kept = metrics.quadrant_share("q3"), metrics.quadrant_kept_frac("q3")
+    q3_rows = [(row[q3_share] * row[metrics.RESPONSE_TOKENS], row[q3_kept]) for row in rows if q3_share in row]
+    overlaps = [row[metrics.OVERLAP_ENTROPY] for row in rows if metrics.OVERLAP_ENTROPY in row]
+    spans = metrics.seconds("step"), metrics.seconds("eval")
+    sums: dict[str, float] = {
+        "steps": rows[-1]["step"],
+        "response_tokens": sum(row.get(metrics.RESPONSE_TOKENS, 0) for row in rows),
+        "kept_tokens": sum(row.get(metrics.KEPT_TOKENS, 0) for row in rows),
+        "wall_s": sum(row.get(span, 0) for row in rows for span in spans),
+    }
+    if q3_rows:
+        sums["q3_tokens"] = sum(tokens for tokens, _ in q3_rows)
+        sums["q3_kept_tokens"] = sum(tokens * kept for tokens, kept in q3_rows)
+    if overlaps:
+        sums["overlap_entropy"] = sum(overlaps) / len(overlaps)
+    return sums
+
+
 def final_outcomes(eval_rows: Path) -> Outcomes:
-    """Scores by problem of the student's last evaluation, of the sampled responses or else of the greedy ones.
+    """Scores by problem of the student's last evaluation; what each key holds is said in records/reader.py.
 
     Reads the file line by line, as evaluations of long responses reach gigabytes. Without a file there are none.
     """
-    latest_step, latest = None, {}  # latest[benchmark][protocol][problem id] = scores of its responses
+    latest_step, latest = None, {}  # latest[benchmark][protocol][problem id] = (score, KL or None) of its responses
+    start: dict[tuple[str, str], dict[str, float]] = {}  # of (benchmark, protocol): sums of the scores at step 0
     if eval_rows.exists():
         with eval_rows.open(encoding="utf-8", newline="\n") as lines:
             for row in map(json.loads, lines):
@@ -69,12 +88,29 @@ def final_outcomes(eval_rows: Path) -> Outcomes:
                     latest_step, latest = row["step"], {}
                 if row["model"] == "student":
                     by_problem = latest.setdefault(row["benchmark"], {}).setdefault(row["protocol"], {})
-                    by_problem.setdefault(row["problem_id"], []).append(row["right"])
+                    responses = by_problem.setdefault(row["problem_id"], [])
+                    responses.append((row["right"], row.get(metrics.SEQ_KL)))
+                    if row["step"] == 0:
+                        at_start = start.setdefault((row["benchmark"], row["protocol"]), {})
+                        at_start[row["problem_id"]] = at_start.get(row["problem_id"], 0) + row["right"]
     outcomes: Outcomes = {}
     for benchmark, protocols in latest.items():
-        by_problem = protocols.get("sampled") or protocols["greedy"]
-        right = {problem: sum(scores) for problem, scores in by_problem.items()}
-        outcomes[benchmark] = {"samples": len(next(iter(by_problem.values()))), "right": right}
+        greedy = protocols.get("greedy", {})
+        by_problem = protocols.get("sampled") or greedy
+        outcome = {
+            "samples": len(next(iter(by_problem.values()))),
+            "right": {problem: sum(score for score, _ in responses) for problem, responses in by_problem.items()},
+        }
+        if at_start := start.get((benchmark, "greedy" if by_problem is greedy else "sampled")):
+            outcome["start"] = at_start
+        if greedy and by_problem is not greedy:
+            outcome["greedy"] = {problem: score for problem, ((score, _), *_) in greedy.items()}
+        if all(kl is not None for responses in by_problem.values() for _, kl in responses):
+            outcome[metrics.SEQ_KL] = {
+                problem: sum(metrics.log_kl(kl) for _, kl in responses) / len(responses)
+                for problem, responses in by_problem.items()
+            }
+        outcomes[benchmark] = outcome
     return outcomes
 
 
@@ -83,7 +119,8 @@ def write_card(config: RunConfig, result: dict[str, Any], folder: Path) -> None:
     base, totals, selector = config.pair.student.path, result["totals"], config.selector
     head = {"base_model": base, "library_name": "transformers", "tags": ["on-policy-distillation", "tip_exp"]}
     settings = yaml.safe_dump(config.model_dump(exclude={"logger"}), sort_keys=False)
-    scores = [f"| {name} | {result['start'][name]:.4f} | {value:.4f} |" for name, value in result["final"].items()]
+    start, final = result["start"], result["final"]
+    scores = [f"| {name} | {start[name]:.4f} | {final[name]:.4f} |" for name in final if name in start]
     lines = [
         f"---\n{yaml.safe_dump(head)}---\n# {config.name}\n",
         f"`{base}` after {totals['steps']} steps of on-policy distillation from `{config.pair.teacher.path}`, on",

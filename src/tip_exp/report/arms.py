@@ -19,21 +19,11 @@ import numpy as np
 from tip_exp.config.parse import flatten
 from tip_exp.records import metrics
 from tip_exp.records.reader import RunRecord, read_runs
-from tip_exp.report.significance import ArmScores, Difference, compare, holm
+from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, holm
 from tip_exp.utils.errors import DataError
 
+LEAKS = ("exact", "13gram")  # in_train_… of result.json
 IGNORED_KEYS = ("name", "sweep", "logger", "seed")  # runs of one arm may differ in these
-
-
-@dataclass(frozen=True, slots=True)
-class Accuracy:
-    """An accuracy with its standard error, both fractions; nan if not measured."""
-
-    mean: float
-    se: float
-
-    def percent(self) -> str:
-        return "-" if math.isnan(self.mean) else f"{100 * self.mean:.1f} ± {100 * self.se:.1f}"
 
 
 @dataclass(slots=True)
@@ -54,20 +44,36 @@ class ArmResult:
     folders: list[str]
     sweeps: list[str]
     hardware: list[str]
-    teacher: Accuracy
-    start: Accuracy
-    final: Accuracy
-    greedy: Accuracy
+    teacher: Estimate  # accuracies are fractions; teacher and start are one model, evaluated alike in every run
+    start: Estimate
+    final: Estimate
+    greedy: Estimate
+    strict: float  # `final` graded by string comparison
+    seq_kl: float  # nats per held-out response
     kept_tokens: float
+    kept_frac: float  # of the response tokens
+    q3_kept_frac: float  # of the response tokens in Q3
+    overlap_entropy: float
     loss_mib: float
     peak_gib: float
     process_gib: float
     wall_s: float
     no_tool_baseline: float
+    in_train: tuple[int, int]  # test problems in the training set: whole, by 13 words alone
     scores: ArmScores | None = field(repr=False)  # None if a run has other problems than the others
-    difference: Difference | None = None  # to the full-token arm of the same setting
+    kl_scores: ArmScores | None = field(repr=False)  # log KL of a response
+    change: Estimate | None = None  # of the accuracy since step 0, on the same problems
+    difference: Estimate | None = None  # to the full-token arm of the same setting, a fraction
+    kl_difference: Estimate | None = None  # of the log KL
     p_holm: float = math.nan
+    kl_p_holm: float = math.nan
     differs: str = ""
+
+    @property
+    def gap_closed(self) -> float:
+        """(final - start) / (teacher - start), a fraction; nan if the teacher is not better than step 0."""
+        gap = self.teacher.mean - self.start.mean
+        return (self.final.mean - self.start.mean) / gap if gap > 0 else math.nan
 
     @property
     def state(self) -> str:
@@ -94,12 +100,11 @@ def summarize(records: list[RunRecord]) -> list[ArmResult]:
 
     A seed that was run twice (in two sweeps, for example) counts once; a finished run is preferred. The baseline of a
     `difference` is the arm with selector.score=full that shares everything but the selector. `p_holm` is corrected over
-    all comparisons of one setting, on all its benchmarks.
+    all comparisons of one setting on all its benchmarks, and so is `kl_p_holm`.
     """
     by_seed: dict[tuple[str, str, int], RunRecord] = {}
     for record in records:
-        config = {key: value for key, value in record.config.items() if key not in IGNORED_KEYS}
-        identity = json.dumps(flatten(config), sort_keys=True)
+        identity = json.dumps(_arm_config(record.config), sort_keys=True)
         for benchmark in record.config["eval"]["benchmarks"]:
             key = identity, benchmark, record.config["seed"]
             if key not in by_seed or (record.is_done and not by_seed[key].is_done):
@@ -109,15 +114,17 @@ def summarize(records: list[RunRecord]) -> list[ArmResult]:
     for (identity, benchmark, _), record in by_seed.items():
         groups.setdefault((identity, benchmark), []).append(record)
     arms = [_arm(group, identity, benchmark) for (identity, benchmark), group in groups.items()]
-    baselines = {(arm.setting, arm.benchmark): arm.scores for arm in arms if arm.score == "full" and arm.scores}
+    baselines = {(arm.setting, arm.benchmark): arm for arm in arms if arm.score == "full" and arm.seeds}
     for arm in arms:
-        baseline = baselines.get((arm.setting, arm.benchmark))
-        if arm.score != "full" and arm.scores and baseline:
-            arm.difference = compare(arm.scores, baseline)
+        if arm.score != "full" and (baseline := baselines.get((arm.setting, arm.benchmark))):
+            arm.difference = _compare(arm.scores, baseline.scores)
+            arm.kl_difference = _compare(arm.kl_scores, baseline.kl_scores)
     for family in group_by(arms, "setting").values():
-        p_values = holm([arm.difference.p if arm.difference else math.nan for arm in family])
-        for arm, p_holm in zip(family, p_values, strict=True):
-            arm.p_holm = p_holm
+        for name, p_name in (("difference", "p_holm"), ("kl_difference", "kl_p_holm")):
+            differences: list[Estimate | None] = [getattr(arm, name) for arm in family]
+            p_values = holm([difference.p if difference else math.nan for difference in differences])
+            for arm, p_holm in zip(family, p_values, strict=True):
+                setattr(arm, p_name, p_holm)
     for alike in group_by(arms, "pair", "data", "benchmark", "selector", "retention").values():
         keys = differing_keys(alike)
         for arm in alike:
@@ -142,10 +149,23 @@ def differing_keys(arms: list[ArmResult], *, ignored: tuple[str, ...] = ()) -> l
     return [key for key in keys if len({json.dumps(arm.config.get(key)) for arm in arms}) > 1]
 
 
+def _arm_config(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config, flat, without what the runs of an arm may differ in."""
+    flat = flatten({key: value for key, value in config.items() if key not in IGNORED_KEYS})
+    if flat.get("pair.student.per_seed"):
+        del flat["pair.student.path"]
+    return flat
+
+
 def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
     config = json.loads(identity)
-    results = [record.result for record in records if record.result is not None]
+    done = [record for record in records if record.is_done]
+    results = [record.result for record in done if record.result is not None]
     main = metrics.main_accuracy(benchmark, config["eval.samples"])
+    greedy = f"{benchmark}/{metrics.GREEDY}"
+    scores = _scores(done, benchmark, "right")
+    described = [result.get("datasets", {}).get(benchmark, {}) for result in results]
+    in_train = [{problem for of_run in described for problem in of_run.get(f"in_train_{how}", [])} for how in LEAKS]
     return ArmResult(
         pair=config["pair.label"],
         data=config["data.label"],
@@ -161,28 +181,38 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
         folders=[record.folder for record in records],
         sweeps=sorted({record.config["sweep"] for record in records if record.config["sweep"]}),
         hardware=sorted({result["hardware"] for result in results}),
-        teacher=_accuracy(results, "teacher", main),
-        start=_accuracy(results, "start", main),
-        final=_accuracy(results, "final", main),
-        greedy=_accuracy(results, "final", f"{benchmark}/{metrics.GREEDY}"),
+        teacher=_of_one_model(results, "teacher", main),
+        start=_of_one_model(results, "start", main),
+        final=_final(results, main, scores),
+        greedy=_final(results, greedy, scores if main == greedy else _scores(done, benchmark, "greedy")),
+        strict=_mean(results, "final", f"{benchmark}/{metrics.strict(metrics.mean_at(config['eval.samples']))}"),
+        seq_kl=_mean(results, "final", f"{benchmark}/{metrics.SEQ_KL}"),
         kept_tokens=_mean(results, "totals", "kept_tokens"),
+        kept_frac=_ratio(results, "kept_tokens", "response_tokens"),
+        q3_kept_frac=_ratio(results, "q3_kept_tokens", "q3_tokens"),
+        overlap_entropy=_mean(results, "totals", "overlap_entropy"),
         loss_mib=_mean(results, "memory", metrics.extra_mib("loss")),
         peak_gib=_mean(results, "memory", metrics.peak_gib("learner"), metrics.PROCESS_PEAK_GIB),
         process_gib=_mean(results, "memory", metrics.PROCESS_PEAK_GIB),
         wall_s=_mean(results, "totals", "wall_s"),
         no_tool_baseline=_mean(results, "final", f"{benchmark}/{metrics.NO_TOOL_BASELINE}"),
-        scores=_scores([record for record in records if record.is_done], benchmark),
+        in_train=(len(in_train[0]), len(in_train[1] - in_train[0])),
+        scores=scores,
+        kl_scores=_scores(done, benchmark, metrics.SEQ_KL),
+        change=_compare(scores, _scores(done, benchmark, "start")),
     )
 
 
-def _accuracy(results: list[dict[str, Any]], part: str, name: str) -> Accuracy:
-    """Mean over seeds with the standard error over seeds; for one seed, the standard error over problems."""
+def _of_one_model(results: list[dict[str, Any]], part: str, name: str) -> Estimate:
+    """The runs evaluate the same model alike, so that their mean has the error of one run, which is over problems."""
+    return Estimate(_mean(results, part, name), _mean(results, part, metrics.standard_error_of(name)))
+
+
+def _final(results: list[dict[str, Any]], name: str, scores: ArmScores | None) -> Estimate:
+    """Mean over seeds with the error over problems and seeds; nan if several runs have no scores by problem."""
     if len(results) == 1:
-        standard_error = results[0][part].get(metrics.standard_error_of(name), math.nan)
-    else:
-        values = [result[part].get(name, math.nan) for result in results]
-        standard_error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if values else math.nan
-    return Accuracy(_mean(results, part, name), standard_error)
+        return _of_one_model(results, "final", name)
+    return estimate(scores.scores) if scores else Estimate(_mean(results, "final", name), math.nan)
 
 
 def _mean(results: list[dict[str, Any]], part: str, *names: str) -> float:
@@ -192,13 +222,28 @@ def _mean(results: list[dict[str, Any]], part: str, *names: str) -> float:
     return float(np.mean(measured)) if measured else math.nan
 
 
-def _scores(done: list[RunRecord], benchmark: str) -> ArmScores | None:
-    """Mean score by seed and problem; None without a finished run, or if the runs were given different problems."""
-    outcomes = [record.outcomes[benchmark] for record in done if benchmark in record.outcomes]
-    if not outcomes or len(outcomes) < len(done):
+def _ratio(results: list[dict[str, Any]], numerator: str, denominator: str) -> float:
+    """Of two totals, each summed over the runs that have both; nan if there is nothing to divide by."""
+    totals = [result["totals"] for result in results if numerator in result["totals"]]
+    total = sum(of_run[denominator] for of_run in totals)
+    return sum(of_run[numerator] for of_run in totals) / total if total else math.nan
+
+
+def _scores(done: list[RunRecord], benchmark: str, key: str) -> ArmScores | None:
+    """Values by seed and problem of this key of the outcomes, "right" and "start" as means over the samples.
+
+    None without a finished run, if a run has no such values, or if the runs were given different problems.
+    """
+    outcomes = [record.outcomes.get(benchmark, {}) for record in done]
+    if not outcomes or any(not outcome.get(key) or not outcome["samples"] for outcome in outcomes):
         return None
-    problems = tuple(outcomes[0]["right"])
-    if any(outcome["right"].keys() != outcomes[0]["right"].keys() for outcome in outcomes):
+    problems = tuple(outcomes[0][key])
+    if any(outcome[key].keys() != outcomes[0][key].keys() for outcome in outcomes):
         return None
-    scores = [[outcome["right"][problem] / outcome["samples"] for problem in problems] for outcome in outcomes]
-    return ArmScores(problems, np.array(scores, dtype=float), tuple(record.config["seed"] for record in done))
+    samples = [outcome["samples"] if key in ("right", "start") else 1 for outcome in outcomes]
+    values = [[outcome[key][name] / k for name in problems] for outcome, k in zip(outcomes, samples, strict=True)]
+    return ArmScores(problems, np.array(values, dtype=float), tuple(record.config["seed"] for record in done))
+
+
+def _compare(scores: ArmScores | None, baseline: ArmScores | None) -> Estimate | None:
+    return compare(scores, baseline) if scores and baseline else None

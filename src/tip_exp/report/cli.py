@@ -43,7 +43,7 @@ def _tables(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     records = read_records(given.roots)
     arms = summarize(records)
-    tables = paper_tables(given.table, arms) if given.table else [overview(arms)]
+    tables = paper_tables(given.table, arms, arms) if given.table else [overview(arms)]
     if not tables:
         raise DataError(f"no finished run below {', '.join(map(str, given.roots))} belongs to {given.table}")
     text = "\n\n".join([*map(markdown, tables), NOTES]) + "\n"

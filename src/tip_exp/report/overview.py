@@ -6,19 +6,75 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from tip_exp.report.arms import ArmResult
+from tip_exp.report.arms import ArmResult, differing_keys, group_by
+from tip_exp.report.significance import Estimate
 from tip_exp.report.tables import Table
 
+MARGIN = 2.0  # points of accuracy: a smaller difference to full does not matter
+SAME_TOKENS = 0.9  # Jaccard index with top entropy from which a note says so
 NOTES = (
-    "final, step 0, teacher: mean@k in % ± standard error (over seeds if there are several, else over problems)\n"
-    "vs full: difference to training on every token [95 % interval], points; paired bootstrap over problems, and over "
-    "seeds if both arms have two or more (*: one seed, so it holds for these students only)"
+    "retention: the setting; kept: tokens trained on over all response tokens, in % (each response's budget is rounded "
+    "down); Q3 kept: the same among tokens of low entropy and high divergence\n"
+    "final: mean@k of the sampled responses in %, greedy: accuracy of the greedy response in %, each ± its standard "
+    "error; errors cover: what this error and the intervals include. With one seed they hold for these trained "
+    "students only, and there is no p\n"
+    "gap closed: (final - step 0) / (teacher - step 0)\n"
+    "vs full: difference to training on every token, on the same problems, in points [95 % interval]; p (Holm): "
+    "two-sided, corrected over all comparisons of one setting (variances of problems and seeds, Student's t; simulated "
+    "coverage: results/coverage.md)\n"
+    f"within ± {MARGIN:g}: is the difference within {MARGIN:g} points at 95 %, by two one-sided tests; in brackets the "
+    "smallest margin for which it is. not shown: neither equal nor different at this number of seeds\n"
+    "KL/response: KL(student || teacher) in nats, summed over a sampled response to a held-out problem; KL vs full: "
+    "ratio of the geometric means [95 % interval], with its own p\n"
+    "loss MiB: peak allocation of the masked loss"
 )
 ACCURACIES = ("teacher", "start", "final", "greedy")
 CSV_COLUMNS = (
     "pair", "data", "benchmark", "selector", "retention", "seeds", "runs", "sweeps", "hardware", *ACCURACIES,
-    "kept_tokens", "loss_mib", "peak_gib", "process_gib", "wall_s", "no_tool_baseline", "state", "p_holm", "differs",
+    "strict", "gap_closed", "seq_kl", "kept_tokens", "kept_frac", "q3_kept_frac", "overlap_entropy", "loss_mib",
+    "peak_gib", "process_gib", "wall_s", "no_tool_baseline", "state", "p_holm", "kl_p_holm", "differs",
 )  # fmt: skip
+DIFFERENCES = {"difference": ("low", "high", "p", "margin", "over_seeds"), "kl_difference": ("low", "high", "p")}
+
+
+def percent(accuracy: Estimate) -> str:
+    """ "81.0 ± 1.5", without the error if it was not measured."""
+    error = "" if math.isnan(accuracy.se) else f" ± {100 * accuracy.se:.1f}"
+    return "-" if math.isnan(accuracy.mean) else f"{100 * accuracy.mean:.1f}{error}"
+
+
+def points(difference: Estimate | None) -> str:
+    """ "+1.2 [-0.5, 2.9]" """
+    if difference is None:
+        return "-"
+    return f"{100 * difference.mean:+.1f} [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
+
+
+def ratio(log_difference: Estimate | None) -> str:
+    """ "× 0.83 [0.78, 0.88]" """
+    if log_difference is None:
+        return "-"
+    low, high = math.exp(log_difference.low), math.exp(log_difference.high)
+    return f"× {math.exp(log_difference.mean):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def equivalence(difference: Estimate | None) -> str:
+    """ "yes (± 1.4)", "not shown (± 3.9)"; "-" with one seed."""
+    if difference is None or math.isnan(difference.margin):
+        return "-"
+    margin = 100 * difference.margin
+    return f"{'yes' if margin <= MARGIN else 'not shown'} (± {margin:.1f})"
+
+
+def errors_cover(arm: ArmResult) -> str:
+    covered = _covered(arm.seeds > 1)
+    if arm.difference is None or _covered(arm.difference.over_seeds) == covered:
+        return covered if arm.seeds else "-"
+    return f"{covered}; vs full: {_covered(arm.difference.over_seeds)}"
+
+
+def _covered(over_seeds: bool) -> str:
+    return "problems and seeds" if over_seeds else "problems, not seeds"
 
 
 def _number(form: str, value: float) -> str:
@@ -31,40 +87,83 @@ COLUMNS: dict[str, Callable[[ArmResult], str]] = {
     "benchmark": lambda arm: arm.benchmark,
     "selector": lambda arm: arm.selector,
     "retention": lambda arm: f"{100 * arm.retention:g} %",
+    "kept": lambda arm: _number("{:.1f} %", 100 * arm.kept_frac),
+    "Q3 kept": lambda arm: _number("{:.1f} %", 100 * arm.q3_kept_frac),
     "seeds": lambda arm: str(arm.seeds),
     "no-tool baseline": lambda arm: _number("{:.1f}", 100 * arm.no_tool_baseline),
-    "teacher": lambda arm: arm.teacher.percent(),
-    "step 0": lambda arm: arm.start.percent(),
-    "final": lambda arm: arm.final.percent(),
-    "greedy": lambda arm: arm.greedy.percent(),
-    "vs full": lambda arm: str(arm.difference or "-"),
+    "teacher ± se": lambda arm: percent(arm.teacher),
+    "step 0 ± se": lambda arm: percent(arm.start),
+    "final ± se": lambda arm: percent(arm.final),
+    "greedy ± se": lambda arm: percent(arm.greedy),
+    "gap closed": lambda arm: _number("{:.0f} %", 100 * arm.gap_closed),
+    "vs full [95 %]": lambda arm: points(arm.difference),
+    "errors cover": errors_cover,
     "p (Holm)": lambda arm: _number("{:.3f}", arm.p_holm),
-    "kept tokens": lambda arm: _number("{:,.0f}", arm.kept_tokens),
+    f"within ± {MARGIN:g}": lambda arm: equivalence(arm.difference),
+    "KL/response": lambda arm: _number("{:.3g}", arm.seq_kl),
+    "KL vs full [95 %]": lambda arm: ratio(arm.kl_difference),
+    "KL p (Holm)": lambda arm: _number("{:.3f}", arm.kl_p_holm),
     "loss MiB": lambda arm: _number("{:.1f}", arm.loss_mib),
-    "process GiB": lambda arm: _number("{:.2f}", arm.process_gib),
-    "wall s": lambda arm: _number("{:.0f}", arm.wall_s),
     "state": lambda arm: arm.state,
     "differs in": lambda arm: arm.differs,
 }
+OF_ONE_MODEL = ("teacher ± se", "step 0 ± se")
 
 
 def overview(arms: list[ArmResult]) -> Table:
-    """One row per arm and benchmark; columns that say nothing are left out."""
+    """One row per arm and benchmark; columns that say nothing are left out, and what all rows share is a note."""
+    shared = [name for name in OF_ONE_MODEL if len(arms) > 1 and len({COLUMNS[name](arm) for arm in arms}) == 1]
+    has_kl = any(not math.isnan(arm.seq_kl) for arm in arms)
     is_shown = {
         "pair": len({arm.pair for arm in arms}) > 1,
         "benchmark": len({arm.benchmark for arm in arms}) > 1,
+        "Q3 kept": any(not math.isnan(arm.q3_kept_frac) for arm in arms),
         "no-tool baseline": any(not math.isnan(arm.no_tool_baseline) for arm in arms),
+        "KL/response": has_kl, "KL vs full [95 %]": has_kl, "KL p (Holm)": has_kl,
+        "state": any(arm.seeds < arm.runs for arm in arms),
         "differs in": any(arm.differs for arm in arms),
-    }
+    } | dict.fromkeys(shared, False)  # fmt: skip
     headings = [heading for heading in COLUMNS if is_shown.get(heading, True)]
-    return Table("", headings, [[COLUMNS[heading](arm) for heading in headings] for arm in arms])
+    same = ", ".join(f"{name.removesuffix(' ± se')} {COLUMNS[name](arms[0])}" for name in shared)
+    notes = [f"All rows: {same} (mean@k in % ± standard error over problems)."] if shared else []
+    rows = [[COLUMNS[heading](arm) for heading in headings] for arm in arms]
+    return Table("", headings, rows, notes=notes + warnings(arms))
+
+
+def warnings(arms: list[ArmResult]) -> list[str]:
+    """What a reader must know of these arms: test problems that were trained on, selectors that equal top entropy."""
+    texts: list[str] = []
+    for benchmark, of_benchmark in group_by(arms, "benchmark").items():
+        whole, ngram = (max(arm.in_train[i] for arm in of_benchmark) for i in (0, 1))
+        if whole or ngram:
+            texts.append(
+                f"{benchmark}: the training set holds {whole} of its test problems whole, and {ngram} more share 13 "
+                "words in a row with a training problem. Accuracies on them are not held out."
+            )
+    for first, *_ in group_by(arms, "identity").values():
+        chance = first.retention / (2 - first.retention)  # of a random selection
+        if first.score not in ("entropy", "full") and first.overlap_entropy > SAME_TOKENS > chance:
+            why = ""
+            if first.score == "soft_or" and first.config["selector.normalizer"] == "minmax":
+                why = " Min-max stretches to the largest divergence, so that at small retention Eq. 7 ranks by entropy."
+            texts.append(
+                f"{first.selector} {100 * first.retention:g} %: the tokens of top entropy, with a Jaccard index of "
+                f"{first.overlap_entropy:.2f} (mean over steps).{why}"
+            )
+    return texts
 
 
 def csv_text(arms: list[ArmResult]) -> str:
-    """All numbers of the arms; accuracies and differences with their intervals are fractions, nan is empty."""
+    """All numbers of the arms, and every config key in which they differ.
+
+    Accuracies and differences with their intervals are fractions, `kl_difference` is of the log KL; nan is empty.
+    """
     import pandas as pd  # takes a second
 
-    return pd.DataFrame([_csv_row(arm) for arm in arms]).to_csv(index=False)
+    keys = differing_keys(arms, ignored=("pair.label", "data.label", "selector.label", "selector.retention"))
+    return pd.DataFrame([_csv_row(arm) | {key: arm.config.get(key) for key in keys} for arm in arms]).to_csv(
+        index=False
+    )
 
 
 def _csv_row(arm: ArmResult) -> dict[str, Any]:
@@ -72,7 +171,9 @@ def _csv_row(arm: ArmResult) -> dict[str, Any]:
     row |= {name: "; ".join(row[name]) for name in ("sweeps", "hardware")}
     row |= {name: getattr(arm, name).mean for name in ACCURACIES}
     row |= {f"{name}_se": getattr(arm, name).se for name in ACCURACIES}
-    row["difference"] = arm.difference.mean if arm.difference else math.nan
-    for name in ("low", "high", "p", "with_seeds"):
-        row[f"difference_{name}"] = getattr(arm.difference, name) if arm.difference else math.nan
+    row |= {"in_train_exact": arm.in_train[0], "in_train_13gram": arm.in_train[1]}
+    for name, parts in DIFFERENCES.items():
+        difference: Estimate | None = getattr(arm, name)
+        row[name] = difference.mean if difference else math.nan
+        row |= {f"{name}_{part}": getattr(difference, part) if difference else math.nan for part in parts}
     return row

@@ -1,10 +1,15 @@
-"""Is the difference between two selectors more than chance? Paired bootstrap over problems, with Holm's correction.
+"""Means over seeds and problems with the error of both, and the difference between two selectors.
 
-Two arms (all seeds of one selector at one retention) are compared on the same problems. The responses to one problem
-are not independent, so their scores are averaged and the problem is the unit of resampling (a cluster). That covers
-these trained students. To cover students of other seeds as well, the scatter between seeds is added if both arms have
-two seeds or more, as a Student t with the few degrees of freedom that the seeds leave. Sampling noise is in both parts,
-so the intervals are conservative.
+A score is measured for each seed's student on each problem (mean over its responses, which are not independent). Its
+mean over a (seeds, problems) table has a variance from both factors (Cameron, Gelbach and Miller 2011, with the
+residual mean square of the two-way layout as their third term, which is unbiased for two seeds as well):
+
+    V = V_problems + V_seeds - V_residual, at least max(V_problems, V_seeds)
+
+Sampling noise is in both of the first terms, so it is subtracted once. Intervals and p are Student's t with the degrees
+of freedom of Satterthwaite (1946). Seeds are paired if both arms have the same ones (a seed fixes the order of the
+prompts). With one seed on a side nothing says how much seeds scatter: the interval covers other problems only, and
+there is no p. `python -m benchmarks coverage` simulates both cases; results/coverage.md has its table.
 """
 
 from __future__ import annotations
@@ -12,17 +17,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
+from scipy.special import stdtr, stdtrit  # cumulative distribution of Student's t, and its inverse
 
-RESAMPLES = 10_000  # the standard error of a p of 0.05 is then 0.002
 LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class ArmScores:
-    """Mean score of each seed's student on each problem, in [0, 1]: `scores` is (seeds, problems)."""
+    """Mean score of each seed's student on each problem: `scores` is (seeds, problems)."""
 
     problems: tuple[str, ...]
     scores: np.ndarray
@@ -30,51 +34,64 @@ class ArmScores:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """Mean score of an arm minus the baseline's, with a 95 % interval and a two-sided p; all are fractions.
+class Estimate:
+    """A mean with its standard error and degrees of freedom; nan where not measured.
 
-    `with_seeds`: the interval includes the scatter between seeds, not only between problems.
+    `over_seeds`: the error covers other training seeds and other problems; else other problems only.
     """
 
     mean: float
-    low: float
-    high: float
-    p: float
-    with_seeds: bool
+    se: float
+    df: float = math.inf
+    over_seeds: bool = False
 
-    def __str__(self) -> str:
-        """ "+1.2 [-0.5, 2.9]", in points of accuracy; a star if an arm has one seed only."""
-        star = "" if self.with_seeds else "*"
-        return f"{100 * self.mean:+.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]{star}"
+    def half_width(self, level: float = LEVEL) -> float:
+        """Of the two-sided interval."""
+        return float(stdtrit(self.df, (1 + level) / 2)) * self.se
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half_width()
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half_width()
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of a mean of 0; nan if the error leaves out the seeds."""
+        if not self.over_seeds:
+            return math.nan
+        if self.se == 0:
+            return float(self.mean == 0)
+        return 2 * float(stdtr(self.df, -abs(self.mean) / self.se))
+
+    @property
+    def margin(self) -> float:
+        """The smallest m for which a mean within ± m holds at 95 %; nan if the error leaves out the seeds.
+
+        Two one-sided tests (Schuirmann 1987), each at 5 %: the 90 % interval lies within ± m.
+        """
+        return abs(self.mean) + self.half_width(2 * LEVEL - 1) if self.over_seeds else math.nan
 
 
-def compare(arm: ArmScores, baseline: ArmScores) -> Difference | None:
-    """Paired bootstrap of the difference in mean score; None if the arms have different problems.
+def estimate(scores: np.ndarray) -> Estimate:
+    """The mean of a (seeds, problems) table. A table of one seed gives an error over problems."""
+    return _combine(float(scores.mean()), scores, [scores] if len(scores) > 1 else [])
 
-    Seeds are paired if both arms have the same ones (a seed fixes the order of prompts), else independent. Every
-    comparison with the same number of problems uses the same resamples, so repeated calls give the same numbers.
-    """
+
+def compare(arm: ArmScores, baseline: ArmScores) -> Estimate | None:
+    """The arm's mean minus the baseline's on the same problems; None if the arms have different problems."""
     if set(arm.problems) != set(baseline.problems):
         return None
     column_of = {problem: i for i, problem in enumerate(baseline.problems)}
-    baseline_scores = np.take(baseline.scores, [column_of[problem] for problem in arm.problems], axis=1)
-    by_problem = arm.scores.mean(0) - baseline_scores.mean(0)
-    weights = _weights(len(by_problem))
-    resampled = (weights @ by_problem.astype(np.float32)).astype(np.float64) / len(by_problem)
-    with_seeds = min(len(arm.seeds), len(baseline.seeds)) > 1
-    if with_seeds:
-        error, degrees_of_freedom = _seed_error(arm, baseline)
-        resampled = resampled + error * np.random.default_rng(1).standard_t(degrees_of_freedom, size=RESAMPLES)
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
-    mean = float(arm.scores.mean() - baseline_scores.mean())
-    return Difference(mean, float(low), float(high), two_sided_p(resampled), with_seeds)
-
-
-def two_sided_p(resampled: np.ndarray) -> float:
-    """The level at which the percentile interval just touches 0; never 0 (Davison and Hinkley 1997)."""
-    below, above = int((resampled <= 0).sum()), int((resampled >= 0).sum())
-    return min(1.0, 2 * (1 + min(below, above)) / (1 + len(resampled)))
+    of_baseline = baseline.scores[:, [column_of[problem] for problem in arm.problems]]
+    if sorted(arm.seeds) == sorted(baseline.seeds):
+        row_of = {seed: i for i, seed in enumerate(baseline.seeds)}
+        return estimate(arm.scores - of_baseline[[row_of[seed] for seed in arm.seeds]])
+    by_problem = arm.scores.mean(0) - of_baseline.mean(0)
+    tables = [arm.scores, of_baseline] if min(len(arm.seeds), len(baseline.seeds)) > 1 else []
+    return _combine(float(by_problem.mean()), by_problem[None], tables)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -90,22 +107,20 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def _seed_error(arm: ArmScores, baseline: ArmScores) -> tuple[float, float]:
-    """Standard error of the difference over seeds, and its degrees of freedom (Welch's for unpaired seeds)."""
-    if sorted(arm.seeds) == sorted(baseline.seeds):
-        baseline_means = dict(zip(baseline.seeds, baseline.scores.mean(1), strict=True))
-        differences = [mean - baseline_means[seed] for seed, mean in zip(arm.seeds, arm.scores.mean(1), strict=True)]
-        return float(np.std(differences, ddof=1) / math.sqrt(len(differences))), len(differences) - 1
-    variances = [side.scores.mean(1).var(ddof=1) / len(side.seeds) for side in (arm, baseline)]
-    total = sum(variances)
-    if total == 0:
-        return 0.0, 1.0
-    freedom = total**2 / sum(v**2 / (len(side.seeds) - 1) for v, side in zip(variances, (arm, baseline), strict=True))
-    return math.sqrt(total), float(freedom)
-
-
-@lru_cache(maxsize=8)
-def _weights(num_problems: int) -> np.ndarray:
-    """(RESAMPLES, problems): how often each resample holds each problem; float32 is exact for these counts."""
-    uniform = np.full(num_problems, 1 / num_problems)
-    return np.random.default_rng(0).multinomial(num_problems, uniform, size=RESAMPLES).astype(np.float32)
+def _combine(mean: float, by_problem: np.ndarray, tables: list[np.ndarray]) -> Estimate:
+    """V_problems of `by_problem` (seeds, problems), plus V_seeds - V_residual of each table whose seeds are its own."""
+    problems = by_problem.shape[1]
+    v_problems = by_problem.mean(0).var(ddof=1) / problems
+    parts = [(v_problems, problems - 1)]  # (variance of the mean, its degrees of freedom)
+    v_seeds = v_residual = 0.0
+    for table in tables:
+        seeds = len(table)
+        of_seeds = table.mean(1)
+        residual = table - table.mean(0) - of_seeds[:, None] + table.mean()
+        df = (seeds - 1) * (problems - 1)
+        parts += [(of_seeds.var(ddof=1) / seeds, seeds - 1), ((residual**2).sum() / df / (seeds * problems), df)]
+        v_seeds, v_residual = v_seeds + parts[-2][0], v_residual + parts[-1][0]
+    variance = max(v_problems + v_seeds - v_residual, v_problems, v_seeds)
+    spread = sum(part**2 / df for part, df in parts)
+    df = max(variance**2 / spread, min(df for _, df in parts)) if spread else math.inf
+    return Estimate(mean, math.sqrt(variance), float(df), bool(tables))

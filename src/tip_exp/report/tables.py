@@ -10,7 +10,16 @@ from tabulate import tabulate
 _LATEX = str.maketrans(
     {character: "\\" + character for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"±": r"$\pm$", "−": "$-$", "ρ": r"$\rho$", "Δ": r"$\Delta$", "<": "$<$", ">": "$>$"}
+    | {
+        "±": r"$\pm$",
+        "−": "$-$",
+        "ρ": r"$\rho$",
+        "Δ": r"$\Delta$",
+        "×": r"$\times$",
+        "<": "$<$",
+        ">": "$>$",
+        "|": "$|$",
+    }
 )
 
 

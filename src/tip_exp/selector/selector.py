@@ -115,7 +115,7 @@ class Selector:
         for name in self.required_stats:
             if num_bad := int((~statistics[name].isfinite()).sum()):
                 raise FloatingPointError(
-                    f"{name} is not finite at {num_bad} of {len(tokens)} tokens: a model returned NaN logits"
+                    f"{name} is not finite at {num_bad} of {len(tokens)} tokens: a model returned NaN or infinity"
                 )
         rule = SCORES[self.score]
         inputs = [self._input(name, statistics, tokens, generator) for name in inspect.signature(rule).parameters]

@@ -1,0 +1,117 @@
+"""The paper's claims as rows: what the runs of the embedded pairs say of each, and what would change the verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from tip_exp.report.arms import ArmResult, group_by
+from tip_exp.report.overview import MARGIN, points, ratio
+from tip_exp.report.significance import Estimate, compare
+from tip_exp.report.tables import Table
+
+Arm = tuple[str, float]  # selector's label, retention
+SUPPORTED, UNRESOLVED, CONTRADICTED = "supported", "not resolved", "contradicted"
+VERDICTS = (
+    f"equal: the difference is within ± {MARGIN:g} points at 95 % (two one-sided tests); contradicted if its 95 % "
+    f"interval lies beyond. at least: it is above -{MARGIN:g} points at 95 %; contradicted if its 95 % interval lies "
+    "below. higher, lower: its 95 % interval excludes 0 on that side; contradicted if on the other. With one seed "
+    "there is no verdict. These are verdicts on the embedded pairs, not on the paper's."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """`arm` against `baseline` on the accuracy of a pair; None as baseline: the student at step 0."""
+
+    text: str
+    source: str
+    pair: str
+    arm: Arm
+    expected: Literal["equal", "at least", "higher", "lower"]
+    baseline: Arm | None
+    change: str  # what would change the verdict
+
+
+FULL = ("full", 1.0)
+TINY, TOOLS = "tiny", "tiny_tools"
+MORE_SEEDS = "more seeds: the interval shrinks with their root"
+PAIR = "a pair whose errors are spread over more tokens: here a few tokens hold the divergence"
+CLAIMS = (
+    Claim("Half of the tokens, drawn by entropy, match all tokens", "Table 3", TINY, ("entropy_sample", 0.5),
+          "at least", FULL, "a longer training, in which all tokens gain more"),
+    Claim("A tenth of the tokens, drawn by entropy, is worse than all", "Table 3, Qwen3", TINY,
+          ("entropy_sample", 0.1), "lower", FULL, "a student whose entropy marks its errors"),
+    Claim("A tenth of the tokens, overconfident and wrong, nearly matches all", "Table 4", TINY, ("q3", 0.1),
+          "at least", FULL, PAIR),
+    Claim("… and is worth more than as many random tokens", "Sec. 3", TINY, ("q3", 0.1), "higher",
+          ("random", 0.1), PAIR),
+    Claim("Soft-OR beats entropy at half of the tokens", "Table 5", TINY, ("soft_or", 0.5), "higher",
+          ("entropy_sample", 0.5), MORE_SEEDS),
+    Claim("Soft-OR beats entropy at a fifth of the tokens", "Table 5", TINY, ("soft_or", 0.2), "higher",
+          ("entropy_sample", 0.2), MORE_SEEDS),
+    Claim("Half of the tokens by Soft-OR beat all tokens", "Table 5", TINY, ("soft_or", 0.5), "higher", FULL,
+          MORE_SEEDS),
+    Claim("The lowest half of Soft-OR is far worse than the highest", "Table 6", TINY, ("soft_or_bottom", 0.5),
+          "lower", ("soft_or", 0.5), "a pair with signal in the tokens on which both models agree"),
+    Claim("… and leaves the student where it was", "Prop. 1: Q4 has no weight", TINY, ("soft_or_bottom", 0.5),
+          "equal", None, "a smaller learner.eps: at 1e-8 Adam's normalized steps destroy the student"),
+    Claim("Tokens of low entropy and divergence (Q4) teach nothing", "Table 1", TINY, ("q4", 1.0), "equal", None,
+          "other cuts: `quadrants`"),
+    Claim("Uncertain tokens on which the teacher agrees (Q2) stabilize: alone they keep the student", "Table 1", TINY,
+          ("q2", 1.0), "at least", None, "other cuts: `quadrants`"),
+    Claim("Divergence alone is worse than all tokens at a tenth", "Table 8", TINY, ("divergence", 0.1), "lower", FULL,
+          MORE_SEEDS),
+    Claim("The teacher's entropy is uninformative: no better than random tokens", "App. B.1", TINY,
+          ("teacher_entropy", 0.2), "lower", ("random", 0.2), "a teacher that is uncertain at the student's errors"),
+    Claim("A fifth of the tokens by Q3 beats all tokens on tool tasks", "Table 7", TOOLS, ("q3", 0.2), "higher", FULL,
+          "DeepPlanning itself, with the paper's pairs"),
+)  # fmt: skip
+
+
+def claims(arms: list[ArmResult]) -> Table:
+    """One row per claim; a claim without finished runs of both sides has none."""
+    headings = ["claim", "source", "tested", "difference, points [95 %]", "KL/response [95 %]", "seeds", "verdict"]
+    rows = [row for claim in CLAIMS if (row := _row(claim, arms))]
+    return Table("", [*headings, "what would change it"], rows, notes=[VERDICTS])
+
+
+def verdict(claim: Claim, difference: Estimate) -> str:
+    """Of a difference in accuracy, a fraction; VERDICTS states the rules."""
+    if math.isnan(difference.p):
+        return "one seed: none"
+    margin = MARGIN / 100
+    if claim.expected in ("higher", "lower"):
+        low, high = difference.low, difference.high
+        if claim.expected == "lower":
+            low, high = -high, -low
+        return SUPPORTED if low > 0 else CONTRADICTED if high < 0 else UNRESOLVED
+    lower_bound = difference.mean - difference.half_width(0.90)
+    holds = difference.margin <= margin if claim.expected == "equal" else lower_bound > -margin
+    fails = difference.high < -margin or (claim.expected == "equal" and difference.low > margin)
+    return SUPPORTED if holds else CONTRADICTED if fails else UNRESOLVED
+
+
+def _row(claim: Claim, arms: list[ArmResult]) -> list[str]:
+    for setting in group_by((arm for arm in arms if arm.pair == claim.pair), "setting", "benchmark").values():
+        by_arm = {(arm.selector, arm.retention): arm for arm in setting if arm.scores}
+        arm, baseline = by_arm.get(claim.arm), by_arm.get(claim.baseline or claim.arm)
+        if arm is None or baseline is None or arm.scores is None or baseline.scores is None:
+            continue
+        if claim.baseline is None:
+            difference, kl_difference = arm.change, None
+        else:
+            difference = compare(arm.scores, baseline.scores)
+            kl_difference = compare(arm.kl_scores, baseline.kl_scores) if arm.kl_scores and baseline.kl_scores else None
+        if difference is not None:
+            against = "step 0" if claim.baseline is None else _name(claim.baseline)
+            tested = f"{_name(claim.arm)} {claim.expected} {against} ({claim.pair})"
+            seeds = " and ".join(dict.fromkeys([str(arm.seeds), str(baseline.seeds)]))
+            texts = [points(difference), ratio(kl_difference), seeds, verdict(claim, difference)]
+            return [claim.text, claim.source, tested, *texts, claim.change]
+    return []
+
+
+def _name(arm: Arm) -> str:
+    return f"{arm[0]} {100 * arm[1]:g} %"

@@ -1,0 +1,76 @@
+"""Verdicts on the paper's claims follow from intervals, and rows appear where both sides have runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.synthetic_runs import finish, write_config
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.records.reader import read_runs
+from tip_exp.report.arms import summarize
+from tip_exp.report.claims import CLAIMS, FULL, TINY, Claim, claims, verdict
+from tip_exp.report.significance import Estimate
+from tip_exp.utils.paths import conf_dir
+
+Compose = Callable[..., RunConfig]
+Z90, Z95 = 1.645, 1.960  # normal quantiles of two-sided 90 and 95 % intervals
+
+
+@pytest.mark.parametrize(
+    ("expected", "mean", "se", "outcome"),
+    [  # points; the margin of "equal" and "at least" is 2
+        ("equal", 0.5, 0.9, "supported"),  # 0.5 + 1.645 x 0.9 = 1.98
+        ("equal", 0.5, 0.92, "not resolved"),  # 2.01
+        ("equal", -4.0, 1.0, "contradicted"),  # -4 + 1.96 = -2.04
+        ("equal", 4.0, 1.0, "contradicted"),
+        ("equal", 4.0, 1.1, "not resolved"),
+        ("at least", -0.5, 0.9, "supported"),
+        ("at least", 9.0, 1.0, "supported"),
+        ("at least", -0.5, 0.92, "not resolved"),
+        ("at least", -4.0, 1.0, "contradicted"),
+        ("at least", -4.0, 1.1, "not resolved"),
+        ("higher", 2.0, 1.0, "supported"),
+        ("higher", 1.9, 1.0, "not resolved"),
+        ("higher", -2.0, 1.0, "contradicted"),
+        ("lower", -2.0, 1.0, "supported"),
+        ("lower", -1.9, 1.0, "not resolved"),
+        ("lower", 2.0, 1.0, "contradicted"),
+    ],
+)
+def test_the_verdict_follows_from_the_interval(expected: Any, mean: float, se: float, outcome: str) -> None:
+    claim = Claim("", "", TINY, ("soft_or", 0.5), expected, FULL, "")
+    assert verdict(claim, Estimate(mean / 100, se / 100, over_seeds=True)) == outcome
+    assert verdict(claim, Estimate(mean / 100, se / 100)) == "one seed: none"
+
+
+def test_rows_compare_the_arms_of_one_setting(tmp_path: Path, compose_run: Compose) -> None:
+    runs = {"selector=full": 0.8, "selector=q3 selector.retention=0.1": 0.6, "selector=q4": 0.35}
+    for overrides, final in runs.items():
+        for seed in (0, 1):
+            config = compose_run(*overrides.split(), f"seed={seed}")
+            folder = tmp_path / config.name
+            write_config(config, folder)
+            finish(config, folder, final + 0.05 * seed, seq_kl=2.0 if overrides == "selector=full" else 4.0)
+    other = compose_run("selector=q3", "selector.retention=0.1", "seed=0", "learner.num_steps=20", "name=other")
+    write_config(other, tmp_path / "other")
+    finish(other, tmp_path / "other", 0.9)
+    table = claims(summarize(read_runs([tmp_path])))
+    rows = {row[2]: dict(zip(table.headings, row, strict=True)) for row in table.rows}
+    assert rows.keys() == {"q3 10 % at least full 100 % (tiny)", "q4 100 % equal step 0 (tiny)"}
+    q3 = rows["q3 10 % at least full 100 % (tiny)"]
+    assert q3["difference, points [95 %]"].startswith("-20.0 [") and q3["KL/response [95 %]"].startswith("× 2.00 [")
+    assert q3["seeds"] == "2" and q3["verdict"] == "contradicted"
+    assert rows["q4 100 % equal step 0 (tiny)"]["difference, points [95 %]"].startswith("+2.5 [")
+
+
+def test_every_claim_is_about_arms_of_a_demo_sweep() -> None:
+    sweeps = conf_dir().parent / "sweeps"
+    text = "".join(path.read_text() for path in sweeps.glob("*.yaml"))
+    for claim in CLAIMS:
+        for selector, retention in filter(None, (claim.arm, claim.baseline)):
+            line = f"selector={selector}" + ("" if retention == 1 else f" selector.retention={retention:g}")
+            assert f"- {line}\n" in text, line
