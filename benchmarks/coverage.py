@@ -95,8 +95,8 @@ def main(options: argparse.Namespace) -> None:
         "- former: bootstrap over problems plus Student's t over seeds. now: src/tip_exp/report/significance.py.",
         "- p < 0.05: false alarms where the true difference is 0, else power. within ± 2: equivalence is stated; "
         "falsely where the true difference is 3.",
-        "- With two or three seeds that scatter by 3 points, the present interval covers less than 95 %: so few values "
-        "say little about a scatter. Use five seeds.",
+        "- With two seeds that scatter by 3 points, the present interval covers less than 95 %: two values say little "
+        "about a scatter. Use five seeds.",
     ]
     write(options.out, text + markdown(Table("", headings, rows)) + "\n\n" + "\n".join(notes) + "\n")
     print(f"{options.out} written")

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from tip_exp.report.arms import ArmResult, differing_keys, group_by
-from tip_exp.report.overview import MARGIN, equivalence, errors_cover, percent, points, warnings
+from tip_exp.report.overview import MARGIN, equivalence, errors_cover, p_value, percent, points, warnings
 from tip_exp.report.tables import Table
 from tip_exp.utils.paths import paper_numbers_file
 
@@ -188,9 +188,14 @@ def _difference_cells(result: ArmResult) -> list[str]:
     """The columns of DIFFERENCE_COLUMNS after the retention; empty if the result is compared with none."""
     if result.difference is None:
         return []
-    p = "-" if math.isnan(result.p_holm) else f"{result.p_holm:.3f}"
     benchmark = BENCHMARKS.get(result.benchmark, result.benchmark)
-    return [benchmark, points(result.difference), errors_cover(result), p, equivalence(result.difference)]
+    return [
+        benchmark,
+        points(result.difference),
+        errors_cover(result),
+        p_value(result.p_holm),
+        equivalence(result.difference),
+    ]
 
 
 def _best(arms: dict[int, list[ArmResult]], num_benchmarks: int) -> frozenset[tuple[int, int]]:
