@@ -77,7 +77,7 @@ def test_the_table(runs: Path) -> None:
     assert (soft_or["p (Holm)"], soft_or["within ± 2"]) == ("-", "-")
     assert soft_or["errors cover"] == "problems and seeds; vs full: problems, not seeds"
     assert table.notes == [
-        "All rows: teacher 99.0 ± 1.5, step 0 35.0 ± 1.5 (mean@k in % ± standard error over problems)."
+        "All rows: teacher 99.0 ± 1.5, step 0 35.0 ± 1.5 (% ± standard error over problems)."
     ]
 
 

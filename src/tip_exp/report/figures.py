@@ -35,7 +35,8 @@ def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
         if selector == "full":
             figure.add_scatter(
                 x=[0, 100], y=[means[0], means[0]], mode="lines", name="full (all tokens)",
-                line={"color": colour, "dash": "dash"}, hovertemplate=f"all tokens: {means[0]:.1f} (n={curve[0].seeds})",
+                line={"color": colour, "dash": "dash"},
+                hovertemplate=f"all tokens: {means[0]:.1f} (n={curve[0].seeds})",
             )  # fmt: skip
             continue
         half_widths = [100 * (arm.difference or arm.final).half_width() for arm in curve]

@@ -130,7 +130,7 @@ def overview(arms: list[ArmResult]) -> Table:
     } | dict.fromkeys(shared, False)  # fmt: skip
     headings = [heading for heading in COLUMNS if is_shown.get(heading, True)]
     same = ", ".join(f"{name.removesuffix(' ± se')} {COLUMNS[name](arms[0])}" for name in shared)
-    notes = [f"All rows: {same} (mean@k in % ± standard error over problems)."] if shared else []
+    notes = [f"All rows: {same} (% ± standard error over problems)."] if shared else []
     rows = [[COLUMNS[heading](arm) for heading in headings] for arm in arms]
     return Table("", headings, rows, notes=notes + warnings(arms))
 

@@ -37,9 +37,7 @@ MANY_ARMS = 8  # with more arms, plots that list arms take the whole width
 MAX_REFERENCE = 64  # rollouts on which the selectors are compared
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTH, HEIGHT = 1000, 620  # of a picture, pixels
-BROWSER_OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000",
-)  # fmt: skip
+BROWSER_OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000"]
 TIMEOUT_S = 120  # for one picture
 MAX_NAME = 60  # characters of a setting's name in a file name
 # figure -> its title and its caption
@@ -51,10 +49,7 @@ CAPTIONS = {
     "memory": ("Memory against retention", "Peak allocation of the masked loss, without weights and activations."),
     "curves": ("Learning curves", "Mean over seeds; band: lowest to highest seed; grey: the other selectors' arms."),
     "plane": ("Entropy and divergence", "Tokens of the first evaluation as the selector of the menu would keep them."),
-    "quadrants": (
-        "What each selector keeps, by quadrant",
-        "Fraction of a quadrant's tokens, over all steps and seeds.",
-    ),
+    "quadrants": ("Kept tokens by quadrant", "Fraction of a quadrant's tokens, over all steps and seeds."),
     "overlap": ("Overlap of selectors on the same tokens", "Jaccard index: 1 if two selectors keep the same tokens."),
 }
 
@@ -89,6 +84,7 @@ def page(records: list[RunRecord], arms: list[ArmResult]) -> str:
         plots |= {plot_id: json.loads(figure.to_json() or "") for plot_id, figure in by_id.items()}
         rollouts += _viewer_rollouts(setting)
         sections.append(_section(setting, by_id))
+    sections.append(f"<section>{_paragraphs(NOTES.splitlines())}</section>")
     data = {"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS)}
     parts = {
         "<!--sections-->": "\n".join(sections),
@@ -230,12 +226,16 @@ def _section(setting: Setting, plots_by_id: dict[str, go.Figure]) -> str:
     table = overview(setting.arms)
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in table.headings)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in [*table.notes, *NOTES.splitlines()])
+    notes = _paragraphs(table.notes)
     plots = "".join(_plot(plot_id, figure, len(table.rows)) for plot_id, figure in plots_by_id.items())
     return (
         f'<section><h2>{html.escape(setting.name)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
         f'<tbody>{body}</tbody></table></div>{notes}<div class="grid">{plots}</div></section>'
     )
+
+
+def _paragraphs(texts: list[str]) -> str:
+    return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
 
 
 def _plot(plot_id: str, figure: go.Figure, num_arms: int) -> str:
