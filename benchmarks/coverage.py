@@ -65,11 +65,12 @@ def simulate(effect: float, seed_sd: float, seeds: int, experiments: int, *, pai
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--experiments", type=int, default=2000, help="simulated experiments for each row")
+    parser.add_argument("--quick", action="store_true", help="50 experiments a row instead of 2,000")
     parser.add_argument("--out", type=Path, default=Path("results/coverage.md"), help="the table, as Markdown")
 
 
 def main(options: argparse.Namespace) -> None:
+    experiments = 50 if options.quick else 2000
     columns = ("problems", "problems_width", "former", "former_width", "now", "now_width", "p_below", "within")
     headings = ["true difference", "seed sd", "seeds", "problems only", "width", "former", "width", "now", "width"]
     headings += ["now: p < 0.05", f"now: within ± {100 * MARGIN:g}"]
@@ -77,15 +78,15 @@ def main(options: argparse.Namespace) -> None:
     for effect in EFFECTS:
         for seed_sd in SEED_SDS:
             for seeds in SEEDS:
-                shares = simulate(effect, seed_sd, seeds, options.experiments)
+                shares = simulate(effect, seed_sd, seeds, experiments)
                 cells = [shares[name] if name.endswith("width") else 100 * shares[name] for name in columns]
                 texts = ["-" if math.isnan(cell) else f"{cell:.1f}" for cell in cells]
                 rows.append([f"{effect:g}", f"{seed_sd:g}", str(seeds), *texts])
-    error = 100 * math.sqrt(0.95 * 0.05 / options.experiments)
+    error = 100 * math.sqrt(0.95 * 0.05 / experiments)
     text = (
         "# Coverage of the report's intervals\n\n"
-        f"Made by `python -m benchmarks coverage --experiments {options.experiments}`; the model is described in "
-        f"benchmarks/coverage.py. {options.experiments} simulated experiments a row, {PROBLEMS} problems, {SAMPLES} "
+        "Made by `python -m benchmarks coverage`; the model is described in "
+        f"benchmarks/coverage.py. {experiments} simulated experiments a row, {PROBLEMS} problems, {SAMPLES} "
         "responses to each, the same seeds in both arms. Coverage and shares in %, with a simulation error of "
         f"{error:.1f} at 95 %; differences, median widths and the seed sd (of one student's accuracy over training "
         "seeds) in points.\n\n"
@@ -95,8 +96,8 @@ def main(options: argparse.Namespace) -> None:
         "- former: bootstrap over problems plus Student's t over seeds. now: src/tip_exp/report/significance.py.",
         "- p < 0.05: false alarms where the true difference is 0, else power. within ± 2: equivalence is stated; "
         "falsely where the true difference is 3.",
-        "- With two or three seeds that scatter by 3 points, the present interval covers less than 95 %: so few values "
-        "say little about a scatter. Use five seeds.",
+        "- With two seeds that scatter by 3 points, the present interval covers less than 95 %: two values say little "
+        "about a scatter. Use five seeds.",
     ]
     write(options.out, text + markdown(Table("", headings, rows)) + "\n\n" + "\n".join(notes) + "\n")
     print(f"{options.out} written")

@@ -39,8 +39,8 @@ def test_help_lists_every_benchmark_and_its_options(capsys: pytest.CaptureFixtur
         main(["--help"])
     text = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert all(f"\n    {name} " in text for name in ("loss", "step", "e2e", "rollout"))
-    for name in ("loss", "step", "e2e", "rollout"):
+    assert all(f"\n    {name} " in text for name in ("loss", "step", "e2e", "rollout", "coverage"))
+    for name in ("loss", "step", "e2e", "rollout", "coverage"):
         with pytest.raises(SystemExit):
             main([name, "--help"])
         text = capsys.readouterr().out

@@ -21,9 +21,11 @@ from tests.synthetic_runs import finish, write_config
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import read_runs
 from tip_exp.report import figures
-from tip_exp.report.arms import Accuracy, summarize
+from tip_exp.report.arms import summarize
+from tip_exp.report.colours import COLOURS, colour_of, distance
 from tip_exp.report.overlaps import overlaps
 from tip_exp.report.page import page, write_pictures
+from tip_exp.report.significance import Estimate
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.utils.errors import DataError
 from tip_exp.utils.io import append_rows
@@ -91,6 +93,7 @@ def test_the_data_of_the_page(folder: Path) -> None:
     assert [round(y, 3) for y in curves["entropy"]["y"]] == [45.0, 45.0]  # mean of 40 and 50 %
     steps = {trace["name"]: trace for trace in plots["s0-curves-word_sums"]["data"] if trace.get("name")}
     assert steps["q3 12.5 %"]["x"] == [0, 20] and steps["q3 12.5 %"]["y"] == pytest.approx([30, 40])
+    assert "100 % of tokens" in steps  # the legend says which dash is which retention
     (quadrants,) = plots["s0-quadrants"]["data"]
     shares = dict(zip(quadrants["y"], quadrants["z"], strict=True))
     assert shares["entropy 25 %"] == pytest.approx([25] * 4) and shares["full 100 %"] == pytest.approx([100] * 4)
@@ -192,11 +195,57 @@ def test_a_browser_that_draws_nothing_is_an_error(folder: Path, monkeypatch: pyt
 
 def test_arms_far_below_the_best_are_named_and_outside_of_the_axis(folder: Path) -> None:
     arms = summarize(read_runs([folder]))
-    colours = figures.colour_of([arm.selector for arm in arms])
+    colours = colour_of([arm.selector for arm in arms])
     assert figures.accuracy(arms, colours).layout.yaxis.range is None  # all are at 45 %
     for arm in arms:
         if arm.selector == "q3":
-            arm.final = Accuracy(0.02, 0.01)
+            arm.final = Estimate(0.02, 0.01)
     layout = figures.accuracy(arms, colours).layout
     assert layout.yaxis.range == (37, 50)  # 45 - 8, 45 + 5
     assert [note.text for note in layout.annotations] == ["below: q3 12.5 %: 2.0"]
+
+
+def test_bands_are_t_intervals_of_the_difference_to_all_tokens(folder: Path) -> None:
+    arms = [arm for arm in summarize(read_runs([folder])) if arm.selector in ("full", "q3")]
+    (q3,) = [arm for arm in arms if arm.selector == "q3"]
+    q3.difference = Estimate(0.05, 0.01, df=2, over_seeds=True)
+
+    def half_width() -> float:
+        (band,) = [trace for trace in figures.accuracy(arms, {"full": "#000000", "q3": "#0072B2"}).data if trace.fill]
+        return (max(band.y) - min(band.y)) / 2
+
+    assert half_width() == pytest.approx(4.303, abs=1e-3)  # t of 2 degrees of freedom, 97.5 %; not 1.96
+    q3.difference, q3.final = None, Estimate(0.5, 0.02, df=4)
+    assert half_width() == pytest.approx(2 * 2.776, abs=1e-3)
+
+
+def test_learning_curves_have_one_panel_per_selector_with_the_other_arms_in_grey() -> None:
+    curves = {arm: {0: [0.3, 0.3], 20: [0.5, end]} for arm, end in (("full 100 %", 0.6), ("q3 10 %", 0.4))}
+    curves |= {"q3 50 %": {0: [0.3, 0.3], 20: [0.5, 0.9]}}
+    selectors = {"full 100 %": "full", "q3 10 %": "q3", "q3 50 %": "q3"}
+    colours = colour_of(["full", "q3"])
+    figure = figures.learning_curves(curves, selectors, colours)
+    assert [note.text for note in figure.layout.annotations] == ["full", "q3"]
+    drawn = {
+        (trace.name, trace.xaxis, trace.line.color, trace.line.dash): list(trace.y)
+        for trace in figure.data
+        if trace.name in curves
+    }
+    assert drawn == {
+        ("full 100 %", "x", colours["full"], "solid"): pytest.approx([30, 55]),
+        ("q3 10 %", "x2", colours["q3"], "dash"): pytest.approx([30, 45]),
+        ("q3 50 %", "x2", colours["q3"], "dot"): pytest.approx([30, 70]),
+    }
+    grey = {trace.xaxis: [y for y in trace.y if y is not None] for trace in figure.data if trace.line.width == 1}
+    assert grey["x"] == pytest.approx([30, 45, 30, 70]) and grey["x2"] == pytest.approx([30, 55])
+    bands = {trace.xaxis: (min(trace.y), max(trace.y)) for trace in figure.data if trace.fill and trace.xaxis == "x"}
+    assert bands == {"x": pytest.approx((30, 60))}  # the range of the seeds
+
+
+def test_many_selectors_have_distinct_colours() -> None:
+    names = [f"s{i}" for i in range(24)]
+    colours = colour_of(names)
+    assert list(colours.values())[: len(COLOURS)] == list(COLOURS)
+    nearest = min(distance(a, b) for i, a in enumerate(colours.values()) for b in list(colours.values())[:i])
+    assert nearest > 60  # of 765
+    assert {name: colours[name] for name in names[:12]} == colour_of(names[:12])

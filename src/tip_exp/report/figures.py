@@ -3,52 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from tip_exp.records.metrics import QUADRANTS
 from tip_exp.report.arms import ArmResult, group_by
+from tip_exp.report.colours import channels
 from tip_exp.report.overlaps import Overlaps
 
-# Okabe and Ito (2008) without black and yellow, which are invisible on one of the two backgrounds; then mixed colours.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A7A2F", "#7F6BB3", "#7A7A7A")
 GREY = "#888888"
-DASHES = ("solid", "dash", "dot", "dashdot")  # arms of one selector have the same colour
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # by retention in the learning curves
+SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down", "star")  # by selector
+PANEL_COLUMNS, PANEL_HEIGHT = 3, 230  # of the learning curves; pixels
 MAX_POINTS = 900  # tokens in the plane; each arm draws all of them
 MIN_LOG = 1e-5  # nats; smaller values are drawn here on logarithmic axes
-Z95 = 1.96
 RETENTION, ACCURACY = "retention, % of response tokens", "accuracy, %"
 
 
-def colour_of(selectors: Sequence[str]) -> dict[str, str]:
-    """One colour per selector, the same in all plots."""
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(selectors))}
-
-
 def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
-    """Final accuracy against retention; bands are ± 1.96 standard errors, the dashed line is training on all tokens."""
-    figure = go.Figure()
+    """Final accuracy against retention; the dashed line is training on all tokens.
+
+    A band is the 95 % interval of the difference to that line, around the arm's mean: all arms answer the same
+    problems, whose scatter would hide differences. Without such a run it is the interval of the mean.
+    """
+    figure, symbols = go.Figure(), _symbols(colours)
     for selector, curve in _by_selector(arms).items():
         colour = colours[selector]
         means = [100 * arm.final.mean for arm in curve]
-        errors = [0.0 if math.isnan(arm.final.se) else 100 * Z95 * arm.final.se for arm in curve]
-        low = [mean - error for mean, error in zip(means, errors, strict=True)]
-        high = [mean + error for mean, error in zip(means, errors, strict=True)]
         if selector == "full":
-            figure.add_hrect(low[0], high[0], fillcolor=colour, opacity=0.12, line_width=0)
             figure.add_scatter(
                 x=[0, 100], y=[means[0], means[0]], mode="lines", name="full (all tokens)",
                 line={"color": colour, "dash": "dash"},
-                hovertemplate=f"all tokens: {means[0]:.1f} ± {errors[0]:.1f} (n={curve[0].seeds})",
+                hovertemplate=f"all tokens: {means[0]:.1f} (n={curve[0].seeds})",
             )  # fmt: skip
             continue
+        half_widths = [100 * (arm.difference or arm.final).half_width() for arm in curve]
+        errors = [0.0 if math.isnan(half_width) else half_width for half_width in half_widths]
+        low = [mean - error for mean, error in zip(means, errors, strict=True)]
+        high = [mean + error for mean, error in zip(means, errors, strict=True)]
         retentions = [100 * arm.retention for arm in curve]
         _add_band(figure, retentions, low, high, colour, selector)
         figure.add_scatter(
             x=retentions, y=means, mode="lines+markers", name=selector, legendgroup=selector, line_color=colour,
-            marker_size=9, customdata=[[error, arm.seeds] for error, arm in zip(errors, curve, strict=True)],
+            marker={"size": 9, "symbol": symbols[selector]},
+            customdata=[[error, arm.seeds] for error, arm in zip(errors, curve, strict=True)],
             error_y={"array": errors, "visible": len(retentions) == 1},
             hovertemplate="%{x:g} % of tokens: %{y:.1f} ± %{customdata[0]:.1f} (n=%{customdata[1]})",
         )  # fmt: skip
@@ -58,12 +58,12 @@ def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
 
 def memory(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
     """Peak allocation of the masked loss against retention; all tokens are the point at 100 %."""
-    figure = go.Figure()
+    figure, symbols = go.Figure(), _symbols(colours)
     for selector, curve in _by_selector(arms).items():
         figure.add_scatter(
             x=[100 * arm.retention for arm in curve], y=[arm.loss_mib for arm in curve], mode="lines+markers",
-            name=selector, line_color=colours[selector], marker_size=9, customdata=[[arm.peak_gib] for arm in curve],
-            hovertemplate="%{x:g} %: loss %{y:.1f} MiB, learner's peak %{customdata[0]:.2f} GiB",
+            name=selector, line_color=colours[selector], marker={"size": 9, "symbol": symbols[selector]},
+            hovertemplate="%{x:g} %: loss %{y:.1f} MiB",
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
     return _with_axes(figure, RETENTION, "peak of the loss, MiB")
@@ -72,22 +72,49 @@ def memory(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
 def learning_curves(
     curves: dict[str, dict[int, list[float]]], selectors: dict[str, str], colours: dict[str, str]
 ) -> go.Figure:
-    """Accuracy by step of each arm ({step: one value per seed}): mean over seeds, and the seeds' range as a band."""
-    figure = go.Figure()
-    num_drawn: Counter[str] = Counter()
-    for arm, by_step in curves.items():
-        selector, steps = selectors[arm], sorted(by_step)
-        dash = DASHES[num_drawn[selector] % len(DASHES)]
-        num_drawn[selector] += 1
-        means = [100 * sum(by_step[step]) / len(by_step[step]) for step in steps]
-        low, high = ([100 * pick(by_step[step]) for step in steps] for pick in (min, max))
-        _add_band(figure, steps, low, high, colours[selector], arm)
-        figure.add_scatter(
-            x=steps, y=means, mode="lines+markers", name=arm, legendgroup=arm,
-            line={"color": colours[selector], "dash": dash}, customdata=[[len(by_step[step])] for step in steps],
-            hovertemplate="step %{x}: %{y:.1f} % (n=%{customdata[0]})",
+    """Accuracy by step of each arm ({step: one value per seed}), with one panel per selector.
+
+    A panel shows its selector's arms in colour, as the mean over seeds with the seeds' range as a band, and the means
+    of all other arms in grey. The dash of a line is its retention.
+    """
+    names = sorted({selectors[arm] for arm in curves}, key=list(colours).index)
+    columns = min(PANEL_COLUMNS, len(names)) or 1
+    num_rows = math.ceil(len(names) / columns) or 1
+    figure = make_subplots(
+        num_rows, columns, subplot_titles=names, shared_xaxes="all", shared_yaxes="all", horizontal_spacing=0.03,
+        vertical_spacing=0.28 / num_rows,
+    )  # fmt: skip
+    means = {arm: {step: 100 * sum(by_step[step]) / len(by_step[step]) for step in sorted(by_step)}
+             for arm, by_step in curves.items()}  # fmt: skip
+    retentions = {arm: arm.removeprefix(f"{selectors[arm]} ") for arm in curves}
+    dashes = {text: DASHES[i % len(DASHES)] for i, text in enumerate(dict.fromkeys(retentions.values()))}
+    for i, selector in enumerate(names):
+        panel = {"row": i // columns + 1, "col": i % columns + 1}
+        remaining = [arm for arm in curves if selectors[arm] != selector]
+        figure.add_scatter(  # one trace, with gaps between the arms
+            x=[step for arm in remaining for step in (*means[arm], None)],
+            y=[mean for arm in remaining for mean in (*means[arm].values(), None)],
+            mode="lines", line={"color": GREY, "width": 1}, opacity=0.45, hoverinfo="skip", showlegend=False, **panel,
         )  # fmt: skip
-    return _with_axes(figure, "step", ACCURACY)
+        for arm in (arm for arm in curves if selectors[arm] == selector):
+            steps, seeds = list(means[arm]), [curves[arm][step] for step in means[arm]]
+            low, high = ([100 * pick(values) for values in seeds] for pick in (min, max))
+            _add_band(figure, steps, low, high, colours[selector], arm, **panel)
+            figure.add_scatter(
+                x=steps, y=list(means[arm].values()), mode="lines", name=arm, showlegend=False,
+                line={"color": colours[selector], "dash": dashes[retentions[arm]], "width": 2.5},
+                customdata=[[len(values)] for values in seeds],
+                hovertemplate=f"{arm}, step %{{x}}: %{{y:.1f}} % (n=%{{customdata[0]}})<extra></extra>", **panel,
+            )  # fmt: skip
+    for text, dash in dashes.items():
+        line = {"color": GREY, "dash": dash, "width": 2.5}
+        figure.add_scatter(x=[None], y=[None], mode="lines", name=f"{text} of tokens", line=line, row=1, col=1)
+    _with_axes(figure, "", "")
+    figure.update_xaxes(showticklabels=True)
+    figure.update_xaxes(title_text="step", row=num_rows)
+    figure.update_yaxes(title_text=ACCURACY, col=1)
+    legend = {"orientation": "h", "y": 1 + 46 / (PANEL_HEIGHT * num_rows), "yanchor": "bottom"}
+    return figure.update_layout(height=PANEL_HEIGHT * num_rows + 150, legend=legend, margin_t=90)
 
 
 def plane(
@@ -177,13 +204,18 @@ def _limit_axis(figure: go.Figure, arms: list[ArmResult]) -> None:
 
 
 def _add_band(
-    figure: go.Figure, x: Sequence[float], low: list[float], high: list[float], colour: str, group: str
+    figure: go.Figure, x: Sequence[float], low: list[float], high: list[float], colour: str, group: str, **panel: int
 ) -> None:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    red, green, blue = channels(colour)
     figure.add_scatter(
         mode="lines", x=[*x, *reversed(x)], y=[*high, *reversed(low)], fill="toself", line_width=0, hoverinfo="skip",
-        fillcolor=f"rgba({red},{green},{blue},0.16)", showlegend=False, legendgroup=group,
+        fillcolor=f"rgba({red},{green},{blue},0.16)", showlegend=False, legendgroup=group, **panel,
     )  # fmt: skip
+
+
+def _symbols(colours: dict[str, str]) -> dict[str, str]:
+    """Similar colours of many selectors are told apart by the marker."""
+    return {selector: SYMBOLS[i % len(SYMBOLS)] for i, selector in enumerate(colours)}
 
 
 def _with_axes(figure: go.Figure, x: str, y: str) -> go.Figure:

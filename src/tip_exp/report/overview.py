@@ -23,7 +23,7 @@ NOTES = (
     "two-sided, corrected over all comparisons of one setting (variances of problems and seeds, Student's t; simulated "
     "coverage: results/coverage.md)\n"
     f"within ± {MARGIN:g}: is the difference within {MARGIN:g} points at 95 %, by two one-sided tests; in brackets the "
-    "smallest margin for which it is. not shown: neither equal nor different at this number of seeds\n"
+    "smallest margin for which it is. no: the 95 % interval lies outside; not shown: more seeds are needed to tell\n"
     "KL/response: KL(student || teacher) in nats, summed over a sampled response to a held-out problem; KL vs full: "
     "ratio of the geometric means [95 % interval], with its own p\n"
     "loss MiB: peak allocation of the masked loss"
@@ -59,11 +59,16 @@ def ratio(log_difference: Estimate | None) -> str:
 
 
 def equivalence(difference: Estimate | None) -> str:
-    """ "yes (± 1.4)", "not shown (± 3.9)"; "-" with one seed."""
+    """ "yes (± 1.4)", "not shown (± 3.9)", "no (± 30.1)" if it is larger than MARGIN at 95 %; "-" with one seed."""
     if difference is None or math.isnan(difference.margin):
         return "-"
     margin = 100 * difference.margin
-    return f"{'yes' if margin <= MARGIN else 'not shown'} (± {margin:.1f})"
+    is_larger = 100 * (abs(difference.mean) - difference.half_width()) > MARGIN
+    return f"{'yes' if margin <= MARGIN else 'no' if is_larger else 'not shown'} (± {margin:.1f})"
+
+
+def p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else _number("{:.3f}", p)
 
 
 def errors_cover(arm: ArmResult) -> str:
@@ -98,11 +103,11 @@ COLUMNS: dict[str, Callable[[ArmResult], str]] = {
     "gap closed": lambda arm: _number("{:.0f} %", 100 * arm.gap_closed),
     "vs full [95 %]": lambda arm: points(arm.difference),
     "errors cover": errors_cover,
-    "p (Holm)": lambda arm: _number("{:.3f}", arm.p_holm),
+    "p (Holm)": lambda arm: p_value(arm.p_holm),
     f"within ± {MARGIN:g}": lambda arm: equivalence(arm.difference),
     "KL/response": lambda arm: _number("{:.3g}", arm.seq_kl),
     "KL vs full [95 %]": lambda arm: ratio(arm.kl_difference),
-    "KL p (Holm)": lambda arm: _number("{:.3f}", arm.kl_p_holm),
+    "KL p (Holm)": lambda arm: p_value(arm.kl_p_holm),
     "loss MiB": lambda arm: _number("{:.1f}", arm.loss_mib),
     "state": lambda arm: arm.state,
     "differs in": lambda arm: arm.differs,
@@ -125,7 +130,7 @@ def overview(arms: list[ArmResult]) -> Table:
     } | dict.fromkeys(shared, False)  # fmt: skip
     headings = [heading for heading in COLUMNS if is_shown.get(heading, True)]
     same = ", ".join(f"{name.removesuffix(' ± se')} {COLUMNS[name](arms[0])}" for name in shared)
-    notes = [f"All rows: {same} (mean@k in % ± standard error over problems)."] if shared else []
+    notes = [f"All rows: {same} (% ± standard error over problems)."] if shared else []
     rows = [[COLUMNS[heading](arm) for heading in headings] for arm in arms]
     return Table("", headings, rows, notes=notes + warnings(arms))
 
@@ -147,8 +152,8 @@ def warnings(arms: list[ArmResult]) -> list[str]:
             if first.score == "soft_or" and first.config["selector.normalizer"] == "minmax":
                 why = " Min-max stretches to the largest divergence, so that at small retention Eq. 7 ranks by entropy."
             texts.append(
-                f"{first.selector} {100 * first.retention:g} %: the tokens of top entropy, with a Jaccard index of "
-                f"{first.overlap_entropy:.2f} (mean over steps).{why}"
+                f"{first.selector} {100 * first.retention:g} % keeps nearly the tokens of top entropy: Jaccard index "
+                f"{first.overlap_entropy:.2f}, mean over steps.{why}"
             )
     return texts
 

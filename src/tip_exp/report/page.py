@@ -24,8 +24,9 @@ from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import RunRecord
 from tip_exp.report import figures
 from tip_exp.report.arms import ArmResult, differing_keys, group_by
+from tip_exp.report.colours import colour_of
 from tip_exp.report.overlaps import overlaps
-from tip_exp.report.overview import overview
+from tip_exp.report.overview import NOTES, overview
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.utils.errors import DataError
 from tip_exp.utils.io import read_rows
@@ -36,28 +37,19 @@ MANY_ARMS = 8  # with more arms, plots that list arms take the whole width
 MAX_REFERENCE = 64  # rollouts on which the selectors are compared
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTH, HEIGHT = 1000, 620  # of a picture, pixels
-BROWSER_OPTIONS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000",
-    f"--window-size={WIDTH + 16},{HEIGHT + 16}",  # a page has a margin of 8 pixels
-)  # fmt: skip
+BROWSER_OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=10000"]
 TIMEOUT_S = 120  # for one picture
 MAX_NAME = 60  # characters of a setting's name in a file name
 # figure -> its title and its caption
 CAPTIONS = {
     "accuracy": (
         "Accuracy against retention",
-        "± 1.96 standard errors, over seeds if there are several, else over problems. Dashed: all tokens.",
+        "Dashed: all tokens. Bands: 95 % interval of the difference to it; it covers what the table says.",
     ),
     "memory": ("Memory against retention", "Peak allocation of the masked loss, without weights and activations."),
-    "curves": ("Learning curves", "Mean over seeds; the band spans the lowest and the highest seed."),
-    "plane": (
-        "Entropy and divergence of the same tokens",
-        "Tokens of the first evaluation as each selector would keep them; the menu chooses the selector.",
-    ),
-    "quadrants": (
-        "What each selector keeps, by quadrant",
-        "Fraction of a quadrant's tokens that is trained on, over all steps and seeds.",
-    ),
+    "curves": ("Learning curves", "Mean over seeds; band: lowest to highest seed; grey: the other selectors' arms."),
+    "plane": ("Entropy and divergence", "Tokens of the first evaluation as the selector of the menu would keep them."),
+    "quadrants": ("Kept tokens by quadrant", "Fraction of a quadrant's tokens, over all steps and seeds."),
     "overlap": ("Overlap of selectors on the same tokens", "Jaccard index: 1 if two selectors keep the same tokens."),
 }
 
@@ -91,7 +83,8 @@ def page(records: list[RunRecord], arms: list[ArmResult]) -> str:
         by_id = {f"s{number}-{kind}": figure for kind, figure in setting.figures.items()}
         plots |= {plot_id: json.loads(figure.to_json() or "") for plot_id, figure in by_id.items()}
         rollouts += _viewer_rollouts(setting)
-        sections.append(_section(setting, list(by_id)))
+        sections.append(_section(setting, by_id))
+    sections.append(f"<section>{_paragraphs(NOTES.splitlines())}</section>")
     data = {"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS)}
     parts = {
         "<!--sections-->": "\n".join(sections),
@@ -121,9 +114,11 @@ def write_pictures(records: list[RunRecord], arms: list[ArmResult], out: Path) -
             slug = f"{number}_{re.sub('[^a-z0-9]+', '_', setting.name.lower())[:MAX_NAME]}"
             for kind, figure in setting.figures.items():
                 path = out.resolve() / f"{slug}.{kind}.png"
-                figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=WIDTH, height=HEIGHT)
+                height = figure.layout.height or HEIGHT
+                figure.update_layout(paper_bgcolor="white", plot_bgcolor="white", width=WIDTH, height=height)
                 source.write_text(figure.to_html(config={"displayModeBar": False}), encoding="utf-8")
                 command = [browser, *BROWSER_OPTIONS, f"--user-data-dir={scratch}/browser"]
+                command += [f"--window-size={WIDTH + 16},{height + 16}"]  # a page has a margin of 8 pixels
                 command += [f"--screenshot={path}", f"file://{source}"]
                 try:
                     process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
@@ -139,7 +134,7 @@ def write_pictures(records: list[RunRecord], arms: list[ArmResult], out: Path) -
 def settings(records: list[RunRecord], arms: list[ArmResult]) -> Iterator[Setting]:
     """The settings in the order of the arms; the files of the runs are read here."""
     by_folder = {record.folder: record for record in records}
-    colours = figures.colour_of(sorted({arm.selector for arm in arms}, key=lambda name: (name != "full", name)))
+    colours = colour_of(sorted({arm.selector for arm in arms}, key=lambda name: (name != "full", name)))
     groups = list(group_by(arms, "setting").values())
     for group in groups:
         first = group[0]
@@ -227,22 +222,27 @@ def _viewer_rollouts(setting: Setting) -> list[dict[str, Any]]:
     return rollouts
 
 
-def _section(setting: Setting, plot_ids: list[str]) -> str:
+def _section(setting: Setting, plots_by_id: dict[str, go.Figure]) -> str:
     table = overview(setting.arms)
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in table.headings)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    plots = "".join(_plot(plot_id, len(table.rows)) for plot_id in plot_ids)
+    notes = _paragraphs(table.notes)
+    plots = "".join(_plot(plot_id, figure, len(table.rows)) for plot_id, figure in plots_by_id.items())
     return (
         f'<section><h2>{html.escape(setting.name)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f'<tbody>{body}</tbody></table></div><div class="grid">{plots}</div></section>'
+        f'<tbody>{body}</tbody></table></div>{notes}<div class="grid">{plots}</div></section>'
     )
 
 
-def _plot(plot_id: str, num_arms: int) -> str:
+def _paragraphs(texts: list[str]) -> str:
+    return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
+
+
+def _plot(plot_id: str, figure: go.Figure, num_arms: int) -> str:
     kind, _, benchmark = plot_id.split("-", 1)[1].partition("-")
     title, caption = CAPTIONS[kind]
     is_wide = num_arms > MANY_ARMS and kind in ("curves", "overlap")
-    height = max(400, 30 * num_arms + 130) if is_wide else 400
+    height = figure.layout.height or (max(400, 30 * num_arms + 130) if is_wide else 400)
     return (
         f'<figure class="{"whole" if is_wide else "half"}"><figcaption>'
         f"<h3>{html.escape(title + (f': {benchmark}' if benchmark else ''))}</h3><p>{html.escape(caption)}</p>"

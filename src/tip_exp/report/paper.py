@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from tip_exp.report.arms import ArmResult, differing_keys, group_by
-from tip_exp.report.overview import MARGIN, equivalence, errors_cover, percent, points, warnings
+from tip_exp.report.overview import MARGIN, equivalence, errors_cover, p_value, percent, points, ratio, warnings
 from tip_exp.report.tables import Table
 from tip_exp.utils.paths import paper_numbers_file
 
@@ -35,6 +35,7 @@ FULL = ("full", 1.0)
 SOFT_OR, ENTROPY = (("soft_or", 0.5), ("soft_or", 0.2)), (("entropy_sample", 0.5), ("entropy_sample", 0.2))
 FIRST_COLUMNS = ["method", "ρ", "source", "seeds"]
 DIFFERENCE_COLUMNS = ["method", "ρ", "benchmark", "vs full [95 %]", "errors cover", "p (Holm)", f"within ± {MARGIN:g}"]
+DIFFERENCE_COLUMNS += ["KL vs full [95 %]", "KL p (Holm)"]
 OURS, STRICT, PAPER = "ours ± se", "ours, string grader", "paper ± as printed"
 SOURCES = (
     f"{OURS}: graded by value, ± standard error over problems (one seed) or over problems and seeds. {STRICT}: the "
@@ -188,9 +189,16 @@ def _difference_cells(result: ArmResult) -> list[str]:
     """The columns of DIFFERENCE_COLUMNS after the retention; empty if the result is compared with none."""
     if result.difference is None:
         return []
-    p = "-" if math.isnan(result.p_holm) else f"{result.p_holm:.3f}"
     benchmark = BENCHMARKS.get(result.benchmark, result.benchmark)
-    return [benchmark, points(result.difference), errors_cover(result), p, equivalence(result.difference)]
+    return [
+        benchmark,
+        points(result.difference),
+        errors_cover(result),
+        p_value(result.p_holm),
+        equivalence(result.difference),
+        ratio(result.kl_difference),
+        p_value(result.kl_p_holm),
+    ]
 
 
 def _best(arms: dict[int, list[ArmResult]], num_benchmarks: int) -> frozenset[tuple[int, int]]:
