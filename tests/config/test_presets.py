@@ -46,7 +46,7 @@ TABLE_9: dict[str, tuple[Any, Any, Any]] = {
     "learner.warmup_steps": (0,) * 3,
     "learner.grad_clip": (1.0,) * 3,
 }
-DEEPPLANNING = {  # TIP, Sec. 7.5 and Table 7; decoding of the evaluation: base code
+DEEPPLANNING = {  # TIP, Sec. 7.5, Table 7 and App. B.4
     "pair.teacher.path": "Qwen/Qwen3-14B",
     "pair.student.path": "Qwen/Qwen3-1.7B",
     "pair.chat.thinking": True,
@@ -54,7 +54,8 @@ DEEPPLANNING = {  # TIP, Sec. 7.5 and Table 7; decoding of the evaluation: base 
     "learner.schedule": "cosine",
     "learner.num_steps": 360,
     "eval.samples": 16,
-    "eval.max_tokens": 24576,
+    "eval.temperature": 1.0,
+    "eval.max_tokens": 24576,  # base code
 }
 
 
