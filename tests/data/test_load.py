@@ -101,3 +101,13 @@ def test_the_real_sets(compose_run: Compose) -> None:
         leaked = overlap(datasets["dapo"].problems, datasets[name].problems, config.suffix)
         shared[name] = len(leaked.exact), len(leaked.ngram)
     assert shared == {"aime24": (0, 8), "aime25": (0, 9), "math500": (4, 33)}
+
+
+def test_no_formula_is_in_two_splits(compose_run: Compose) -> None:
+    def prompts(key: str) -> set[str]:
+        config = compose_run("data=calculator", "eval=calculator", "agent=default")
+        dataset = config.data.train if key == "train" else config.eval.benchmarks["calculator"]
+        return {problem.prompt for problem in load(dataset).problems}
+
+    train, test = prompts("train"), prompts("test")
+    assert len(train) > 100 and len(test) > 30 and not train & test

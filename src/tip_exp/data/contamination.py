@@ -14,7 +14,7 @@ from tip_exp.types import Problem
 
 NGRAM = 13  # Brown et al. 2020 (GPT-3), App. C
 BOILERPLATE = 10
-"""An n-gram of more training problems than this is a common phrase (Brown et al. 2020, App. C: more than 10)."""
+"""An n-gram of more training problems than this is a common phrase, such as "m and n are relatively prime"."""
 
 _WORD = re.compile(r"\w+")
 _TOKEN = re.compile(r"\w+|[^\w\s]")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tip_exp.data.dataset import DATA_SEED, Dataset
+from tip_exp.data.word_sums import split_of
 from tip_exp.envs import calculator
 from tip_exp.envs.base import ToolTasks
 from tip_exp.envs.deepplanning import errands
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 def load_calculator(config: CalculatorConfig) -> Dataset:
     """The first `num_problems` formulas of the configured stream."""
-    problems = list(islice(calculator.stream(config.split, DATA_SEED), config.num_problems))
+    stream = calculator.stream(config.split, DATA_SEED)
+    of_split = (problem for problem in stream if split_of(problem.prompt) == config.split)  # none is in two splits
+    problems = list(islice(of_split, config.num_problems))
     tasks = {problem.id: problem for problem in problems}
     tools = ToolTasks(tasks, calculator.CalculatorEnvironment, no_tool_baseline=0.0)
     return Dataset.generated(problems, f"calculator, seed {DATA_SEED}", tools)
