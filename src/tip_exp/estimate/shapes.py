@@ -65,7 +65,9 @@ def shape_of(path: str, revision: str | None) -> ModelShape:
     if config_and_source is None:
         return _guess(path)
     config = config_and_source[0].get("text_config", config_and_source[0])
-    sizes = {name: next((config[key] for key in keys if config.get(key)), None) for name, keys in KEYS.items()}
+    sizes: dict[str, Any] = {
+        name: next((config[key] for key in keys if config.get(key)), None) for name, keys in KEYS.items()
+    }
     if missing := [name for name, size in sizes.items() if size is None and name != "intermediate_size"]:
         raise ConfigError(
             f"pair: {config_and_source[1]} of {path} has no {', '.join(missing)}, so its memory and time cannot be "
