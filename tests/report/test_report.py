@@ -76,9 +76,7 @@ def test_the_table(runs: Path) -> None:
     assert soft_or["vs full [95 %]"].startswith("+4.7 [")
     assert (soft_or["p (Holm)"], soft_or["within ± 2"]) == ("-", "-")
     assert soft_or["errors cover"] == "problems and seeds; vs full: problems, not seeds"
-    assert table.notes == [
-        "All rows: teacher 99.0 ± 1.5, step 0 35.0 ± 1.5 (% ± standard error over problems)."
-    ]
+    assert table.notes == ["All rows: teacher 99.0 ± 1.5, step 0 35.0 ± 1.5 (% ± standard error over problems)."]
 
 
 def test_the_error_of_several_seeds_is_over_seeds_and_problems(runs: Path) -> None:
