@@ -21,7 +21,7 @@ def colour_of(selectors: Sequence[str]) -> dict[str, str]:
         for r, g, b in channels_of
         if 0.2 < 0.21 * r + 0.72 * g + 0.07 * b < 0.55  # luma: neither black nor white
     ]
-    chosen = list(COLOURS[: len(names)])
+    chosen: list[str] = list(COLOURS[: len(names)])
     while len(chosen) < len(names):
         chosen.append(max(candidates, key=lambda colour: min(distance(colour, taken) for taken in chosen)))
     return dict(zip(names, chosen, strict=True))

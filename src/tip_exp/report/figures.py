@@ -81,7 +81,7 @@ def learning_curves(
     columns = min(PANEL_COLUMNS, len(names)) or 1
     num_rows = math.ceil(len(names) / columns) or 1
     figure = make_subplots(
-        num_rows, columns, subplot_titles=names, shared_xaxes="all", shared_yaxes="all", horizontal_spacing=0.03,
+        num_rows, columns, subplot_titles=names, shared_xaxes=True, shared_yaxes=True, horizontal_spacing=0.03,
         vertical_spacing=0.28 / num_rows,
     )  # fmt: skip
     means = {arm: {step: 100 * sum(by_step[step]) / len(by_step[step]) for step in sorted(by_step)}
@@ -110,7 +110,8 @@ def learning_curves(
         line = {"color": GREY, "dash": dash, "width": 2.5}
         figure.add_scatter(x=[None], y=[None], mode="lines", name=f"{text} of tokens", line=line, row=1, col=1)
     _with_axes(figure, "", "")
-    figure.update_xaxes(showticklabels=True)
+    figure.update_xaxes(showticklabels=True, matches="x")
+    figure.update_yaxes(matches="y")
     figure.update_xaxes(title_text="step", row=num_rows)
     figure.update_yaxes(title_text=ACCURACY, col=1)
     legend = {"orientation": "h", "y": 1 + 46 / (PANEL_HEIGHT * num_rows), "yanchor": "bottom"}
