@@ -62,6 +62,9 @@ def main() -> None:
     for package in arguments.packages:
         sites = list(mutants(package))
         chosen = rng.sample(sites, min(arguments.count, len(sites)))
+        unchanged = (ROOT / "src" / "tip_exp" / chosen[0].path).read_text(encoding="utf-8")
+        if not tests_pass(chosen[0], unchanged):
+            raise SystemExit(f"the tests of {package} fail without a mutant: {', '.join(PACKAGES[package])}")
         survived = 0
         for mutant in chosen:
             before, after, source = mutate(mutant)
@@ -118,7 +121,8 @@ def tests_pass(mutant: Mutant, source: str) -> bool:
             import pytest
 
             fast = "not slow and not gpu and not data and not vllm"
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "-m", fast]
+            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", fast]
+            options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of libraries that are loaded already
             os._exit(int(pytest.main([*options, *PACKAGES[mutant.package]])))
         _, status = os.waitpid(child, 0)
         return status == 0
@@ -128,7 +132,6 @@ def _load_libraries() -> None:
     """What every fork needs, loaded once; tip_exp itself is loaded by each fork from its own copy."""
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     import hydra  # noqa: F401
-    import hypothesis.strategies  # noqa: F401
     import pydantic  # noqa: F401
     import pytest  # noqa: F401
     import torch

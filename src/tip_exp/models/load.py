@@ -31,8 +31,7 @@ ROLES = ("teacher", "student")
 # Keys of a model's config that limit its positions; the first that is set counts.
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 PROBE_TOKENS, PROBE_LOGIT = 16, 1e3
-# Largest error of the head over the largest logit; a 16-bit model rounds its own logits.
-PROBE_ERROR = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
+PROBE_ERROR, PROBE_ERROR_16_BIT = 1e-4, 1e-2  # over the largest logit; a 16-bit model rounds its own logits
 
 
 def load_tokenizer(config: PairConfig) -> ChatTokenizer:
@@ -153,13 +152,14 @@ def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
     Also on hidden states that make the largest logit PROBE_LOGIT: a soft cap is invisible at small logits.
     """
     head = head_of(module, vocab_size)
+    limit = PROBE_ERROR if head.weight.dtype == head.dtype else PROBE_ERROR_16_BIT
     factor = 1.0
     for _ in range(2):
         logits, expected = _probe(module, head, factor)
         excluded = expected.isneginf()
         largest = expected[~excluded].abs().amax() if not bool(excluded.all()) else expected.new_tensor(math.nan)
         error = torch.where(excluded, 0, logits - expected).abs().amax() / largest.clamp(min=1e-3)
-        if not (error <= PROBE_ERROR[head.weight.dtype] and excluded.equal(head.excluded.expand_as(excluded))):
+        if not (error <= limit and excluded.equal(head.excluded.expand_as(excluded))):
             raise ConfigError(
                 f"{type(module).__name__} does more to its logits than scaling or soft-capping as its config names it "
                 f"(logit_scale, logits_scaling, final_logit_softcapping): at logits of up to {float(largest):.3g} the "
