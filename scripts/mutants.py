@@ -49,7 +49,7 @@ class Mutant:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.mutants", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m scripts.mutants", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=20, help="mutants per package")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--packages", nargs="+", choices=list(PACKAGES), default=list(PACKAGES))

@@ -151,11 +151,11 @@ def test_a_selector_that_keeps_the_tokens_of_top_entropy_is_named(tmp_path: Path
     chance = {"overlap_entropy": 0.96}  # two random sets of 98 %
     make_run(compose_run, tmp_path / "wide", 0.5, "selector=random", "selector.retention=0.98", totals=chance)
     notes = [note for note in overview(arms_of(tmp_path)).notes if "top entropy" in note]
-    assert [note.split(":")[0] for note in notes] == [
-        "q3 10 % keeps nearly the tokens of top entropy",
-        "soft_or 10 % keeps nearly the tokens of top entropy",
+    assert [note.split(" (Jaccard")[0] for note in notes] == [
+        "q3 at 10 % (0.95) keeps nearly the tokens of top entropy",
+        "soft_or at 10 % (0.99) keeps nearly the tokens of top entropy",
     ]
-    assert "0.95" in notes[0] and "Eq. 7" not in notes[0] and "0.99" in notes[1] and "Eq. 7" in notes[1]
+    assert "Eq. 7" not in notes[0] and "Eq. 7" in notes[1]
 
 
 def test_test_problems_in_the_training_set_are_said(runs: Path, compose_run: Compose) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
 
 
-def make_optimizer(parameters: list[Tensor], config: LearnerConfig) -> torch.optim.AdamW:
+def make_optimizer(parameters: Sequence[Tensor], config: LearnerConfig) -> torch.optim.AdamW:
     beta1, beta2 = config.betas
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=(beta1, beta2), eps=config.eps, weight_decay=config.weight_decay, fused=True
-    )
+    options = {"lr": config.lr, "betas": (beta1, beta2), "eps": config.eps, "weight_decay": config.weight_decay}
+    return torch.optim.AdamW(list(parameters), fused=True, **options)
 
 
 @torch.no_grad()

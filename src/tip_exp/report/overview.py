@@ -145,16 +145,19 @@ def warnings(arms: list[ArmResult]) -> list[str]:
                 f"{benchmark}: the training set holds {whole} of its test problems whole, and {ngram} more share 13 "
                 "words in a row with a training problem. Accuracies on them are not held out."
             )
+    same: dict[tuple[str, str], list[str]] = {}  # (selector, why) -> "10 % (0.99)" of each retention
     for first, *_ in group_by(arms, "identity").values():
         chance = first.retention / (2 - first.retention)  # of a random selection
         if first.score not in ("entropy", "full") and first.overlap_entropy > SAME_TOKENS > chance:
-            why = ""
-            if first.score == "soft_or" and first.config["selector.normalizer"] == "minmax":
-                why = " Min-max stretches to the largest divergence, so that at small retention Eq. 7 ranks by entropy."
-            texts.append(
-                f"{first.selector} {100 * first.retention:g} % keeps nearly the tokens of top entropy: Jaccard index "
-                f"{first.overlap_entropy:.2f}, mean over steps.{why}"
-            )
+            by_minmax = first.score == "soft_or" and first.config["selector.normalizer"] == "minmax"
+            why = " Min-max stretches to the largest divergence, so that Eq. 7 ranks most tokens by entropy."
+            retentions = same.setdefault((first.selector, why if by_minmax else ""), [])
+            retentions.append(f"{100 * first.retention:g} % ({first.overlap_entropy:.2f})")
+    texts += [
+        f"{selector} at {', '.join(retentions)} keeps nearly the tokens of top entropy (Jaccard index, mean over "
+        f"steps).{why}"
+        for (selector, why), retentions in same.items()
+    ]
     return texts
 
 
