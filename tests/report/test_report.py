@@ -17,7 +17,7 @@ from tests.reference import anova_variances
 from tests.synthetic_runs import finish, write_config
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.records.reader import read_runs
+from tip_exp.records.reader import RunRecord, read_runs
 from tip_exp.report.arms import ArmResult, differing_keys, read_records, summarize
 from tip_exp.report.overview import csv_text, overview
 from tip_exp.report.paper import LAYOUTS, METHODS, paper_numbers, paper_tables
@@ -303,7 +303,7 @@ def test_table5_has_our_number_over_the_papers_in_its_order(tmp_path: Path, comp
         ["Soft-OR", "50 %", name] for name in ("MATH-500", "AIME 2024", "AIME 2025")
     ]
     for row in differences.rows:
-        assert row[3].startswith("+10.0 [") and row[4:] == ["problems, not seeds", "-", "-"]
+        assert row[3].startswith("+10.0 [") and row[4:] == ["problems, not seeds", "-", "-", "-", "-"]
     text = latex(table)
     assert r"\toprule" in text and r"\bottomrule" in text and r"\textbf{80.0 $\pm$ 1.5}" in text
     assert r"Soft-OR & 50 \% & ours $\pm$ se & 1 &" in text and "8 x H200" in text and r"qwen3\_8b\_to\_4b" in text
@@ -387,3 +387,16 @@ def test_errors_of_the_command_are_one_line_and_exit_code_1(runs: Path) -> None:
         process = report(*arguments)
         assert process.returncode == 1 and message in process.stderr
         assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+
+
+def test_students_of_several_seeds_are_one_arm(compose_run: Compose) -> None:
+    """With pair.student.per_seed the student's path may differ between the seeds of an arm; else arms differ."""
+
+    def records(per_seed: bool) -> list[RunRecord]:
+        configs = [compose_run(f"seed={seed}").model_dump() for seed in (0, 1)]
+        for config in configs:
+            config["pair"]["student"] |= {"per_seed": per_seed, "path": f"./students/{config['seed']}"}
+        return [RunRecord(str(config["seed"]), [], config, None, {}) for config in configs]
+
+    assert [arm.runs for arm in summarize(records(per_seed=True))] == [2]
+    assert [arm.runs for arm in summarize(records(per_seed=False))] == [1, 1]
