@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.dataset import Dataset
+from tip_exp.data.load import load
 from tip_exp.eval.evaluate import Evaluations, evaluate, ungraded_warning
 from tip_exp.grading import boxed
 from tip_exp.models.pair import Pair
@@ -49,3 +53,36 @@ def test_a_benchmark_of_one_problem_is_refused(tiny_config: RunConfig, tiny_pair
     dataset = Dataset([Problem("a", "1+1?", "2")], "shop.jsonl", "")
     with pytest.raises(ConfigError, match=r"eval\.benchmarks\.shop: .* at least 2 problems; shop\.jsonl has 1"):
         Evaluations(tiny_config.eval, {"shop": dataset}, tiny_pair, None)
+
+
+def test_the_sequence_kl_of_sampled_responses_is_in_their_rows_and_in_the_metrics(
+    tiny_pair: Pair, compose_run: Callable[..., RunConfig]
+) -> None:
+    """Two problems, two samples, KLs 0, 1, 2, 3: a mean of 1.5; the problems' means .5 and 2.5 have an error of 1."""
+    config = compose_run("eval.samples=2", "eval.benchmarks.word_sums.num_problems=2").eval
+    dataset = load(config.benchmarks["word_sums"])
+    rows: list[dict[str, Any]] = []
+
+    class Fixed:
+        def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
+            repeated = [prompt for prompt in prompts for _ in range(sampling.samples)]
+            return [Rollout([*prompt, 50], [False] * len(prompt) + [True], "stop", []) for prompt in repeated]
+
+        def sync(self) -> None: ...
+        def close(self) -> None: ...
+
+    class Rows:
+        def eval_rows(self, _step: int, _model: str, _benchmark: str, new: list[dict[str, Any]]) -> None:
+            rows.extend(new)
+
+    def sequence_kl(rollouts: list[Rollout], problems: list[Problem]) -> list[float]:
+        assert [problem.id for problem in problems] == [row.id for row in dataset.problems for _ in range(2)]
+        return [float(i) for i in range(len(rollouts))]
+
+    evaluations = Evaluations(config, {"word_sums": dataset}, tiny_pair, None)
+    metrics = evaluations(Fixed(), Rows(), model="student", step=0, sequence_kl=sequence_kl)  # pyright: ignore[reportArgumentType]
+    assert [row["seq_kl"] for row in rows if row["protocol"] == "sampled"] == [0, 1, 2, 3]
+    assert not any("seq_kl" in row for row in rows if row["protocol"] == "greedy")
+    assert metrics["eval/word_sums/seq_kl"] == 1.5 and metrics["eval/word_sums/seq_kl_se"] == pytest.approx(1.0)
+    logs = [math.log(value + 1e-3) for value in (0, 1, 2, 3)]
+    assert metrics["eval/word_sums/log_seq_kl"] == pytest.approx(sum(logs) / 4)
