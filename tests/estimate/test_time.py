@@ -30,7 +30,7 @@ def test_another_seed_selector_or_name_takes_what_was_measured(forecast: Forecas
 
 
 def test_another_length_is_scaled_by_its_operations(forecast: Forecaster, compose_run: Compose) -> None:
-    longer = compose_run("learner.num_steps=160")
+    longer = compose_run("learner.num_steps=80")
     scaled = forecast(longer)
     assert scaled.basis == "scaled" and scaled.gib == pytest.approx(sum(memory_gib(longer).values()))
     assert 41.6 < scaled.seconds <= 2 * 41.6  # twice the steps, but evaluations at step 0 take their part
