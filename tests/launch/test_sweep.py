@@ -234,12 +234,13 @@ def test_launchers_compose(name: str) -> None:
 
 
 def test_quick_demos_share_their_runs() -> None:
-    """All quick demos with one seed: sweeps share runs, and at most 28 remain (20 minutes at 40 s each)."""
+    """All quick demos with one seed: sweeps share runs, and at most 33 remain (22 minutes at 40 s each)."""
     digests: list[str] = []
-    for path in sorted(SWEEPS.glob("demo_*.yaml")):
+    quick = set(SWEEPS.glob("demo_*.yaml")) - {SWEEPS / "demo_students.yaml"}  # as in the Makefile
+    for path in sorted(quick):
         tools = path.stem == "demo_table7"
         runs = accepted(plan(path, ["experiment=quick_tools" if tools else "experiment=quick", "seed=0"]))
         assert {run.folder.root.parent for run in runs} == {Path("outputs/quick") / path.stem}
         digests += [digest(run.config) for run in runs]
     assert len(digests) > len(set(digests))
-    assert len(set(digests)) <= 28
+    assert len(set(digests)) <= 33
