@@ -38,6 +38,7 @@ FULL = ("full", 1.0)
 TINY, TOOLS = "tiny", "tiny_tools"
 MORE_SEEDS = "more seeds: the interval shrinks with their root"
 PAIR = "a pair whose errors are spread over more tokens: here a few tokens hold the divergence"
+CUTS = "other cuts (`quadrants`), or steps in proportion to the gradient, which Adam enlarges where it is small"
 CLAIMS = (
     Claim("Half of the tokens, drawn by entropy, match all tokens", "Table 3", TINY, ("entropy_sample", 0.5),
           "at least", FULL, "a longer training, in which all tokens gain more"),
@@ -58,9 +59,9 @@ CLAIMS = (
     Claim("… and leaves the student where it was", "Prop. 1: Q4 has no weight", TINY, ("soft_or_bottom", 0.5),
           "equal", None, "a smaller learner.eps: at 1e-8 Adam's normalized steps destroy the student"),
     Claim("Tokens of low entropy and divergence (Q4) teach nothing", "Table 1", TINY, ("q4", 1.0), "equal", None,
-          "other cuts: `quadrants`"),
+          CUTS),
     Claim("Uncertain tokens on which the teacher agrees (Q2) stabilize: alone they keep the student", "Table 1", TINY,
-          ("q2", 1.0), "at least", None, "other cuts: `quadrants`"),
+          ("q2", 1.0), "at least", None, CUTS),
     Claim("Divergence alone is worse than all tokens at a tenth", "Table 8", TINY, ("divergence", 0.1), "lower", FULL,
           MORE_SEEDS),
     Claim("The teacher's entropy is uninformative: no better than random tokens", "App. B.1", TINY,

@@ -100,7 +100,7 @@ COLUMNS: dict[str, Callable[[ArmResult], str]] = {
     "step 0 ± se": lambda arm: percent(arm.start),
     "final ± se": lambda arm: percent(arm.final),
     "greedy ± se": lambda arm: percent(arm.greedy),
-    "gap closed": lambda arm: _number("{:.0f} %", 100 * arm.gap_closed),
+    "gap closed": lambda arm: _number("{:z.0f} %", 100 * arm.gap_closed),
     "vs full [95 %]": lambda arm: points(arm.difference),
     "errors cover": errors_cover,
     "p (Holm)": lambda arm: p_value(arm.p_holm),
