@@ -56,11 +56,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/mutants.md"))
     arguments = parser.parse_args()
     _load_libraries()
-    rng = random.Random(arguments.seed)
     rows: list[str] = []
     survivors: list[str] = []
     for package in arguments.packages:
         sites = list(mutants(package))
+        rng = random.Random(f"{arguments.seed} {package}")  # the same mutants whichever packages are chosen
         chosen = rng.sample(sites, min(arguments.count, len(sites)))
         unchanged = (ROOT / "src" / "tip_exp" / chosen[0].path).read_text(encoding="utf-8")
         if not tests_pass(chosen[0], unchanged):
