@@ -107,7 +107,7 @@ def mutate(mutant: Mutant) -> tuple[str, str, str]:
 def tests_pass(mutant: Mutant, source: str) -> bool:
     """Run the fast tests of the mutant's package in a fork, on a copy of src/ with the changed file."""
     with tempfile.TemporaryDirectory() as scratch:
-for folder in ("src", "conf", "sweeps"):
+        for folder in ("src", "conf", "sweeps"):
             shutil.copytree(ROOT / folder, Path(scratch) / folder, ignore=shutil.ignore_patterns("__pycache__"))
         (Path(scratch) / "src" / "tip_exp" / mutant.path).write_text(source, encoding="utf-8")
         child = os.fork()
