@@ -142,9 +142,11 @@ def _load_libraries() -> None:
 
 
 def _is_ignored(node: ast.AST) -> bool:
-    """Annotations, messages, assertions and imports do not decide numbers."""
-    if isinstance(node, ast.Assert | ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom):
+    """Annotations, messages, assertions, imports and zip's `strict` do not decide numbers."""
+    if isinstance(node, ast.Assert | ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.arg):
         return True
+    if isinstance(node, ast.keyword):
+        return node.arg == "strict"
     return isinstance(node, ast.AnnAssign) and node.value is None
 
 
