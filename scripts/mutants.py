@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import importlib
 import os
 import random
 import shutil
@@ -132,11 +133,9 @@ def tests_pass(mutant: Mutant, source: str) -> bool:
 def _load_libraries() -> None:
     """What every fork needs, loaded once; tip_exp itself is loaded by each fork from its own copy."""
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    import hydra  # noqa: F401
-    import pydantic  # noqa: F401
-    import pytest  # noqa: F401
+    for name in ("hydra", "pydantic", "pytest", "transformers.models.qwen3.modeling_qwen3"):
+        importlib.import_module(name)
     import torch
-    import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
     torch.set_num_threads(1)
 
@@ -157,13 +156,7 @@ def _changed(node: ast.AST) -> ast.AST | None:
     elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
         node.ops[0] = SWAPS[type(node.ops[0])]()
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert | ast.Not):
-        node.op = (
-            ast.UAdd()
-            if isinstance(node.op, ast.USub)
-            else ast.Not()
-            if isinstance(node.op, ast.Invert)
-            else ast.UAdd()
-        )
+        node.op = ast.UAdd()
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         node.value = not node.value
     elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):

@@ -6,9 +6,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.report.test_page import page_data
 
 from tip_exp.records.reader import read_runs
 from tip_exp.utils.io import read_rows
@@ -51,10 +51,6 @@ def test_from_sweeps_to_the_readme(tmp_path: Path) -> None:
     for rollout in data["rollouts"]:
         assert len(rollout["tokens"]) == len(rollout["kept"]) == len(rollout["entropy"]), rollout["run"]
     check_that_the_workspace_reads_logged_metrics(tmp_path)
-
-
-def page_data(text: str) -> dict[str, Any]:
-    return json.loads(text.split('<script id="data" type="application/json">')[1].split("</script>")[0])
 
 
 def check_that_the_workspace_reads_logged_metrics(root: Path) -> None:

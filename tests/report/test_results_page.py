@@ -76,6 +76,9 @@ def test_readme(runs: Path) -> None:
     assert "training set" not in table5 and "With one seed they hold for these trained students only" in text
     assert single.startswith("single runs\n") and ".hydra/overrides.yaml" in single
     assert "Runs on GPUs: 8 x NVIDIA H200." in missing
+    claims = (out / "claims.md").read_text()
+    # both arms of a seed have the same scores
+    assert "soft_or_bottom 50 % lower soft_or 50 % (tiny)" in claims and "+0.0 [0.0, 0.0]" in claims
     for sweep, folder in (("table5", "paper"), ("demo_table6", "demo")):
         assert (out / folder / f"{sweep}.md").read_text().startswith("### Table")
         assert r"\toprule" in (out / folder / f"{sweep}.tex").read_text()

@@ -10,15 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tip_exp.config.names import FileName, Grader, HubFile, Layers, Rule, Split, Statistic, UpstreamBug
+from tip_exp.config.numbers import Count, CountOrZero, Fraction, InsideUnit, NonNegative, Positive, Share
 from tip_exp.selector.scores import Group, Normalizer, Order, Rounding, Scope
-
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-InsideUnit = Annotated[float, Field(gt=0, lt=1)]
 
 
 class _Strict(BaseModel):

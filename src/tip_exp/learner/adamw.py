@@ -23,16 +23,16 @@ def update_ratio(optimizer: torch.optim.AdamW) -> float:
     The update is computed from the moments, lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps), so that no second
     copy of the weights is kept: one parameter-sized temporary at a time.
     """
-    squares = torch.zeros(2, dtype=torch.float64)
+    squares: list[Tensor] = []
     for group in optimizer.param_groups:
         (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
         for parameter in group["params"]:
             if state := optimizer.state.get(parameter):
-                step = float(state["step"])
+                step = state["step"].double()  # a tensor: nothing waits for the device before the end
                 denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(eps)
                 update = denominator.reciprocal_().mul_(state["exp_avg"])
                 norms = torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in (update, parameter)])
                 norms[0] *= lr / (1 - beta1**step)
-                squares += norms.square().cpu()
-    update_norm, weight_norm = squares.sqrt().tolist()
+                squares.append(norms.square())
+    update_norm, weight_norm = torch.stack(squares).sum(0).sqrt().tolist() if squares else (0.0, 0.0)
     return update_norm / weight_norm if weight_norm else 0.0

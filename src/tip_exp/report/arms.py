@@ -117,8 +117,8 @@ def summarize(records: list[RunRecord]) -> list[ArmResult]:
     baselines = {(arm.setting, arm.benchmark): arm for arm in arms if arm.score == "full" and arm.seeds}
     for arm in arms:
         if arm.score != "full" and (baseline := baselines.get((arm.setting, arm.benchmark))):
-            arm.difference = _compare(arm.scores, baseline.scores)
-            arm.kl_difference = _compare(arm.kl_scores, baseline.kl_scores)
+            arm.difference = compare(arm.scores, baseline.scores)
+            arm.kl_difference = compare(arm.kl_scores, baseline.kl_scores)
     for family in group_by(arms, "setting").values():
         for name, p_name in (("difference", "p_holm"), ("kl_difference", "kl_p_holm")):
             differences: list[Estimate | None] = [getattr(arm, name) for arm in family]
@@ -199,12 +199,15 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
         in_train=(len(in_train[0]), len(in_train[1] - in_train[0])),
         scores=scores,
         kl_scores=_scores(done, benchmark, metrics.SEQ_KL),
-        change=_compare(scores, _scores(done, benchmark, "start")),
+        change=compare(scores, _scores(done, benchmark, "start")),
     )
 
 
 def _of_one_model(results: list[dict[str, Any]], part: str, name: str) -> Estimate:
-    """The runs evaluate the same model alike, so that their mean has the error of one run, which is over problems."""
+    """The runs evaluate the same model alike, so that their mean has the error of one run, which is over problems.
+
+    Step 0 of several students (pair.student.per_seed) has this error too, which leaves the students out.
+    """
     return Estimate(_mean(results, part, name), _mean(results, part, metrics.standard_error_of(name)))
 
 
@@ -243,7 +246,3 @@ def _scores(done: list[RunRecord], benchmark: str, key: str) -> ArmScores | None
     samples = [outcome["samples"] if key in ("right", "start") else 1 for outcome in outcomes]
     values = [[outcome[key][name] / k for name in problems] for outcome, k in zip(outcomes, samples, strict=True)]
     return ArmScores(problems, np.array(values, dtype=float), tuple(record.config["seed"] for record in done))
-
-
-def _compare(scores: ArmScores | None, baseline: ArmScores | None) -> Estimate | None:
-    return compare(scores, baseline) if scores and baseline else None

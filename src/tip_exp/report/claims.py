@@ -72,7 +72,7 @@ CLAIMS = (
 
 
 def claims(arms: list[ArmResult]) -> Table:
-    """One row per claim; a claim without finished runs of both sides has none."""
+    """One row per claim, of the first setting with finished runs of both sides; a claim without any has none."""
     headings = ["claim", "source", "tested", "difference, points [95 %]", "KL/response [95 %]", "seeds", "verdict"]
     rows = [row for claim in CLAIMS if (row := _row(claim, arms))]
     return Table("", [*headings, "what would change it"], rows, notes=[VERDICTS])
@@ -98,13 +98,12 @@ def _row(claim: Claim, arms: list[ArmResult]) -> list[str]:
     for setting in group_by((arm for arm in arms if arm.pair == claim.pair), "setting", "benchmark").values():
         by_arm = {(arm.selector, arm.retention): arm for arm in setting if arm.scores}
         arm, baseline = by_arm.get(claim.arm), by_arm.get(claim.baseline or claim.arm)
-        if arm is None or baseline is None or arm.scores is None or baseline.scores is None:
+        if arm is None or baseline is None:
             continue
-        if claim.baseline is None:
-            difference, kl_difference = arm.change, None
-        else:
+        difference, kl_difference = arm.change, None
+        if claim.baseline is not None:
             difference = compare(arm.scores, baseline.scores)
-            kl_difference = compare(arm.kl_scores, baseline.kl_scores) if arm.kl_scores and baseline.kl_scores else None
+            kl_difference = compare(arm.kl_scores, baseline.kl_scores)
         if difference is not None:
             against = "step 0" if claim.baseline is None else _name(claim.baseline)
             tested = f"{_name(claim.arm)} {claim.expected} {against} ({claim.pair})"

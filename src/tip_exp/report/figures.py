@@ -215,7 +215,7 @@ def _add_band(
 
 
 def _symbols(colours: dict[str, str]) -> dict[str, str]:
-    """Similar colours of many selectors are told apart by the marker."""
+    """One marker per selector, because colours of many selectors look alike."""
     return {selector: SYMBOLS[i % len(SYMBOLS)] for i, selector in enumerate(colours)}
 
 

@@ -88,13 +88,18 @@ def page(records: list[RunRecord], arms: list[ArmResult]) -> str:
     data = {"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS)}
     parts = {
         "<!--sections-->": "\n".join(sections),
-        "/*data*/": json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
-        "<!--plotly-->": base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode(),
+        "<!--data-->": _packed(json.dumps(data)),
+        "<!--plotly-->": _packed(get_plotlyjs()),
     }
     text = (PACKAGE / "report" / "page.html").read_text(encoding="utf-8")
     for mark, part in parts.items():
         text = text.replace(mark, part, 1)
     return text
+
+
+def _packed(text: str) -> str:
+    """Base64 of the gzip of a text: without a `<`, so that no text can end the script element that holds it."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def write_pictures(records: list[RunRecord], arms: list[ArmResult], out: Path) -> list[Path]:

@@ -80,8 +80,10 @@ def estimate(scores: np.ndarray) -> Estimate:
     return _combine(float(scores.mean()), scores, [scores] if len(scores) > 1 else [])
 
 
-def compare(arm: ArmScores, baseline: ArmScores) -> Estimate | None:
-    """The arm's mean minus the baseline's on the same problems; None if the arms have different problems."""
+def compare(arm: ArmScores | None, baseline: ArmScores | None) -> Estimate | None:
+    """The arm's mean minus the baseline's on the same problems; None without scores, or if the problems differ."""
+    if arm is None or baseline is None:
+        return None
     if set(arm.problems) != set(baseline.problems):
         return None
     column_of = {problem: i for i, problem in enumerate(baseline.problems)}
