@@ -12,6 +12,7 @@ from tip_exp.records.metrics import QUADRANTS
 from tip_exp.report.arms import ArmResult, group_by
 from tip_exp.report.colours import channels
 from tip_exp.report.overlaps import Overlaps
+from tip_exp.selector.scores import UNBUDGETED
 
 GREY = "#888888"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # by retention in the learning curves
@@ -43,7 +44,7 @@ def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
         errors = [0.0 if math.isnan(half_width) else half_width for half_width in half_widths]
         low = [mean - error for mean, error in zip(means, errors, strict=True)]
         high = [mean + error for mean, error in zip(means, errors, strict=True)]
-        retentions = [100 * arm.retention for arm in curve]
+        retentions = [_retention(arm) for arm in curve]
         _add_band(figure, retentions, low, high, colour, selector)
         figure.add_scatter(
             x=retentions, y=means, mode="lines+markers", name=selector, legendgroup=selector, line_color=colour,
@@ -61,7 +62,7 @@ def memory(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
     figure, symbols = go.Figure(), _symbols(colours)
     for selector, curve in _by_selector(arms).items():
         figure.add_scatter(
-            x=[100 * arm.retention for arm in curve], y=[arm.loss_mib for arm in curve], mode="lines+markers",
+            x=[_retention(arm) for arm in curve], y=[arm.loss_mib for arm in curve], mode="lines+markers",
             name=selector, line_color=colours[selector], marker={"size": 9, "symbol": symbols[selector]},
             hovertemplate="%{x:g} %: loss %{y:.1f} MiB",
         )  # fmt: skip
@@ -189,18 +190,24 @@ def _by_selector(arms: list[ArmResult]) -> dict[str, list[ArmResult]]:
     return {name: sorted(curve, key=lambda arm: arm.retention) for name, curve in by_selector.items()}
 
 
+def _retention(arm: ArmResult) -> float:
+    """% of the response tokens: the setting, or for rules without a budget (q1 to q4) what they kept."""
+    kept = arm.kept_frac if arm.score in UNBUDGETED - {"full"} and not math.isnan(arm.kept_frac) else arm.retention
+    return 100 * kept
+
+
 def _limit_axis(figure: go.Figure, arms: list[ArmResult]) -> None:
     """Leave arms below half of the best outside of the axis, and name them at the bottom of the plot instead."""
     percents = [(arm, 100 * arm.final.mean) for arm in arms if arm.seeds]
     half = max((percent for _, percent in percents), default=0.0) / 2
-    far = [f"{arm.selector} {100 * arm.retention:g} %: {percent:.1f}" for arm, percent in percents if percent < half]
+    far = [f"{arm.selector} {_retention(arm):.3g} %: {percent:.1f}" for arm, percent in percents if percent < half]
     if not far:
         return
     near = [percent for _, percent in percents if percent >= half]
     figure.update_yaxes(range=[min(near) - 8, max(near) + 5])
     figure.add_annotation(
-        text="below: " + ", ".join(far), x=0.01, y=0.01, xref="paper", yref="paper", showarrow=False, xanchor="left",
-        yanchor="bottom",
+        text="below: " + ",<br>".join(far), x=0.99, y=0.01, xref="paper", yref="paper", showarrow=False, align="right",
+        xanchor="right", yanchor="bottom",
     )  # fmt: skip
 
 
