@@ -31,7 +31,7 @@ demo: install ## train eight selections on the embedded pair, using all cores, a
 	$(BIN)/tip-exp -cd sweeps -cn demo
 	@$(BIN)/tip-report outputs/sweeps/demo
 
-test: install ## run the fast tests (about 15 minutes on two slow cores)
+test: install ## run the fast tests (15 to 25 minutes on two slow cores)
 	$(BIN)/pytest -n 2 -m "not slow and not gpu and not data and not vllm"
 
 test-data: install ## run the tests that need the real data sets in ../shared/data
