@@ -87,7 +87,7 @@ def sampled_tokens(folder: Path) -> list[list[str]]:
 
 
 def test_the_default_run_learns_as_with_transformers_and_stays_on_policy(tmp_path: Path) -> None:
-    """Five seeds of `rollout=hf` end at 82.0 % mean@4 with a standard deviation of 1.6 points (results/vllm.md)."""
+    """Five seeds of `rollout=hf` end at 64.4 % mean@4 with a standard error of 2.0 points (results/README.md, Table 6)."""
     folder = RunFolder(tmp_path / "run")
     line = [sys.executable, "-m", "tip_exp", f"hydra.run.dir={folder.root}", "rollout=vllm", "logger=files"]
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
@@ -96,8 +96,8 @@ def test_the_default_run_learns_as_with_transformers_and_stays_on_policy(tmp_pat
     assert "rollouts by vllm" in done.stdout and "rollout.backend=vllm" in done.stdout
     rows = read_rows(folder.metrics)
     assert 0.30 < rows[0]["eval/word_sums/mean@4"] < 0.43 and rows[0]["teacher/word_sums/greedy"] > 0.98
-    assert 0.82 - 4 * 0.016 < rows[-1]["eval/word_sums/mean@4"] < 0.82 + 4 * 0.016
-    assert len(rows) == 81 and all(0 < row["rollout/logprob_mismatch_max"] < 1e-3 for row in rows[1:])
+    assert 0.644 - 4 * 0.02 < rows[-1]["eval/word_sums/mean@4"] < 0.644 + 4 * 0.02
+    assert len(rows) == 41 and all(0 < row["rollout/logprob_mismatch_max"] < 1e-3 for row in rows[1:])
     result = json.loads(folder.result.read_text())
     assert result["rollout"]["name"] == "vllm" and result["rollout"]["dtype"] == "float32"
     assert result["rollout"]["version"].split(".")[1].isdigit()
