@@ -87,7 +87,7 @@ def sampled_tokens(folder: Path) -> list[list[str]]:
 
 
 def test_the_default_run_learns_as_with_transformers_and_stays_on_policy(tmp_path: Path) -> None:
-    """Five seeds of `rollout=hf` end at 64.4 % mean@4 with a standard error of 2.0 points (results/README.md, Table 6)."""
+    """Five seeds of `rollout=hf` end at 64.4 ± 2.0 % mean@4 (standard error; results/README.md, Table 6)."""
     folder = RunFolder(tmp_path / "run")
     line = [sys.executable, "-m", "tip_exp", f"hydra.run.dir={folder.root}", "rollout=vllm", "logger=files"]
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
