@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tip_exp.launch import lock
-from tip_exp.launch.lock import holder, join, lock_or_holder
+from tip_exp.launch.lock import holder, joined, lock_or_holder
 
 
 @pytest.fixture(autouse=True, params=["flock", "ENOSYS"])
@@ -96,17 +96,19 @@ def test_another_host_is_never_judged(tmp_path: Path) -> None:
 
 
 def test_a_child_that_joined_keeps_the_lock(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
-    path = tmp_path / "lock"
+    path, this = tmp_path / "lock", [str(os.getpid()), start_time(os.getpid())]
+    child = [str(sleeper.pid), start_time(sleeper.pid)]
     with lock_or_holder(path):
-        join(path)
-        processes = json.loads(path.read_text())["processes"]
-        assert processes == 2 * [[str(os.getpid()), start_time(os.getpid())]]
-        write(path, [processes[0], [str(sleeper.pid), start_time(sleeper.pid)]])  # as the child writes it
+        write(path, [this, child])  # as when the child has joined
         assert holder(path).startswith(f"process {os.getpid()} on ")
-    assert holder(path).startswith(f"process {sleeper.pid} on ")
-    sleeper.kill()
-    sleeper.wait()
-    assert holder(path) == ""
+    assert holder(path).startswith(f"process {sleeper.pid} on ")  # the launcher has left
+    with joined(path):
+        assert json.loads(path.read_text())["processes"] == [child, this]
+    assert json.loads(path.read_text())["processes"] == [child]
+    with joined(path):
+        sleeper.kill()
+        sleeper.wait()
+    assert not path.exists()  # the last process removes the file
 
 
 RACE = """

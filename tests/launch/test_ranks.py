@@ -56,16 +56,16 @@ sys.modules["transformers"] = MagicMock()
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
-    """Start `tip-exp ranks=2 name=NAME` on four cores, in a process group of its own as in a terminal."""
+def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """Start `tip-exp ranks=2 name=NAME …`, in a process group of its own as in a terminal."""
     (tmp_path / "sitecustomize.py").write_text(STUB)
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
 
-    def started(name: str) -> subprocess.Popen[str]:
+    def started(name: str, *overrides: str) -> subprocess.Popen[str]:
         line = [sys.executable, "-m", "tip_exp", "ranks=2", "device=cpu", "experiment=smoke", "logger=files"]
         return subprocess.Popen(
-            [*line, f"hydra.run.dir={tmp_path / name}", f"name={name}"],
+            [*line, f"hydra.run.dir={tmp_path}/${{name}}", f"name={name}", *overrides],
             cwd=tmp_path,
             text=True,
             stdout=subprocess.PIPE,
@@ -92,7 +92,7 @@ def started_ranks(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def test_two_ranks_share_a_lock_and_the_cores_and_rank_0_prints(
-    tmp_path: Path, start: Callable[[str], subprocess.Popen[str]]
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process, folder = start("ends"), RunFolder(tmp_path / "ends")
     out, err = process.communicate(timeout=100)
@@ -111,7 +111,7 @@ def test_two_ranks_share_a_lock_and_the_cores_and_rank_0_prints(
     assert re.fullmatch(r"rank 1 prints\n.* stub INFO rank 1 logs\n", folder.log_of(1).read_text())
 
 
-def test_one_error_is_printed_the_first_ranks(tmp_path: Path, start: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_one_error_is_printed_the_first_ranks(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     process, folder = start("fails"), RunFolder(tmp_path / "fails")
     _, err = process.communicate(timeout=100)
     assert process.returncode == 1
@@ -127,7 +127,7 @@ def ended(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_a_killed_rank_ends_all_with_one_line(tmp_path: Path, start: Callable[[str], subprocess.Popen[str]]) -> None:
+def test_a_killed_rank_ends_all_with_one_line(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     process, folder = start("killed"), RunFolder(tmp_path / "killed")
     _, err = process.communicate(timeout=100)
     assert process.returncode == 1
@@ -137,7 +137,7 @@ def test_a_killed_rank_ends_all_with_one_line(tmp_path: Path, start: Callable[[s
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_all_ranks_end_with_their_launcher(
-    tmp_path: Path, start: Callable[[str], subprocess.Popen[str]], how: signal.Signals
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]], how: signal.Signals
 ) -> None:
     """SIGINT as from a terminal; SIGKILL takes the launcher and torch.distributed.run at once."""
     process, folder = start("waits"), RunFolder(tmp_path / "waits")
@@ -150,6 +150,26 @@ def test_all_ranks_end_with_their_launcher(
     if how is signal.SIGINT:
         assert process.returncode == 130
         assert err == f"\ninterrupted; the same command resumes from the last checkpoint in {folder.checkpoints}\n"
+
+
+def test_runs_of_two_ranks_side_by_side(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start("ends,fails", "hydra.sweeper.jobs=2", f"hydra.sweep.dir={tmp_path}", "-m")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 1 and "2 runs, 2 at a time" in out
+    assert "error: fails: rank 1 is the cause (traceback in " in err
+    for name in ("ends", "fails"):
+        folder = RunFolder(tmp_path / name)
+        assert len(started_ranks(folder)) == 2 and not folder.lock.exists()
+        assert "rank 0 prints" in folder.log.read_text()
+
+
+def test_submitit_starts_the_ranks(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    process = start("ends", "hydra/launcher=submitit_processes", "hydra.sweep.dir=runs", "-m")
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    folder = RunFolder(tmp_path / "runs" / "ends")
+    assert len(started_ranks(folder)) == 2 and not folder.lock.exists()
 
 
 def test_auto_takes_every_visible_gpu(compose_run: Callable[..., RunConfig]) -> None:

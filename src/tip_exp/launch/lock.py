@@ -29,6 +29,10 @@ class _Lock:
     since: str
     processes: list[list[str]]  # pid and start time; the one that locked first
 
+    def with_processes(self, processes: list[list[str]]) -> str:
+        """The content of the file with these processes."""
+        return json.dumps(asdict(self) | {"processes": processes}) + "\n"
+
     def living(self) -> list[str]:
         """Pids of the processes that still run."""
         if self.boot != _boot_id():
@@ -53,7 +57,7 @@ def lock_or_holder(path: Path) -> Iterator[str]:
 def holder(path: Path) -> str:
     """Who holds the lock and what to do about it; "" if it is free, or if its processes have ended."""
     try:
-        lock = _Lock(**json.loads(path.read_text(encoding="utf-8")))
+        lock = _read(path)
     except FileNotFoundError:
         return ""
     except (ValueError, TypeError):  # its creator has not written it yet, or was killed there
@@ -68,12 +72,16 @@ def holder(path: Path) -> str:
     return f"process {living[0]} on {lock.host} since {lock.since}; wait for it, or stop it" if living else ""
 
 
-def join(path: Path) -> None:
+@contextmanager
+def joined(path: Path) -> Iterator[None]:
     """Add this process to a lock that its parent holds, so that the lock outlives the parent."""
     with _one_at_a_time():
-        lock = json.loads(path.read_text(encoding="utf-8"))
-        lock["processes"].append(_this_process())
-        write_atomic(path, json.dumps(lock) + "\n")
+        lock = _read(path)
+        write_atomic(path, lock.with_processes([*lock.processes, _this_process()]))
+    try:
+        yield
+    finally:
+        _release(path)
 
 
 def _acquire(path: Path) -> str:
@@ -88,18 +96,18 @@ def _acquire(path: Path) -> str:
             return holder(path)
         with file:
             since = datetime.now().isoformat(timespec="seconds")
-            file.write(json.dumps(asdict(_Lock(platform.node(), _boot_id(), since, [_this_process()]))) + "\n")
+            file.write(_Lock(platform.node(), _boot_id(), since, []).with_processes([_this_process()]))
     return ""
 
 
 def _release(path: Path) -> None:
     with _one_at_a_time(), suppress(FileNotFoundError, ValueError, TypeError):
-        lock = _Lock(**json.loads(path.read_text(encoding="utf-8")))
+        lock = _read(path)
         if _this_process() not in lock.processes:  # removed by hand, and locked by another since
             return
         left = [process for process in lock.processes if process[0] in lock.living() and process != _this_process()]
         if left:
-            write_atomic(path, json.dumps(asdict(lock) | {"processes": left}) + "\n")
+            write_atomic(path, lock.with_processes(left))
         else:
             path.unlink()
 
@@ -112,6 +120,10 @@ def _one_at_a_time() -> Iterator[None]:
         with suppress(OSError):  # a temporary folder without flock
             fcntl.flock(guard, fcntl.LOCK_EX)
         yield
+
+
+def _read(path: Path) -> _Lock:
+    return _Lock(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def _this_process() -> list[str]:

@@ -13,10 +13,11 @@ import os
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from tip_exp.config.parse import load
-from tip_exp.launch.lock import join
+from tip_exp.launch.lock import joined
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import BAD_CONFIG, FAILED, INTERRUPTED, ConfigError, format_error
 from tip_exp.utils.io import write_atomic
@@ -29,11 +30,11 @@ def main() -> None:
     """Do the run. An error is one message on stderr, a traceback in the rank's log, and an exit code."""
     folder, parent, locks = RunFolder(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3:]
     end_with(parent)  # before torch loads: that takes seconds, in which the parent may be killed
-    for lock in locks:
-        join(Path(lock))
     rank, report = int(os.environ.get("RANK", "0")), os.environ.get("TORCHELASTIC_ERROR_FILE")
     log_path = folder.log_of(rank)
-    with log_path.open("a", encoding="utf-8") as log_file:
+    with ExitStack() as stack, log_path.open("a", encoding="utf-8") as log_file:
+        for lock in locks:
+            stack.enter_context(joined(Path(lock)))
         if rank > 0:  # rank 0 alone prints
             os.environ["TQDM_DISABLE"] = "1"
             os.dup2(log_file.fileno(), sys.stdout.fileno())
