@@ -239,8 +239,8 @@ def pick_device(name: str) -> torch.device:
         raise ConfigError("device=cuda, but torch finds no CUDA device; use device=cpu or device=auto")
     if name == "auto" and not available and (gpus := visible_gpus(os.environ)):
         raise ConfigError(
-            f"device=auto: this machine has GPU {', '.join(gpus)}, but torch {torch.__version__} cannot use it; install "
-            "its CUDA build (constraints-cuda.txt) with a driver that supports it, or set device=cpu"
+            f"device=auto: this machine has GPU {', '.join(gpus)}, but torch {torch.__version__} cannot use it; "
+            "install its CUDA build (constraints-cuda.txt) with a driver that supports it, or set device=cpu"
         )
     return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
 
