@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from functools import cached_property
@@ -34,7 +33,6 @@ from tip_exp.rollout.backends import choose
 from tip_exp.selector.selector import Quadrants, Selector
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
 from tip_exp.utils.errors import ConfigError
-from tip_exp.utils.gpus import visible_gpus
 
 # Below this many parameters one CPU thread is faster than two.
 SINGLE_THREAD_PARAMETERS = 10_000_000
@@ -233,15 +231,10 @@ def make_selector(config: RunConfig) -> Selector:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a config's `device`; auto takes CUDA where there is a GPU, and never replaces one by the CPU."""
+    """The device of a config's `device`; auto takes CUDA where there is one."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ConfigError("device=cuda, but torch finds no CUDA device; use device=cpu or device=auto")
-    if name == "auto" and not available and (gpus := visible_gpus(os.environ)):
-        raise ConfigError(
-            f"device=auto: this machine has GPU {', '.join(gpus)}, but torch {torch.__version__} cannot use it; "
-            "install its CUDA build (constraints-cuda.txt) with a driver that supports it, or set device=cpu"
-        )
     return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
 
 

@@ -49,6 +49,10 @@ class State(StrEnum):
     CHANGED = "config changed"
 
 
+class HeldError(RunFailedError):
+    """Another process writes to the run's folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class Background:
     """For a run that shares the terminal with others: its output goes to worker.log, and `stop` interrupts it."""
@@ -80,7 +84,7 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
     folder.root.mkdir(parents=True, exist_ok=True)
     with lock_or_holder(folder.lock) if is_first else nullcontext("") as refused:
         if refused:
-            raise RunFailedError(f"{folder.root} is held by {refused}")
+            raise HeldError(f"{folder.root} is held by {refused}")
         state = _state_on_disk(config, folder)
         if state is State.DONE:
             return f"already finished ({folder.result})"
