@@ -233,6 +233,8 @@ class RunConfig(_Strict):
     sweep: FileName | None
     seed: CountOrZero
     device: Literal["auto", "cpu", "cuda"]
+    ranks: Count | Literal["auto"]
+    nodes: Count
     ignore_memory: bool
     num_threads: Count | None
     quadrants: QuadrantConfig

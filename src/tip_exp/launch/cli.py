@@ -34,8 +34,9 @@ The same command again resumes what is unfinished.
   --dry        compute the shapes and memory of one step, without weights; start nothing
   --cfg job    print the composed config only
   --help       this text, with the config that the other arguments give
-  hydra.sweeper.jobs=N             runs of a sweep at a time (default: one per core, if memory allows)
-  hydra/launcher=gpus|slurm|…      start the runs of a sweep another way (conf/hydra/launcher)
+  ranks=N                          processes of one run, one per GPU (default: all GPUs, or 1 on a CPU)
+  hydra.sweeper.jobs=N             runs of a sweep at a time (default: GPUs / ranks, or one per core if memory allows)
+  hydra/launcher=slurm|…           start the runs of a sweep another way (docs/clusters.md)
 
 groups (group=option)
 {groups}

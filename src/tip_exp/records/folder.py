@@ -24,3 +24,7 @@ class RunFolder:
         self.wandb = self.root / "wandb"
         self.wandb_id = self.root / "wandb_id"
         self.result = self.root / "result.json"
+
+    def log_of(self, rank: int) -> Path:
+        """worker.log of rank 0, worker.1.log of rank 1, …"""
+        return self.log if rank == 0 else self.log.with_name(f"worker.{rank}.log")
