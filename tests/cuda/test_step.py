@@ -1,0 +1,20 @@
+"""Runs check_step.py in a process whose torch has a pretended CUDA device."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.cuda.pretend import build_guard
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the device guard is C++")
+def test_steps_on_a_pretended_cuda_device(tmp_path: Path) -> None:
+    checks = Path(__file__).with_name("check_step.py")
+    start = f"import ctypes, sys; ctypes.CDLL({str(build_guard(tmp_path))!r}); import pytest; sys.exit(pytest.main())"
+    command = [sys.executable, "-c", start, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(checks)]
+    result = subprocess.run(command, cwd=checks.parents[2], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-20_000:] + result.stderr[-5_000:]
