@@ -6,7 +6,6 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig

@@ -6,6 +6,7 @@ Run by test_step.py in a process of its own, with the guard loaded before torch.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from tests.cuda import device_kernels, pretend
+from tests.cuda import torch_kernels, pretend
 from tests.cuda.pretend import PretendedTensor, Pretending, on_pretended, to_cpu, waits
 from tests.helpers import gradients_of_step, make_learner
 from torch import Tensor
@@ -50,9 +51,8 @@ def pretended_device() -> Iterator[None]:
         for name in ("memory_allocated", "max_memory_allocated", "max_memory_reserved", "reset_peak_memory_stats"):
             patch.setattr(torch.cuda, name, lambda *_: 0)
         patch.setattr(torch.cuda, "mem_get_info", lambda *_: (0, 0))
-        source: Any = device_kernels.TORCH_KERNELS
-        if device_kernels.HAS_TRITON:
-            source = device_kernels.load_kernels(interpreted=True)
+        has_triton = importlib.util.find_spec("triton") is not None  # then its interpreter runs the kernels
+        source = importlib.import_module("tip_exp.losses.kernels") if has_triton else torch_kernels
         module = ModuleType("tip_exp.losses.kernels")
         for name in KERNELS:
             setattr(module, name, recorded(name, on_pretended(getattr(source, name))))

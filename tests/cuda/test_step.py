@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,5 +17,6 @@ def test_steps_on_a_pretended_cuda_device(tmp_path: Path) -> None:
     checks = Path(__file__).with_name("check_step.py")
     start = f"import ctypes, sys; ctypes.CDLL({str(build_guard(tmp_path))!r}); import pytest; sys.exit(pytest.main())"
     command = [sys.executable, "-c", start, "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(checks)]
-    result = subprocess.run(command, cwd=checks.parents[2], capture_output=True, text=True)
+    environment = os.environ | {"TRITON_INTERPRET": "1", "TRITON_DEFAULT_FP_FUSION": "1"}
+    result = subprocess.run(command, cwd=checks.parents[2], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-20_000:] + result.stderr[-5_000:]
