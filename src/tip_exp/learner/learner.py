@@ -74,7 +74,8 @@ class Learner:
         measured = required | {"student_logprob"} if checks_sampler else required
         with self.meter.span("learner"):
             stats = self._token_stats(batches, teacher_hidden, measured)  # pass 1
-            local_statistics = {name: torch.cat([part.values[name] for part in stats]) for name in sorted(measured)}
+            # To the host once: the selection and its metrics would wait for the device at every number.
+            local_statistics = {name: torch.cat([s.values[name] for s in stats]).cpu() for name in sorted(measured)}
             statistics = {name: self.ranks.gather(local_statistics[name]) for name in sorted(required)}
             local_tokens = response_tokens(batches)
             mismatch = self._logprob_mismatch(rollouts, local_tokens, local_statistics) if checks_sampler else {}

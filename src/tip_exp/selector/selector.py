@@ -138,10 +138,11 @@ class Selector:
 
     def _normalized(self, name: str, values: Tensor, groups: Tensor) -> Tensor:
         """A statistic's values, clipped and normalized within each group, in the tokens' order."""
+        order, sizes = groups.argsort(stable=True), torch.bincount(groups).tolist()
         output = torch.empty_like(values)
-        for group in groups.unique():
-            in_group = groups == group
-            output[in_group] = normalize(clip_high(values[in_group], self.clip.get(name)), self.normalizer)
+        for rows in order.split(sizes):
+            if len(rows):
+                output[rows] = normalize(clip_high(values[rows], self.clip.get(name)), self.normalizer)
         return output
 
     def _choose(self, score: Tensor, tokens: Tokens, generator: torch.Generator) -> Tensor:
@@ -174,11 +175,9 @@ def normalize(values: Float[Tensor, " n"], normalizer: str) -> Float[Tensor, " n
         ordered = values.sort().values
         first, past_last = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
         mean_rank = (first + past_last - 1).to(values.dtype) / 2
-        return mean_rank / (len(values) - 1) if bool(ordered[0] < ordered[-1]) else torch.zeros_like(values)
+        return torch.where(ordered[0] < ordered[-1], mean_rank / (len(values) - 1), 0)
     low, high = (_quantile(values, 0.05), _quantile(values, 0.95)) if normalizer == "quantile" else values.aminmax()
-    if not bool(low < high):
-        return torch.zeros_like(values)
-    return ((values - low) / (high - low)).clamp(0, 1)
+    return torch.where(low < high, ((values - low) / (high - low)).clamp(0, 1), 0)
 
 
 def budgets(groups: Int[Tensor, " n"], retention: float, rounding: str) -> Int[Tensor, " g"]:
