@@ -20,7 +20,7 @@ from tip_exp.estimate.memory import check_memory
 from tip_exp.eval.evaluate import Evaluations
 from tip_exp.learner import checkpoint
 from tip_exp.learner.learner import Learner
-from tip_exp.learner.on_policy import limits_for
+from tip_exp.learner.on_policy import MismatchCheck, limits_for
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import check_context, load_pair, load_tokenizer
 from tip_exp.models.pair import ChatTokenizer, Pair
@@ -134,7 +134,7 @@ class TrainingParts(Parts):
         samples = config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)
         dtypes = self.backend.dtype, config.pair.student.dtype
-        self.mismatch_limits = limits_for(*dtypes, **rollout.max_logprob_mismatch)
+        self.check_mismatch = MismatchCheck(limits_for(*dtypes, **rollout.max_logprob_mismatch))
 
     @cached_property
     def generator(self) -> Sampler:
