@@ -55,7 +55,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 
 def run_eval(config: RunConfig, folder: RunFolder) -> None:
-    """Evaluate a pair without training; leaves the same records as a run of no steps."""
+    """Evaluate a pair, or a teacher, without training; leaves the same records as a run of no steps."""
     with ExitStack() as stack:
         parts = Parts(config, folder, stack)
         parts.evaluate_start()

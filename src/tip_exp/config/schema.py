@@ -227,7 +227,7 @@ class QuadrantConfig(_Strict):
 
 class RunConfig(_Strict):
     name: FileName
-    mode: Literal["train", "eval"]
+    mode: Literal["train", "eval", "teacher"]
     sweep: FileName | None
     seed: CountOrZero
     device: Literal["auto", "cpu", "cuda"]

@@ -10,6 +10,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,11 +24,20 @@ from omegaconf import OmegaConf
 from tip_exp.config.parse import differences, digest, load
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.gpu_lock import locked_gpus, try_lock
-from tip_exp.launch.reuse import find_duplicate, finished_digests, link_from, read_result
+from tip_exp.launch.reuse import (
+    find_duplicate,
+    finished_digests,
+    link_from,
+    read_result,
+    remove_stale,
+    teacher_config,
+)
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import ConfigError, RunFailedError, first_line
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import OUTPUTS
+
+TEACHERS = OUTPUTS / "teachers"
 
 # Environment of a run's process; the user's own environment overrides it.
 CHILD_ENVIRONMENT = {
@@ -44,6 +54,10 @@ class State(StrEnum):
     UNFINISHED = "unfinished"
     TO_DO = "to do"
     CHANGED = "config changed"
+
+
+class HeldError(RunFailedError):
+    """Another process writes to the run's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +108,8 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
             if duplicate is not None:
                 link_from(duplicate, config, folder)
                 return f"linked from {duplicate.root}, which holds the same run"
+        if state is State.TO_DO and config.eval.teacher and config.mode != "teacher":
+            _evaluate_teacher(config, folder, background)
         log_size = folder.log.stat().st_size if folder.log.exists() else 0
         with locked_gpus(os.environ) as gpus:
             code = _run_in_child(folder, lock, gpus, background)
@@ -103,6 +119,25 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
         message = _error_in_log(folder, log_size) if background else ""
         raise RunFailedError(f"{config.name}: {message or f'failed with exit code {code}; see {folder.log}'}")
     return ""
+
+
+def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Background | None) -> None:
+    """Finish the evaluation of the run's teacher, which all runs that evaluate it alike share, and link `folder` to it.
+
+    Waits while another run does it; a GPU is locked only while this run does.
+    """
+    teacher = teacher_config(config)
+    source = RunFolder(TEACHERS / digest(teacher))
+    remove_stale(teacher, source)
+    while not source.result.exists():
+        try:
+            launch(teacher, source, background)
+        except HeldError:
+            time.sleep(POLL_S)
+            if background is not None and background.stop.is_set():
+                raise
+    folder.teacher.unlink(missing_ok=True)
+    folder.teacher.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
 
 
 def _run_in_child(folder: RunFolder, lock: IO[str], gpus: dict[str, str], background: Background | None) -> int:
@@ -161,9 +196,7 @@ def _locked(folder: RunFolder) -> Iterator[IO[str]]:
     with folder.lock.open("a+", encoding="utf-8") as lock:
         if not try_lock(lock):
             lock.seek(0)
-            raise RunFailedError(
-                f"{folder.root} is held by {lock.read() or 'another process'}; wait for it, or stop it"
-            )
+            raise HeldError(f"{folder.root} is held by {lock.read() or 'another process'}; wait for it, or stop it")
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {platform.node()} since {datetime.now().isoformat(timespec='seconds')}")
         lock.flush()
