@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, closing, nullcontext
+import os
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
 
 import torch
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.data.contamination import overlap
+from tip_exp.data.contamination import describe_data
 from tip_exp.data.dataset import Dataset, ShuffledOrder
 from tip_exp.data.load import load
 from tip_exp.data.prompts import prompt_ids, with_tools
@@ -20,7 +20,7 @@ from tip_exp.estimate.memory import check_memory
 from tip_exp.eval.evaluate import Evaluations
 from tip_exp.learner import checkpoint
 from tip_exp.learner.learner import Learner
-from tip_exp.learner.on_policy import limits_for
+from tip_exp.learner.on_policy import MismatchCheck, limits_for
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import check_context, load_pair, load_tokenizer
 from tip_exp.models.pair import ChatTokenizer, Pair
@@ -33,6 +33,7 @@ from tip_exp.rollout.backends import choose
 from tip_exp.selector.selector import Quadrants, Selector
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
 from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.gpus import visible_gpus
 
 # Below this many parameters one CPU thread is faster than two.
 SINGLE_THREAD_PARAMETERS = 10_000_000
@@ -43,6 +44,7 @@ class Parts:
 
     def __init__(self, config: RunConfig, folder: RunFolder, stack: ExitStack) -> None:
         self.config, self.folder, self.stack = config, folder, stack
+        self._alone = config.mode == "teacher"  # the teacher takes the student's place
         self.device = pick_device(config.device)
         torch.manual_seed(config.seed)  # for the initial LoRA adapters; all other draws have seeds of their own
         self.backend = choose(config.rollout, self.device, config.pair.student.dtype)
@@ -66,7 +68,9 @@ class Parts:
         check_context(config, longest)
         self.saved = checkpoint.newest(folder.checkpoints) if training else None
         student_from = self.saved.path if self.saved else None
-        self.pair = load_pair(config.pair, self.device, student_from=student_from, tokenizer=tokenizer)
+        self.pair = load_pair(
+            config.pair, self.device, student_from=student_from, tokenizer=tokenizer, teacher_only=self._alone
+        )
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         self.teacher = Teacher(self.pair, config.learner, self.meter)
@@ -78,21 +82,21 @@ class Parts:
 
     @cached_property
     def sampler(self) -> Sampler:
-        """Samples from the student. Made at first use: a process holds one engine at a time, the teacher's first."""
+        """Samples from the student, or from the teacher if the run is its evaluation. Made at first use."""
         with self.meter.span("startup"):
             return self.stack.enter_context(closing(self._make_sampler("student")))
 
     def evaluate(self, model: str, step: int = 0) -> dict[str, float]:
         """Accuracies of "student" or "teacher" on all benchmarks."""
-        context = nullcontext(self.sampler) if model == "student" else closing(self._make_sampler(model))
-        sequence_kl = self.teacher.sequence_kl if self.config.eval.sequence_kl and model == "student" else None
-        with context as sampler, self.meter.span("eval"):
+        sampler = self.sampler if model == "student" or self._alone else self._make_sampler(model)
+        sequence_kl = self._sequence_kl if self.config.eval.sequence_kl and model == "student" else None
+        with self.meter.span("eval"):
             return self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
 
     def evaluate_start(self) -> None:
         """Evaluate the student and, with `eval.teacher`, the teacher before it; log and print this as step 0."""
-        teacher = self.evaluate("teacher") if self.config.eval.teacher else {}
-        metrics = self.evaluate("student") | teacher
+        teacher = self._evaluate_teacher() if self.config.eval.teacher or self._alone else {}
+        metrics = ({} if self._alone else self.evaluate("student")) | teacher
         self.log(0, metrics)
         print(names.format_accuracies(0, metrics))
 
@@ -109,6 +113,21 @@ class Parts:
         if trained := checkpoint.newest(self.folder.checkpoints):
             write_card(self.config, result, trained.path)
         self.logger.finish(result)
+
+    def _evaluate_teacher(self) -> dict[str, float]:
+        """The teacher's accuracies: from the run that the launcher finished for it, else measured here."""
+        if not self._alone and self.folder.teacher.exists():
+            return self.logger.copy_teacher(RunFolder(self.folder.teacher))
+        if not self._alone and self.backend.name == "vllm":
+            raise ConfigError(
+                "eval.teacher=true with vLLM needs a second engine, in a run of its own that tip-exp starts; start "
+                "this run with tip-exp, or set eval.teacher=false"
+            )
+        return self.evaluate("teacher")
+
+    def _sequence_kl(self, rollouts: list[Rollout], problems: list[Problem]) -> list[float]:
+        self.sampler.rest()  # the forward passes need the device's memory
+        return self.teacher.sequence_kl(rollouts, problems)
 
     def _write_prompts(self, prompts: dict[str, list[int]]) -> None:
         """Write the first prompt of each use as the models get it, so that a wrong template is seen at a glance."""
@@ -134,7 +153,7 @@ class TrainingParts(Parts):
         samples = config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)
         dtypes = self.backend.dtype, config.pair.student.dtype
-        self.mismatch_limits = limits_for(*dtypes, **rollout.max_logprob_mismatch)
+        self.check_mismatch = MismatchCheck(limits_for(*dtypes, **rollout.max_logprob_mismatch))
 
     @cached_property
     def generator(self) -> Sampler:
@@ -206,35 +225,22 @@ class TrainingSet:
         return {"training": self.prompts[0]} | privileged
 
 
-def describe_data(config: RunConfig, train: Dataset | None, tests: dict[str, Dataset]) -> dict[str, Any]:
-    """For result.json: source, hash and size of each data set, and the test problems that the training set holds.
-
-    The last are also printed, one line per benchmark.
-    """
-    described: dict[str, Any] = {
-        name: {"source": dataset.source, "sha256": dataset.sha256, "rows": len(dataset.problems)}
-        for name, dataset in (tests | ({"train": train} if train else {})).items()
-    }
-    suffix = getattr(config.data.train, "suffix", "")
-    for name, test in tests.items():
-        if train is not None:
-            leaked = overlap(train.problems, test.problems, suffix)
-            described[name] |= {"in_train_exact": leaked.exact, "in_train_13gram": leaked.ngram}
-            if warning := leaked.warning(name, len(test.problems)):
-                print(warning)
-    return described
-
-
 def make_selector(config: RunConfig) -> Selector:
     quadrants = Quadrants(**config.quadrants.model_dump())
     return Selector(**config.selector.model_dump(exclude={"label"}), quadrants=quadrants)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a config's `device`; auto takes CUDA where there is one."""
+    """The device of a config's `device`; auto takes CUDA where there is one, and raises ConfigError if torch cannot."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ConfigError("device=cuda, but torch finds no CUDA device; use device=cpu or device=auto")
+    gpus = [gpu for gpu in visible_gpus(os.environ) if gpu != "-1"]  # -1 hides all
+    if name == "auto" and gpus and not available:
+        raise ConfigError(
+            f"device=auto: there are NVIDIA devices ({', '.join(gpus)}) that torch {torch.__version__} cannot use; "
+            "install a torch for the CUDA version that nvidia-smi shows, or choose device=cpu"
+        )
     return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,12 +63,21 @@ class Sampling:
     top_p: float
     top_k: int
     max_tokens: int  # of a response
+    limits: tuple[int, ...] | None = None  # of each prompt's responses, at most max_tokens; hf takes max_tokens alone
 
 
 class Sampler(Protocol):
     """A rollout backend: prompt ids in, rollouts out, prompt-major (all samples of the first prompt first)."""
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]: ...
+    def generate(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
+    ) -> list[Rollout]:
+        """`indices`: of the prompts among those of all ranks, for their random draws; None: 0, 1, …"""
+        ...
+
+    def rest(self) -> None:
+        """Free the device's memory for teacher and learner until the next `sync` or `generate`."""
+        ...
 
     def sync(self) -> None:
         """Sample from the learner's current weights from now on."""

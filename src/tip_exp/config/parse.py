@@ -44,8 +44,24 @@ def load(path: Path) -> RunConfig:
     return parse(raw)
 
 
+# What decides the numbers of mode=teacher; of the student, the tokenizer.
+_TEACHER_KEYS: Any = {
+    **dict.fromkeys(("mode", "device", "num_threads", "agent"), True),
+    "pair": {
+        "attention": True,
+        "chat": True,
+        "teacher": {"path", "revision", "dtype"},
+        "student": {"path", "revision"},
+    },
+    "rollout": {"backend", "batch_size", "vllm"},
+    "eval": {"greedy", "samples", "temperature", "top_p", "top_k", "max_tokens", "seed", "benchmarks"},
+}
+
+
 def deciding_values(config: RunConfig) -> dict[str, Any]:
     """All keys that affect a run's numbers by more than rounding, flat; those left out do not."""
+    if config.mode == "teacher":
+        return flatten(config.model_dump(include=_TEACHER_KEYS))
     return flatten(config.model_dump(exclude={"name", "sweep", "logger", "ignore_memory", "ranks", "nodes"}))
 
 

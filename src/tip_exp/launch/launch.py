@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -24,11 +25,20 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.launch.gpu_lock import locked_gpus
 from tip_exp.launch.lock import holder, lock_or_holder
 from tip_exp.launch.ranks import cores, ranks_per_node, this_node, torchrun_options
-from tip_exp.launch.reuse import find_duplicate, finished_digests, link_from, read_result
+from tip_exp.launch.reuse import (
+    find_duplicate,
+    finished_digests,
+    link_from,
+    read_result,
+    remove_stale,
+    teacher_config,
+)
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import ConfigError, RunFailedError, first_line
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import OUTPUTS
+
+TEACHERS = OUTPUTS / "teachers"
 
 # Environment of a run's process; the user's own environment overrides it.
 CHILD_ENVIRONMENT = {
@@ -103,6 +113,8 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
                 if is_first:
                     link_from(duplicate, config, folder)
                 return f"linked from {duplicate.root}, which holds the same run"
+        if state is State.TO_DO and config.eval.teacher and config.mode != "teacher":
+            _evaluate_teacher(config, folder, background, is_first=is_first)
         log_size = folder.log.stat().st_size if folder.log.exists() else 0
         with locked_gpus(0 if config.device == "cpu" else ranks, os.environ) as gpus:
             locks = [*([folder.lock] if is_first else []), *gpus.values()]
@@ -119,6 +131,28 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
         message = _error_in_log(folder, log_size) if background else ""
         raise RunFailedError(f"{config.name}: {message or f'failed with exit code {code}; see {folder.log}'}")
     return ""
+
+
+def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Background | None, *, is_first: bool) -> None:
+    """Finish the evaluation of the run's teacher, which all runs that evaluate it alike share, and link `folder` to it.
+
+    Waits while another run does it; GPUs are locked only while this run does. Every node takes part.
+    """
+    teacher = teacher_config(config)
+    source = RunFolder(TEACHERS / digest(teacher))
+    if is_first:
+        remove_stale(teacher, source)
+    while not source.result.exists():
+        try:
+            launch(teacher, source, background)
+            break
+        except HeldError:
+            time.sleep(POLL_S)
+            if background is not None and background.stop.is_set():
+                raise
+    if is_first:
+        folder.teacher.unlink(missing_ok=True)
+        folder.teacher.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
 
 
 def _environment(ranks: int, gpus: list[str], background: Background | None) -> dict[str, str]:

@@ -83,7 +83,7 @@ def _run(folder: RunFolder) -> None:
     from tip_exp.run import run, run_eval
 
     config = load(folder.config)
-    (run_eval if config.mode == "eval" else run)(config, folder)
+    (run if config.mode == "train" else run_eval)(config, folder)
 
 
 if __name__ == "__main__":

@@ -63,13 +63,20 @@ def load_pair(
     device: torch.device,
     student_from: Path | None = None,
     tokenizer: ChatTokenizer | None = None,
+    *,
+    teacher_only: bool = False,
 ) -> Pair:
     """Load teacher (frozen) and student onto `device`; raises ConfigError if they do not fit together.
 
     `student_from`: a checkpoint folder to load the student from instead of pair.student.path.
     `tokenizer`: the result of `load_tokenizer`, if the caller already has it.
+    `teacher_only`: the teacher is also the pair's student, whose weights are not loaded.
     """
     tokenizer = tokenizer or load_tokenizer(config)
+    shared = {field.name: getattr(tokenizer, field.name) for field in fields(ChatTokenizer)}
+    if teacher_only:
+        teacher = _load_model(config, "teacher", device, tokenizer.vocab_size)
+        return Pair(**shared, teacher=teacher, student=teacher, placement="resident")
     settings = config.student.lora
     if student_from is not None and settings is None:
         student_config = config.student.model_copy(update={"path": str(student_from), "revision": None})
@@ -84,7 +91,6 @@ def load_pair(
         lora.attach(student.module, settings, config.student.path)
         if student_from is not None:  # base and adapter are exact; the checkpoint's merged weights are rounded
             lora.load_adapter(student.module, student_from / lora.FOLDER)
-    shared = {field.name: getattr(tokenizer, field.name) for field in fields(ChatTokenizer)}
     return Pair(**shared, teacher=teacher, student=student, placement=config.teacher.placement)
 
 

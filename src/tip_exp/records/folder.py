@@ -23,6 +23,7 @@ class RunFolder:
         self.lock = self.root / "lock"
         self.wandb = self.root / "wandb"
         self.wandb_id = self.root / "wandb_id"
+        self.teacher = self.root / "teacher"  # link to the folder of the teacher's evaluation, if there is one
         self.result = self.root / "result.json"
 
     def log_of(self, rank: int) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
@@ -33,7 +35,9 @@ class HfSampler:
         self.stop_ids = torch.tensor(stop_ids, device=model.device)
 
     @torch.no_grad()
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
+    def generate(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
+    ) -> list[Rollout]:
         """Rollouts, prompt-major. The same seed, prompts and weights give the same rollouts."""
         torch.manual_seed(seed)
         expanded = [prompt for prompt in prompts for _ in range(sampling.samples)]
@@ -41,6 +45,9 @@ class HfSampler:
         for start in range(0, len(expanded), self.batch_size):
             rollouts += self._generate_batch(expanded[start : start + self.batch_size], sampling)
         return rollouts
+
+    def rest(self) -> None:
+        pass  # a forward pass leaves nothing on the device
 
     def sync(self) -> None:
         pass  # the learner's module is sampled from
