@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tests.helpers import make_learner, sample_rollouts, train_step
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from tip_exp.config.schema import RunConfig
@@ -58,13 +60,16 @@ def full_disk() -> Iterator[None]:
 
 
 def test_a_resumed_learner_holds_what_was_saved_and_not_what_came_after(
-    tmp_path: Path, tiny_pair: Pair, tiny_config: RunConfig
+    tmp_path: Path, tiny_pair: Pair, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    updated, write_data = threading.Event(), FileSystemWriter.write_data
+    monkeypatch.setattr(FileSystemWriter, "write_data", lambda *args: updated.wait(60) and write_data(*args))
     learner, rollouts = make_learner(tiny_pair, tiny_config.learner), sample_rollouts(tiny_pair)
     train_step(learner, rollouts, 1)
     checkpoints = checkpoints_in(tmp_path)
     checkpoints.save(1, tiny_pair.student.module, learner.optimizer, "hf")
-    train_step(learner, rollouts, 2)  # while the checkpoint is written
+    train_step(learner, rollouts, 2)  # before the first byte is written
+    updated.set()
     checkpoints.wait()
     again = make_learner(load_pair(tiny_config.pair, CPU), tiny_config.learner)
     newest = checkpoints.newest()

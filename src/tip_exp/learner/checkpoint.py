@@ -15,15 +15,21 @@ import os
 import shutil
 import warnings
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as TorchFuture
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,7 +63,7 @@ class Checkpoint:
 
     def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Overwrite trainable weights and optimizer state in place; raises ConfigError if names or shapes differ."""
-        reader = dcp.FileSystemReader(self.path)
+        reader = FileSystemReader(self.path)
         saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
         parameters = trainable(module)
         state = {f"{_WEIGHTS}.{name}": parameter.detach() for name, parameter in parameters.items()}
@@ -77,7 +83,7 @@ class Checkpoint:
                 else:
                     state[key] = torch.zeros(entry.size, dtype=dtype, device=parameter.device)  # AdamW's step
                 optimizer.state[parameter][slot] = state[key]
-        dcp.load(state, storage_reader=reader, process_group=self.ranks.background)
+        load(state, storage_reader=reader, process_group=self.ranks.background, no_dist=self.ranks.size == 1)
 
 
 class Checkpoints:
@@ -106,14 +112,16 @@ class Checkpoints:
             shutil.rmtree(temporary, ignore_errors=True)  # other ranks write only once this rank has planned
         state: dict[str, dict[str, Tensor]] = {}
         for name, parameter in trainable(module).items():
-            for slot, tensor in {_WEIGHTS: parameter.detach(), **optimizer.state[parameter]}.items():
+            for slot, tensor in {_WEIGHTS: parameter.detach(), **optimizer.state.get(parameter, {})}.items():
                 state.setdefault(slot, {})[name] = tensor
-        future = dcp.async_save(
-            state,
-            storage_writer=_Writer(temporary, self.folder / f"step_{step:05d}", backend),
-            async_stager=DefaultStager(StagingOptions(False, False, False, False)),  # a plain copy
-            process_group=self.ranks.background,
-        )
+        with closing(DefaultStager(StagingOptions(False, False, False, False))) as stager:  # copies at once, keeps none
+            future = async_save(
+                state,
+                storage_writer=_Writer(temporary, self.folder / f"step_{step:05d}", backend),
+                async_stager=stager,
+                process_group=self.ranks.background,
+                no_dist=self.ranks.size == 1,
+            )
         assert isinstance(future, Future), "the staging is synchronous"
         self._writing = step, future
 
@@ -124,10 +132,10 @@ class Checkpoints:
         (step, future), self._writing = self._writing, None
         try:
             future.result()
-        except (dcp.CheckpointException, OSError, RuntimeError) as error:
+        except (CheckpointException, OSError, RuntimeError) as error:
             if self.ranks.rank == 0:
                 shutil.rmtree(self.folder / f".writing_{step:05d}", ignore_errors=True)
-            failures = error.failures if isinstance(error, dcp.CheckpointException) else {}
+            failures = error.failures if isinstance(error, CheckpointException) else {}
             cause = next((failure for failure, _ in failures.values()), error)
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {cause}"
@@ -189,7 +197,7 @@ class _Checksummed(WriteResult):
     checksum: str
 
 
-class _Writer(dcp.FileSystemWriter):
+class _Writer(FileSystemWriter):
     """DCP's files, checksummed by the rank that writes them; the main rank publishes them when all are written."""
 
     def __init__(self, temporary: Path, final: Path, backend: str) -> None:
@@ -197,7 +205,7 @@ class _Writer(dcp.FileSystemWriter):
         super().__init__(temporary, per_thread_copy_ahead=0)
         self.temporary, self.final, self.backend = temporary, final, backend
 
-    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> TorchFuture[list[WriteResult]]:
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
         try:
             results = super().write_data(plan, planner).wait()
         except RuntimeError as error:  # torch.save reports a failed write as an unexpected position in its file
@@ -213,7 +221,7 @@ class _Writer(dcp.FileSystemWriter):
         )
         return future
 
-    def finish(self, metadata: dcp.Metadata, results: list[list[WriteResult]]) -> None:
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
         (self.temporary / _BACKEND).write_text(json.dumps(self.backend))
         checksums = {

@@ -26,7 +26,11 @@ class Ranks:
     @cached_property
     def background(self) -> dist.ProcessGroup | None:
         """A gloo group for a background thread, as two threads would mix up the collectives of one group."""
-        return dist.new_group(backend="gloo") if self.size > 1 else None
+        if self.size == 1:
+            return None
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup), "all ranks are members"
+        return group
 
     def counts(self, count: int, device: torch.device) -> list[int]:
         """The `count` of each rank, in rank order."""
