@@ -18,7 +18,8 @@ from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.sampler import episode_metrics
 from tip_exp.estimate.memory import check_memory
 from tip_exp.eval.evaluate import Evaluations
-from tip_exp.learner import checkpoint
+from tip_exp.learner.checkpoint import Checkpoints, export
+from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.on_policy import MismatchCheck, limits_for
 from tip_exp.learner.teacher import Teacher
@@ -66,11 +67,10 @@ class Parts:
                     f"hold the longest evaluation prompt + eval.max_tokens = {longest}"
                 )
         check_context(config, longest)
-        self.saved = checkpoint.newest(folder.checkpoints) if training else None
-        student_from = self.saved.path if self.saved else None
-        self.pair = load_pair(
-            config.pair, self.device, student_from=student_from, tokenizer=tokenizer, teacher_only=self._alone
-        )
+        self.ranks = Ranks()
+        self.checkpoints = Checkpoints(folder.checkpoints, self.ranks, self.device)
+        self.saved = self.checkpoints.newest() if training else None
+        self.pair = load_pair(config.pair, self.device, tokenizer=tokenizer, teacher_only=self._alone)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         self.teacher = Teacher(self.pair, config.learner, self.meter)
@@ -108,10 +108,11 @@ class Parts:
         self.logger.log(step, metrics | seconds | self.meter.memory())
 
     def finish(self) -> None:
-        """Write result.json, the last file of a run, and a model card into the newest checkpoint."""
+        """Wait for the last checkpoint; write result.json, the last file of a run, and the trained model's card."""
+        self.checkpoints.wait()
         result = write_result(self.config, self.folder, self._datasets, asdict(self.backend))
-        if trained := checkpoint.newest(self.folder.checkpoints):
-            write_card(self.config, result, trained.path)
+        if self.folder.model.exists():
+            write_card(self.config, result, self.folder.model)
         self.logger.finish(result)
 
     def _evaluate_teacher(self) -> dict[str, float]:
@@ -167,22 +168,25 @@ class TrainingParts(Parts):
             return self.generator.generate(prompts, self.sampling, seed)
 
     def resume(self) -> int:
-        """Restore the optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
+        """Restore student and optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
         if self.saved is None:
             return 0
-        state = self.saved.learner_state()
-        if state["backend"] != self.backend.name:
+        if self.saved.backend != self.backend.name:
             raise ConfigError(
-                f"{self.saved.path}: its rollouts were sampled by {state['backend']}, but here rollout.backend is "
-                f"{self.backend.name} ({self.backend.reason}); resume where {state['backend']} is available, or "
+                f"{self.saved.path}: its rollouts were sampled by {self.saved.backend}, but here rollout.backend is "
+                f"{self.backend.name} ({self.backend.reason}); resume where {self.saved.backend} is available, or "
                 "start a run under another name"
             )
-        self.learner.load_state_dict(state["optimizer"])
+        self.saved.load(self.pair.student.module, self.learner.optimizer)
         return self.saved.step
 
     def save(self, step: int) -> None:
-        state = {"optimizer": self.learner.state_dict(), "backend": self.backend.name}
-        checkpoint.save(self.folder.checkpoints, step, self.pair.student.module, self.pair.tokenizer, state)
+        """Start to write a checkpoint, once the one before is written."""
+        self.checkpoints.save(step, self.pair.student.module, self.learner.optimizer, self.backend.name)
+
+    def export(self) -> None:
+        """Write the student as a Hugging Face folder, in place of the one before."""
+        export(self.folder.model, self.pair.student.module, self.pair.tokenizer, self.ranks)
 
     def rollout_metrics(self, rollouts: list[Rollout]) -> dict[str, float]:
         return {

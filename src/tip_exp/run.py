@@ -43,6 +43,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             metrics = report.metrics | parts.rollout_metrics(rollouts)
             if is_eval_step:
                 metrics |= parts.evaluate("student", step)
+                parts.export()
                 progress.write(names.format_accuracies(step, metrics))
             if top_tokens is not None:
                 parts.logger.samples(step, sample_rows(parts.teacher, shown, report, top_tokens))

@@ -141,7 +141,7 @@ def test_a_run_leaves_its_files(finished: RunFolder) -> None:
     result = json.loads(finished.result.read_text())
     assert result["final"] == {k.removeprefix("eval/"): v for k, v in rows[-1].items() if k.startswith("eval/")}
     assert result["totals"]["kept_tokens"] == sum(row.get("select/kept_tokens", 0) for row in rows)
-    card = (finished.checkpoints / "step_00010" / "README.md").read_text()
+    card = (finished.model / "README.md").read_text()
     assert card.startswith("---\nbase_model: package:tiny/student") and "word_sums/greedy" in card
     assert {path.name for path in finished.checkpoints.iterdir()} == {"step_00009", "step_00010"}
 
@@ -170,7 +170,7 @@ def test_killed_and_interrupted_runs_end_bit_for_bit_like_an_uninterrupted_one(
     assert [numbers(row) for row in read_rows(folder.metrics)] == [numbers(row) for row in read_rows(finished.metrics)]
     assert read_rows(folder.eval_rows) == read_rows(finished.eval_rows)
     assert read_rows(folder.samples) == read_rows(finished.samples)
-    resumed, expected = (load_file(f.checkpoints / "step_00010" / "model.safetensors") for f in (folder, finished))
+    resumed, expected = (load_file(f.model / "model.safetensors") for f in (folder, finished))
     assert resumed.keys() == expected.keys() and all(resumed[name].equal(expected[name]) for name in expected)
 
 

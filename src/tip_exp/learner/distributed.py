@@ -6,6 +6,7 @@ With one process every operation is the identity, so there is no second code pat
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,15 @@ class Ranks:
     def __init__(self) -> None:
         initialized = dist.is_available() and dist.is_initialized()
         self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if initialized else (1, 0)
+
+    @cached_property
+    def background(self) -> dist.ProcessGroup | None:
+        """A gloo group for a background thread, as two threads would mix up the collectives of one group."""
+        if self.size == 1:
+            return None
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup), "all ranks are members"
+        return group
 
     def counts(self, count: int, device: torch.device) -> list[int]:
         """The `count` of each rank, in rank order."""

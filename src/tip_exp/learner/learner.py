@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -89,13 +88,6 @@ class Learner:
         metrics |= mismatch
         metrics |= token_metrics(statistics, tokens, selection, self.selector, self.pair.student.head.vocab_size)
         return StepReport(metrics, tokens, statistics, selection)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state; the student's weights are saved as a model folder."""
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
 
     def _token_stats(
         self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, wanted: frozenset[str]

@@ -61,14 +61,12 @@ def load_tokenizer(config: PairConfig) -> ChatTokenizer:
 def load_pair(
     config: PairConfig,
     device: torch.device,
-    student_from: Path | None = None,
     tokenizer: ChatTokenizer | None = None,
     *,
     teacher_only: bool = False,
 ) -> Pair:
     """Load teacher (frozen) and student onto `device`; raises ConfigError if they do not fit together.
 
-    `student_from`: a checkpoint folder to load the student from instead of pair.student.path.
     `tokenizer`: the result of `load_tokenizer`, if the caller already has it.
     `teacher_only`: the teacher is also the pair's student, whose weights are not loaded.
     """
@@ -77,20 +75,14 @@ def load_pair(
     if teacher_only:
         teacher = _load_model(config, "teacher", device, tokenizer.vocab_size)
         return Pair(**shared, teacher=teacher, student=teacher, placement="resident")
-    settings = config.student.lora
-    if student_from is not None and settings is None:
-        student_config = config.student.model_copy(update={"path": str(student_from), "revision": None})
-        config = config.model_copy(update={"student": student_config})
     teacher, student = (_load_model(config, role, device, tokenizer.vocab_size) for role in ROLES)
     teacher.module.requires_grad_(False)
     try:
         check_same_tokens(student.head, teacher.head)
     except ValueError as error:
         raise ConfigError(f"pair: {error}") from error
-    if settings is not None:
-        lora.attach(student.module, settings, config.student.path)
-        if student_from is not None:  # base and adapter are exact; the checkpoint's merged weights are rounded
-            lora.load_adapter(student.module, student_from / lora.FOLDER)
+    if config.student.lora is not None:
+        lora.attach(student.module, config.student.lora, config.student.path)
     return Pair(**shared, teacher=teacher, student=student, placement=config.teacher.placement)
 
 

@@ -19,6 +19,7 @@ class RunFolder:
         self.samples = self.root / "samples.jsonl"
         self.prompts = self.root / "first_prompts.json"
         self.checkpoints = self.root / "checkpoint"
+        self.model = self.root / "model"
         self.log = self.root / "worker.log"
         self.lock = self.root / "lock"
         self.wandb = self.root / "wandb"
