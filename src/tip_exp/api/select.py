@@ -71,8 +71,11 @@ def select(
     else:
         raise ValueError("stats lacks sequence, the index of each token's sequence; tensors (B, T) need response_mask=")
     for name, value in values.items():
-        if value.shape != sequence.shape:
-            raise ValueError(f"stats[{name!r}] has the shape {tuple(value.shape)}, sequence {tuple(sequence.shape)}")
+        if value.dim() != 1 or value.shape != sequence.shape:
+            raise ValueError(
+                f"stats[{name!r}] has the shape {tuple(value.shape)}, sequence {tuple(sequence.shape)}; both need (N,), "
+                "or (B, T) with response_mask= and without sequence"
+            )
     if rule.normalize_over == "micro_batch" and "micro_batch" not in stats:
         raise ValueError("normalize_over=micro_batch: stats lacks micro_batch, the index of each token's micro-batch")
     micro_batch = _tensor(stats["micro_batch"]) if "micro_batch" in stats else torch.zeros_like(sequence)
