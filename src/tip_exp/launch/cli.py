@@ -29,6 +29,7 @@ HELP = """\
 usage: tip-exp [group=option …] [key=value …]        one run
        tip-exp -cd sweeps -cn NAME [key=value …]     every run of sweeps/NAME.yaml
        tip-exp -m key=1,2 …                          every combination of the values
+       tip-exp score --help                          statistics of the tokens of a file, without training
 The same command again resumes what is unfinished.
 
   --dry        compute the shapes and memory of one step, without weights; start nothing
@@ -74,6 +75,10 @@ def _help(raw: DictConfig) -> None:
 
 def main() -> None:
     """An error that a user can cause is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
+    if sys.argv[1:2] == ["score"]:
+        from tip_exp.api.command import main as score
+
+        return score(sys.argv[2:])
     register_resolvers()
     flags, body = set(sys.argv[1:]), _run
     if flags & {"--help", "-h"}:

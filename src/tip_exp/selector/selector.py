@@ -6,7 +6,6 @@ positions cannot be selected. No gradient flows through a selection.
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import dataclass
 
@@ -14,7 +13,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tip_exp.selector.scores import SCORES, STATISTICS, Group, Normalizer, Order, Rounding, Scope, required_stats
+from tip_exp.selector.scores import (
+    STATISTICS,
+    Group,
+    Normalizer,
+    Order,
+    Rounding,
+    Rule,
+    Scope,
+    find_rule,
+    required_stats,
+    rule_inputs,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +100,7 @@ class Quadrants:
 class Selector:
     """A selection rule; the fields are the keys of conf/selector/*.yaml."""
 
-    score: str  # a rule in SCORES
+    score: str | Rule  # as scores.find_rule takes it
     normalizer: Normalizer
     normalize_over: Group
     clip: dict[str, float]  # statistic -> quantile
@@ -101,6 +111,9 @@ class Selector:
     quadrants: Quadrants
     weight_by_score: bool
 
+    def __post_init__(self) -> None:
+        find_rule(self.score)  # a ValueError now instead of at the first step
+
     @property
     def required_stats(self) -> frozenset[str]:
         """Names of the statistics that `__call__` needs."""
@@ -110,16 +123,24 @@ class Selector:
     def __call__(self, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Selection:
         """Select from `statistics` (name -> (N,)); `generator` (CPU) is used by random rules only.
 
-        Raises FloatingPointError if a required statistic is not finite.
+        Raises FloatingPointError if a required statistic is not finite or a score is NaN.
         """
         for name in self.required_stats:
             if num_bad := int((~statistics[name].isfinite()).sum()):
                 raise FloatingPointError(
                     f"{name} is not finite at {num_bad} of {len(tokens)} tokens: a model returned NaN or infinity"
                 )
-        rule = SCORES[self.score]
-        inputs = [self._input(name, statistics, tokens, generator) for name in inspect.signature(rule).parameters]
-        score = rule(*inputs).float()
+        rule = find_rule(self.score)
+        inputs = [self._input(name, statistics, tokens, generator) for name in rule_inputs(rule)]
+        score = rule(*inputs)
+        if not isinstance(score, Tensor) or score.shape != (len(tokens),):
+            shape = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"type {type(score).__name__}"
+            raise ValueError(
+                f"the rule {self.score} returned {shape} instead of one score for each of {len(tokens)} tokens"
+            )
+        score = score.float()
+        if num_bad := int(score.isnan().sum()):
+            raise FloatingPointError(f"the rule {self.score} returned NaN at {num_bad} of {len(tokens)} tokens")
         weights = score.clamp(min=0) if self.weight_by_score else None
         return Selection(self._choose(score, tokens, generator), score, weights)
 
