@@ -45,8 +45,8 @@ def load(path: Path) -> RunConfig:
 
 
 def deciding_values(config: RunConfig) -> dict[str, Any]:
-    """All keys that affect a run's numbers, flat; name, sweep, logger and ignore_memory do not."""
-    return flatten(config.model_dump(exclude={"name", "sweep", "logger", "ignore_memory"}))
+    """All keys that affect a run's numbers by more than rounding, flat; those left out do not."""
+    return flatten(config.model_dump(exclude={"name", "sweep", "logger", "ignore_memory", "ranks", "nodes"}))
 
 
 def digest(config: RunConfig) -> str:

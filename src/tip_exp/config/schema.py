@@ -197,6 +197,8 @@ class LearnerConfig(_Strict):
     micro_batch_tokens: Count
     packing: bool
     activation_checkpointing: bool
+    compute_dtype: Literal["float32", "bfloat16"]
+    replicas: Count
     diagnostics_every: CountOrZero
     checkpoint_every: Count
 
@@ -233,6 +235,8 @@ class RunConfig(_Strict):
     sweep: FileName | None
     seed: CountOrZero
     device: Literal["auto", "cpu", "cuda"]
+    ranks: Count | Literal["auto"]
+    nodes: Count
     ignore_memory: bool
     num_threads: Count | None
     quadrants: QuadrantConfig
