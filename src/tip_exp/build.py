@@ -16,7 +16,7 @@ from tip_exp.data.dataset import Dataset, ShuffledOrder
 from tip_exp.data.load import load
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.sampler import episode_metrics
-from tip_exp.estimate.memory import check_memory
+from tip_exp.estimate.memory_check import check_memory
 from tip_exp.eval.evaluate import Evaluations
 from tip_exp.learner.checkpoint import Checkpoints, export
 from tip_exp.learner.distributed import Ranks

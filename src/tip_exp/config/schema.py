@@ -195,6 +195,8 @@ class LearnerConfig(_Strict):
     micro_batch_tokens: Count
     packing: bool
     activation_checkpointing: bool
+    compute_dtype: Literal["float32", "bfloat16"]
+    replicas: Count
     diagnostics_every: CountOrZero
     checkpoint_every: Count
 

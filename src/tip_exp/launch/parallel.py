@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import yaml
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.memory import free_host_gib
-from tip_exp.estimate.time import Forecaster
+from tip_exp.estimate.cards import CARDS, DEFAULT_CARD
+from tip_exp.estimate.forecast import Forecaster
+from tip_exp.estimate.memory_check import free_host_gib
 from tip_exp.launch.launch import Background, launch
 from tip_exp.launch.ranks import cores, ranks_per_node
 from tip_exp.launch.reuse import read_result
@@ -42,7 +43,7 @@ def choose_jobs(configs: list[RunConfig], requested: int | None) -> int:
     jobs = min(cores() // ranks, limit)
     free = free_host_gib()
     if jobs > 1 and free is not None:
-        forecast = Forecaster(OUTPUTS)
+        forecast = Forecaster(OUTPUTS, CARDS[DEFAULT_CARD])
         jobs = min(jobs, int(free / max(forecast(config).gib for config in configs)))
     return max(1, jobs)
 
