@@ -196,6 +196,8 @@ class LearnerConfig(_Strict):
     tile_mib: Count
     micro_batch_tokens: Count
     packing: bool
+    compute_dtype: Literal["float32", "bfloat16"]
+    replicas: Count
     activation_checkpointing: bool
     diagnostics_every: CountOrZero
     checkpoint_every: Count

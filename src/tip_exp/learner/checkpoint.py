@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tip_exp.models.lora import FOLDER, has_adapters, merged_tensors, save_adapter
@@ -41,9 +42,17 @@ class CheckpointError(OSError):
 
 
 def save(
-    folder: Path, step: int, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, state: dict[str, Any]
+    folder: Path,
+    step: int,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    state: dict[str, Any],
+    tensors: dict[str, Tensor] | None = None,
 ) -> Checkpoint:
-    """Write a checkpoint, then delete all but the newest NUM_KEPT. `state`: tensors, numbers, strings, containers."""
+    """Write a checkpoint, then delete all but the newest NUM_KEPT. `state`: tensors, numbers, strings, containers.
+
+    `tensors`: the student's whole weights, if its own are sharded.
+    """
     final, temporary = folder / f"step_{step:05d}", folder / f".writing_{step:05d}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -52,7 +61,7 @@ def save(
             student.save_pretrained(temporary, state_dict=dict(merged_tensors(student)))
             save_adapter(student, temporary / FOLDER)
         else:
-            student.save_pretrained(temporary)
+            student.save_pretrained(temporary, state_dict=tensors)
         tokenizer.save_pretrained(temporary)
         torch.save(state, temporary / _LEARNER)
         files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]

@@ -73,15 +73,15 @@ def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         layer, _, parameter_name = name.partition(".base_layer.")
         if parameter_name == "weight":  # W + s B A in float32, rounded once
             delta = model.get_submodule(layer).get_delta_weight(_ADAPTER)  # pyright: ignore[reportCallIssue]
-            yield f"{layer}.weight", _full(parameter + delta).to(parameter.dtype)
+            yield f"{layer}.weight", whole_tensor(parameter + delta).to(parameter.dtype)
         elif ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), _full(parameter)
+            yield name.replace(".base_layer.", "."), whole_tensor(parameter)
 
 
 def save_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Write the adapters for `load_adapter` and for PeftModel.from_pretrained(base, folder)."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {_PREFIX + name: _full(value).contiguous() for name, value in _adapter_state(model).items()}
+    tensors = {_PREFIX + name: whole_tensor(value).contiguous() for name, value in _adapter_state(model).items()}
     save_file(tensors, folder / WEIGHTS)
     config: Any = model.peft_config[_ADAPTER]  # pyright: ignore[reportIndexIssue, reportArgumentType, reportCallIssue]
     config.save_pretrained(folder)
@@ -104,8 +104,8 @@ def _adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
     return get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
 
 
-def _full(parameter: Tensor) -> Tensor:
-    """The detached value; a DTensor is gathered."""
-    value = parameter.detach()
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The detached value; a DTensor is gathered, which every rank has to take part in."""
+    value = tensor.detach()
     gather = getattr(value, "full_tensor", None)
     return gather() if gather is not None else value

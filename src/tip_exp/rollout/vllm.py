@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -75,11 +75,23 @@ class VllmSampler:
         except Exception as error:
             raise EngineDiedError(f"the vLLM engine did not start: {first_line(error)}") from error
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
-        """Rollouts, prompt-major. A response depends on weights, prompt, index and `seed`, not on other prompts."""
+    def generate(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        seed: int,
+        indices: Sequence[int] | None = None,
+        num_prompts: int | None = None,
+    ) -> list[Rollout]:
+        """Rollouts, prompt-major. A response depends on weights, prompt, index and `seed`, not on other prompts.
+
+        `indices`: the prompts' indices among those of all ranks.
+        """
         expanded = [prompt for prompt in prompts for _ in range(sampling.samples)]
         # One request per sample: vLLM's own `n` seeds sample i with seed + i, so neighbouring prompts share responses.
-        seeds = [request_seed(seed, i, sample) for i in range(len(prompts)) for sample in range(sampling.samples)]
+        seeds = [
+            request_seed(seed, i, sample) for i in indices or range(len(prompts)) for sample in range(sampling.samples)
+        ]
         params = [self._params(sampling, s) for s in seeds]
 
         def request() -> list[Any]:
