@@ -104,20 +104,22 @@ ALONE = Ranks(alone=True)
 def start(device: torch.device, *, alone: bool = False) -> Iterator[Ranks]:
     """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT of torchrun).
 
-    Without such an environment there is no group, unless `alone` asks for one of a single process. After an error the
-    group is left as it is: the other ranks may wait in it, and their agent ends them.
+    Without such an environment there is no group, unless `alone` asks for one of a single process; a group that exists
+    is used. After an error the group is left as it is: other ranks may wait in it, and their agent ends them.
     """
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    joins = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    founds = not dist.is_initialized() and not joins and alone
+    if joins:
         dist.init_process_group(backend, timeout=TIMEOUT)
-    elif alone and not dist.is_initialized():
+    elif founds:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     ranks = Ranks()
     yield ranks
-    if dist.is_initialized():
-        ranks.barrier()
+    ranks.barrier()
+    if joins or founds:
         dist.destroy_process_group()
 
 
