@@ -26,7 +26,7 @@ from tip_exp.learner.sharding import Sharding
 from tip_exp.learner.sharing import SharedSampler
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import Shard, check_context, load_pair
-from tip_exp.models.lora import merged_tensors
+from tip_exp.models.lora import adapter_tensors, has_adapters, merged_tensors
 from tip_exp.models.pair import Model, Pair
 from tip_exp.models.sources import load_tokenizer
 from tip_exp.records import metrics as names
@@ -185,8 +185,10 @@ class TrainingParts(Parts):
         state = {"optimizer": self.learner.state_dict(), "backend": self.backend.name}
         student = self.pair.student
         tensors = None if student.shards is None else dict(merged_tensors(student.module))
+        adapter = adapter_tensors(student.module) if tensors and has_adapters(student.module) else None
         if self.ranks.is_main:
-            checkpoint.save(self.folder.checkpoints, step, student.module, self.pair.tokenizer, state, tensors)
+            arguments = student.module, self.pair.tokenizer, state, tensors, adapter
+            checkpoint.save(self.folder.checkpoints, step, *arguments)
         self.ranks.barrier()
 
     def rollout_metrics(self, rollouts: list[Rollout]) -> dict[str, float]:

@@ -48,18 +48,19 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     state: dict[str, Any],
     tensors: dict[str, Tensor] | None = None,
+    adapter: dict[str, Tensor] | None = None,
 ) -> Checkpoint:
     """Write a checkpoint, then delete all but the newest NUM_KEPT. `state`: tensors, numbers, strings, containers.
 
-    `tensors`: the student's whole weights, if its own are sharded.
+    `tensors`, `adapter`: the student's whole weights and adapters, if its own are sharded.
     """
     final, temporary = folder / f"step_{step:05d}", folder / f".writing_{step:05d}"
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
         if has_adapters(student):  # merged weights for users; a resumed run loads the adapter
-            student.save_pretrained(temporary, state_dict=dict(merged_tensors(student)))
-            save_adapter(student, temporary / FOLDER)
+            student.save_pretrained(temporary, state_dict=tensors or dict(merged_tensors(student)))
+            save_adapter(student, temporary / FOLDER, adapter)
         else:
             student.save_pretrained(temporary, state_dict=tensors)
         tokenizer.save_pretrained(temporary)

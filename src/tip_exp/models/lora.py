@@ -78,11 +78,18 @@ def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name.replace(".base_layer.", "."), whole_tensor(parameter)
 
 
-def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapters for `load_adapter` and for PeftModel.from_pretrained(base, folder)."""
+def adapter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The adapters under the names that peft stores; shards are gathered."""
+    return {_PREFIX + name: whole_tensor(value).contiguous() for name, value in _adapter_state(model).items()}
+
+
+def save_adapter(model: PreTrainedModel, folder: Path, tensors: dict[str, Tensor] | None = None) -> None:
+    """Write the adapters for `load_adapter` and for PeftModel.from_pretrained(base, folder).
+
+    `tensors`: the result of `adapter_tensors`, if the caller already has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {_PREFIX + name: whole_tensor(value).contiguous() for name, value in _adapter_state(model).items()}
-    save_file(tensors, folder / WEIGHTS)
+    save_file(tensors or adapter_tensors(model), folder / WEIGHTS)
     config: Any = model.peft_config[_ADAPTER]  # pyright: ignore[reportIndexIssue, reportArgumentType, reportCallIssue]
     config.save_pretrained(folder)
 
