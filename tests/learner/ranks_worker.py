@@ -1,10 +1,18 @@
-"""One rank of tests/learner/test_distributed.py: python ranks_worker.py FOLDER, with torchrun's environment."""
+"""The ranks of tests/learner/test_distributed.py: python ranks_worker.py JOBS.
+
+Ranks are forks of this process, which has imported everything, with the environment that torchrun would give them.
+"""
 
 from __future__ import annotations
 
 import faulthandler
+import os
 import pickle
+import signal
+import socket
 import sys
+import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +34,40 @@ from tip_exp.run import run
 CPU = torch.device("cpu")
 
 
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    job = pickle.loads((folder / "job").read_bytes())
+def main(jobs: list[dict[str, Any]]) -> None:
+    """Do the jobs in turn, each on its number of ranks; if a rank fails, the others are killed, as torchrun does."""
+    for job in jobs:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        os.environ.update(WORLD_SIZE=str(job["size"]), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        ranks = [fork(job, rank) for rank in range(job["size"])]
+        try:
+            for _ in ranks:
+                _, status = os.wait()
+                assert status == 0, f"a rank of {job['size']} failed"
+        finally:
+            for rank in ranks:
+                with suppress(ProcessLookupError):
+                    os.kill(rank, signal.SIGKILL)
+
+
+def fork(job: dict[str, Any], rank: int) -> int:
+    if child := os.fork():
+        return child
+    os.environ["RANK"] = str(rank)
+    faulthandler.dump_traceback_later(500, exit=True)
+    try:
+        do(job)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def do(job: dict[str, Any]) -> None:
+    """A rank's part of a job: runs, steps in float64, and pairs read slice by slice."""
+    folder: Path = job["folder"]
     with start(CPU) as ranks:
         for name, config in job["runs"].items():
             (folder / name).mkdir(exist_ok=True)
@@ -36,8 +75,8 @@ def main(folder: Path) -> None:
         if (steps := job.get("steps")) is not None:
             torch.save(float64_steps(ranks, **steps), folder / f"steps{ranks.rank}")
         if (loads := job.get("loads")) is not None:
-            found = {name: loaded(ranks, RunConfig.model_validate(config)) for name, config in loads.items()}
-            torch.save(found, folder / f"loads{ranks.rank}")
+            pairs = {name: loaded(ranks, RunConfig.model_validate(config)) for name, config in loads.items()}
+            torch.save(pairs, folder / f"loads{ranks.rank}")
 
 
 def float64_steps(ranks: Ranks, config: dict[str, Any], rollouts: list[Any], jobs: dict[str, Any]) -> dict[str, Any]:
@@ -104,5 +143,5 @@ def local_bytes(module: nn.Module) -> int:
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(500, exit=True)
-    main(Path(sys.argv[1]))
+    torch.set_num_threads(1)
+    main(pickle.loads(Path(sys.argv[1]).read_bytes()))

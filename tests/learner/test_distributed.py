@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,13 +29,20 @@ from tip_exp.utils.paths import resolve_model
 Compose = Callable[..., RunConfig]
 ROOT, CPU = Path(__file__).parents[2], torch.device("cpu")
 SMALL = ["logger=files", "data.train.num_problems=40", "learner.num_steps=2", "learner.warmup_steps=1"]
-SMALL += ["learner.prompts_per_step=7", "data.max_response_tokens=40", "eval.max_tokens=40", "eval.every=0"]
+SMALL += [
+    "learner.prompts_per_step=7",
+    "data.max_response_tokens=40",
+    "data.max_prompt_tokens=96",
+    "eval.max_tokens=40",
+    "eval.every=0",
+]
 SMALL += ["eval.benchmarks.word_sums.num_problems=3", "eval.samples=0", "eval.sequence_kl=false", "eval.teacher=false"]
 LORA = "pair.student.lora={rank: 4, alpha: 8, target_modules: all-linear}"
+EVALUATED = ["eval.samples=2", "eval.sequence_kl=true", "eval.teacher=true", "learner.checkpoint_every=1"]
 # {ranks: {run: overrides}}; together they hold every variant of the learner.
 RUNS = {
     2: {
-        "evaluated": ["eval.samples=2", "eval.sequence_kl=true", "eval.teacher=true", "eval.every=1"],
+        "evaluated": EVALUATED,
         "checkpointed": [
             "learner.activation_checkpointing=true",
             "learner.packing=false",
@@ -47,7 +52,7 @@ RUNS = {
         "materialized": ["learner.loss_backend=materialized", "learner.average=token", "UNTIED"],
         "lora": [LORA],
     },
-    3: {"random": ["selector=random", "selector.retention=0.2", "rollout.batch_size=4"], "resumed": []},
+    3: {"random": ["selector=random", "selector.retention=0.2", "rollout.batch_size=4"], "resumed": EVALUATED},
     4: {
         "hsdp": ["selector=entropy_sample", "selector.scope=batch", "learner.replicas=2", "learner.prompts_per_step=3"]
     },
@@ -97,43 +102,25 @@ def results(
     folders = {size: tmp_path_factory.mktemp(f"ranks{size}") for size in RUNS}
     shared = {"config": tiny_config.model_dump(), "rollouts": rollouts}
     jobs: dict[int, dict[str, Any]] = {
-        size: {"runs": {name: configs[name].model_dump() for name in runs if name != "resumed"}}
+        size: {"size": size, "folder": folders[size], "runs": {name: configs[name].model_dump() for name in runs}}
         for size, runs in RUNS.items()
     }
     jobs[2] |= {"steps": shared | {"jobs": STEPS[2]}}
     jobs[4] |= {"steps": shared | {"jobs": STEPS[4], "rollouts": rollouts[:3]}}
     jobs[3] |= {"loads": {name: configs[name].model_dump() for name in ("evaluated", "materialized")}}
-    spawn(folders[2], 2, jobs[2])
+    spawn(folders[2], [jobs[2], jobs[4]])
     # Three ranks go on from the first step of two.
-    halfway = configs["resumed"].model_copy(
-        update={"learner": configs["resumed"].learner.model_copy(update={"checkpoint_every": 1})}
-    )
-    spawn(folders[2], 2, {"runs": {"resumed": halfway.model_dump()}})
-    shutil.copytree(folders[2] / "resumed", folders[3] / "resumed")
+    shutil.copytree(folders[2] / "evaluated", folders[3] / "resumed")
     shutil.rmtree(folders[3] / "resumed" / "checkpoint" / "step_00002")
-    jobs[3]["runs"]["resumed"] = halfway.model_dump()
-    for size in (3, 4):
-        spawn(folders[size], size, jobs[size])
+    spawn(folders[3], [jobs[3]])
     return folders
 
 
-def spawn(folder: Path, size: int, job: dict[str, Any]) -> None:
-    """Run ranks_worker.py on `size` processes; if one fails, the others are killed, as torchrun does."""
-    (folder / "job").write_bytes(pickle.dumps(job))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "src")])
-    command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), str(folder)]
-    ranks = [subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank)}) for rank in range(size)]
-    try:
-        while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
-            time.sleep(0.1)
-        assert codes == [0] * size
-    finally:
-        for rank in ranks:
-            rank.kill()
+def spawn(folder: Path, jobs: list[dict[str, Any]]) -> None:
+    (folder / "jobs").write_bytes(pickle.dumps(jobs))
+    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), str(folder / "jobs")]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True)
 
 
 @pytest.mark.parametrize(("size", "name"), [(size, name) for size, runs in RUNS.items() for name in runs])
@@ -229,5 +216,7 @@ def test_one_process_is_the_identity() -> None:
 
 
 def test_replicas_must_divide_the_ranks(tmp_path: Path, compose_run: Compose) -> None:
-    with pytest.raises(ValueError, match=r"learner\.replicas=2 does not divide the number of ranks, 1; choose a divisor"):
+    with pytest.raises(
+        ValueError, match=r"learner\.replicas=2 does not divide the number of ranks, 1; choose a divisor"
+    ):
         run(compose_run(*SMALL, "learner.replicas=2"), RunFolder(tmp_path))

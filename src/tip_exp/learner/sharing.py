@@ -91,25 +91,45 @@ class StepTokens:
 
 
 class SharedSampler:
-    """Deals prompts to the ranks' samplers by index; every rank gets all rollouts, in the order of one process."""
+    """Deals prompts to the ranks' samplers; every rank gets all rollouts, in the order of one process.
+
+    By index, except that the next turns of episodes stay with the ranks that sampled the turns before and cache them.
+    """
 
     def __init__(
         self, sampler: IndexedSampler, ranks: Ranks, gathered: Callable[[], AbstractContextManager[None]]
     ) -> None:
         """`gathered`: a context in which `sampler` has whole weights; every rank enters it."""
         self.sampler, self.ranks, self.gathered = sampler, ranks, gathered
+        self._last: list[tuple[list[int], int]] = []  # the newest rollouts' ids and ranks
 
     def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
-        indices = range(self.ranks.rank, len(prompts), self.ranks.size)
+        size, samples = self.ranks.size, sampling.samples
+        dealt = continued(prompts, self._last) or [i % size for i in range(len(prompts))]
+        indices = [i for i, rank in enumerate(dealt) if rank == self.ranks.rank]
         with self.gathered():
-            dealt = [prompts[i] for i in indices]
-            rollouts = self.sampler.generate(dealt, sampling, seed, indices, len(prompts)) if dealt else []
-        by_rank = self.ranks.gather_objects(rollouts)
-        samples, size = sampling.samples, self.ranks.size
-        return [by_rank[i % size][i // size * samples + n] for i in range(len(prompts)) for n in range(samples)]
+            own = [prompts[i] for i in indices]
+            rollouts = self.sampler.generate(own, sampling, seed, indices, len(prompts)) if own else []
+        by_rank = [iter(of_rank) for of_rank in self.ranks.gather_objects(rollouts)]
+        rollouts = [next(by_rank[rank]) for rank in dealt for _ in range(samples)]
+        self._last = [(rollouts[i * samples].token_ids, rank) for i, rank in enumerate(dealt)] if samples == 1 else []
+        return rollouts
 
     def sync(self) -> None:
+        self._last = []
         self.sampler.sync()
 
     def close(self) -> None:
         self.sampler.close()
+
+
+def continued(prompts: list[list[int]], last: list[tuple[list[int], int]]) -> list[int] | None:
+    """The rank of each prompt if all prompts go on from rollouts of `last`, some of which may have ended; else None."""
+    ranks: list[int] = []
+    rest = iter(last)
+    for prompt in prompts:
+        rank = next((rank for ids, rank in rest if prompt[: len(ids)] == ids), None)
+        if rank is None:
+            return None
+        ranks.append(rank)
+    return ranks
