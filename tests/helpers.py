@@ -12,6 +12,7 @@ from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.learner import Learner, StepReport
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import make_head
+from tip_exp.models.lora import whole_tensor
 from tip_exp.models.pair import Model, Pair
 from tip_exp.records.meter import Meter
 from tip_exp.rollout.hf import HfSampler
@@ -76,7 +77,7 @@ def gradients_of_step(
 
     def record(*_: Any) -> None:
         named = learner.pair.student.module.named_parameters()
-        gradients.update({name: p.grad.clone() for name, p in named if p.grad is not None})
+        gradients.update({name: whole_tensor(p.grad).clone() for name, p in named if p.grad is not None})
 
     handle = learner.optimizer.register_step_pre_hook(record)
     report = train_step(learner, rollouts, problems=problems)

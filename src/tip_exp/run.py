@@ -24,7 +24,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         if start == 0:
             parts.evaluate_start()
 
-        progress = tqdm(range(start + 1, last + 1), initial=start, total=last, desc=config.name, mininterval=1.0)
+        steps, silent = range(start + 1, last + 1), not parts.ranks.is_main
+        progress = tqdm(steps, initial=start, total=last, desc=config.name, mininterval=1.0, disable=silent)
         for step in progress:
             is_eval_step = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
             num_shown = config.logger.rollouts_per_sample if is_eval_step else 0

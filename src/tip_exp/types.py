@@ -84,3 +84,18 @@ class Sampler(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class IndexedSampler(Sampler, Protocol):
+    """A sampler whose draws depend on a prompt's index in the step, so that ranks can share a step's prompts."""
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        seed: int,
+        indices: Sequence[int] | None = None,
+        num_prompts: int | None = None,
+    ) -> list[Rollout]:
+        """Rollouts of `prompts`, which have these `indices` among the `num_prompts` of all ranks; None: of all."""
+        ...

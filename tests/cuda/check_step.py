@@ -16,7 +16,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from tests.cuda import torch_kernels, pretend
+from tests.cuda import pretend, torch_kernels
 from tests.cuda.pretend import PretendedTensor, Pretending, on_pretended, to_cpu, waits
 from tests.helpers import gradients_of_step, make_learner
 from torch import Tensor

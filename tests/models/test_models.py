@@ -25,9 +25,10 @@ from transformers import (
 
 from tip_exp import build
 from tip_exp.config.schema import ChatConfig, RunConfig
-from tip_exp.models.load import ROLES, check_context, load_pair, load_tokenizer, make_head, shared_vocab
+from tip_exp.models.load import check_context, load_pair, make_head
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
+from tip_exp.models.sources import ROLES, load_tokenizer, shared_vocab
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run, run_eval
 from tip_exp.types import Rollout

@@ -194,6 +194,8 @@ class LearnerConfig(_Strict):
     tile_mib: Count
     micro_batch_tokens: Count
     packing: bool
+    compute_dtype: Literal["float32", "bfloat16"]
+    replicas: Count
     activation_checkpointing: bool
     compute_dtype: Literal["float32", "bfloat16"]
     replicas: Count

@@ -21,10 +21,11 @@ from tip_exp.estimate.memory import RankMemory, ranks_needed, runs_on_cpu, total
 from tip_exp.estimate.shapes import model_config, shape_of
 from tip_exp.losses.head import Head
 from tip_exp.losses.tiling import tiling
-from tip_exp.models.load import ROLES, check_context, head_of, max_positions
+from tip_exp.models.load import check_context, head_of, max_positions
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.pair import Model
 from tip_exp.models.privileged import with_prompt
+from tip_exp.models.sources import ROLES
 from tip_exp.selector.selector import budgets
 from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError, first_line

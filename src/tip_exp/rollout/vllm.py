@@ -75,7 +75,12 @@ class VllmSampler:
         self.sync()
 
     def generate(
-        self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        seed: int,
+        indices: Sequence[int] | None = None,
+        num_prompts: int | None = None,
     ) -> list[Rollout]:
         """Rollouts, prompt-major. A response depends on weights, prompt, its index and `seed`, not on other prompts.
 

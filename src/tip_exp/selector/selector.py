@@ -39,7 +39,7 @@ class Selection:
     score: Tensor
     weights: Tensor | None = None
 
-    def at(self, rows: slice) -> Selection:
+    def at(self, rows: slice | Tensor) -> Selection:
         """Of some of the tokens."""
         return Selection(self.kept_mask[rows], self.score[rows], None if self.weights is None else self.weights[rows])
 
