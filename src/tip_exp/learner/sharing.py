@@ -81,7 +81,7 @@ class StepTokens:
             indices = [index for batch in group(lengths, budget, packing=packing, indices=hand) for index in batch]
             parts = [torch.arange(starts[index], starts[index] + counts[index]) for index in indices]
             rows.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long))
-        return cls(tokens, rows[ranks.rank], torch.cat(rows).to(device))
+        return cls(tokens, rows[ranks.rank], torch.cat(rows))
 
     def in_order(self, gathered: Tensor) -> Tensor:
         """Values of all ranks' tokens, concatenated in rank order, in the order of `tokens`."""
