@@ -136,8 +136,9 @@ def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Backgrou
             time.sleep(POLL_S)
             if background is not None and background.stop.is_set():
                 raise
-    folder.teacher.unlink(missing_ok=True)
-    folder.teacher.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
+    link = folder.teacher.with_name(f"teacher.{os.getpid()}")
+    link.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
+    link.replace(folder.teacher)
 
 
 def _run_in_child(folder: RunFolder, lock: IO[str], gpus: dict[str, str], background: Background | None) -> int:
