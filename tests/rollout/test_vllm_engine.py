@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+import torch
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.models.pair import Pair
@@ -44,8 +45,9 @@ class FakeLLM:
     def sleep(self, level: int) -> None:
         self._record(f"sleep {level}")
 
-    def wake_up(self, tags: list[str] | None = None) -> None:
-        self._record(f"wake {' '.join(tags or ['all'])}")
+    def wake_up(self, tags: list[str]) -> None:
+        assert self.calls.pop() == "empty cache", "torch returns its cached memory to the device first"
+        self._record(f"wake {' '.join(tags)}")
 
     def collective_rpc(self, name: str, args: tuple[Any, ...]) -> None:
         self._record("load")
@@ -60,6 +62,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     module.LLM, module.SamplingParams = FakeLLM, SimpleNamespace  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr(vllm, "_engine", None)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: FakeLLM.calls.append("empty cache"))
     monkeypatch.setattr(FakeLLM, "calls", [])
     monkeypatch.setattr(FakeLLM, "params", [])
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
@@ -136,7 +139,7 @@ def test_the_end_of_a_run_wakes_the_engine_and_does_not_shut_it_down(
     assert of(calls) == ["start", "load"] and vllm._engine is sampler._llm
     sampler.rest()
     sampler.close()
-    assert of(calls) == ["sleep 1", "wake all"]
+    assert of(calls) == ["sleep 1", "wake kv_cache", "wake weights"]
     sampler.rest()
     monkeypatch.setattr(FakeLLM, "fails", "wake")
     sampler.close()  # the learner may have failed for want of memory

@@ -91,16 +91,14 @@ def main() -> None:
         sampler.rest()
         sampler.sync()
         rollouts = sampler.generate([prompts[i] for i in dealt], SAMPLED, step, indices=dealt)
-        if rank == 0:  # the other engine is not asked: no collective is shared
-            every = sampler.generate(prompts, SAMPLED, step)
-            assert [every[2 * i + s].token_ids for i in dealt for s in (0, 1)] == [r.token_ids for r in rollouts]
+        every = sampler.generate(prompts, SAMPLED, step) if rank == 0 else []  # the other engine is not asked
         gathered: list[list[list[int]]] = [[] for _ in range(ranks)]  # over the learner's group
         dist.all_gather_object(gathered, [rollout.token_ids for rollout in rollouts])
         if rank == 0:
-            by_prompt = {
-                i: gathered[r][2 * j : 2 * j + 2] for r in range(ranks) for j, i in enumerate(range(r, 5, ranks))
-            }
-            assert [ids for i in range(5) for ids in by_prompt[i]] == [rollout.token_ids for rollout in every]
+            expected = [
+                [every[2 * i + sample].token_ids for i in range(r, 5, ranks) for sample in (0, 1)] for r in range(ranks)
+            ]
+            assert gathered == expected
         gaps.append(largest_gap(whole, rollouts))
         for model in (whole, sharded):
             perturb(model, seed=step)

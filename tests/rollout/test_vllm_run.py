@@ -36,6 +36,7 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tip_exp", f"hydra.run.dir={folder}", *SMOKE, *overrides],
         env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+        cwd=folder.parent,  # the teacher's evaluation is in its outputs/
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -91,7 +92,7 @@ def test_the_default_run_learns_as_with_transformers_and_stays_on_policy(tmp_pat
     folder = RunFolder(tmp_path / "run")
     line = [sys.executable, "-m", "tip_exp", f"hydra.run.dir={folder.root}", "rollout=vllm", "logger=files"]
     environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     assert "rollouts by vllm" in done.stdout and "rollout.backend=vllm" in done.stdout
     rows = read_rows(folder.metrics)

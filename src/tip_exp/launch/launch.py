@@ -151,8 +151,9 @@ def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Backgrou
             if background is not None and background.stop.is_set():
                 raise
     if is_first:
-        folder.teacher.unlink(missing_ok=True)
-        folder.teacher.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
+        link = folder.teacher.with_name(f"teacher.{os.getpid()}")
+        link.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
+        link.replace(folder.teacher)
 
 
 def _environment(ranks: int, gpus: list[str], background: Background | None) -> dict[str, str]:

@@ -122,13 +122,11 @@ class VllmSampler:
 
     def close(self) -> None:
         """Wake the engine: the memory that vLLM frees when the process ends must be mapped. It is not shut down."""
-        if self._asleep:
-            torch.cuda.empty_cache()
-            try:
-                self._llm.wake_up()
-                self._asleep.clear()
-            except Exception as error:  # the run has ended; the system frees what is left
-                log.warning("the vLLM engine did not wake up at the end: %s", first_line(error))
+        try:
+            for tag in sorted(self._asleep):
+                self._wake(tag)
+        except Exception as error:  # the run has ended; the system frees what is left
+            log.warning("the vLLM engine did not wake up at the end: %s", first_line(error))
 
     def _start(self) -> Any:
         global _engine
@@ -148,6 +146,7 @@ class VllmSampler:
         return _engine
 
     def _wake(self, tag: str) -> None:
+        torch.cuda.empty_cache()  # the learner's cached blocks are not free for vLLM's allocator
         self._llm.wake_up([tag])
         self._asleep.discard(tag)
 
