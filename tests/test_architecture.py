@@ -40,6 +40,7 @@ IMPORTERS = {
     "peft": {"models.lora"},
     "hydra": {"launch.cli", "launch.sweep", "launch.plan"},
     "torch.distributed": {"learner.distributed"},
+    "triton": {"losses.kernels"},
 }
 
 

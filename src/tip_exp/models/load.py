@@ -69,6 +69,7 @@ def load_pair(
     `student_from`: a checkpoint folder to load the student from instead of pair.student.path.
     `tokenizer`: the result of `load_tokenizer`, if the caller already has it.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for each sequence length; flash attention does not
     tokenizer = tokenizer or load_tokenizer(config)
     settings = config.student.lora
     if student_from is not None and settings is None:
