@@ -41,6 +41,7 @@ IMPORTERS = {
     "peft": {"models.lora"},
     "hydra": {"launch.cli", "launch.sweep", "launch.plan"},
     "torch.distributed": {"learner.distributed", "learner.sharding", "learner.checkpoint"},
+    "triton": {"losses.kernels"},
 }
 
 

@@ -10,7 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -26,8 +26,11 @@ import tip_exp.losses
 from tip_exp.config.schema import LoraConfig, PrivilegedConfig, RunConfig
 from tip_exp.learner.learner import StepReport
 from tip_exp.learner.teacher import Teacher
+from tip_exp.losses import head as head_module
+from tip_exp.losses.head import Head
 from tip_exp.models import lora
 from tip_exp.models.load import head_of
+from tip_exp.models.packed_attention import packed_inputs
 from tip_exp.models.pair import Model, Pair
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.types import Problem, Rollout, Sampling
@@ -218,6 +221,17 @@ def test_the_hf_sampler_waits_per_position_not_per_prompt(tiny_pair: Pair) -> No
     assert sum(waits.values()) <= 2 * (5 * 6 + 7), waits  # batches, each position, the results
 
 
+def test_flash_attention_gets_the_bounds_of_packed_sequences() -> None:
+    module: Any = SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_2"))
+    with Pretending():
+        inputs = packed_inputs(module, (3, 1, 2), pretend.CUDA)
+    assert not waits
+    assert inputs["max_length_q"] == inputs["max_length_k"] == 3
+    for name, values in (("cu_seq_lens_q", [0, 3, 4, 6]), ("cu_seq_lens_k", [0, 3, 4, 6])):
+        assert isinstance(inputs[name], PretendedTensor) and to_cpu(inputs[name]).tolist() == values
+    assert to_cpu(inputs["position_ids"]).tolist() == [[0, 1, 2, 0, 0, 1]]
+
+
 def test_the_teacher_alone_never_waits(tiny_pair: Pair, tiny_config: RunConfig) -> None:
     with Pretending():
         learner = make_learner(make_pair(tiny_pair, cuda=True), tiny_config.learner, **MICRO_BATCH)
@@ -271,6 +285,24 @@ def test_tensors_on_two_devices_raise() -> None:
         on_cuda([1, 2]) + torch.tensor([1, 2])
     with Pretending(), pytest.raises(RuntimeError, match="same device"):
         torch.tensor([1, 2])[on_cuda([0])]
+
+
+def test_a_16_bit_head_takes_its_gradient_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "PRODUCT_ROWS", 3)
+    torch.manual_seed(0)
+    weight, hidden, grad = torch.randn(10, 4).bfloat16(), torch.randn(5, 4), torch.randn(5, 7)
+    for cuda in (False, True):
+        parameter, *inputs, hidden_grad = (
+            PretendedTensor(t.clone()) if cuda else t.clone() for t in (weight, hidden, grad, torch.zeros(5, 4))
+        )
+        parameter.requires_grad_()
+        Head(parameter, 10).backward(*inputs, hidden_grad, slice(2, 9))
+        rounded = grad.bfloat16().float()
+        torch.testing.assert_close(to_cpu(hidden_grad), rounded @ weight[2:9].float(), rtol=2e-2, atol=2e-2)
+        assert parameter.grad is not None
+        weight_grad = torch.zeros(10, 4)
+        weight_grad[2:9] = rounded.T @ hidden.bfloat16().float()
+        torch.testing.assert_close(to_cpu(parameter.grad).float(), weight_grad, rtol=2e-2, atol=2e-2)
 
 
 def test_copies_of_a_module_keep_tied_weights(tiny_pair: Pair) -> None:

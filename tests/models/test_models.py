@@ -80,6 +80,12 @@ def test_system_message_and_thinking_switch_reach_the_template(tiny_pair: Pair) 
     assert tiny_pair.decode(tiny_pair.prompt_ids("Hi")) == "[user]Hi"
 
 
+def test_attention_does_not_use_cudnn(tiny_config: RunConfig) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_pair(tiny_config.pair, torch.device("cpu"))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_teacher_is_frozen_and_student_is_not(tiny_pair: Pair) -> None:
     assert not any(p.requires_grad for p in tiny_pair.teacher.module.parameters())
     assert all(p.requires_grad for p in tiny_pair.student.module.parameters())

@@ -41,6 +41,7 @@ def load_pair(
     the ranks. Without it the models are whole. `teacher_only`: the teacher is also the pair's student, whose weights
     are not loaded.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for each sequence length; flash attention does not
     tokenizer = tokenizer or load_tokenizer(config)
     shared = {field.name: getattr(tokenizer, field.name) for field in fields(ChatTokenizer)}
     vocab_size, shards = tokenizer.vocab_size, shard or {}
