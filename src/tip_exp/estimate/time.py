@@ -24,7 +24,7 @@ from typing import Any
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import NODE_LINK, Card
-from tip_exp.estimate.memory import ENGINE_WIDTH, RankMemory
+from tip_exp.estimate.memory import ENGINE_WIDTH, RankMemory, num_problems
 from tip_exp.estimate.shapes import ModelShape, shape_of
 from tip_exp.utils.units import GIB
 
@@ -37,7 +37,6 @@ FLOPS_SHARE, BANDWIDTH_SHARE = 0.4, 0.8  # of the peaks: assumed
 DECODE_OVERHEAD_S = 1e-3
 
 TEACHER_SHARE = 0.9  # of a card: the teacher is evaluated by a run of its own
-PROBLEMS = {"math500": 500, "aime24": 30, "aime25": 30, "gsm8k": 1319, "deepplanning": 48}  # of public test sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +123,6 @@ def evaluation_seconds(config: RunConfig, card: Card, ranks: int, role: str) -> 
     if shape.parameters * ENGINE_WIDTH > engine_gib * GIB:
         return 0.0
     return sum(decode_seconds(memory, card, shape, engine_gib, responses, evaluation.max_tokens).values())
-
-
-def num_problems(evaluation: dict[str, Any]) -> int:
-    """Problems of all benchmarks of a config's `eval`."""
-    datasets = evaluation["benchmarks"].values()
-    return sum(dataset["num_problems"] or PROBLEMS.get(dataset["label"], 500) for dataset in datasets)
 
 
 def flops(config: dict[str, Any]) -> float:
