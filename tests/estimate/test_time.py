@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,15 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS, RANKS
 from tip_exp.estimate.forecast import NO_TIME, TOO_LARGE, Forecaster
 from tip_exp.estimate.memory import RankMemory
+from tip_exp.estimate.tables import format_hours
 from tip_exp.estimate.time import flops, run_time, step_seconds
+from tip_exp.launch.plan import plan
+from tip_exp.launch.sweep import SweepRun
+from tip_exp.utils.paths import conf_dir
 
 Compose = Callable[..., RunConfig]
 H100 = CARDS[80]
+SWEEPS = conf_dir().parent / "sweeps"
 
 
 @pytest.fixture
@@ -117,3 +123,32 @@ def test_a_run_counts_its_evaluations(compose_run: Compose) -> None:
         run_time(compose_run(*llama), H100, 8).run_s
         == run_time(compose_run(*llama[:1], "eval.teacher=false"), H100, 8).run_s
     )
+
+
+GPU_EXPERIMENTS = sorted(
+    path.stem for path in (conf_dir() / "experiment").glob("*.yaml") if " x H100" in path.read_text()
+)
+CONSUMER = ["consumer", "consumer_lora"]
+GPU_SWEEPS = sorted(path for path in SWEEPS.glob("*.yaml") if " x H100" in path.read_text())
+
+
+@pytest.mark.parametrize("experiment", [*GPU_EXPERIMENTS, *CONSUMER])
+def test_the_hours_in_an_experiments_head_are_computed(compose_run: Compose, experiment: str) -> None:
+    config = compose_run(f"experiment={experiment}", *(["data.root=."] if "deepplanning" in experiment else []))
+    head = (conf_dir() / "experiment" / f"{experiment}.yaml").read_text().partition("\ndefaults:")[0]
+    assert format_hours([config], CARDS[24] if experiment in CONSUMER else H100) in head
+
+
+@pytest.mark.parametrize("path", GPU_SWEEPS, ids=lambda path: path.stem)
+def test_the_hours_in_a_sweeps_head_are_computed(path: Path) -> None:
+    runs = plan(path, ["data.root=."] if path.stem == "table7" else [])
+    configs = [run.config for run in runs if isinstance(run, SweepRun)]
+    head = path.read_text().partition("\ndefaults:")[0]
+    assert f"{len(runs)} runs" in head and f"measured: {format_hours(configs, H100)}" in head
+
+
+def test_every_claim_of_hours_on_gpus_is_checked() -> None:
+    assert {"tip_qwen3", "tip_qwen25", "tip_llama", "tip_deepplanning", "tip_deepplanning_32b"} <= set(GPU_EXPERIMENTS)
+    assert len(GPU_SWEEPS) == 9
+    for path in [*(conf_dir() / "experiment").glob("*.yaml"), *(conf_dir() / "pair").glob("*.yaml"), *SWEEPS.glob("*")]:
+        assert not re.search(r"GPU-hours|H[12]00-hours", path.read_text()), path

@@ -8,7 +8,7 @@ its mean length. With N GPUs, P student and Q teacher parameters, b the memory b
     queue           more such tokens, where a GPU has more answers than its KV cache holds at a time
     KV cache        bytes of the contexts of all a GPU's tokens / (0.8 b)
     teacher         2 Q FLOPs a token / (N 0.4 F)
-    learner         (2 scoring + 2 forward + 4 backward + 2 recomputed with checkpointing) P FLOPs a token / (N 0.4 F)
+    learner         (2 scoring + 2 forward + 4 backward + 2 recomputed, with checkpointing) P FLOPs a token / (N 0.4 F)
     collectives     gathered layers and summed gradients of every micro-batch / (0.8 link), not overlapped
     engine          its weights to the host and back, and new weights: 3 x 2 P / host link
 
@@ -76,7 +76,8 @@ def step_seconds(config: RunConfig, card: Card, ranks: int) -> dict[str, float]:
         length = min(length, config.agent.max_train_tokens)
     tokens, rate = memory.rollouts * length, FLOPS_SHARE * card.flops
     parts["teacher"] = 2 * teacher.parameters * tokens / rate
-    passes = 2 + 2 + 4 + (2 if learner.activation_checkpointing else 0)
+    backward = 4 if config.pair.student.lora is None else 2  # adapters need no gradient of the weights
+    passes = 2 + 2 + backward + (2 if learner.activation_checkpointing else 0)
     parts["learner"] = passes * student.parameters * tokens / rate
     batches = math.ceil(tokens / learner.micro_batch_tokens)
     link = BANDWIDTH_SHARE * (card.link if config.nodes == 1 or learner.replicas >= config.nodes else NODE_LINK)
