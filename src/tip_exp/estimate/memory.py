@@ -19,7 +19,9 @@ memory. tests/estimate compares the phases with torch's allocations on a CPU; no
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate import activations
@@ -34,6 +36,7 @@ PROCESS_GIB = 0.4  # resident after import, measured
 CONTEXT_GIB = 0.5  # CUDA context with the workspaces of cuBLAS and NCCL: assumed
 ASLEEP_GIB = 1.0  # what a sleeping vLLM engine keeps on its device, such as CUDA graphs: assumed
 MAX_RANKS = 64
+PROBLEMS = {"math500": 500, "aime24": 30, "aime25": 30, "gsm8k": 1319, "deepplanning": 48}  # of public test sets
 CPU_PARAMETERS = 1e9  # of both models
 ENGINE_WIDTH = 2  # vLLM computes in bfloat16 on CUDA
 
@@ -176,7 +179,9 @@ class RankMemory(Passes):
         elif awake:
             # A CPU engine of vLLM is counted like transformers.
             response = data.max_response_tokens if name == "rollout" else self.config.eval.max_tokens
-            rows = min(rollout.batch_size, self.rollouts) if name == "rollout" else rollout.batch_size
+            evaluation = self.config.eval
+            evaluated = num_problems(evaluation.model_dump()) * max(evaluation.samples, 1)
+            rows = min(rollout.batch_size, self.rollouts if name == "rollout" else math.ceil(evaluated / self.ranks))
             device |= activations.generation_bytes(self.student, rows, data.max_prompt_tokens, response, self.width)
             if self.gathers:
                 device["gathered student"] = self.student.parameters * self.width
@@ -184,6 +189,12 @@ class RankMemory(Passes):
 
 def _in_gib(sizes: dict[str, float]) -> dict[str, float]:
     return {part: size / GIB for part, size in sizes.items()}
+
+
+def num_problems(evaluation: dict[str, Any]) -> int:
+    """Problems of all benchmarks of a config's `eval`."""
+    datasets = evaluation["benchmarks"].values()
+    return sum(dataset["num_problems"] or PROBLEMS.get(dataset["label"], 500) for dataset in datasets)
 
 
 def ranks_needed(config: RunConfig, card_gib: float) -> int | None:

@@ -118,7 +118,7 @@ class Passes:
             gradients = 0  # the layers' replace activations one by one
         if not self.gathers:
             gradients += vocabulary
-        parts = {"gradients": gradients, "activations": kept, "hidden states": self._hidden()}
+        parts = {"gradients": gradients, "activations": kept, "micro-batch hidden states": self._hidden()}
         parts["logits and temporaries"] = max(loss, passes)
         if self.gathers:  # and a layer's gradient, before it is summed in float32
             parts["gathered layers"] = student.layer * (2 * self.width + self.width + activations.FLOAT32)

@@ -35,6 +35,16 @@ def time_tables(config: RunConfig, card: Card) -> list[str]:
     return [*([_step(config, card)] if config.mode == "train" else []), _hours(config)]
 
 
+def format_hours(configs: Sequence[RunConfig], card: Card) -> str:
+    """Hours of all `configs` one after another by number of GPUs: "2 x H100: 38 h, 4 x H100: 27 h, 8 x H100: 22 h"."""
+    texts: list[str] = []
+    for ranks in RANKS:
+        if all(RankMemory(config, card.gib, ranks).fits for config in configs):
+            hours = sum(run_time(config, card, ranks).run_s for config in configs) / 3600
+            texts.append(f"{ranks} x {card.name}: {hours:,.{0 if hours >= 9.95 else 1}f} h")
+    return ", ".join(texts) or f"more than {RANKS[-1]} x {card.name}"
+
+
 def largest_micro_batch_tokens(config: RunConfig, card: Card, ranks: int) -> int | None:
     """The most learner.micro_batch_tokens that fit, in multiples of BATCH_STEP; None if one rollout does not fit.
 

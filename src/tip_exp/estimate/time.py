@@ -8,7 +8,7 @@ its mean length. With N GPUs, P student and Q teacher parameters, b the memory b
     queue           more such tokens, where a GPU has more answers than its KV cache holds at a time
     KV cache        bytes of the contexts of all a GPU's tokens / (0.8 b)
     teacher         2 Q FLOPs a token / (N 0.4 F)
-    learner         (2 scoring + 2 forward + 4 backward + 2 recomputed with checkpointing) P FLOPs a token / (N 0.4 F)
+    learner         (2 scoring + 2 forward + 4 backward + 2 recomputed, with checkpointing) P FLOPs a token / (N 0.4 F)
     collectives     gathered layers and summed gradients of every micro-batch / (0.8 link), not overlapped
     engine          its weights to the host and back, and new weights: 3 x 2 P / host link
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import NODE_LINK, Card
-from tip_exp.estimate.memory import ENGINE_WIDTH, RankMemory
+from tip_exp.estimate.memory import ENGINE_WIDTH, RankMemory, num_problems
 from tip_exp.estimate.shapes import ModelShape, shape_of
 from tip_exp.utils.units import GIB
 
@@ -37,7 +37,6 @@ FLOPS_SHARE, BANDWIDTH_SHARE = 0.4, 0.8  # of the peaks: assumed
 DECODE_OVERHEAD_S = 1e-3
 
 TEACHER_SHARE = 0.9  # of a card: the teacher is evaluated by a run of its own
-PROBLEMS = {"math500": 500, "aime24": 30, "aime25": 30, "gsm8k": 1319, "deepplanning": 48}  # of public test sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,8 @@ def step_seconds(config: RunConfig, card: Card, ranks: int) -> dict[str, float]:
         length = min(length, config.agent.max_train_tokens)
     tokens, rate = memory.rollouts * length, FLOPS_SHARE * card.flops
     parts["teacher"] = 2 * teacher.parameters * tokens / rate
-    passes = 2 + 2 + 4 + (2 if learner.activation_checkpointing else 0)
+    backward = 4 if config.pair.student.lora is None else 2  # adapters need no gradient of the weights
+    passes = 2 + 2 + backward + (2 if learner.activation_checkpointing else 0)
     parts["learner"] = passes * student.parameters * tokens / rate
     batches = math.ceil(tokens / learner.micro_batch_tokens)
     link = BANDWIDTH_SHARE * (card.link if config.nodes == 1 or learner.replicas >= config.nodes else NODE_LINK)
@@ -124,12 +124,6 @@ def evaluation_seconds(config: RunConfig, card: Card, ranks: int, role: str) -> 
     if shape.parameters * ENGINE_WIDTH > engine_gib * GIB:
         return 0.0
     return sum(decode_seconds(memory, card, shape, engine_gib, responses, evaluation.max_tokens).values())
-
-
-def num_problems(evaluation: dict[str, Any]) -> int:
-    """Problems of all benchmarks of a config's `eval`."""
-    datasets = evaluation["benchmarks"].values()
-    return sum(dataset["num_problems"] or PROBLEMS.get(dataset["label"], 500) for dataset in datasets)
 
 
 def flops(config: dict[str, Any]) -> float:

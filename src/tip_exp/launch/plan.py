@@ -21,11 +21,10 @@ from omegaconf.errors import OmegaConfBaseException
 from tip_exp.config.parse import parse
 from tip_exp.config.resolvers import register_resolvers
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.cards import CARDS, DEFAULT_CARD, RANKS, Card
+from tip_exp.estimate.cards import CARDS, DEFAULT_CARD, Card
 from tip_exp.estimate.forecast import COMPUTED, Forecast, Forecaster
-from tip_exp.estimate.memory import RankMemory, total_ranks
-from tip_exp.estimate.tables import memory_tables, time_tables
-from tip_exp.estimate.time import run_time
+from tip_exp.estimate.memory import total_ranks
+from tip_exp.estimate.tables import format_hours, memory_tables, time_tables
 from tip_exp.launch.launch import State, changes, state_of
 from tip_exp.launch.reuse import find_duplicate, finished_digests
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
@@ -95,18 +94,8 @@ def _format_totals(to_run: list[tuple[RunConfig, Forecast]], card: Card) -> list
             f"({', '.join(f'{count} {basis}' for basis, count in bases.items())})"
         )
     if computed := [config for config, expected in timed if expected.basis.startswith(COMPUTED)]:
-        lines.append(f"the {len(computed)} computed by number of GPUs: {_format_hours(computed, card)}")
+        lines.append(f"the {len(computed)} computed by number of GPUs: {format_hours(computed, card)}")
     return lines
-
-
-def _format_hours(configs: list[RunConfig], card: Card) -> str:
-    """ "1 x H100: does not fit, 2 x H100: 80 h, …" for all `configs` one after another."""
-    texts: list[str] = []
-    for ranks in RANKS:
-        fits = all(RankMemory(config, card.gib, ranks).fits for config in configs)
-        hours = sum(run_time(config, card, ranks).run_s for config in configs) / 3600
-        texts.append(f"{ranks} x {card.name}: {f'{hours:,.0f} h' if fits else 'does not fit'}")
-    return ", ".join(texts)
 
 
 def _format_forecast(config: RunConfig, expected: Forecast) -> str:
