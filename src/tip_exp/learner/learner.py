@@ -83,7 +83,7 @@ class Learner:
                 local_statistics = {name: torch.cat([part.values[name] for part in stats]) for name in sorted(measured)}
                 budget, device = self.config.micro_batch_tokens, batches[0].token_ids.device
                 share = StepTokens.of(rollouts, self.ranks, budget, device, packing=self.config.packing)
-                tokens, gather = share.tokens, self.ranks.gather
+                tokens, gather = share.tokens, partial(self.ranks.gather, counts=share.counts)
                 statistics = {name: share.in_order(gather(local_statistics[name])) for name in sorted(required)}
                 mismatch = self._logprob_mismatch(rollouts, share, local_statistics) if checks_sampler else {}
                 generator = torch.Generator().manual_seed(seed_for("select", self.seed, step))

@@ -21,13 +21,13 @@ from tip_exp.types import IndexedSampler, Rollout, Sampling
 
 def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
     """Indices for each rank, ascending: the longest goes first, to the rank with the fewest tokens so far."""
-    hands: list[list[int]] = [[] for _ in range(num_ranks)]
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
     totals = [(0, rank) for rank in range(num_ranks)]
     for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         total, rank = heapq.heappop(totals)
-        hands[rank].append(index)
+        shares[rank].append(index)
         heapq.heappush(totals, (total + lengths[index], rank))
-    return [sorted(hand) for hand in hands]
+    return [sorted(share) for share in shares]
 
 
 def share_batches(
@@ -45,8 +45,8 @@ def share_batches(
     passes are collective. `dealt_by`: deal by the lengths of these, the same rollouts with other prompts.
     """
     lengths = [len(rollout.token_ids) for rollout in rollouts]
-    hands = deal([len(rollout.token_ids) for rollout in dealt_by or rollouts], ranks.size)
-    groups = [group(lengths, budget, packing=packing, indices=hand) for hand in hands]
+    shares = deal([len(rollout.token_ids) for rollout in dealt_by or rollouts], ranks.size)
+    groups = [group(lengths, budget, packing=packing, indices=share) for share in shares]
     batches = [collate(rollouts, indices, pad_id, packing=packing) for indices in groups[ranks.rank]]
     missing = max(map(len, groups)) - len(batches)
     return batches + [empty_micro_batch(pad_id, packing=packing) for _ in range(missing)]
@@ -58,6 +58,7 @@ class StepTokens:
 
     tokens: Tokens
     rows: slice | Tensor  # of this rank's tokens, in the order of its micro-batches
+    counts: list[int]  # tokens of each rank
     _order: Tensor | None  # rows of the tokens of all ranks, concatenated in rank order; None for one rank
 
     @classmethod
@@ -76,14 +77,14 @@ class StepTokens:
             position=torch.cat([torch.arange(counts[index]) for index in order]).to(device),
         )
         if ranks.size == 1:
-            return cls(tokens, slice(None), None)
+            return cls(tokens, slice(None), [len(tokens)], None)
         starts = dict(zip(order, (repeats.cumsum(0) - repeats).tolist(), strict=True))
         rows = []
-        for hand in deal(lengths, ranks.size):
-            indices = [index for batch in group(lengths, budget, packing=packing, indices=hand) for index in batch]
+        for share in deal(lengths, ranks.size):
+            indices = [index for batch in group(lengths, budget, packing=packing, indices=share) for index in batch]
             parts = [torch.arange(starts[index], starts[index] + counts[index]) for index in indices]
             rows.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long))
-        return cls(tokens, rows[ranks.rank].to(device), torch.cat(rows).to(device))
+        return cls(tokens, rows[ranks.rank].to(device), list(map(len, rows)), torch.cat(rows).to(device))
 
     def in_order(self, gathered: Tensor) -> Tensor:
         """Values of all ranks' tokens, concatenated in rank order, in the order of `tokens`."""
@@ -108,8 +109,8 @@ class SharedSampler:
         dealt = continued(prompts, self._last) or [i % size for i in range(len(prompts))]
         indices = [i for i, rank in enumerate(dealt) if rank == self.ranks.rank]
         with self.gathered():
-            own = [prompts[i] for i in indices]
-            rollouts = self.sampler.generate(own, sampling, seed, indices, len(prompts)) if own else []
+            share = [prompts[i] for i in indices]
+            rollouts = self.sampler.generate(share, sampling, seed, indices, len(prompts)) if share else []
         by_rank = [iter(of_rank) for of_rank in self.ranks.gather_objects(rollouts)]
         rollouts = [next(by_rank[rank]) for rank in dealt for _ in range(samples)]
         self._last = [(rollouts[i * samples].token_ids, rank) for i, rank in enumerate(dealt)] if samples == 1 else []
