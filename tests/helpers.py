@@ -6,7 +6,6 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
@@ -59,7 +58,7 @@ def make_learner(
         quadrants=Quadrants(0.3, 0.3),
         weight_by_score=weight_by_score,
     )
-    return Learner(pair, rule, config.model_copy(update=changes), seed=0, meter=Meter(torch.device("cpu")))
+    return Learner(pair, rule, config.model_copy(update=changes), seed=0, meter=Meter(pair.student.module.device))
 
 
 def train_step(
@@ -70,7 +69,9 @@ def train_step(
     return learner.step(step, rollouts, teacher.hidden(rollouts, problems))
 
 
-def gradients_of_step(learner: Learner, rollouts: list[Rollout]) -> tuple[dict[str, Tensor], StepReport]:
+def gradients_of_step(
+    learner: Learner, rollouts: list[Rollout], problems: list[Problem] | None = None
+) -> tuple[dict[str, Tensor], StepReport]:
     """The clipped gradients that the optimizer takes in one step. A huge clip and a tiny lr leave them unchanged."""
     gradients: dict[str, Tensor] = {}
 
@@ -79,6 +80,6 @@ def gradients_of_step(learner: Learner, rollouts: list[Rollout]) -> tuple[dict[s
         gradients.update({name: whole_tensor(p.grad).clone() for name, p in named if p.grad is not None})
 
     handle = learner.optimizer.register_step_pre_hook(record)
-    report = train_step(learner, rollouts)
+    report = train_step(learner, rollouts, problems=problems)
     handle.remove()
     return gradients, report

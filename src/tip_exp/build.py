@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import ExitStack, closing, nullcontext, redirect_stdout
 from dataclasses import asdict
 from functools import cached_property
@@ -16,17 +17,16 @@ from tip_exp.data.load import load
 from tip_exp.data.prompts import with_tools
 from tip_exp.data.training_set import TrainingSet
 from tip_exp.envs.sampler import episode_metrics
-from tip_exp.estimate.memory import check_memory
+from tip_exp.estimate.memory_check import check_memory
 from tip_exp.eval.evaluate import Evaluations
-from tip_exp.learner import checkpoint
+from tip_exp.learner.checkpoint import Checkpoints, export
 from tip_exp.learner.distributed import Ranks, local_device, start
 from tip_exp.learner.learner import Learner
-from tip_exp.learner.on_policy import limits_for
+from tip_exp.learner.on_policy import MismatchCheck, limits_for
 from tip_exp.learner.sharding import Sharding
 from tip_exp.learner.sharing import SharedSampler
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import Shard, check_context, load_pair
-from tip_exp.models.lora import adapter_tensors, has_adapters, merged_tensors
 from tip_exp.models.pair import Model, Pair
 from tip_exp.models.sources import load_tokenizer
 from tip_exp.records import metrics as names
@@ -36,8 +36,9 @@ from tip_exp.records.result import write_card, write_result
 from tip_exp.records.writer import RunLogger, start_wandb
 from tip_exp.rollout.backends import choose
 from tip_exp.selector.selector import Quadrants, Selector
-from tip_exp.types import Rollout, Sampler, Sampling
+from tip_exp.types import Problem, Rollout, Sampler, Sampling
 from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.gpus import visible_gpus
 
 # Below this many parameters one CPU thread is faster than two.
 SINGLE_THREAD_PARAMETERS = 10_000_000
@@ -48,6 +49,7 @@ class Parts:
 
     def __init__(self, config: RunConfig, folder: RunFolder, stack: ExitStack) -> None:
         self.config, self.folder, self.stack = config, folder, stack
+        self._alone = config.mode == "teacher"  # the teacher takes the student's place
         self.device = pick_device(config.device)
         self.ranks = stack.enter_context(start(self.device, alone=lowered_dtype(config) is not None))
         if not self.ranks.is_main:
@@ -74,10 +76,10 @@ class Parts:
                     f"hold the longest evaluation prompt + eval.max_tokens = {longest}"
                 )
         check_context(config, longest)
-        self.saved = self.ranks.broadcast(checkpoint.newest(folder.checkpoints) if training and is_main else None)
-        student_from = self.saved.path if self.saved else None
+        self.checkpoints = Checkpoints(folder.checkpoints, self.ranks)
+        self.saved = self.checkpoints.newest() if training else None
         shard = make_sharding(config, self.ranks, self.device)
-        self.pair = load_pair(config.pair, self.device, student_from=student_from, tokenizer=tokenizer, shard=shard)
+        self.pair = load_pair(config.pair, self.device, tokenizer=tokenizer, shard=shard, teacher_only=self._alone)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         self.teacher = Teacher(self.pair, config.learner, self.meter)
@@ -91,22 +93,22 @@ class Parts:
 
     @cached_property
     def sampler(self) -> Sampler:
-        """Samples from the student. Made at first use: a process holds one engine at a time, the teacher's first."""
+        """Samples from the student, or from the teacher if the run is its evaluation. Made at first use."""
         with self.meter.span("startup"):
             return self.stack.enter_context(closing(self._make_sampler("student")))
 
     def evaluate(self, model: str, step: int = 0) -> dict[str, float]:
         """Accuracies of "student" or "teacher" on all benchmarks."""
-        context = nullcontext(self.sampler) if model == "student" else closing(self._make_sampler(model))
-        sequence_kl = self.teacher.sequence_kl if self.config.eval.sequence_kl and model == "student" else None
-        with context as sampler, self.meter.span("eval"):
+        sampler = self.sampler if model == "student" or self._alone else self._make_sampler(model)
+        sequence_kl = self._sequence_kl if self.config.eval.sequence_kl and model == "student" else None
+        with self.meter.span("eval"):
             metrics = self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
             return self.ranks.broadcast(metrics)
 
     def evaluate_start(self) -> None:
         """Evaluate the student and, with `eval.teacher`, the teacher before it; log and print this as step 0."""
-        teacher = self.evaluate("teacher") if self.config.eval.teacher else {}
-        metrics = self.evaluate("student") | teacher
+        teacher = self._evaluate_teacher() if self.config.eval.teacher or self._alone else {}
+        metrics = ({} if self._alone else self.evaluate("student")) | teacher
         self.log(0, metrics)
         print(names.format_accuracies(0, metrics))
 
@@ -118,13 +120,30 @@ class Parts:
         self.logger.log(step, metrics | seconds | self.ranks.largest(self.meter.memory()))
 
     def finish(self) -> None:
-        """Write result.json, the last file of a run, and a model card into the newest checkpoint."""
+        """Wait for the last checkpoint; write result.json, the last file of a run, and the trained model's card."""
+        self.checkpoints.wait()
         if not self.ranks.is_main:
             return
         result = write_result(self.config, self.folder, self._datasets, asdict(self.backend))
-        if trained := checkpoint.newest(self.folder.checkpoints):
-            write_card(self.config, result, trained.path)
+        if self.folder.model.exists():
+            write_card(self.config, result, self.folder.model)
         self.logger.finish(result)
+
+    def _evaluate_teacher(self) -> dict[str, float]:
+        """The teacher's accuracies: from the run that the launcher finished for it, else measured here."""
+        if not self._alone and self.folder.teacher.exists():
+            source = RunFolder(self.folder.teacher)
+            return self.ranks.broadcast(self.logger.copy_teacher(source) if self.ranks.is_main else {})
+        if not self._alone and self.backend.name == "vllm":
+            raise ConfigError(
+                "eval.teacher=true with vLLM needs a second engine, in a run of its own that tip-exp starts; start "
+                "this run with tip-exp, or set eval.teacher=false"
+            )
+        return self.evaluate("teacher")
+
+    def _sequence_kl(self, rollouts: list[Rollout], problems: list[Problem]) -> list[float]:
+        self.sampler.rest()  # the forward passes need the device's memory
+        return self.teacher.sequence_kl(rollouts, problems)
 
     def _write_prompts(self, prompts: dict[str, list[int]]) -> None:
         """Write the first prompt of each use as the models get it, so that a wrong template is seen at a glance."""
@@ -154,7 +173,7 @@ class TrainingParts(Parts):
         samples = config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)
         dtypes = self.backend.dtype, config.pair.student.dtype, config.learner.compute_dtype
-        self.mismatch_limits = limits_for(*dtypes, **rollout.max_logprob_mismatch)
+        self.check_mismatch = MismatchCheck(limits_for(*dtypes, **rollout.max_logprob_mismatch))
 
     @cached_property
     def generator(self) -> Sampler:
@@ -168,28 +187,25 @@ class TrainingParts(Parts):
             return self.generator.generate(prompts, self.sampling, seed)
 
     def resume(self) -> int:
-        """Restore the optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
+        """Restore student and optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
         if self.saved is None:
             return 0
-        state = self.saved.learner_state()
-        if state["backend"] != self.backend.name:
+        if self.saved.backend != self.backend.name:
             raise ConfigError(
-                f"{self.saved.path}: its rollouts were sampled by {state['backend']}, but here rollout.backend is "
-                f"{self.backend.name} ({self.backend.reason}); resume where {state['backend']} is available, or "
+                f"{self.saved.path}: its rollouts were sampled by {self.saved.backend}, but here rollout.backend is "
+                f"{self.backend.name} ({self.backend.reason}); resume where {self.saved.backend} is available, or "
                 "start a run under another name"
             )
-        self.learner.load_state_dict(state["optimizer"])
+        self.saved.load(self.pair.student.module, self.learner.optimizer)
         return self.saved.step
 
     def save(self, step: int) -> None:
-        state = {"optimizer": self.learner.state_dict(), "backend": self.backend.name}
-        student = self.pair.student
-        tensors = None if student.shards is None else dict(merged_tensors(student.module))
-        adapter = adapter_tensors(student.module) if tensors and has_adapters(student.module) else None
-        if self.ranks.is_main:
-            arguments = student.module, self.pair.tokenizer, state, tensors, adapter
-            checkpoint.save(self.folder.checkpoints, step, *arguments)
-        self.ranks.barrier()
+        """Start to write a checkpoint, once the one before is written."""
+        self.checkpoints.save(step, self.pair.student.module, self.learner.optimizer, self.backend.name)
+
+    def export(self) -> None:
+        """Write the student as a Hugging Face folder, in place of the one before."""
+        export(self.folder.model, self.pair.student.module, self.pair.tokenizer, self.ranks)
 
     def rollout_metrics(self, rollouts: list[Rollout]) -> dict[str, float]:
         return {
@@ -223,10 +239,15 @@ def lowered_dtype(config: RunConfig) -> torch.dtype | None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a config's `device`, for this rank; auto takes CUDA where there is one."""
+    """The device of a config's `device`, for this rank; auto takes CUDA where there is one and never skips a GPU."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ConfigError("device=cuda, but torch finds no CUDA device; use device=cpu or device=auto")
+    if name == "auto" and not available and (gpus := visible_gpus(os.environ)):
+        raise ConfigError(
+            f"device=auto: this machine has GPU {', '.join(gpus)}, but torch {torch.__version__} cannot use it; "
+            "install its CUDA build (constraints-cuda.txt) with a driver that supports it, or choose device=cpu"
+        )
     return local_device(("cuda" if available else "cpu") if name == "auto" else name)
 
 

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from tip_exp.build import Parts, TrainingParts
 from tip_exp.config.schema import RunConfig
-from tip_exp.learner.on_policy import check_logprob_mismatch
 from tip_exp.learner.samples import measure_top_tokens, sample_rows
 from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder
@@ -34,16 +33,18 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             with meter.span("step"):
                 prompts, problems = parts.train.batch(step)
                 rollouts = parts.generate(prompts, seed_for("rollout", config.seed, step))  # the student writes
+                parts.sampler.rest()  # the device's memory is the learner's
                 teacher_hidden = parts.teacher.hidden(rollouts, problems)  # the teacher reads
                 shown = list(zip(rollouts, problems, strict=True))[:num_shown]
                 top_tokens = measure_top_tokens(parts.teacher, shown) if shown else None
                 report = parts.learner.step(step, rollouts, teacher_hidden)  # statistics → mask → loss → update
-                check_logprob_mismatch(report.metrics, parts.mismatch_limits, step)
+                parts.check_mismatch(report.metrics, step)
                 with meter.span("sync"):
                     parts.sampler.sync()  # the next rollouts are the updated student's
             metrics = report.metrics | parts.rollout_metrics(rollouts)
             if is_eval_step:
                 metrics |= parts.evaluate("student", step)
+                parts.export()
                 progress.write(names.format_accuracies(step, metrics))
             if top_tokens is not None:
                 parts.logger.samples(step, sample_rows(parts.teacher, shown, report, top_tokens))
@@ -56,7 +57,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 
 def run_eval(config: RunConfig, folder: RunFolder) -> None:
-    """Evaluate a pair without training; leaves the same records as a run of no steps."""
+    """Evaluate a pair, or a teacher, without training; leaves the same records as a run of no steps."""
     with ExitStack() as stack:
         parts = Parts(config, folder, stack)
         parts.evaluate_start()

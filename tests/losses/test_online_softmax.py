@@ -13,7 +13,7 @@ from tests.reference import random_logits
 from torch import Tensor
 
 from tip_exp.losses import tiling as tiling_module
-from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, merge, tile_stats
+from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, add_tile, tile_stats
 from tip_exp.losses.tiling import GROUP, LIVE_TILES, Workspace, tiling
 
 
@@ -36,7 +36,7 @@ def test_merged_sums_of_column_ranges_equal_those_of_whole_rows(
     edges = [0, *sorted({column for column in split_at if column < vocab}), vocab]
     sums: list[OnlineSoftmaxStats] = []
     for start, stop in itertools.pairwise(edges):
-        sums = merge(sums, tile_stats([z[:, start:stop], t[:, start:stop]], workspace_for(z)))
+        sums = add_tile(sums, [z[:, start:stop], t[:, start:stop]], workspace_for(z))
     log_normalizers = LogNormalizers.of(*sums)
     p, q = z.softmax(-1), t.softmax(-1)
     expected = {

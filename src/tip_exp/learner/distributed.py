@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -38,6 +39,15 @@ class Ranks:
     def is_main(self) -> bool:
         """Whether this rank writes files and prints."""
         return self.rank == 0
+
+    @cached_property
+    def background(self) -> dist.ProcessGroup | None:
+        """A gloo group for a background thread, as two threads would mix up the collectives of one group."""
+        if self.size == 1:
+            return None
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        assert isinstance(group, dist.ProcessGroup), "all ranks are members"
+        return group
 
     def gather(self, rows: Tensor, counts: list[int] | None = None) -> Tensor:
         """Rows of all ranks, concatenated in rank order; `counts`: how many each rank has, if the caller knows."""

@@ -8,11 +8,9 @@ tokens of the whole step, so any split into micro-batches or ranks gives the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -24,7 +22,6 @@ from tip_exp.learner.diagnostics import token_metrics
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.on_policy import mismatch_metrics, sampler_logprobs
 from tip_exp.learner.schedule import learning_rate
-from tip_exp.learner.sharding import shard_like
 from tip_exp.learner.sharing import StepTokens
 from tip_exp.learner.teacher import TeacherHidden, split
 from tip_exp.losses import BACKENDS
@@ -80,9 +77,9 @@ class Learner:
         with self.meter.span("learner"):
             with self.pair.student.whole(trains=True), self.pair.teacher.whole():
                 stats = self._token_stats(batches, teacher_hidden, measured)  # pass 1
-                local_statistics = {name: torch.cat([part.values[name] for part in stats]) for name in sorted(measured)}
-                budget, device = self.config.micro_batch_tokens, batches[0].token_ids.device
-                share = StepTokens.of(rollouts, self.ranks, budget, device, packing=self.config.packing)
+                # To the host once: the selection and its metrics would wait for the device at every number.
+                local_statistics = {name: torch.cat([s.values[name] for s in stats]).cpu() for name in sorted(measured)}
+                share = StepTokens.of(rollouts, self.ranks, self.config.micro_batch_tokens, packing=self.config.packing)
                 tokens, gather = share.tokens, partial(self.ranks.gather, counts=share.counts)
                 statistics = {name: share.in_order(gather(local_statistics[name])) for name in sorted(required)}
                 mismatch = self._logprob_mismatch(rollouts, share, local_statistics) if checks_sampler else {}
@@ -95,19 +92,6 @@ class Learner:
         metrics |= mismatch
         metrics |= token_metrics(statistics, tokens, selection, self.selector, self.pair.student.loaded_head.vocab_size)
         return StepReport(metrics, tokens, statistics, selection)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state, whole on every rank; the student's weights are saved as a model folder."""
-        return _map_tensors(self.optimizer.state_dict(), whole_tensor)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict` of any number of ranks."""
-        by_parameter = {
-            index: _map_tensors(values, partial(shard_like, parameter=parameter))
-            for index, parameter in enumerate(self.parameters)
-            if (values := state["state"].get(index)) is not None
-        }
-        self.optimizer.load_state_dict(state | {"state": by_parameter})
 
     def _token_stats(
         self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, wanted: frozenset[str]
@@ -214,13 +198,6 @@ class Learner:
         )
         sampler = sampler_logprobs(rollouts, rollout, position).to(learner)
         return mismatch_metrics(self.ranks.gather(sampler), self.ranks.gather(learner))
-
-
-def _map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The tree of dictionaries and lists with each tensor replaced by `function` of it."""
-    if isinstance(tree, dict):
-        return {key: _map_tensors(value, function) for key, value in tree.items()}
-    return function(tree) if isinstance(tree, Tensor) else tree
 
 
 def objective(config: LearnerConfig, token_ids: Int[Tensor, " n"]) -> Objective:

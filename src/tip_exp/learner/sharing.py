@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from tip_exp.learner.distributed import Ranks
 from tip_exp.models.micro_batch import MicroBatch, collate, empty_micro_batch, group
 from tip_exp.selector.selector import Tokens
-from tip_exp.types import IndexedSampler, Rollout, Sampling
+from tip_exp.types import Part, PartSampler, Rollout, Sampling
 
 
 def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
@@ -62,9 +62,7 @@ class StepTokens:
     _order: Tensor | None  # rows of the tokens of all ranks, concatenated in rank order; None for one rank
 
     @classmethod
-    def of(
-        cls, rollouts: list[Rollout], ranks: Ranks, budget: int, device: torch.device, *, packing: bool
-    ) -> StepTokens:
+    def of(cls, rollouts: list[Rollout], ranks: Ranks, budget: int, *, packing: bool) -> StepTokens:
         lengths = [len(rollout.token_ids) for rollout in rollouts]
         counts = [rollout.num_response_tokens for rollout in rollouts]
         batches = group(lengths, budget, packing=packing, indices=range(len(rollouts)))
@@ -72,9 +70,9 @@ class StepTokens:
         labels = [label for label, batch in enumerate(batches) for _ in batch]
         repeats = torch.tensor([counts[index] for index in order])
         tokens = Tokens(
-            rollout=torch.tensor(order).repeat_interleave(repeats).to(device),
-            micro_batch=torch.tensor(labels).repeat_interleave(repeats).to(device),
-            position=torch.cat([torch.arange(counts[index]) for index in order]).to(device),
+            rollout=torch.tensor(order).repeat_interleave(repeats),
+            micro_batch=torch.tensor(labels).repeat_interleave(repeats),
+            position=torch.cat([torch.arange(counts[index]) for index in order]),
         )
         if ranks.size == 1:
             return cls(tokens, slice(None), [len(tokens)], None)
@@ -84,7 +82,7 @@ class StepTokens:
             indices = [index for batch in group(lengths, budget, packing=packing, indices=share) for index in batch]
             parts = [torch.arange(starts[index], starts[index] + counts[index]) for index in indices]
             rows.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long))
-        return cls(tokens, rows[ranks.rank].to(device), list(map(len, rows)), torch.cat(rows).to(device))
+        return cls(tokens, rows[ranks.rank], list(map(len, rows)), torch.cat(rows))
 
     def in_order(self, gathered: Tensor) -> Tensor:
         """Values of all ranks' tokens, concatenated in rank order, in the order of `tokens`."""
@@ -92,45 +90,38 @@ class StepTokens:
 
 
 class SharedSampler:
-    """Deals prompts to the ranks' samplers; every rank gets all rollouts, in the order of one process.
+    """Deals prompts to the ranks' samplers by index; every rank gets all rollouts, in the order of one process.
 
-    By index, except that the next turns of episodes stay with the ranks that sampled the turns before and cache them.
+    Turns of an episode have the episode's index, so that they stay on the rank whose sampler has its prefix cached.
     """
 
     def __init__(
-        self, sampler: IndexedSampler, ranks: Ranks, gathered: Callable[[], AbstractContextManager[None]]
+        self, sampler: PartSampler, ranks: Ranks, gathered: Callable[[], AbstractContextManager[None]]
     ) -> None:
         """`gathered`: a context in which `sampler` has whole weights; every rank enters it."""
         self.sampler, self.ranks, self.gathered = sampler, ranks, gathered
-        self._last: list[tuple[list[int], int]] = []  # the newest rollouts' ids and ranks
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
-        size, samples = self.ranks.size, sampling.samples
-        dealt = continued(prompts, self._last) or [i % size for i in range(len(prompts))]
-        indices = [i for i, rank in enumerate(dealt) if rank == self.ranks.rank]
+    def generate(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
+    ) -> list[Rollout]:
+        numbers = range(len(prompts)) if indices is None else indices
+        dealt = [number % self.ranks.size for number in numbers]
+        positions = [i for i, rank in enumerate(dealt) if rank == self.ranks.rank]
+        limits = None if sampling.limits is None else tuple(sampling.limits[i] for i in positions)
+        part = Part(positions, len(prompts))
+        rollouts: list[Rollout] = []
         with self.gathered():
-            share = [prompts[i] for i in indices]
-            rollouts = self.sampler.generate(share, sampling, seed, indices, len(prompts)) if share else []
+            if positions:
+                share, indices = [prompts[i] for i in positions], [numbers[i] for i in positions]
+                rollouts = self.sampler.generate(share, replace(sampling, limits=limits), seed, indices, part)
         by_rank = [iter(of_rank) for of_rank in self.ranks.gather_objects(rollouts)]
-        rollouts = [next(by_rank[rank]) for rank in dealt for _ in range(samples)]
-        self._last = [(rollouts[i * samples].token_ids, rank) for i, rank in enumerate(dealt)] if samples == 1 else []
-        return rollouts
+        return [next(by_rank[rank]) for rank in dealt for _ in range(sampling.samples)]
+
+    def rest(self) -> None:
+        self.sampler.rest()
 
     def sync(self) -> None:
-        self._last = []
         self.sampler.sync()
 
     def close(self) -> None:
         self.sampler.close()
-
-
-def continued(prompts: list[list[int]], last: list[tuple[list[int], int]]) -> list[int] | None:
-    """The rank of each prompt if all prompts go on from rollouts of `last`, some of which may have ended; else None."""
-    ranks: list[int] = []
-    rest = iter(last)
-    for prompt in prompts:
-        rank = next((rank for ids, rank in rest if prompt[: len(ids)] == ids), None)
-        if rank is None:
-            return None
-        ranks.append(rank)
-    return ranks

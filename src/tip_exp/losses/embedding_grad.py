@@ -38,7 +38,11 @@ def embed(embedding: nn.Embedding, ids: Int[Tensor, "*shape"]) -> Float[Tensor, 
         return output
 
     def add_rows(output_grad: Tensor) -> None:
-        token_ids, row_of_id = ids.flatten().unique(return_inverse=True)
+        if ids.is_cuda:  # the host would wait for the number of unique ids: rows of repeated ids stay 0 instead
+            token_ids = ids.flatten().sort().values
+            row_of_id = torch.searchsorted(token_ids, ids.flatten())
+        else:
+            token_ids, row_of_id = ids.flatten().unique(return_inverse=True)
         sum_dtype = torch.promote_types(weight.dtype, torch.float32)
         rows = torch.zeros(len(token_ids), weight.shape[1], dtype=sum_dtype, device=weight.device)
         rows.index_add_(0, row_of_id, output_grad.flatten(0, -2).to(sum_dtype))

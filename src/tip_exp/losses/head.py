@@ -66,6 +66,11 @@ class Head:
         if self.softcap is not None:
             tile.div_(self.softcap).tanh_().mul_(self.softcap)
 
+    @property
+    def grad_dtype(self) -> torch.dtype:
+        """In which `backward` takes a gradient without a copy: 16 bits if its GEMMs do and nothing comes first."""
+        return self.weight.dtype if self._has_mixed_gemm and self.scale == 1.0 and self.bias is None else self.dtype
+
     def softcap_backward_(self, grad: Float[Tensor, "n c"], logits: Float[Tensor, "n c"]) -> None:
         """Multiply a gradient at soft-capped logits by d softcap / dx = 1 - (logits / c)^2; overwrites `logits`."""
         assert self.softcap is not None, "without a soft cap the slope is one"
@@ -80,7 +85,8 @@ class Head:
     ) -> None:
         """Add the gradient at some columns (before the cap) to `hidden_grad` and to `weight.grad` and `bias.grad`.
 
-        `hidden_grad` has the head's dtype. The gradient of a 16-bit weight is rounded once per call.
+        `logit_grad` has the dtype `dtype` or `grad_dtype`, `hidden_grad` the dtype `dtype`. The gradient of a 16-bit
+        weight is rounded once per call.
         """
         if self.scale != 1.0:
             logit_grad.mul_(self.scale)
@@ -88,6 +94,8 @@ class Head:
             grad_buffer(self.bias)[columns] += logit_grad.sum(0).to(self.bias.dtype)
         for weight_rows, tile_columns in self._pieces(columns):
             grad = logit_grad[:, tile_columns]
+            if self._has_mixed_gemm:
+                grad = grad.to(self.weight.dtype)  # once for both GEMMs
             self._matmul(grad, self.weight[weight_rows], hidden_grad, add=True)
             if self.weight.requires_grad:
                 self._matmul(grad.T, hidden, grad_buffer(self.weight)[weight_rows], add=True)
@@ -120,14 +128,18 @@ class Head:
         """out (+)= a @ b, accumulated in the head's dtype whatever the operands' dtypes."""
         if self._has_mixed_gemm:
             a, b = a.to(self.weight.dtype), b.to(self.weight.dtype)
-            product = torch.mm(a, b, out_dtype=self.dtype)
+            if out.dtype == a.dtype and add:
+                out.addmm_(a, b)  # the GEMM adds in float32 and rounds the sum
+            elif not add:
+                torch.mm(a, b, out_dtype=self.dtype, out=out)
+            else:
+                out.add_(torch.mm(a, b, out_dtype=self.dtype))
+            return
+        a, b = a.to(self.dtype), b.to(self.dtype)
+        if out.dtype == self.dtype:
+            out.addmm_(a, b) if add else torch.mm(a, b, out=out)
         else:
-            a, b = a.to(self.dtype), b.to(self.dtype)
-            if out.dtype == self.dtype:
-                out.addmm_(a, b) if add else torch.mm(a, b, out=out)
-                return
-            product = a @ b
-        out.add_(product) if add else out.copy_(product)
+            out.add_(a @ b)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,32 +30,29 @@ PROBE_ERROR, PROBE_ERROR_16_BIT = 1e-4, 1e-2  # over the largest logit; a 16-bit
 def load_pair(
     config: PairConfig,
     device: torch.device,
-    student_from: Path | None = None,
     tokenizer: ChatTokenizer | None = None,
+    *,
     shard: dict[str, Shard] | None = None,
+    teacher_only: bool = False,
 ) -> Pair:
     """Load teacher (frozen) and student onto `device`; raises ConfigError if they do not fit together.
 
-    `student_from`: a checkpoint folder to load the student from instead of pair.student.path.
     `tokenizer`: the result of `load_tokenizer`, if the caller already has it. `shard`, by role: spreads a model over
-    the ranks. Without it the models are whole.
+    the ranks. Without it the models are whole. `teacher_only`: the teacher is also the pair's student, whose weights
+    are not loaded.
     """
     tokenizer = tokenizer or load_tokenizer(config)
-    adapter = None
-    if student_from is not None and config.student.lora is None:
-        student_config = config.student.model_copy(update={"path": str(student_from), "revision": None})
-        config = config.model_copy(update={"student": student_config})
-    elif student_from is not None:  # base and adapter are exact; the checkpoint's merged weights are rounded
-        adapter = student_from / lora.FOLDER
+    shared = {field.name: getattr(tokenizer, field.name) for field in fields(ChatTokenizer)}
     vocab_size, shards = tokenizer.vocab_size, shard or {}
     teacher = _load_model(config, "teacher", device, vocab_size, shards.get("teacher"))
-    student = _load_model(config, "student", device, vocab_size, shards.get("student"), adapter)
+    if teacher_only:
+        return Pair(**shared, teacher=teacher, student=teacher, placement="resident")
+    student = _load_model(config, "student", device, vocab_size, shards.get("student"))
     with student.whole(), teacher.whole():
         try:
             check_same_tokens(student.head, teacher.head)
         except ValueError as error:
             raise ConfigError(f"pair: {error}") from error
-    shared = {field.name: getattr(tokenizer, field.name) for field in fields(ChatTokenizer)}
     return Pair(**shared, teacher=teacher, student=student, placement=config.teacher.placement)
 
 
@@ -152,7 +148,6 @@ def _load_model(
     device: torch.device,
     vocab_size: int,
     shard: Shard | None,
-    adapter: Path | None = None,
 ) -> Model:
     """One role's model: whole on `device`, or this rank's share of it. A LoRA student gets its adapters."""
     dtype, settings = getattr(torch, getattr(config, role).dtype), config.student.lora if role == "student" else None
@@ -169,8 +164,6 @@ def _load_model(
     module.requires_grad_(role == "student")
     if settings is not None:
         lora.attach(module, settings, config.student.path)
-        if adapter is not None:
-            lora.load_adapter(module, adapter)
     if shard is None:
         return Model(module, make_head(module, vocab_size))
     shards = shard(module, files)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tip_exp.losses.tiling import to_device
 from tip_exp.types import Rollout
 
 
@@ -41,8 +42,9 @@ class MicroBatch:
         return self.input_ids.numel()
 
     def to(self, device: torch.device) -> MicroBatch:
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return replace(self, **{name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)})
+        """On `device`, apart from `rollout` and `position`: selection and its metrics read them on the host."""
+        names = ("input_ids", "attention_mask", "rows", "columns", "token_ids")
+        return replace(self, **{name: to_device(getattr(self, name), device) for name in names})
 
 
 def micro_batches(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
+from tip_exp.records.metrics import TEACHER
 from tip_exp.utils.errors import first_line
 from tip_exp.utils.io import append_rows, read_rows, to_json_lines, write_atomic
 
@@ -42,6 +43,11 @@ class RunLogger(AbstractContextManager):
     def eval_rows(self, step: int, model: str, benchmark: str, rows: Iterable[dict[str, Any]]) -> None:
         head = {"step": step, "model": model, "benchmark": benchmark}
         self._append(self._folder.eval_rows, [head | row for row in rows])
+
+    def copy_teacher(self, source: RunFolder) -> dict[str, float]:
+        """Copy the graded rows of a teacher's evaluation (mode=teacher); returns its accuracies."""
+        append_rows(self._folder.eval_rows, read_rows(source.eval_rows))
+        return {name: value for name, value in read_rows(source.metrics)[0].items() if name.startswith(TEACHER)}
 
     def samples(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
         """W&B gets a table of the rollouts; the statistics of each token are in samples.jsonl and the HTML report."""
