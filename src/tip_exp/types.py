@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +86,15 @@ class Sampler(Protocol):
     def close(self) -> None: ...
 
 
-class IndexedSampler(Sampler, Protocol):
-    """A sampler whose draws depend on a prompt's index in the step, so that ranks can share a step's prompts."""
+class Part(NamedTuple):
+    """Which prompts of a batch a rank samples: their positions among `total`."""
+
+    positions: Sequence[int]
+    total: int
+
+
+class PartSampler(Sampler, Protocol):
+    """A sampler that can sample part of a batch, with the random draws of the whole batch."""
 
     def generate(
         self,
@@ -95,7 +102,7 @@ class IndexedSampler(Sampler, Protocol):
         sampling: Sampling,
         seed: int,
         indices: Sequence[int] | None = None,
-        num_prompts: int | None = None,
+        part: Part | None = None,
     ) -> list[Rollout]:
-        """Rollouts of `prompts`, which have these `indices` among the `num_prompts` of all ranks; None: of all."""
+        """`prompts` are this `part` of a batch, as are `indices` and `sampling.limits`; None: the whole batch."""
         ...

@@ -80,20 +80,27 @@ def do(job: dict[str, Any]) -> None:
 
 
 def float64_steps(ranks: Ranks, config: dict[str, Any], rollouts: list[Any], jobs: dict[str, Any]) -> dict[str, Any]:
-    """Of each job, gradients of the first and weights after the second step, whole; and local bytes."""
+    """Of each job, gradients of the first and weights after the second step, whole; and local bytes.
+
+    In float64, except where the student computes in bfloat16 from float32 weights.
+    """
     results = {}
     for name, changes in jobs.items():
         run_config = RunConfig.model_validate(config | {"learner": config["learner"] | changes["learner"]})
-        pair = shard_pair(ranks, in_float64(load_pair(run_config.pair, CPU)), run_config)
+        pair = load_pair(run_config.pair, CPU)
+        if run_config.learner.compute_dtype == "float32":
+            pair = in_float64(pair)
+        pair = shard_pair(ranks, pair, run_config)
         learner = make_learner(pair, run_config.learner, changes["score"], 0.2)
         gradients, report = gradients_of_step(learner, rollouts)
         train_step(learner, rollouts, 2)
-        state = learner.optimizer.state.values()
+        state = list(learner.optimizer.state.values())
         results[name] = {
             "gradients": gradients,
             "weights": {name: whole_tensor(p) for name, p in pair.student.module.named_parameters()},
             "metrics": report.metrics,
             "kept": report.selection.kept_mask,
+            "dtypes": {p.dtype for p in learner.parameters} | {s["exp_avg"].dtype for s in state},
             "student_bytes": local_bytes(pair.student.module),
             "teacher_bytes": local_bytes(pair.teacher.module),
             "optimizer_bytes": sum(s[key].to_local().nbytes for s in state for key in ("exp_avg", "exp_avg_sq")),

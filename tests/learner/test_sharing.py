@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
 from tests.helpers import sample_rollouts
 
 from tip_exp.learner.distributed import ALONE, Ranks
-from tip_exp.learner.sharing import SharedSampler, StepTokens, continued, deal, share_batches
+from tip_exp.learner.sharing import SharedSampler, StepTokens, deal, share_batches
 from tip_exp.models.pair import Pair
 from tip_exp.rollout.hf import HfSampler
-from tip_exp.types import Rollout, Sampling
-
-CPU = torch.device("cpu")
+from tip_exp.types import Part, PartSampler, Rollout, Sampling
 
 
 def rank_of(size: int, rank: int) -> Ranks:
@@ -41,7 +43,7 @@ def test_the_longest_go_first_to_the_rank_with_the_fewest_tokens() -> None:
 def test_shares_make_the_step_of_one_process(size: int, packing: bool) -> None:
     rollouts = rollouts_of(5, 9, 4, 7)
     alone = share_batches(rollouts, ALONE, 12, 0, packing=packing)
-    expected = StepTokens.of(rollouts, ALONE, 12, CPU, packing=packing)
+    expected = StepTokens.of(rollouts, ALONE, 12, packing=packing)
     for name in ("rollout", "position"):
         assert getattr(expected.tokens, name).equal(torch.cat([getattr(batch, name) for batch in alone]))
     labels = [torch.full_like(batch.rollout, i) for i, batch in enumerate(alone)]
@@ -51,7 +53,7 @@ def test_shares_make_the_step_of_one_process(size: int, packing: bool) -> None:
         ranks = rank_of(size, rank)
         batches = share_batches(rollouts, ranks, 12, 0, packing=packing)
         num_batches.add(len(batches))
-        share = StepTokens.of(rollouts, ranks, 12, CPU, packing=packing)
+        share = StepTokens.of(rollouts, ranks, 12, packing=packing)
         for name in ("rollout", "micro_batch", "position"):
             assert getattr(share.tokens, name).equal(getattr(expected.tokens, name))
         for name in ("rollout", "position"):  # this rank's rows are its micro-batches' tokens
@@ -72,14 +74,6 @@ def test_an_empty_micro_batch_has_zero_gradients(tiny_pair: Pair) -> None:
         hidden.backward(torch.zeros_like(hidden))
         layers = tiny_pair.student.module.base_model.layers  # pyright: ignore[reportAttributeAccessIssue]
         assert all(p.grad is not None and not p.grad.any() for p in layers.parameters())
-
-
-def test_the_next_turns_of_episodes_stay_with_their_ranks() -> None:
-    last = [([1, 2], 0), ([1, 3], 1), ([1, 2], 0), ([5], 1)]
-    assert continued([[1, 3, 8], [1, 2, 9], [5, 6]], last) == [1, 0, 1]  # the first episode has ended
-    assert continued([[1, 3, 8], [7, 2, 9]], last) is None  # not a turn of these episodes
-    assert continued([[5, 6], [1, 3, 8]], last) is None  # in another order
-    assert continued([[1, 2]], []) is None
 
 
 def test_privileged_prompts_are_dealt_like_the_students(tiny_pair: Pair) -> None:
@@ -107,9 +101,57 @@ def test_any_number_of_ranks_samples_the_same(tiny_pair: Pair, batch_size: int) 
     assert len({tuple(rollout.response_ids) for rollout in expected}) > 5
     assert SharedSampler(sampler, ALONE, tiny_pair.student.gathered).generate(prompts, sampling, 3) == expected
     for size in (2, 3, 7):
-        rollouts: dict[int, list[Rollout]] = {}
-        for rank in range(min(size, 5)):
-            indices = range(rank, 5, size)
-            dealt = sampler.generate([prompts[i] for i in indices], sampling, 3, indices, 5)
-            rollouts |= {i: dealt[2 * n : 2 * n + 2] for n, i in enumerate(indices)}
-        assert [r.token_ids for i in range(5) for r in rollouts[i]] == [r.token_ids for r in expected]
+        rollouts = gathered_from(size, sampler, prompts, sampling)
+        assert [r.token_ids for r in rollouts] == [r.token_ids for r in expected]
+
+
+def gathered_from(
+    size: int, sampler: PartSampler, prompts: list[list[int]], sampling: Sampling, indices: list[int] | None = None
+) -> list[Rollout]:
+    """What `size` ranks generate together: each in turn generates its part, and the last gathers all parts."""
+    parts: list[Any] = []
+
+    def gather(part: Any) -> list[Any]:
+        parts.append(part)
+        return parts if len(parts) == size else [[None] * 99] * size
+
+    rollouts: list[Rollout] = []
+    for rank in range(size):
+        ranks = rank_of(size, rank)
+        ranks.gather_objects = gather
+        rollouts = SharedSampler(sampler, ranks, nullcontext).generate(prompts, sampling, 3, indices)
+    return rollouts
+
+
+class Echo:
+    """Answers each prompt with its index, its limit, its position in the batch and the batch's size."""
+
+    def __init__(self) -> None:
+        self.calls: list[Sequence[int]] = []
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        seed: int,
+        indices: Sequence[int] | None = None,
+        part: Part | None = None,
+    ) -> list[Rollout]:
+        assert indices is not None and part is not None and sampling.limits is not None
+        self.calls.append(indices)
+        rows = zip(prompts, indices, sampling.limits, part.positions, strict=True)
+        return [Rollout([p[0], *row, part.total], [False] + [True] * 4, "stop", []) for p, *row in rows]
+
+    def rest(self) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def test_a_turn_stays_on_the_rank_of_its_episode() -> None:
+    """Episodes 1, 4 and 5 are still running: of two ranks, rank 0 has the turn of 4 alone."""
+    sampling, echo = Sampling(1, 1.0, 1.0, 0, 30, limits=(10, 20, 30)), Echo()
+    rollouts = gathered_from(2, echo, [[7], [8], [9]], sampling, [1, 4, 5])
+    assert echo.calls == [[4], [1, 5]]
+    assert [rollout.token_ids for rollout in rollouts] == [[7, 1, 10, 0, 3], [8, 4, 20, 1, 3], [9, 5, 30, 2, 3]]

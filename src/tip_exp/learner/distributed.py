@@ -49,11 +49,11 @@ class Ranks:
         assert isinstance(group, dist.ProcessGroup), "all ranks are members"
         return group
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """Rows of all ranks, concatenated in rank order; the ranks may differ in their number of rows."""
+    def gather(self, rows: Tensor, counts: list[int] | None = None) -> Tensor:
+        """Rows of all ranks, concatenated in rank order; `counts`: how many each rank has, if the caller knows."""
         if self.size == 1:
             return rows
-        counts = self.gather_objects(len(rows))
+        counts = counts or self.gather_objects(len(rows))
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in range(self.size)]

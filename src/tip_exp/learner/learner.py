@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -79,7 +80,7 @@ class Learner:
                 # To the host once: the selection and its metrics would wait for the device at every number.
                 local_statistics = {name: torch.cat([s.values[name] for s in stats]).cpu() for name in sorted(measured)}
                 share = StepTokens.of(rollouts, self.ranks, self.config.micro_batch_tokens, packing=self.config.packing)
-                tokens, gather = share.tokens, self.ranks.gather
+                tokens, gather = share.tokens, partial(self.ranks.gather, counts=share.counts)
                 statistics = {name: share.in_order(gather(local_statistics[name])) for name in sorted(required)}
                 mismatch = self._logprob_mismatch(rollouts, share, local_statistics) if checks_sampler else {}
                 generator = torch.Generator().manual_seed(seed_for("select", self.seed, step))

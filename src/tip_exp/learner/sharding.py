@@ -69,13 +69,13 @@ class Sharding:
     ) -> list[tuple[nn.Parameter, list[Slot]]]:
         """Embedding and head, tied or not, as sharded parameters, with the slots that they are removed from."""
         slots: dict[int, list[Slot]] = {}
-        for layer in (module.get_input_embeddings(), module.get_output_embeddings()):
+        for layer in filter(None, (module.get_input_embeddings(), module.get_output_embeddings())):
             for name, parameter in layer.named_parameters(recurse=False):
                 slots.setdefault(id(parameter), []).append((layer, name))
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         vocabulary: list[tuple[nn.Parameter, list[Slot]]] = []
-        for key, places in slots.items():
-            layer, attribute = places[0]
+        for key, holders in slots.items():
+            layer, attribute = holders[0]
             parameter: nn.Parameter = getattr(layer, attribute)
             rows = self._rows(len(parameter))
             values = parameter.detach()[rows] if files is None else files.read(names[key], rows).to(parameter.dtype)
@@ -83,9 +83,9 @@ class Sharding:
             sharded = DTensor.from_local(
                 local, self.mesh, self._placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
             )
-            vocabulary.append((nn.Parameter(sharded, requires_grad=parameter.requires_grad), places))
-        for _, places in vocabulary:
-            _put(places, None)
+            vocabulary.append((nn.Parameter(sharded, requires_grad=parameter.requires_grad), holders))
+        for _, holders in vocabulary:
+            _put(holders, None)
         return vocabulary
 
     def _shard_layers(self, module: PreTrainedModel) -> None:

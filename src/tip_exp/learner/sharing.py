@@ -16,18 +16,18 @@ from torch import Tensor
 from tip_exp.learner.distributed import Ranks
 from tip_exp.models.micro_batch import MicroBatch, collate, empty_micro_batch, group
 from tip_exp.selector.selector import Tokens
-from tip_exp.types import IndexedSampler, Rollout, Sampling
+from tip_exp.types import Part, PartSampler, Rollout, Sampling
 
 
 def deal(lengths: Sequence[int], num_ranks: int) -> list[list[int]]:
     """Indices for each rank, ascending: the longest goes first, to the rank with the fewest tokens so far."""
-    hands: list[list[int]] = [[] for _ in range(num_ranks)]
+    shares: list[list[int]] = [[] for _ in range(num_ranks)]
     totals = [(0, rank) for rank in range(num_ranks)]
     for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         total, rank = heapq.heappop(totals)
-        hands[rank].append(index)
+        shares[rank].append(index)
         heapq.heappush(totals, (total + lengths[index], rank))
-    return [sorted(hand) for hand in hands]
+    return [sorted(share) for share in shares]
 
 
 def share_batches(
@@ -45,8 +45,8 @@ def share_batches(
     passes are collective. `dealt_by`: deal by the lengths of these, the same rollouts with other prompts.
     """
     lengths = [len(rollout.token_ids) for rollout in rollouts]
-    hands = deal([len(rollout.token_ids) for rollout in dealt_by or rollouts], ranks.size)
-    groups = [group(lengths, budget, packing=packing, indices=hand) for hand in hands]
+    shares = deal([len(rollout.token_ids) for rollout in dealt_by or rollouts], ranks.size)
+    groups = [group(lengths, budget, packing=packing, indices=share) for share in shares]
     batches = [collate(rollouts, indices, pad_id, packing=packing) for indices in groups[ranks.rank]]
     missing = max(map(len, groups)) - len(batches)
     return batches + [empty_micro_batch(pad_id, packing=packing) for _ in range(missing)]
@@ -58,6 +58,7 @@ class StepTokens:
 
     tokens: Tokens
     rows: slice | Tensor  # of this rank's tokens, in the order of its micro-batches
+    counts: list[int]  # tokens of each rank
     _order: Tensor | None  # rows of the tokens of all ranks, concatenated in rank order; None for one rank
 
     @classmethod
@@ -74,14 +75,14 @@ class StepTokens:
             position=torch.cat([torch.arange(counts[index]) for index in order]),
         )
         if ranks.size == 1:
-            return cls(tokens, slice(None), None)
+            return cls(tokens, slice(None), [len(tokens)], None)
         starts = dict(zip(order, (repeats.cumsum(0) - repeats).tolist(), strict=True))
         rows = []
-        for hand in deal(lengths, ranks.size):
-            indices = [index for batch in group(lengths, budget, packing=packing, indices=hand) for index in batch]
+        for share in deal(lengths, ranks.size):
+            indices = [index for batch in group(lengths, budget, packing=packing, indices=share) for index in batch]
             parts = [torch.arange(starts[index], starts[index] + counts[index]) for index in indices]
             rows.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long))
-        return cls(tokens, rows[ranks.rank], torch.cat(rows))
+        return cls(tokens, rows[ranks.rank], list(map(len, rows)), torch.cat(rows))
 
     def in_order(self, gathered: Tensor) -> Tensor:
         """Values of all ranks' tokens, concatenated in rank order, in the order of `tokens`."""
@@ -89,53 +90,38 @@ class StepTokens:
 
 
 class SharedSampler:
-    """Deals prompts to the ranks' samplers; every rank gets all rollouts, in the order of one process.
+    """Deals prompts to the ranks' samplers by index; every rank gets all rollouts, in the order of one process.
 
-    By index, except that the next turns of episodes stay with the ranks that sampled the turns before and cache them.
+    Turns of an episode have the episode's index, so that they stay on the rank whose sampler has its prefix cached.
     """
 
     def __init__(
-        self, sampler: IndexedSampler, ranks: Ranks, gathered: Callable[[], AbstractContextManager[None]]
+        self, sampler: PartSampler, ranks: Ranks, gathered: Callable[[], AbstractContextManager[None]]
     ) -> None:
         """`gathered`: a context in which `sampler` has whole weights; every rank enters it."""
         self.sampler, self.ranks, self.gathered = sampler, ranks, gathered
-        self._last: list[tuple[list[int], int]] = []  # the newest rollouts' ids and ranks
 
     def generate(
         self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
     ) -> list[Rollout]:
-        assert indices is None, "prompts are dealt once"
-        size, samples = self.ranks.size, sampling.samples
-        dealt = continued(prompts, self._last) or [i % size for i in range(len(prompts))]
-        indices = [i for i, rank in enumerate(dealt) if rank == self.ranks.rank]
+        numbers = range(len(prompts)) if indices is None else indices
+        dealt = [number % self.ranks.size for number in numbers]
+        positions = [i for i, rank in enumerate(dealt) if rank == self.ranks.rank]
+        limits = None if sampling.limits is None else tuple(sampling.limits[i] for i in positions)
+        part = Part(positions, len(prompts))
+        rollouts: list[Rollout] = []
         with self.gathered():
-            own = [prompts[i] for i in indices]
-            limits = None if sampling.limits is None else tuple(sampling.limits[i] for i in indices)
-            own_sampling = replace(sampling, limits=limits)
-            rollouts = self.sampler.generate(own, own_sampling, seed, indices, len(prompts)) if own else []
+            if positions:
+                share, indices = [prompts[i] for i in positions], [numbers[i] for i in positions]
+                rollouts = self.sampler.generate(share, replace(sampling, limits=limits), seed, indices, part)
         by_rank = [iter(of_rank) for of_rank in self.ranks.gather_objects(rollouts)]
-        rollouts = [next(by_rank[rank]) for rank in dealt for _ in range(samples)]
-        self._last = [(rollouts[i * samples].token_ids, rank) for i, rank in enumerate(dealt)] if samples == 1 else []
-        return rollouts
+        return [next(by_rank[rank]) for rank in dealt for _ in range(sampling.samples)]
 
     def rest(self) -> None:
         self.sampler.rest()
 
     def sync(self) -> None:
-        self._last = []
         self.sampler.sync()
 
     def close(self) -> None:
         self.sampler.close()
-
-
-def continued(prompts: list[list[int]], last: list[tuple[list[int], int]]) -> list[int] | None:
-    """The rank of each prompt if all prompts go on from rollouts of `last`, some of which may have ended; else None."""
-    ranks: list[int] = []
-    rest = iter(last)
-    for prompt in prompts:
-        rank = next((rank for ids, rank in rest if prompt[: len(ids)] == ids), None)
-        if rank is None:
-            return None
-        ranks.append(rank)
-    return ranks

@@ -17,7 +17,7 @@ from transformers.generation.logits_process import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from tip_exp.types import Rollout, Sampling
+from tip_exp.types import Part, Rollout, Sampling
 
 # The KV cache's name in a model's arguments and output: transformers 5.16 has past_key_values, 5.24 has cache.
 _CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -43,15 +43,17 @@ class HfSampler:
         sampling: Sampling,
         seed: int,
         indices: Sequence[int] | None = None,
-        num_prompts: int | None = None,
+        part: Part | None = None,
     ) -> list[Rollout]:
         """Rollouts, prompt-major. The same seed, prompts and weights give the same rollouts, up to rounding.
 
-        `indices`: the prompts' indices among the `num_prompts` of all ranks; the numbers drawn depend on these alone.
+        A rollout's random numbers depend on its number in the whole batch, of which `prompts` may be a `part`; `indices`
+        are not used.
         """
-        samples, total = sampling.samples, (len(prompts) if num_prompts is None else num_prompts) * sampling.samples
+        positions, num_prompts = part or Part(range(len(prompts)), len(prompts))
+        samples, total = sampling.samples, num_prompts * sampling.samples
         expanded = [prompt for prompt in prompts for _ in range(samples)]
-        numbers = [i * samples + n for i in indices or range(len(prompts)) for n in range(samples)]
+        numbers = [i * samples + n for i in positions for n in range(samples)]
         rollouts: list[Rollout] = []
         for start in range(0, len(expanded), self.batch_size):
             batch = slice(start, start + self.batch_size)
