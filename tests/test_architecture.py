@@ -39,7 +39,7 @@ IMPORTERS = {
     "wandb": {"records.writer", "report.wandb"},
     "peft": {"models.lora"},
     "hydra": {"launch.cli", "launch.sweep", "launch.plan"},
-    "torch.distributed": {"learner.distributed"},
+    "torch.distributed": {"learner.distributed", "launch.torchrun"},
 }
 
 
