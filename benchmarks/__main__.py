@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from types import ModuleType
 
-from benchmarks import coverage, e2e, loss, rollout, step
+from benchmarks import coverage, e2e, gpu_check, loss, rollout, step
 
 # name: (module, line of --help)
 BENCHMARKS: dict[str, tuple[ModuleType, str]] = {
@@ -17,6 +17,7 @@ BENCHMARKS: dict[str, tuple[ModuleType, str]] = {
     "step": (step, "a whole optimizer step, with each loss in the same learner"),
     "e2e": (e2e, "whole trainings by TRL's DistillationTrainer and by this package"),
     "coverage": (coverage, "how often the report's intervals hold the true difference, simulated"),
+    "gpu_check": (gpu_check, "what only a GPU can show, in 15 minutes; writes results/gpu"),
     "rollout": (rollout, "sampled tokens per second of the backends vllm and hf"),
 }
 

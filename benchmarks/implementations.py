@@ -146,7 +146,7 @@ def _floor(case: Case) -> Gradients:
     passes = [(case.student_hidden[case.kept_mask], case.teacher_hidden[case.kept_mask], True)]
     if not case.all_kept:
         passes.insert(0, (case.student_hidden, case.teacher_hidden, False))
-    tile = torch.empty(FLOOR_TILE[0] * FLOOR_TILE[1])
+    tile = student_weight.new_empty(FLOOR_TILE[0] * FLOOR_TILE[1])
     for student_hidden, teacher_hidden, backward in passes:
         chunks = (tensor.split(FLOOR_TILE[0]) for tensor in (student_hidden, teacher_hidden, hidden_grad))
         for student_rows, teacher_rows, grad_rows in zip(*chunks, strict=False):
