@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     if arguments.quick:
         arguments.prompts, arguments.samples, arguments.max_tokens, arguments.rounds = [8], [1], [16], 1
-    torch.set_num_threads(arguments.threads)
     backends = ["hf", "vllm"]
     if measuring.missing(["vllm"]):
         print("not installed: vllm (pip install 'tip_exp[vllm]'); its rows are left out", file=sys.stderr)
@@ -49,7 +48,8 @@ def main(arguments: argparse.Namespace) -> None:
     rows: list[measuring.Row] = []
     for named_path in arguments.model or [DEFAULT_MODEL]:
         name, _, path = named_path.rpartition("=")
-        rows += measure_model(name or path, path, backends, arguments)
+        options = name or path, path, backends, arguments
+        rows += measuring.in_child(measure_model, *options, threads=arguments.threads)  # a process has one engine
         measuring.write_csv(rows, arguments.out)  # after each model, since the next may run out of memory
     print(f"{len(rows)} rows in {arguments.out}")
 

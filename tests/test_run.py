@@ -10,13 +10,15 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tip_exp.build import TrainingParts, TrainingSet, pick_threads
+from tip_exp.build import TrainingParts, pick_device, pick_threads
 from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
+from tip_exp.data.training_set import TrainingSet
 from tip_exp.models.load import load_pair
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run, run_eval
+from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import read_rows
 
 Run = Callable[..., RunConfig]
@@ -122,3 +124,17 @@ def test_small_models_run_on_one_thread_unless_told(compose_run: Run, monkeypatc
     monkeypatch.setattr("tip_exp.build.SINGLE_THREAD_PARAMETERS", 1000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert pick_threads(None, pair) == 7
+
+
+def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    with pytest.raises(ConfigError, match=r"device=auto: there are NVIDIA devices \(0, 3\) that torch .* device=cpu$"):
+        pick_device("auto")
+    assert pick_device("cpu") == torch.device("cpu")
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert pick_device("auto") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert pick_device("auto") == torch.device("cuda")

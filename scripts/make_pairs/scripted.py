@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tip_exp.envs.chat import Chat
@@ -27,8 +27,13 @@ class ScriptedSampler:
     def __init__(self, policy: Policy, chat: Chat) -> None:
         self.policy, self.chat = policy, chat
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
+    def generate(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
+    ) -> list[Rollout]:
         return [self._rollout(prompt, sampling) for prompt in prompts for _ in range(sampling.samples)]
+
+    def rest(self) -> None:
+        pass
 
     def sync(self) -> None:
         pass  # a script has no weights

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, closing, nullcontext
+import os
+from contextlib import ExitStack, closing, nullcontext, redirect_stdout
 from dataclasses import asdict
 from functools import cached_property
-from typing import Any
+from io import StringIO
 
 import torch
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.data.contamination import overlap
-from tip_exp.data.dataset import Dataset, ShuffledOrder
+from tip_exp.data.contamination import describe_data
 from tip_exp.data.load import load
-from tip_exp.data.prompts import prompt_ids, with_tools
+from tip_exp.data.prompts import with_tools
+from tip_exp.data.training_set import TrainingSet
 from tip_exp.envs.sampler import episode_metrics
-from tip_exp.estimate.memory import check_memory
+from tip_exp.estimate.memory_check import check_memory
 from tip_exp.eval.evaluate import Evaluations
 from tip_exp.learner.checkpoint import Checkpoints, export
-from tip_exp.learner.distributed import Ranks
+from tip_exp.learner.distributed import Ranks, local_device, start
 from tip_exp.learner.learner import Learner
-from tip_exp.learner.on_policy import limits_for
+from tip_exp.learner.on_policy import MismatchCheck, limits_for
+from tip_exp.learner.sharding import Sharding
+from tip_exp.learner.sharing import SharedSampler
 from tip_exp.learner.teacher import Teacher
-from tip_exp.models.load import check_context, load_pair, load_tokenizer
-from tip_exp.models.pair import ChatTokenizer, Pair
+from tip_exp.models.load import Shard, check_context, load_pair
+from tip_exp.models.pair import Model, Pair
+from tip_exp.models.sources import load_tokenizer
 from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
@@ -34,6 +38,7 @@ from tip_exp.rollout.backends import choose
 from tip_exp.selector.selector import Quadrants, Selector
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
 from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.gpus import visible_gpus
 
 # Below this many parameters one CPU thread is faster than two.
 SINGLE_THREAD_PARAMETERS = 10_000_000
@@ -44,9 +49,14 @@ class Parts:
 
     def __init__(self, config: RunConfig, folder: RunFolder, stack: ExitStack) -> None:
         self.config, self.folder, self.stack = config, folder, stack
+        self._alone = config.mode == "teacher"  # the teacher takes the student's place
         self.device = pick_device(config.device)
+        self.ranks = stack.enter_context(start(self.device, alone=lowered_dtype(config) is not None))
+        if not self.ranks.is_main:
+            stack.enter_context(redirect_stdout(StringIO()))  # prints are the main rank's
         torch.manual_seed(config.seed)  # for the initial LoRA adapters; all other draws have seeds of their own
-        self.backend = choose(config.rollout, self.device, config.pair.student.dtype)
+        student_dtype = config.pair.student.dtype if lowered_dtype(config) is None else config.learner.compute_dtype
+        self.backend = choose(config.rollout, self.device, student_dtype)
         print(self.backend)
         check_memory(config, self.device, self.backend.name)
         training = config.mode == "train"
@@ -55,7 +65,8 @@ class Parts:
         self._datasets = describe_data(config, self.train_data, self.eval_data)
         tokenizer = load_tokenizer(config.pair)
         self._train = TrainingSet(config, tokenizer, self.train_data) if self.train_data else None
-        self.evaluations = Evaluations(config.eval, self.eval_data, tokenizer, config.agent)
+        is_main = self.ranks.is_main
+        self.evaluations = Evaluations(config.eval, self.eval_data, tokenizer, config.agent, grades=is_main)
         longest = self.evaluations.longest
         if config.eval.sequence_kl:
             longest = max(longest, self.evaluations.longest_privileged())
@@ -65,53 +76,74 @@ class Parts:
                     f"hold the longest evaluation prompt + eval.max_tokens = {longest}"
                 )
         check_context(config, longest)
-        self.ranks = Ranks()
-        self.checkpoints = Checkpoints(folder.checkpoints, self.ranks, self.device)
+        self.checkpoints = Checkpoints(folder.checkpoints, self.ranks)
         self.saved = self.checkpoints.newest() if training else None
-        self.pair = load_pair(config.pair, self.device, tokenizer=tokenizer)
+        shard = make_sharding(config, self.ranks, self.device)
+        self.pair = load_pair(config.pair, self.device, tokenizer=tokenizer, shard=shard, teacher_only=self._alone)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         self.teacher = Teacher(self.pair, config.learner, self.meter)
         resume_at = self.saved.step if self.saved else None
-        self.logger = stack.enter_context(RunLogger(folder, start_wandb(config, folder), resume_at=resume_at))
+        wandb_run = start_wandb(config, folder) if is_main else None
+        self.logger = stack.enter_context(RunLogger(folder, wandb_run, resume_at=resume_at, writes=is_main))
 
         first_prompts = self._train.first_prompts(tokenizer) if self._train else {}
-        self._write_prompts(first_prompts | self.evaluations.first_prompts())
+        if is_main:
+            self._write_prompts(first_prompts | self.evaluations.first_prompts())
 
     @cached_property
     def sampler(self) -> Sampler:
-        """Samples from the student. Made at first use: a process holds one engine at a time, the teacher's first."""
+        """Samples from the student, or from the teacher if the run is its evaluation. Made at first use."""
         with self.meter.span("startup"):
             return self.stack.enter_context(closing(self._make_sampler("student")))
 
     def evaluate(self, model: str, step: int = 0) -> dict[str, float]:
         """Accuracies of "student" or "teacher" on all benchmarks."""
-        context = nullcontext(self.sampler) if model == "student" else closing(self._make_sampler(model))
-        sequence_kl = self.teacher.sequence_kl if self.config.eval.sequence_kl and model == "student" else None
-        with context as sampler, self.meter.span("eval"):
-            return self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
+        sampler = self.sampler if model == "student" or self._alone else self._make_sampler(model)
+        sequence_kl = self._sequence_kl if self.config.eval.sequence_kl and model == "student" else None
+        with self.meter.span("eval"):
+            metrics = self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
+            return self.ranks.broadcast(metrics)
 
     def evaluate_start(self) -> None:
         """Evaluate the student and, with `eval.teacher`, the teacher before it; log and print this as step 0."""
-        teacher = self.evaluate("teacher") if self.config.eval.teacher else {}
-        metrics = self.evaluate("student") | teacher
+        teacher = self._evaluate_teacher() if self.config.eval.teacher or self._alone else {}
+        metrics = ({} if self._alone else self.evaluate("student")) | teacher
         self.log(0, metrics)
         print(names.format_accuracies(0, metrics))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Log a step's metrics with the seconds since the last call and the memory peaks."""
+        """Log a step's metrics with the seconds since the last call and the largest memory peaks of any rank."""
         seconds = self.meter.drain_seconds()
         if rollout_s := seconds.get(names.seconds("rollout")):
             metrics = metrics | {names.TOKENS_PER_S: metrics[names.RESPONSE_TOKENS] / rollout_s}
-        self.logger.log(step, metrics | seconds | self.meter.memory())
+        self.logger.log(step, metrics | seconds | self.ranks.largest(self.meter.memory()))
 
     def finish(self) -> None:
         """Wait for the last checkpoint; write result.json, the last file of a run, and the trained model's card."""
         self.checkpoints.wait()
+        if not self.ranks.is_main:
+            return
         result = write_result(self.config, self.folder, self._datasets, asdict(self.backend))
         if self.folder.model.exists():
             write_card(self.config, result, self.folder.model)
         self.logger.finish(result)
+
+    def _evaluate_teacher(self) -> dict[str, float]:
+        """The teacher's accuracies: from the run that the launcher finished for it, else measured here."""
+        if not self._alone and self.folder.teacher.exists():
+            source = RunFolder(self.folder.teacher)
+            return self.ranks.broadcast(self.logger.copy_teacher(source) if self.ranks.is_main else {})
+        if not self._alone and self.backend.name == "vllm":
+            raise ConfigError(
+                "eval.teacher=true with vLLM needs a second engine, in a run of its own that tip-exp starts; start "
+                "this run with tip-exp, or set eval.teacher=false"
+            )
+        return self.evaluate("teacher")
+
+    def _sequence_kl(self, rollouts: list[Rollout], problems: list[Problem]) -> list[float]:
+        self.sampler.rest()  # the forward passes need the device's memory
+        return self.teacher.sequence_kl(rollouts, problems)
 
     def _write_prompts(self, prompts: dict[str, list[int]]) -> None:
         """Write the first prompt of each use as the models get it, so that a wrong template is seen at a glance."""
@@ -122,7 +154,11 @@ class Parts:
         data, longest = self.config.data, self.evaluations.longest
         if self.train_data:
             longest = max(longest, data.max_prompt_tokens + data.max_response_tokens)
-        return self.backend.make(getattr(self.pair, model), self.pair, self.config.rollout, longest)
+        role: Model = getattr(self.pair, model)
+        sampler = self.backend.make(role, self.pair, self.config.rollout, longest)
+        gathered = role.gathered if self.backend.name == "hf" else nullcontext  # an engine has its own weights
+        is_whole = self.ranks.size == 1 and role.shards is None
+        return sampler if is_whole else SharedSampler(sampler, self.ranks, gathered)
 
 
 class TrainingParts(Parts):
@@ -136,8 +172,8 @@ class TrainingParts(Parts):
         rollout, max_tokens = config.rollout, config.data.max_response_tokens
         samples = config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)
-        dtypes = self.backend.dtype, config.pair.student.dtype
-        self.mismatch_limits = limits_for(*dtypes, **rollout.max_logprob_mismatch)
+        dtypes = self.backend.dtype, config.pair.student.dtype, config.learner.compute_dtype
+        self.check_mismatch = MismatchCheck(limits_for(*dtypes, **rollout.max_logprob_mismatch))
 
     @cached_property
     def generator(self) -> Sampler:
@@ -178,70 +214,41 @@ class TrainingParts(Parts):
         } | episode_metrics(self.generator)
 
 
-class TrainingSet:
-    """The training problems whose prompts are within the limits, drawn in shuffled epochs."""
-
-    def __init__(self, config: RunConfig, tokenizer: ChatTokenizer, dataset: Dataset) -> None:
-        """Render the prompts; a ConfigError if none is left."""
-        rendered = list(zip(dataset.problems, prompt_ids(tokenizer, dataset, config.agent), strict=True))
-        limit = config.data.max_prompt_tokens
-        fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= limit]
-        if not fitting:
-            shortest = min(len(ids) for _, ids in rendered)
-            raise ConfigError(f"data.max_prompt_tokens={limit} leaves no prompt: the shortest has {shortest} tokens")
-        if tokenizer.privileged is not None:
-            limit = tokenizer.privileged.max_tokens
-            fitting = [(problem, ids) for problem, ids in fitting if len(tokenizer.privileged_ids(problem)) <= limit]
-            if not fitting:
-                raise ConfigError(
-                    f"pair.privileged.max_tokens={limit} leaves no problem: every privileged prompt is longer"
-                )
-        self.problems = [problem for problem, _ in fitting]
-        self.prompts = [ids for _, ids in fitting]
-        self._order, self._learner = ShuffledOrder(len(fitting), config.seed), config.learner
-
-    def batch(self, step: int) -> tuple[list[list[int]], list[Problem]]:
-        """Prompts of step `step` (from 1), and the problem of each of their rollouts (prompt-major)."""
-        indices = self._order.batch(step, self._learner.prompts_per_step)
-        problems = [self.problems[i] for i in indices for _ in range(self._learner.samples_per_prompt)]
-        return [self.prompts[i] for i in indices], problems
-
-    def first_prompts(self, tokenizer: ChatTokenizer) -> dict[str, list[int]]:
-        """The first problem as the student reads it, and as the teacher does where that differs."""
-        privileged = {} if tokenizer.privileged is None else {"teacher": tokenizer.privileged_ids(self.problems[0])}
-        return {"training": self.prompts[0]} | privileged
-
-
-def describe_data(config: RunConfig, train: Dataset | None, tests: dict[str, Dataset]) -> dict[str, Any]:
-    """For result.json: source, hash and size of each data set, and the test problems that the training set holds.
-
-    The last are also printed, one line per benchmark.
-    """
-    described: dict[str, Any] = {
-        name: {"source": dataset.source, "sha256": dataset.sha256, "rows": len(dataset.problems)}
-        for name, dataset in (tests | ({"train": train} if train else {})).items()
-    }
-    suffix = getattr(config.data.train, "suffix", "")
-    for name, test in tests.items():
-        if train is not None:
-            leaked = overlap(train.problems, test.problems, suffix)
-            described[name] |= {"in_train_exact": leaked.exact, "in_train_13gram": leaked.ngram}
-            if warning := leaked.warning(name, len(test.problems)):
-                print(warning)
-    return described
-
-
 def make_selector(config: RunConfig) -> Selector:
     quadrants = Quadrants(**config.quadrants.model_dump())
     return Selector(**config.selector.model_dump(exclude={"label"}), quadrants=quadrants)
 
 
+def make_sharding(config: RunConfig, ranks: Ranks, device: torch.device) -> dict[str, Shard] | None:
+    """How each model is spread over the ranks; None if one rank holds and computes in whole, unconverted weights."""
+    ranks.check_replicas(config.learner.replicas)
+    compute_dtype = lowered_dtype(config)
+    if ranks.size == 1 and compute_dtype is None:
+        return None
+    mesh = ranks.mesh(device, config.learner.replicas)
+    shard: dict[str, Shard] = {"student": Sharding(mesh, device, compute_dtype)}
+    if ranks.size > 1:
+        shard["teacher"] = Sharding(mesh, device, offload=config.pair.teacher.placement == "offload")
+    return shard
+
+
+def lowered_dtype(config: RunConfig) -> torch.dtype | None:
+    """The dtype of the student's passes, if its weights have a wider one."""
+    lowers = (config.pair.student.dtype, config.learner.compute_dtype) == ("float32", "bfloat16")
+    return torch.bfloat16 if lowers else None
+
+
 def pick_device(name: str) -> torch.device:
-    """The device of a config's `device`; auto takes CUDA where there is one."""
+    """The device of a config's `device`, for this rank; auto takes CUDA where there is one and never skips a GPU."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ConfigError("device=cuda, but torch finds no CUDA device; use device=cpu or device=auto")
-    return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
+    if name == "auto" and not available and (gpus := visible_gpus(os.environ)):
+        raise ConfigError(
+            f"device=auto: this machine has GPU {', '.join(gpus)}, but torch {torch.__version__} cannot use it; "
+            "install its CUDA build (constraints-cuda.txt) with a driver that supports it, or choose device=cpu"
+        )
+    return local_device(("cuda" if available else "cpu") if name == "auto" else name)
 
 
 def pick_threads(num_threads: int | None, pair: Pair) -> int:

@@ -9,7 +9,6 @@ from tqdm import tqdm
 
 from tip_exp.build import Parts, TrainingParts
 from tip_exp.config.schema import RunConfig
-from tip_exp.learner.on_policy import check_logprob_mismatch
 from tip_exp.learner.samples import measure_top_tokens, sample_rows
 from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder
@@ -25,7 +24,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         if start == 0:
             parts.evaluate_start()
 
-        progress = tqdm(range(start + 1, last + 1), initial=start, total=last, desc=config.name, mininterval=1.0)
+        steps, silent = range(start + 1, last + 1), not parts.ranks.is_main
+        progress = tqdm(steps, initial=start, total=last, desc=config.name, mininterval=1.0, disable=silent)
         for step in progress:
             is_eval_step = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
             num_shown = config.logger.rollouts_per_sample if is_eval_step else 0
@@ -33,11 +33,12 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             with meter.span("step"):
                 prompts, problems = parts.train.batch(step)
                 rollouts = parts.generate(prompts, seed_for("rollout", config.seed, step))  # the student writes
+                parts.sampler.rest()  # the device's memory is the learner's
                 teacher_hidden = parts.teacher.hidden(rollouts, problems)  # the teacher reads
                 shown = list(zip(rollouts, problems, strict=True))[:num_shown]
                 top_tokens = measure_top_tokens(parts.teacher, shown) if shown else None
                 report = parts.learner.step(step, rollouts, teacher_hidden)  # statistics → mask → loss → update
-                check_logprob_mismatch(report.metrics, parts.mismatch_limits, step)
+                parts.check_mismatch(report.metrics, step)
                 with meter.span("sync"):
                     parts.sampler.sync()  # the next rollouts are the updated student's
             metrics = report.metrics | parts.rollout_metrics(rollouts)
@@ -56,7 +57,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
 
 
 def run_eval(config: RunConfig, folder: RunFolder) -> None:
-    """Evaluate a pair without training; leaves the same records as a run of no steps."""
+    """Evaluate a pair, or a teacher, without training; leaves the same records as a run of no steps."""
     with ExitStack() as stack:
         parts = Parts(config, folder, stack)
         parts.evaluate_start()

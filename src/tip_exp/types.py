@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +63,46 @@ class Sampling:
     top_p: float
     top_k: int
     max_tokens: int  # of a response
+    limits: tuple[int, ...] | None = None  # of each prompt's responses, at most max_tokens; hf takes max_tokens alone
 
 
 class Sampler(Protocol):
     """A rollout backend: prompt ids in, rollouts out, prompt-major (all samples of the first prompt first)."""
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]: ...
+    def generate(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
+    ) -> list[Rollout]:
+        """`indices`: of the prompts among those of all ranks, for their random draws; None: 0, 1, …"""
+        ...
+
+    def rest(self) -> None:
+        """Free the device's memory for teacher and learner until the next `sync` or `generate`."""
+        ...
 
     def sync(self) -> None:
         """Sample from the learner's current weights from now on."""
         ...
 
     def close(self) -> None: ...
+
+
+class Part(NamedTuple):
+    """Which prompts of a batch a rank samples: their positions among `total`."""
+
+    positions: Sequence[int]
+    total: int
+
+
+class PartSampler(Sampler, Protocol):
+    """A sampler that can sample part of a batch, with the random draws of the whole batch."""
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        seed: int,
+        indices: Sequence[int] | None = None,
+        part: Part | None = None,
+    ) -> list[Rollout]:
+        """`prompts` are this `part` of a batch, as are `indices` and `sampling.limits`; None: the whole batch."""
+        ...

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tip_exp.build import describe_data
 from tip_exp.config.schema import RunConfig
-from tip_exp.data.contamination import BOILERPLATE, NGRAM, Overlap, overlap
+from tip_exp.data.contamination import BOILERPLATE, NGRAM, Overlap, describe_data, overlap
 from tip_exp.data.dataset import Dataset
 from tip_exp.types import Problem
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -49,13 +49,17 @@ class Echo:
 
 
 class Recorder(ScriptedSampler):
-    """Records the prompt and the response of every turn."""
+    """Records the prompt and the response of every turn, and what the sampler is asked for."""
 
     def __init__(self, policy: Policy, chat: Chat) -> None:
         super().__init__(policy, chat)
         self.turns: list[tuple[list[int], list[int]]] = []
+        self.asked: list[tuple[Sampling, list[int]]] = []
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
+    def generate(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
+    ) -> list[Rollout]:
+        self.asked.append((sampling, list(indices or [])))
         rollouts = super().generate(prompts, sampling, seed)
         self.turns += [(prompt, rollout.response_ids) for prompt, rollout in zip(prompts, rollouts, strict=True)]
         return rollouts
@@ -208,14 +212,29 @@ def test_a_truncated_turn_ends_the_episode(chat: Chat, limits: MakeLimits) -> No
 
 
 def test_each_episode_has_its_own_room(chat: Chat, limits: MakeLimits) -> None:
-    """A batch has one token limit; each episode is truncated at its own."""
-    turns = {"short": ("Done.",), "long": (call(say="x" * 40), "y" * 300)}
-    sampler = ScriptedSampler(lambda h: script(*turns["long" if "\nlong<" in h else "short"])(h), chat)
+    """The sampler is asked for each episode's room; the script takes one limit a batch, so turns are truncated too."""
+    turns = {"short": (call(say="x"), "y" * 300), "long": (call(say="x" * 40), "y" * 300)}
+    sampler = Recorder(lambda h: script(*turns["long" if "\nlong<" in h else "short"])(h), chat)
     sampling = Sampling(1, 1.0, 1.0, 0, 200)
-    short, long = play(sampler, ["short", "long"], Echo, chat, sampling, limits(), seed=0)
-    assert short.stop == "final" and long.stop == "length"
-    prompt = long.rollout.response_mask.index(True)
-    assert len(long.rollout.token_ids) - prompt == 200
+    episodes = play(sampler, ["short", "long"], Echo, chat, sampling, limits(), seed=0)
+    second_turn, _ = sampler.asked[1]
+    rooms = []
+    for episode in episodes:
+        mask = episode.rollout.response_mask
+        prompt = mask.index(True)
+        assert episode.stop == "length" and len(mask) - prompt == 200
+        last_turn = len(mask) - 1 - mask[::-1].index(False)
+        rooms.append(200 - (last_turn + 1 - prompt))
+    assert rooms[0] > rooms[1] > 0
+    assert second_turn.limits == tuple(rooms) and second_turn.max_tokens == max(rooms)
+
+
+def test_a_turn_is_drawn_by_the_number_of_its_episode(chat: Chat, limits: MakeLimits) -> None:
+    """Tasks 3 and 5 of all ranks, two samples each: episodes 6, 7, 10 and 11. Task 3's end after the first turn."""
+    turns = {"a": ("Done.",), "b": (call(say="x"), "Done.")}
+    sampler = Recorder(lambda h: script(*turns["a" if "\na<" in h else "b"])(h), chat)
+    play(sampler, ["a", "b"], Echo, chat, replace(LONG, samples=2), limits(), seed=0, indices=[3, 5])
+    assert [numbers for _, numbers in sampler.asked] == [[6, 7, 10, 11], [10, 11]]
 
 
 @pytest.mark.parametrize(("surplus", "num_observations"), [("tell", 2), ("drop", 1)])
@@ -251,7 +270,9 @@ def test_another_stop_token_ends_the_dialogue(
     chat: Chat, limits: MakeLimits, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     class EndsText(ScriptedSampler):
-        def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
+        def generate(
+            self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
+        ) -> list[Rollout]:
             end_of_text = tokenizer.convert_tokens_to_ids("<|endoftext|>")
             rollouts = super().generate(prompts, sampling, seed)
             return [replace(rollout, token_ids=[*rollout.token_ids[:-1], end_of_text]) for rollout in rollouts]

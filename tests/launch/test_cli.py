@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from tip_exp.launch.lock import holder
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.io import read_rows
 from tip_exp.utils.paths import resolve_model
@@ -175,16 +176,10 @@ def test_killed_and_interrupted_runs_end_bit_for_bit_like_an_uninterrupted_one(
 
 def wait_until_free(folder: RunFolder) -> None:
     """Wait until the child has ended: a killed launcher's child holds the lock until then."""
-    import fcntl
-
-    with folder.lock.open() as lock:
-        for _ in range(2000):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.02)
-            else:
-                return
+    for _ in range(2000):
+        if not holder(folder.lock):
+            return
+        time.sleep(0.02)
     raise AssertionError("the child outlived its launcher")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,16 +14,16 @@ from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.on_policy import (
+    MismatchCheck,
     MismatchLimits,
     SyncError,
-    check_logprob_mismatch,
     limits_for,
     mismatch_metrics,
 )
 from tip_exp.learner.on_policy import sampler_logprobs as lined_up
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
-from tip_exp.records.metrics import MISMATCH_MAX, MISMATCH_MEAN, MISMATCH_P99
+from tip_exp.records.metrics import MISMATCH_MAX, MISMATCH_MEAN, MISMATCH_P999
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.types import Rollout, Sampling
 
@@ -37,36 +38,43 @@ def test_log_probs_line_up_with_tokens_in_any_order() -> None:
 
 
 def test_metrics() -> None:
-    """Gaps 0.00, 0.01 … 1.99 of 200 tokens: mean 0.995, the 198th smallest is 1.97, the largest 1.99."""
-    gap = torch.arange(200, dtype=torch.float64) / 100
-    found = mismatch_metrics(-1 - gap, torch.full((200,), -1.0, dtype=torch.float64))
-    assert (
-        found[MISMATCH_MEAN] == pytest.approx(0.995)
-        and found[MISMATCH_P99] == pytest.approx(1.97)
-        and found[MISMATCH_MAX] == pytest.approx(1.99)
-    )
+    """Gaps 0.00, 0.01 … 19.99 of 2000 tokens: mean 9.995, the 1998th smallest is 19.97, the largest 19.99."""
+    gap = torch.arange(2000, dtype=torch.float64) / 100
+    metrics = mismatch_metrics(-1 - gap, torch.full((2000,), -1.0, dtype=torch.float64))
+    assert metrics == pytest.approx({MISMATCH_MEAN: 9.995, MISMATCH_P999: 19.97, MISMATCH_MAX: 19.99})
 
 
 @pytest.mark.parametrize(
-    ("mean", "largest", "stops"),
-    [(0.01, 0.1, False), (0.06, 0.1, True), (0.01, 0.6, True), (math.nan, 0.1, True), (0.01, math.inf, True)],
+    ("mean", "p999", "stops"),
+    [(0.01, 0.1, False), (0.06, 0.1, True), (0.01, 0.6, True), (math.nan, 0.1, True), (0.01, math.nan, True)],
 )
-def test_limits(mean: float, largest: float, stops: bool) -> None:
-    limits = MismatchLimits(mean=0.05, max=0.5)
+def test_mean_and_percentile_stop_the_run(mean: float, p999: float, stops: bool) -> None:
+    check = MismatchCheck(MismatchLimits(mean=0.05, p999=0.5, max=1.0))
+    metrics = {MISMATCH_MEAN: mean, MISMATCH_P999: p999, MISMATCH_MAX: 0.9}
     if not stops:
-        return check_logprob_mismatch({MISMATCH_MEAN: mean, MISMATCH_MAX: largest}, limits, step=3)
-    with pytest.raises(SyncError, match="step 3: sampler and learner disagree"):
-        check_logprob_mismatch({MISMATCH_MEAN: mean, MISMATCH_MAX: largest}, limits, step=3)
+        return check(metrics, step=3)
+    with pytest.raises(SyncError, match=r"step 3: sampler and learner disagree .*\.mean and \.p999$"):
+        check(metrics, step=3)
+
+
+def test_the_maximum_is_logged_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    check = MismatchCheck(MismatchLimits(mean=0.05, p999=0.5, max=1.0))
+    for step, largest in enumerate((0.9, 3.25, 7.0), start=1):
+        check({MISMATCH_MEAN: 0.01, MISMATCH_P999: 0.1, MISMATCH_MAX: largest}, step)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("step 2: a sampled token's log-prob differs by 3.2 nats")
 
 
 def test_the_coarsest_type_sets_the_limits_unless_they_are_given() -> None:
     assert limits_for("float32", "bfloat16") == limits_for("bfloat16") == limits_for("bfloat16", "float16")
-    assert limits_for("float32").mean < limits_for("float16").mean < limits_for("bfloat16").mean
-    assert limits_for("float32", mean=0.3) == MismatchLimits(0.3, limits_for("float32").max)
+    for name in ("mean", "p999", "max"):
+        ascending = [getattr(limits_for(dtype), name) for dtype in ("float32", "float16", "bfloat16")]
+        assert ascending == sorted(set(ascending))
+    assert limits_for("float32", mean=0.3, p999=None) == replace(limits_for("float32"), mean=0.3)
 
 
 def test_a_sampler_without_log_probs_has_nothing_to_check() -> None:
-    check_logprob_mismatch({"train/loss": 1.0}, limits_for("float32"), step=1)
+    MismatchCheck(limits_for("float32"))({"train/loss": 1.0}, step=1)
 
 
 @pytest.mark.parametrize("budget", [16384, 300])  # one micro-batch, whose graph is kept, and several
@@ -81,8 +89,8 @@ def test_hf_rollouts_pass_and_no_statistic_is_forced_on_the_selector(
     rollouts = sampler.generate(prompts, Sampling(1, 1.0, 1.0, 0, 72), seed=0)
     learner = Learner(tiny_pair, make_selector(config), settings, seed=0, meter=Meter(torch.device("cpu")))
     report = train_step(learner, rollouts)
-    assert 0 < report.metrics[MISMATCH_MEAN] <= report.metrics[MISMATCH_P99] <= report.metrics[MISMATCH_MAX] < 2e-4
+    assert 0 < report.metrics[MISMATCH_MEAN] <= report.metrics[MISMATCH_P999] <= report.metrics[MISMATCH_MAX] < 2e-4
     assert set(report.statistics) == measured
     stale = train_step(learner, rollouts, 2).metrics  # the same rollouts, after an update
     with pytest.raises(SyncError):
-        check_logprob_mismatch(stale, limits_for("float32"), step=2)
+        MismatchCheck(limits_for("float32"))(stale, step=2)

@@ -15,7 +15,7 @@ from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.learner.learner import Learner
-from tip_exp.learner.on_policy import SyncError, check_logprob_mismatch, limits_for
+from tip_exp.learner.on_policy import MismatchCheck, SyncError, limits_for
 from tip_exp.models.load import load_pair
 from tip_exp.models.lora import merged_tensors
 from tip_exp.models.pair import Pair
@@ -23,7 +23,7 @@ from tip_exp.records.meter import Meter
 from tip_exp.records.metrics import MISMATCH_MAX
 from tip_exp.rollout import vllm_worker
 from tip_exp.rollout.hf import HfSampler
-from tip_exp.rollout.vllm import EngineDiedError, VllmSampler, request_seed
+from tip_exp.rollout.vllm import VllmSampler, request_seed
 from tip_exp.types import Rollout, Sampling
 
 pytestmark = [
@@ -33,7 +33,6 @@ pytestmark = [
 ]
 GREEDY = Sampling(samples=1, temperature=0.0, top_p=1.0, top_k=0, max_tokens=72)
 SAMPLED = Sampling(samples=2, temperature=1.0, top_p=1.0, top_k=0, max_tokens=72)
-LIMITS = limits_for("float32")
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def mismatch_of(pair: Pair, config: RunConfig, rollouts: list[Rollout], score: s
     selector = make_selector(config)
     learner = Learner(pair, selector, tiny, seed=0, meter=Meter(torch.device("cpu")))
     metrics = train_step(learner, rollouts).metrics
-    check_logprob_mismatch(metrics, LIMITS, step=1)
+    MismatchCheck(limits_for("float32"))(metrics, step=1)
     return metrics[MISMATCH_MAX]
 
 
@@ -114,6 +113,9 @@ def test_log_probs_are_those_of_temperature_one_before_truncation(
 def test_truncated_responses_are_marked(engine: VllmSampler, prompts: list[list[int]]) -> None:
     (rollout,) = engine.generate(prompts[:1], Sampling(1, 1.0, 1.0, 0, 5), seed=0)
     assert rollout.truncated and rollout.finish == "length" and rollout.num_response_tokens == 5
+    each = engine.generate(prompts[:2], Sampling(1, 1.0, 1.0, 0, 5, limits=(3, 5)), seed=0)
+    assert [r.num_response_tokens for r in each] == [3, 5] and each[0].truncated
+    assert engine.generate([], SAMPLED, seed=0) == []  # a rank with nothing to do
 
 
 def test_a_response_depends_on_seed_and_index_and_not_on_the_batch(
@@ -121,8 +123,10 @@ def test_a_response_depends_on_seed_and_index_and_not_on_the_batch(
 ) -> None:
     whole, again = (engine.generate(prompts, SAMPLED, seed=5) for _ in range(2))
     assert [r.token_ids for r in whole] == [r.token_ids for r in again]
-    part = engine.generate(prompts[:3], SAMPLED, seed=5)
-    assert [r.token_ids for r in part] == [r.token_ids for r in whole[:6]]
+    part = engine.generate(prompts[3:5], SAMPLED, seed=5, indices=[3, 4])
+    assert [r.token_ids for r in part] == [r.token_ids for r in whole[6:10]]
+    elsewhere = engine.generate(prompts[3:5], SAMPLED, seed=5)
+    assert [r.token_ids for r in elsewhere] != [r.token_ids for r in part]
     other_seed = engine.generate(prompts, SAMPLED, seed=6)
     assert [r.token_ids for r in other_seed] != [r.token_ids for r in whole]
     same = engine.generate([prompts[0]] * 8, SAMPLED, seed=5)  # 16 draws for one prompt are not 16 copies
@@ -244,21 +248,3 @@ def test_goodness_of_fit_detects_a_wrong_temperature() -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = torch.multinomial((logits / 0.9).softmax(-1), 20_000, replacement=True, generator=generator)
     assert goodness_of_fit(torch.bincount(drawn, minlength=12), logits.softmax(-1)) < 1e-6
-
-
-def test_an_engine_that_runs_out_of_memory_is_restarted_once(
-    engine: VllmSampler, pair: Pair, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = engine.generate(prompts[:4], SAMPLED, seed=9)
-
-    def exhausted(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-    first = engine._llm
-    monkeypatch.setattr(first, "generate", exhausted)
-    after = engine.generate(prompts[:4], SAMPLED, seed=9)
-    assert engine._llm is not first and engine.restarts == 1
-    assert [r.token_ids for r in after] == [r.token_ids for r in before]
-    monkeypatch.setattr(engine._llm, "generate", exhausted)
-    with pytest.raises(EngineDiedError, match=r"died again after a restart .*out of memory.* goes on from the last"):
-        engine.generate(prompts[:4], SAMPLED, seed=9)

@@ -17,7 +17,7 @@ Compose = Callable[..., RunConfig]
 @pytest.fixture
 def options_of(tiny_pair: Pair, compose_run: Compose) -> Callable[..., dict[str, Any]]:
     def options(
-        *overrides: str, on_cpu: bool = False, max_model_len: int = 200, max_num_seqs: int = 256
+        *overrides: str, on_cpu: bool = False, max_model_len: int = 200, max_num_seqs: int = 256, ranks: int = 1
     ) -> dict[str, Any]:
         settings = compose_run(*overrides).rollout.vllm
         return engine_options(
@@ -27,6 +27,7 @@ def options_of(tiny_pair: Pair, compose_run: Compose) -> Callable[..., dict[str,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             on_cpu=on_cpu,
+            ranks=ranks,
         )
 
     return options
@@ -46,6 +47,12 @@ def test_a_cpu_engine_has_its_cache_size_and_no_chunked_prefill(options_of: Call
     assert options["kv_cache_memory_bytes"] == 2 * 2 * 1 * 32 * 4 * 2 * (3 * 128)
     assert options["max_num_batched_tokens"] == 2048
     assert options_of(on_cpu=True, max_model_len=5000)["max_num_batched_tokens"] == 5000
+
+
+def test_each_rank_has_an_engine_of_its_own(options_of: Callable[..., dict[str, Any]]) -> None:
+    assert "distributed_executor_backend" not in options_of()
+    options = options_of(ranks=2)
+    assert options["distributed_executor_backend"] == "external_launcher" and "tensor_parallel_size" not in options
 
 
 def test_engine_args_override_everything(options_of: Callable[..., dict[str, Any]]) -> None:

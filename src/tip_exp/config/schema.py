@@ -136,10 +136,8 @@ class AgentConfig(_Strict):
 
 
 class VllmConfig(_Strict):
-    separate_process: bool
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     gpu_memory_utilization: Share
-    tensor_parallel_size: Count
     max_model_len: Count | None
     sleep_level: Literal[0, 1, 2]
     engine_args: dict[str, Any]
@@ -151,7 +149,7 @@ class RolloutConfig(_Strict):
     top_p: Share
     top_k: CountOrZero
     batch_size: Count
-    max_logprob_mismatch: dict[Literal["mean", "max"], Positive | None]
+    max_logprob_mismatch: dict[Literal["mean", "p999", "max"], Positive | None]
     vllm: VllmConfig
 
 
@@ -196,6 +194,8 @@ class LearnerConfig(_Strict):
     tile_mib: Count
     micro_batch_tokens: Count
     packing: bool
+    compute_dtype: Literal["float32", "bfloat16"]
+    replicas: Count
     activation_checkpointing: bool
     diagnostics_every: CountOrZero
     checkpoint_every: Count
@@ -229,10 +229,12 @@ class QuadrantConfig(_Strict):
 
 class RunConfig(_Strict):
     name: FileName
-    mode: Literal["train", "eval"]
+    mode: Literal["train", "eval", "teacher"]
     sweep: FileName | None
     seed: CountOrZero
     device: Literal["auto", "cpu", "cuda"]
+    ranks: Count | Literal["auto"]
+    nodes: Count
     ignore_memory: bool
     num_threads: Count | None
     quadrants: QuadrantConfig

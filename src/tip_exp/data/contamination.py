@@ -9,7 +9,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+from tip_exp.config.schema import RunConfig
+from tip_exp.data.dataset import Dataset
 from tip_exp.types import Problem
 
 NGRAM = 13  # Brown et al. 2020 (GPT-3), App. C
@@ -65,3 +68,22 @@ def _ngrams(text: str) -> set[int]:
     """Hashes instead of tuples: a training set has millions of n-grams."""
     words = tuple(_WORD.findall(text))
     return {hash(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
+
+
+def describe_data(config: RunConfig, train: Dataset | None, tests: dict[str, Dataset]) -> dict[str, Any]:
+    """For result.json: source, hash and size of each data set, and the test problems that the training set holds.
+
+    The last are also printed, one line per benchmark.
+    """
+    described: dict[str, Any] = {
+        name: {"source": dataset.source, "sha256": dataset.sha256, "rows": len(dataset.problems)}
+        for name, dataset in (tests | ({"train": train} if train else {})).items()
+    }
+    suffix = getattr(config.data.train, "suffix", "")
+    for name, test in tests.items():
+        if train is not None:
+            leaked = overlap(train.problems, test.problems, suffix)
+            described[name] |= {"in_train_exact": leaked.exact, "in_train_13gram": leaked.ngram}
+            if warning := leaked.warning(name, len(test.problems)):
+                print(warning)
+    return described

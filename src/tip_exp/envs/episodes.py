@@ -45,6 +45,7 @@ class Episode:
 class _Live:
     """An episode in progress."""
 
+    index: int  # among the episodes of all ranks
     environment: Environment
     ids: list[int]
     mask: list[bool]
@@ -65,12 +66,19 @@ def play(
     sampling: Sampling,
     limits: AgentConfig,
     seed: int,
+    indices: Sequence[int] | None = None,
 ) -> list[Episode]:
     """`sampling.samples` episodes of each task, task-major, each in its own environment.
 
     `sampling.max_tokens` bounds a whole response, tool output included; `limits` bounds turns, calls and observations.
+    `indices`: of the tasks among those of all ranks; None: 0, 1, …
     """
-    episodes = [_begin(task, make_environment(), chat, sampling) for task in tasks for _ in range(sampling.samples)]
+    numbered = zip(range(len(tasks)) if indices is None else indices, tasks, strict=True)
+    episodes = [
+        _begin(index * sampling.samples + sample, task, make_environment(), chat, sampling)
+        for index, task in numbered
+        for sample in range(sampling.samples)
+    ]
     for turn in range(1, limits.max_turns + 1):
         running = [episode for episode in episodes if episode.stop is None]
         if not running:
@@ -91,19 +99,21 @@ def truncate_rollout(rollout: Rollout, max_tokens: int) -> Rollout:
     return Rollout(rollout.token_ids[:length], mask, "length", rollout.sampler_logprobs[: sum(mask)])
 
 
-def _begin(task: Any, environment: Environment, chat: Chat, sampling: Sampling) -> _Live:
+def _begin(index: int, task: Any, environment: Environment, chat: Chat, sampling: Sampling) -> _Live:
     prompt = chat.prompt_ids(environment.reset(task))
-    return _Live(environment, prompt, [False] * len(prompt), sampling.max_tokens, [], [])
+    return _Live(index, environment, prompt, [False] * len(prompt), sampling.max_tokens, [], [])
 
 
 def _model_turn(sampler: Sampler, running: list[_Live], sampling: Sampling, limits: AgentConfig, seed: int) -> None:
-    """Sample the next turn of all running episodes in one batch.
+    """Sample the next turn of all running episodes in one batch, each up to its own room.
 
-    A sampler takes one token limit a batch, the largest room of any episode; each turn is then truncated to its own.
+    A sampler that takes one limit a batch writes up to the largest room; each turn is then truncated to its own.
     """
-    max_tokens = max(episode.room for episode in running)
-    prompts = [episode.ids for episode in running]
-    rollouts = sampler.generate(prompts, replace(sampling, samples=1, max_tokens=max_tokens), seed)
+    rooms = tuple(episode.room for episode in running)
+    turn = replace(sampling, samples=1, max_tokens=max(rooms), limits=rooms)
+    rollouts = sampler.generate(
+        [episode.ids for episode in running], turn, seed, indices=[episode.index for episode in running]
+    )
     for episode, rollout in zip(running, rollouts, strict=True):
         assert rollout.token_ids[: len(episode.ids)] == episode.ids, "the sampler continues the ids it was given"
         turn_ids = rollout.response_ids[: episode.room]

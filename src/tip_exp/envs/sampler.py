@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, get_args
 
 from tip_exp.envs.base import ToolTasks
@@ -34,13 +35,19 @@ class EpisodeSampler:
                 raise ConfigError(f"the tool tasks {self._problem_of[prompt]} and {problem_id} have the same prompt")
             self._problem_of[prompt] = problem_id
 
-    def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
+    def generate(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
+    ) -> list[Rollout]:
         tasks = [self.tools.tasks[self._problem_of[tuple(prompt)]] for prompt in prompts]
-        self.last = play(self.sampler, tasks, self.tools.make_environment, self.chat, sampling, self.agent, seed)
+        make_environment, chat, agent = self.tools.make_environment, self.chat, self.agent
+        self.last = play(self.sampler, tasks, make_environment, chat, sampling, agent, seed, indices)
         rollouts = [episode.rollout for episode in self.last]
         if (max_tokens := self.agent.max_train_tokens) is not None:
             rollouts = [truncate_rollout(rollout, max_tokens) for rollout in rollouts]
         return rollouts
+
+    def rest(self) -> None:
+        self.sampler.rest()
 
     def sync(self) -> None:
         self.sampler.sync()

@@ -1,4 +1,4 @@
-"""Link a run that another sweep has finished instead of running it again.
+"""Work that runs share: a run that another sweep has finished is linked, a teacher is evaluated once.
 
 Two runs are the same if their digests are equal: everything that decides the numbers, which excludes name, sweep and
 logger.
@@ -17,6 +17,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import find_runs
 from tip_exp.utils.io import write_atomic
+from tip_exp.utils.paths import resolve_model
 
 
 def finished_digests(outputs: Path) -> dict[str, RunFolder]:
@@ -52,6 +53,39 @@ def link_from(source: RunFolder, config: RunConfig, folder: RunFolder) -> None:
     assert result is not None, "the source is a finished run"
     result |= {"name": config.name, "reused_from": str(source.root)}
     write_atomic(folder.result, json.dumps(result, indent=2) + "\n")
+
+
+def teacher_config(config: RunConfig) -> RunConfig:
+    """The evaluation of the run's teacher: equal digests for all runs that evaluate it alike.
+
+    Prompts are rendered and responses decoded by the student's tokenizer, as in the run; a student whose tokenizer has
+    the same files as the teacher's leaves no trace.
+    """
+    pair, name = config.pair, f"teacher.{config.pair.label}.{config.eval.label}"
+    student = {"lora": None, "per_seed": False}
+    if _tokenizer_files(pair.student.path) == (files := _tokenizer_files(pair.teacher.path)) and files:
+        student |= {"path": pair.teacher.path, "revision": pair.teacher.revision}
+    pair = pair.model_copy(update={"student": pair.student.model_copy(update=student)})
+    logger = config.logger.model_copy(update={"wandb": "off"})
+    return config.model_copy(update={"mode": "teacher", "name": name, "sweep": None, "pair": pair, "logger": logger})
+
+
+def remove_stale(config: RunConfig, folder: RunFolder) -> None:
+    """Remove the result of a teacher's evaluation if its local model or a table of problems has changed since."""
+    tables = (getattr(benchmark, "file", None) for benchmark in config.eval.benchmarks.values())
+    files = [*_local(config.pair.teacher.path).glob("*"), *(Path(table).expanduser() for table in tables if table)]
+    if folder.result.exists() and any(file.stat().st_mtime > folder.result.stat().st_mtime for file in files):
+        folder.result.unlink(missing_ok=True)
+
+
+def _tokenizer_files(model: str) -> dict[str, bytes]:
+    """Contents of the files that make the tokenizer of a local model; {} for one of the hub."""
+    patterns = ("*token*", "*vocab*", "merges*", "chat_template*")
+    return {path.name: path.read_bytes() for pattern in patterns for path in _local(model).glob(pattern)}
+
+
+def _local(model: str) -> Path:
+    return Path(resolve_model(model)).expanduser()
 
 
 def read_result(folder: RunFolder) -> dict[str, Any] | None:

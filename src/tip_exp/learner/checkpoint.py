@@ -89,14 +89,14 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of a run. Writes one at a time in the background; all ranks make the same calls."""
 
-    def __init__(self, folder: Path, ranks: Ranks, device: torch.device) -> None:
-        self.folder, self.ranks, self.device = folder, ranks, device
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self.folder, self.ranks = folder, ranks
         self._writing: tuple[int, Future[Any]] | None = None
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose files match its checksums; each rank reads its share of the files."""
         for path in sorted(self.folder.glob("step_*"), reverse=True):
-            if all(self.ranks.counts(int(self._is_complete(path)), self.device)):
+            if all(self.ranks.gather_objects(self._is_complete(path))):
                 return Checkpoint(path, int(path.name.removeprefix("step_")), self.ranks)
             log.warning("%s is incomplete (a checksum does not match); using the one before it", path)
         return None

@@ -73,18 +73,18 @@ def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         layer, _, parameter_name = name.partition(".base_layer.")
         if parameter_name == "weight":  # W + s B A in float32, rounded once
             delta = model.get_submodule(layer).get_delta_weight(_ADAPTER)  # pyright: ignore[reportCallIssue]
-            yield f"{layer}.weight", _full(parameter + delta).to(parameter.dtype)
+            yield f"{layer}.weight", whole_tensor(parameter + delta).to(parameter.dtype)
         elif ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), _full(parameter)
+            yield name.replace(".base_layer.", "."), whole_tensor(parameter)
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters under the names that peft stores; FSDP2 shards are gathered."""
+    """The adapters under the names that peft stores, in host memory; shards are gathered."""
     from peft import get_peft_model_state_dict
 
     # save_embedding_layers=False: "auto" would look the base model up on the hub
     state = get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
-    return {_PREFIX + name: _full(value).cpu().contiguous() for name, value in state.items()}
+    return {_PREFIX + name: whole_tensor(value).cpu().contiguous() for name, value in state.items()}
 
 
 def save_adapter(model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -95,8 +95,8 @@ def save_adapter(model: PreTrainedModel, tensors: dict[str, Tensor], folder: Pat
     config.save_pretrained(folder)
 
 
-def _full(parameter: Tensor) -> Tensor:
-    """The detached value; a DTensor is gathered."""
-    value = parameter.detach()
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The detached value; a DTensor is gathered, which every rank has to take part in."""
+    value = tensor.detach()
     gather = getattr(value, "full_tensor", None)
     return gather() if gather is not None else value

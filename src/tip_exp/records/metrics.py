@@ -68,7 +68,7 @@ OVERLAP_ENTROPY = "select/overlap_entropy"
 
 RESPONSE_LEN, TRUNCATED_FRAC = "rollout/response_len", "rollout/truncated_frac"
 TOKENS_PER_S = "rollout/tokens_per_s"
-MISMATCH_MEAN, MISMATCH_P99, MISMATCH_MAX = (f"rollout/logprob_mismatch_{name}" for name in ("mean", "p99", "max"))
+MISMATCH_MEAN, MISMATCH_P999, MISMATCH_MAX = (f"rollout/logprob_mismatch_{name}" for name in ("mean", "p999", "max"))
 
 # By statistic and by quadrant.
 score_mean = "score/{}_mean".format

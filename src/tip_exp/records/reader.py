@@ -48,7 +48,10 @@ def find_runs(roots: list[Path]) -> list[RunFolder]:
 
 
 def read_runs(roots: list[Path]) -> list[RunRecord]:
-    """The records of all runs below the roots, sorted by folder; reads and updates the index of each root."""
+    """The records of all runs below the roots, sorted by folder; reads and updates the index of each root.
+
+    Evaluations of a teacher alone are left out: the runs that share them hold their numbers.
+    """
     by_folder: dict[str, RunRecord] = {}
     for root in roots:
         indexed = _load_index(root)
@@ -56,7 +59,7 @@ def read_runs(roots: list[Path]) -> list[RunRecord]:
         if [record.stamp for record in records] != [record.stamp for record in indexed.values()]:
             _write_index(root, records)
         by_folder |= {record.folder: record for record in records}
-    return [by_folder[folder] for folder in sorted(by_folder)]
+    return [by_folder[folder] for folder in sorted(by_folder) if by_folder[folder].config.get("mode") != "teacher"]
 
 
 def read_run(folder: RunFolder) -> RunRecord:

@@ -23,8 +23,14 @@ def engine_options(
     max_model_len: int,
     max_num_seqs: int,
     on_cpu: bool,
+    ranks: int = 1,
 ) -> dict[str, Any]:
-    """Keyword arguments of vLLM's `LLM`, the model's folder excepted; `rollout.vllm.engine_args` overrides them."""
+    """Keyword arguments of vLLM's `LLM`, the model's folder excepted; `rollout.vllm.engine_args` overrides them.
+
+    With several `ranks` vLLM takes the default process group and LOCAL_RANK as it finds them, and splits the group into
+    model-parallel groups of one rank, so that every rank has an engine of its own on its own device. The engines are
+    built together; afterwards they share no collective.
+    """
     options: dict[str, Any] = {
         "skip_tokenizer_init": True,
         "load_format": "dummy",
@@ -32,13 +38,14 @@ def engine_options(
         "dtype": dtype,
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
-        "tensor_parallel_size": settings.tensor_parallel_size,
         "gpu_memory_utilization": settings.gpu_memory_utilization,
         "enforce_eager": on_cpu,  # CUDA graphs and compilation on a GPU
         "enable_sleep_mode": settings.sleep_level > 0 and not on_cpu,
         "logprobs_mode": "raw_logprobs",  # at temperature 1, before top-p and top-k
         "worker_extension_cls": f"{WeightSync.__module__}.{WeightSync.__name__}",
     }
+    if ranks > 1:
+        options["distributed_executor_backend"] = "external_launcher"
     if on_cpu:
         # Without a size vLLM checks only the memory of NUMA node 0 and may refuse to start.
         options["kv_cache_memory_bytes"] = _kv_cache_bytes(model_config, dtype, max_model_len, max_num_seqs)
