@@ -31,7 +31,7 @@ ROOT, CPU = Path(__file__).parents[2], torch.device("cpu")
 
 
 def checkpoints_in(folder: Path) -> Checkpoints:
-    return Checkpoints(folder, Ranks(), CPU)
+    return Checkpoints(folder, Ranks())
 
 
 def adamw(module: nn.Module) -> torch.optim.AdamW:
@@ -257,7 +257,7 @@ def one_rank(folder: Path, rank: int) -> None:
 
     def join(world: int) -> tuple[Ranks, Checkpoints]:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
-        return Ranks(), Checkpoints(folder / "checkpoint", Ranks(), CPU)
+        return Ranks(), Checkpoints(folder / "checkpoint", Ranks())
 
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "src/tip_exp/assets/tiny/student")
     if rank < 2:

@@ -132,7 +132,7 @@ def test_a_checkpoint_holds_the_adapters_alone_and_restores_the_student_bit_for_
 ) -> None:
     learner = learner_of(config, pair)
     train_step(learner, sampled(pair))
-    checkpoints = Checkpoints(tmp_path, Ranks(), CPU)
+    checkpoints = Checkpoints(tmp_path, Ranks())
     checkpoints.save(1, pair.student.module, learner.optimizer, "hf")
     checkpoints.wait()
     saved = checkpoints.newest()

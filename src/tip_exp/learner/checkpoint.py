@@ -108,7 +108,7 @@ class Checkpoints:
         """
         self.wait()
         temporary = self.folder / f".writing_{step:05d}"
-        if self.ranks.rank == 0:
+        if self.ranks.is_main:
             shutil.rmtree(temporary, ignore_errors=True)  # other ranks write only once this rank has planned
         state: dict[str, dict[str, Tensor]] = {}
         for name, parameter in trainable(module).items():
@@ -133,7 +133,7 @@ class Checkpoints:
         try:
             future.result()
         except (CheckpointException, OSError, RuntimeError) as error:
-            if self.ranks.rank == 0:
+            if self.ranks.is_main:
                 shutil.rmtree(self.folder / f".writing_{step:05d}", ignore_errors=True)
             failures = error.failures if isinstance(error, CheckpointException) else {}
             cause = next((failure for failure, _ in failures.values()), error)
@@ -160,10 +160,10 @@ def export(folder: Path, student: PreTrainedModel, tokenizer: PreTrainedTokenize
     buffers = {name: tensor for name, tensor in student.state_dict().items() if name not in parameter_names}
     tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in buffers.items()}
     for name, tensor in merged_tensors(student):  # after state_dict(), which reshards FSDP2 modules
-        if ranks.rank == 0:
+        if ranks.is_main:
             tensors[name] = tensor.cpu()
     adapter = adapter_tensors(student) if has_adapters(student) else {}
-    if ranks.rank != 0:
+    if not ranks.is_main:
         return
     temporary = folder.with_name(f".writing_{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
