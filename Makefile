@@ -4,8 +4,9 @@ BIN := .venv/bin
 PIP_ARGS ?=
 SWEEP ?= demo
 BENCH ?= loss --quick --out outputs/bench/loss.csv
-# With a CUDA device, vLLM generates the rollouts and pip takes the torch that vLLM needs; else constraints.txt pins torch.
+# With a CUDA device vLLM generates the rollouts, and constraints-cuda.txt pins it and the torch that it needs.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
+PINS := $(if $(GPU),constraints-cuda.txt,constraints.txt)
 DEMOS := $(basename $(notdir $(wildcard sweeps/demo_*.yaml)))
 
 .DEFAULT_GOAL := help
@@ -15,20 +16,20 @@ help: ## print this list
 
 install: .venv/.installed ## install the package and its test tools in .venv
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml $(PINS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tip_exp needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 ifdef GPU
-	$(BIN)/pip install --quiet $(PIP_ARGS) --editable '.[dev,vllm]'
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint $(PINS) --editable '.[dev,vllm,bench]'
 else
-	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt torch
-	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint $(PINS) torch
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint $(PINS) --editable '.[dev]'
 endif
 	@touch $@
 
 demo: install ## train eight selections on the embedded pair, using all cores, and print the table
-	$(BIN)/tip-exp -cd sweeps -cn demo
+	$(BIN)/tip-exp -cd sweeps -cn demo ranks=1
 	@$(BIN)/tip-report outputs/sweeps/demo
 
 test: install ## run the fast tests (15 to 25 minutes on two slow cores)
@@ -52,6 +53,9 @@ test-vllm: .venv-vllm/.installed ## run the rollout tests with vLLM on a CPU, in
 
 test-gpu: install ## run the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
+
+gpu-check: install ## check this package on this machine's GPUs, 15 minutes; writes results/gpu/DEVICE.md
+	$(BIN)/python -m benchmarks gpu_check
 
 lint: install ## check format, style and types
 	$(BIN)/ruff format --check .
@@ -102,5 +106,5 @@ clean: ## remove the caches of tests and tools (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-.PHONY: help install demo test test-data test-slow test-vllm test-gpu lint check plan sweep demos demos-quick results report \
+.PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check lint check plan sweep demos demos-quick results report \
 	bench pairs students clean

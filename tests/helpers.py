@@ -6,13 +6,13 @@ import copy
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.learner import Learner, StepReport
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import make_head
+from tip_exp.models.lora import whole_tensor
 from tip_exp.models.pair import Model, Pair
 from tip_exp.records.meter import Meter
 from tip_exp.rollout.hf import HfSampler
@@ -58,7 +58,7 @@ def make_learner(
         quadrants=Quadrants(0.3, 0.3),
         weight_by_score=weight_by_score,
     )
-    return Learner(pair, rule, config.model_copy(update=changes), seed=0, meter=Meter(torch.device("cpu")))
+    return Learner(pair, rule, config.model_copy(update=changes), seed=0, meter=Meter(pair.student.module.device))
 
 
 def train_step(
@@ -69,15 +69,17 @@ def train_step(
     return learner.step(step, rollouts, teacher.hidden(rollouts, problems))
 
 
-def gradients_of_step(learner: Learner, rollouts: list[Rollout]) -> tuple[dict[str, Tensor], StepReport]:
+def gradients_of_step(
+    learner: Learner, rollouts: list[Rollout], problems: list[Problem] | None = None
+) -> tuple[dict[str, Tensor], StepReport]:
     """The clipped gradients that the optimizer takes in one step. A huge clip and a tiny lr leave them unchanged."""
     gradients: dict[str, Tensor] = {}
 
     def record(*_: Any) -> None:
         named = learner.pair.student.module.named_parameters()
-        gradients.update({name: p.grad.clone() for name, p in named if p.grad is not None})
+        gradients.update({name: whole_tensor(p.grad).clone() for name, p in named if p.grad is not None})
 
     handle = learner.optimizer.register_step_pre_hook(record)
-    report = train_step(learner, rollouts)
+    report = train_step(learner, rollouts, problems=problems)
     handle.remove()
     return gradients, report

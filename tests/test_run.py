@@ -10,10 +10,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tip_exp.build import TrainingParts, TrainingSet, pick_device, pick_threads
+from tip_exp.build import TrainingParts, pick_device, pick_threads
 from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
+from tip_exp.data.training_set import TrainingSet
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import load_pair

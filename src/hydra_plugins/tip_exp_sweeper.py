@@ -6,6 +6,7 @@ With Hydra's basic launcher, runs are started here, `jobs` at a time; other laun
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -50,7 +51,9 @@ class RunsSweeper(BasicSweeper):
             with env_override(config.hydra.job.env_set):
                 run_all(to_run, choose_jobs([run.config for run in to_run], self.jobs))
             return []
-        self._unfinished = [run.overrides for run in to_run]
+        # A task of another machine may have another working directory.
+        folder = f"hydra.sweep.dir='{Path(config.hydra.sweep.dir).absolute()}'"
+        self._unfinished = [[*run.overrides, folder] for run in to_run]
         return super().sweep(arguments)
 
     def split_arguments(self, overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:  # pyright: ignore[reportIncompatibleMethodOverride]

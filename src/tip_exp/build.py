@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext, redirect_stdout
 from dataclasses import asdict
 from functools import cached_property
+from io import StringIO
 
 import torch
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.contamination import describe_data
-from tip_exp.data.dataset import Dataset, ShuffledOrder
 from tip_exp.data.load import load
-from tip_exp.data.prompts import prompt_ids, with_tools
+from tip_exp.data.prompts import with_tools
+from tip_exp.data.training_set import TrainingSet
 from tip_exp.envs.sampler import episode_metrics
-from tip_exp.estimate.memory import check_memory
+from tip_exp.estimate.memory_check import check_memory
 from tip_exp.eval.evaluate import Evaluations
-from tip_exp.learner import checkpoint
+from tip_exp.learner.checkpoint import Checkpoints, export
+from tip_exp.learner.distributed import Ranks, local_device, start
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.on_policy import MismatchCheck, limits_for
+from tip_exp.learner.sharding import Sharding
+from tip_exp.learner.sharing import SharedSampler
 from tip_exp.learner.teacher import Teacher
-from tip_exp.models.load import check_context, load_pair, load_tokenizer
-from tip_exp.models.pair import ChatTokenizer, Pair
+from tip_exp.models.load import Shard, check_context, load_pair
+from tip_exp.models.pair import Model, Pair
+from tip_exp.models.sources import load_tokenizer
 from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
@@ -46,8 +51,12 @@ class Parts:
         self.config, self.folder, self.stack = config, folder, stack
         self._alone = config.mode == "teacher"  # the teacher takes the student's place
         self.device = pick_device(config.device)
+        self.ranks = stack.enter_context(start(self.device, alone=lowered_dtype(config) is not None))
+        if not self.ranks.is_main:
+            stack.enter_context(redirect_stdout(StringIO()))  # prints are the main rank's
         torch.manual_seed(config.seed)  # for the initial LoRA adapters; all other draws have seeds of their own
-        self.backend = choose(config.rollout, self.device, config.pair.student.dtype)
+        student_dtype = config.pair.student.dtype if lowered_dtype(config) is None else config.learner.compute_dtype
+        self.backend = choose(config.rollout, self.device, student_dtype)
         print(self.backend)
         check_memory(config, self.device, self.backend.name)
         training = config.mode == "train"
@@ -56,7 +65,8 @@ class Parts:
         self._datasets = describe_data(config, self.train_data, self.eval_data)
         tokenizer = load_tokenizer(config.pair)
         self._train = TrainingSet(config, tokenizer, self.train_data) if self.train_data else None
-        self.evaluations = Evaluations(config.eval, self.eval_data, tokenizer, config.agent)
+        is_main = self.ranks.is_main
+        self.evaluations = Evaluations(config.eval, self.eval_data, tokenizer, config.agent, grades=is_main)
         longest = self.evaluations.longest
         if config.eval.sequence_kl:
             longest = max(longest, self.evaluations.longest_privileged())
@@ -66,19 +76,20 @@ class Parts:
                     f"hold the longest evaluation prompt + eval.max_tokens = {longest}"
                 )
         check_context(config, longest)
-        self.saved = checkpoint.newest(folder.checkpoints) if training else None
-        student_from = self.saved.path if self.saved else None
-        self.pair = load_pair(
-            config.pair, self.device, student_from=student_from, tokenizer=tokenizer, teacher_only=self._alone
-        )
+        self.checkpoints = Checkpoints(folder.checkpoints, self.ranks)
+        self.saved = self.checkpoints.newest() if training else None
+        shard = make_sharding(config, self.ranks, self.device)
+        self.pair = load_pair(config.pair, self.device, tokenizer=tokenizer, shard=shard, teacher_only=self._alone)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         self.teacher = Teacher(self.pair, config.learner, self.meter)
         resume_at = self.saved.step if self.saved else None
-        self.logger = stack.enter_context(RunLogger(folder, start_wandb(config, folder), resume_at=resume_at))
+        wandb_run = start_wandb(config, folder) if is_main else None
+        self.logger = stack.enter_context(RunLogger(folder, wandb_run, resume_at=resume_at, writes=is_main))
 
         first_prompts = self._train.first_prompts(tokenizer) if self._train else {}
-        self._write_prompts(first_prompts | self.evaluations.first_prompts())
+        if is_main:
+            self._write_prompts(first_prompts | self.evaluations.first_prompts())
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -91,7 +102,8 @@ class Parts:
         sampler = self.sampler if model == "student" or self._alone else self._make_sampler(model)
         sequence_kl = self._sequence_kl if self.config.eval.sequence_kl and model == "student" else None
         with self.meter.span("eval"):
-            return self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
+            metrics = self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
+            return self.ranks.broadcast(metrics)
 
     def evaluate_start(self) -> None:
         """Evaluate the student and, with `eval.teacher`, the teacher before it; log and print this as step 0."""
@@ -101,23 +113,27 @@ class Parts:
         print(names.format_accuracies(0, metrics))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Log a step's metrics with the seconds since the last call and the memory peaks."""
+        """Log a step's metrics with the seconds since the last call and the largest memory peaks of any rank."""
         seconds = self.meter.drain_seconds()
         if rollout_s := seconds.get(names.seconds("rollout")):
             metrics = metrics | {names.TOKENS_PER_S: metrics[names.RESPONSE_TOKENS] / rollout_s}
-        self.logger.log(step, metrics | seconds | self.meter.memory())
+        self.logger.log(step, metrics | seconds | self.ranks.largest(self.meter.memory()))
 
     def finish(self) -> None:
-        """Write result.json, the last file of a run, and a model card into the newest checkpoint."""
+        """Wait for the last checkpoint; write result.json, the last file of a run, and the trained model's card."""
+        self.checkpoints.wait()
+        if not self.ranks.is_main:
+            return
         result = write_result(self.config, self.folder, self._datasets, asdict(self.backend))
-        if trained := checkpoint.newest(self.folder.checkpoints):
-            write_card(self.config, result, trained.path)
+        if self.folder.model.exists():
+            write_card(self.config, result, self.folder.model)
         self.logger.finish(result)
 
     def _evaluate_teacher(self) -> dict[str, float]:
         """The teacher's accuracies: from the run that the launcher finished for it, else measured here."""
         if not self._alone and self.folder.teacher.exists():
-            return self.logger.copy_teacher(RunFolder(self.folder.teacher))
+            source = RunFolder(self.folder.teacher)
+            return self.ranks.broadcast(self.logger.copy_teacher(source) if self.ranks.is_main else {})
         if not self._alone and self.backend.name == "vllm":
             raise ConfigError(
                 "eval.teacher=true with vLLM needs a second engine, in a run of its own that tip-exp starts; start "
@@ -138,7 +154,11 @@ class Parts:
         data, longest = self.config.data, self.evaluations.longest
         if self.train_data:
             longest = max(longest, data.max_prompt_tokens + data.max_response_tokens)
-        return self.backend.make(getattr(self.pair, model), self.pair, self.config.rollout, longest)
+        role: Model = getattr(self.pair, model)
+        sampler = self.backend.make(role, self.pair, self.config.rollout, longest)
+        gathered = role.gathered if self.backend.name == "hf" else nullcontext  # an engine has its own weights
+        is_whole = self.ranks.size == 1 and role.shards is None
+        return sampler if is_whole else SharedSampler(sampler, self.ranks, gathered)
 
 
 class TrainingParts(Parts):
@@ -152,7 +172,7 @@ class TrainingParts(Parts):
         rollout, max_tokens = config.rollout, config.data.max_response_tokens
         samples = config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)
-        dtypes = self.backend.dtype, config.pair.student.dtype
+        dtypes = self.backend.dtype, config.pair.student.dtype, config.learner.compute_dtype
         self.check_mismatch = MismatchCheck(limits_for(*dtypes, **rollout.max_logprob_mismatch))
 
     @cached_property
@@ -167,22 +187,25 @@ class TrainingParts(Parts):
             return self.generator.generate(prompts, self.sampling, seed)
 
     def resume(self) -> int:
-        """Restore the optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
+        """Restore student and optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
         if self.saved is None:
             return 0
-        state = self.saved.learner_state()
-        if state["backend"] != self.backend.name:
+        if self.saved.backend != self.backend.name:
             raise ConfigError(
-                f"{self.saved.path}: its rollouts were sampled by {state['backend']}, but here rollout.backend is "
-                f"{self.backend.name} ({self.backend.reason}); resume where {state['backend']} is available, or "
+                f"{self.saved.path}: its rollouts were sampled by {self.saved.backend}, but here rollout.backend is "
+                f"{self.backend.name} ({self.backend.reason}); resume where {self.saved.backend} is available, or "
                 "start a run under another name"
             )
-        self.learner.load_state_dict(state["optimizer"])
+        self.saved.load(self.pair.student.module, self.learner.optimizer)
         return self.saved.step
 
     def save(self, step: int) -> None:
-        state = {"optimizer": self.learner.state_dict(), "backend": self.backend.name}
-        checkpoint.save(self.folder.checkpoints, step, self.pair.student.module, self.pair.tokenizer, state)
+        """Start to write a checkpoint, once the one before is written."""
+        self.checkpoints.save(step, self.pair.student.module, self.learner.optimizer, self.backend.name)
+
+    def export(self) -> None:
+        """Write the student as a Hugging Face folder, in place of the one before."""
+        export(self.folder.model, self.pair.student.module, self.pair.tokenizer, self.ranks)
 
     def rollout_metrics(self, rollouts: list[Rollout]) -> dict[str, float]:
         return {
@@ -191,57 +214,41 @@ class TrainingParts(Parts):
         } | episode_metrics(self.generator)
 
 
-class TrainingSet:
-    """The training problems whose prompts are within the limits, drawn in shuffled epochs."""
-
-    def __init__(self, config: RunConfig, tokenizer: ChatTokenizer, dataset: Dataset) -> None:
-        """Render the prompts; a ConfigError if none is left."""
-        rendered = list(zip(dataset.problems, prompt_ids(tokenizer, dataset, config.agent), strict=True))
-        limit = config.data.max_prompt_tokens
-        fitting = [(problem, ids) for problem, ids in rendered if len(ids) <= limit]
-        if not fitting:
-            shortest = min(len(ids) for _, ids in rendered)
-            raise ConfigError(f"data.max_prompt_tokens={limit} leaves no prompt: the shortest has {shortest} tokens")
-        if tokenizer.privileged is not None:
-            limit = tokenizer.privileged.max_tokens
-            fitting = [(problem, ids) for problem, ids in fitting if len(tokenizer.privileged_ids(problem)) <= limit]
-            if not fitting:
-                raise ConfigError(
-                    f"pair.privileged.max_tokens={limit} leaves no problem: every privileged prompt is longer"
-                )
-        self.problems = [problem for problem, _ in fitting]
-        self.prompts = [ids for _, ids in fitting]
-        self._order, self._learner = ShuffledOrder(len(fitting), config.seed), config.learner
-
-    def batch(self, step: int) -> tuple[list[list[int]], list[Problem]]:
-        """Prompts of step `step` (from 1), and the problem of each of their rollouts (prompt-major)."""
-        indices = self._order.batch(step, self._learner.prompts_per_step)
-        problems = [self.problems[i] for i in indices for _ in range(self._learner.samples_per_prompt)]
-        return [self.prompts[i] for i in indices], problems
-
-    def first_prompts(self, tokenizer: ChatTokenizer) -> dict[str, list[int]]:
-        """The first problem as the student reads it, and as the teacher does where that differs."""
-        privileged = {} if tokenizer.privileged is None else {"teacher": tokenizer.privileged_ids(self.problems[0])}
-        return {"training": self.prompts[0]} | privileged
-
-
 def make_selector(config: RunConfig) -> Selector:
     quadrants = Quadrants(**config.quadrants.model_dump())
     return Selector(**config.selector.model_dump(exclude={"label"}), quadrants=quadrants)
 
 
+def make_sharding(config: RunConfig, ranks: Ranks, device: torch.device) -> dict[str, Shard] | None:
+    """How each model is spread over the ranks; None if one rank holds and computes in whole, unconverted weights."""
+    ranks.check_replicas(config.learner.replicas)
+    compute_dtype = lowered_dtype(config)
+    if ranks.size == 1 and compute_dtype is None:
+        return None
+    mesh = ranks.mesh(device, config.learner.replicas)
+    shard: dict[str, Shard] = {"student": Sharding(mesh, device, compute_dtype)}
+    if ranks.size > 1:
+        shard["teacher"] = Sharding(mesh, device, offload=config.pair.teacher.placement == "offload")
+    return shard
+
+
+def lowered_dtype(config: RunConfig) -> torch.dtype | None:
+    """The dtype of the student's passes, if its weights have a wider one."""
+    lowers = (config.pair.student.dtype, config.learner.compute_dtype) == ("float32", "bfloat16")
+    return torch.bfloat16 if lowers else None
+
+
 def pick_device(name: str) -> torch.device:
-    """The device of a config's `device`; auto takes CUDA where there is one, and raises ConfigError if torch cannot."""
+    """The device of a config's `device`, for this rank; auto takes CUDA where there is one and never skips a GPU."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ConfigError("device=cuda, but torch finds no CUDA device; use device=cpu or device=auto")
-    gpus = [gpu for gpu in visible_gpus(os.environ) if gpu != "-1"]  # -1 hides all
-    if name == "auto" and gpus and not available:
+    if name == "auto" and not available and (gpus := visible_gpus(os.environ)):
         raise ConfigError(
-            f"device=auto: there are NVIDIA devices ({', '.join(gpus)}) that torch {torch.__version__} cannot use; "
-            "install a torch for the CUDA version that nvidia-smi shows, or choose device=cpu"
+            f"device=auto: this machine has GPU {', '.join(gpus)}, but torch {torch.__version__} cannot use it; "
+            "install its CUDA build (constraints-cuda.txt) with a driver that supports it, or choose device=cpu"
         )
-    return torch.device(("cuda" if available else "cpu") if name == "auto" else name)
+    return local_device(("cuda" if available else "cpu") if name == "auto" else name)
 
 
 def pick_threads(num_threads: int | None, pair: Pair) -> int:

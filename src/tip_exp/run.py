@@ -24,7 +24,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         if start == 0:
             parts.evaluate_start()
 
-        progress = tqdm(range(start + 1, last + 1), initial=start, total=last, desc=config.name, mininterval=1.0)
+        steps, silent = range(start + 1, last + 1), not parts.ranks.is_main
+        progress = tqdm(steps, initial=start, total=last, desc=config.name, mininterval=1.0, disable=silent)
         for step in progress:
             is_eval_step = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
             num_shown = config.logger.rollouts_per_sample if is_eval_step else 0
@@ -43,6 +44,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             metrics = report.metrics | parts.rollout_metrics(rollouts)
             if is_eval_step:
                 metrics |= parts.evaluate("student", step)
+                parts.export()
                 progress.write(names.format_accuracies(step, metrics))
             if top_tokens is not None:
                 parts.logger.samples(step, sample_rows(parts.teacher, shown, report, top_tokens))

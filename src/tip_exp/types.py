@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +84,25 @@ class Sampler(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Part(NamedTuple):
+    """Which prompts of a batch a rank samples: their positions among `total`."""
+
+    positions: Sequence[int]
+    total: int
+
+
+class PartSampler(Sampler, Protocol):
+    """A sampler that can sample part of a batch, with the random draws of the whole batch."""
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        seed: int,
+        indices: Sequence[int] | None = None,
+        part: Part | None = None,
+    ) -> list[Rollout]:
+        """`prompts` are this `part` of a batch, as are `indices` and `sampling.limits`; None: the whole batch."""
+        ...

@@ -13,11 +13,14 @@ from hydra import compose, initialize_config_dir
 
 from tip_exp.config.parse import parse
 from tip_exp.config.schema import RunConfig
+from tip_exp.estimate.activations import kept_for_backward
+from tip_exp.estimate.cards import CARDS
 from tip_exp.estimate.dry_run import dry_run
-from tip_exp.estimate.memory import memory_gib
+from tip_exp.estimate.memory import RankMemory, runs_on_cpu
 from tip_exp.models.pair import Pair
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
+from tip_exp.utils.units import GIB
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*.yaml"))
 
@@ -43,33 +46,42 @@ def test_every_experiment_dry_runs_without_weights_or_network(
     }
     config = without_weights(f"experiment={experiment}", *needed.get(experiment, []))
     lines = dry_run(config)
-    assert lines[0].startswith(f"{config.name}: dry run") and lines[-1].endswith("total")
-    assert float(lines[-1].split()[0]) == pytest.approx(sum(memory_gib(config).values()), rel=0.1)
+    assert lines[0].startswith(f"{config.name}: dry run")
+    name, gib = RankMemory(config, None if runs_on_cpu(config) else CARDS[80].gib).peak()
+    assert lines[-1].startswith("peak ") and f" in {name}" in lines[-1]
+    assert float(lines[-1].split()[1]) == pytest.approx(gib, rel=0.1)
     assert (config.mode == "eval") == (not any(line.startswith("  hidden ") for line in lines))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_papers_run_in_numbers() -> None:
     lines = dry_run(without_weights("experiment=tip_qwen3", "selector=soft_or"))
-    assert "128 rollouts of 2,048 + 8,192 tokens in 128 micro-batches" in row(lines, "step")  # one fits 16,384
-    assert "1 x 10,240 ids, of which 8,192 response tokens" in row(lines, "micro-batch")
-    assert "teacher 8,192 x 4,096 bfloat16, student 8,192 x 2,560 float32" in row(lines, "hidden")
-    assert "4,096 of 8,192 response tokens" in row(lines, "kept")
+    # The longest rollouts fill 10,240 of 16,384, so that each is a micro-batch; shorter ones fill it.
+    assert "128 rollouts of up to 2,048 + 8,192 tokens; at their longest 128 micro-batches" in row(lines, "step")
+    assert "1 x 16,384 ids, of which 13,108 response tokens" in row(lines, "micro-batch")
+    assert "teacher 13,108 x 4,096 bfloat16, student 13,108 x 2,560 bfloat16" in row(lines, "hidden")
+    assert "6,554 of 13,108 response tokens" in row(lines, "kept")
     # 256 MiB for two float32 tiles: 2^25 elements each, 1,024 rows high
     assert "1,024 x 32,768 float32" in row(lines, "logits")
     assert "40,960" in row(lines, "positions")
 
 
-@pytest.mark.parametrize(("experiment", "fits"), [("tip_llama", False), ("tip_qwen25", True)])
-def test_a_run_that_fits_no_gpu_is_named(experiment: str, fits: bool) -> None:
-    (memory,) = [line for line in dry_run(without_weights(f"experiment={experiment}")) if line.startswith("memory")]
-    assert memory.endswith("without the sampling engine") if fits else memory.endswith("GiB, an H200 has 139")
+@pytest.mark.parametrize(
+    ("overrides", "ending"),
+    [
+        (["experiment=tip_llama"], "; fits 8 x H100"),
+        (["experiment=tip_llama", "ranks=8"], " in rollout"),
+        (["experiment=tip_qwen25"], " in rollout"),
+    ],
+)
+def test_the_gpus_that_a_run_needs_are_named(overrides: list[str], ending: str) -> None:
+    assert dry_run(without_weights(*overrides))[-1].endswith(ending)
 
 
 def test_vocabularies_are_reduced_to_the_shared_ids() -> None:
     lines = dry_run(without_weights("experiment=tip_qwen25", "learner.loss_backend=materialized"))
     assert "teacher 152,064, student 151,936: 151,936 shared ids" in row(lines, "vocabulary")
-    assert "8,192 x 151,936 of each model at once" in row(lines, "logits")
+    assert "13,108 x 151,936 of each model at once" in row(lines, "logits")
 
 
 def test_what_cannot_fit_is_refused() -> None:
@@ -91,7 +103,10 @@ def test_counted_activations_agree_with_the_closed_form(pair: str, checkpointing
     overrides = ["learner=paper", f"learner.activation_checkpointing={checkpointing}", "data.max_response_tokens=3968"]
     config = without_weights(f"pair={pair}", *overrides)
     counted = float(row(dry_run(config), "activations").split()[1])
-    assert counted == pytest.approx(memory_gib(config)["activations"], rel=0.07)
+    memory = RankMemory(config, CARDS[80].gib)
+    options = {"packed": True, "checkpointing": False}
+    closed_form, _ = kept_for_backward(memory.student, memory.batch, memory.width, **options)
+    assert counted == pytest.approx(closed_form / GIB, rel=0.07)
 
 
 def test_the_command_writes_nothing_and_says_it_is_one_run(tmp_path: Path) -> None:

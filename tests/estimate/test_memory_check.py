@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,36 +12,46 @@ import torch
 from tip_exp import build
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate import memory
-from tip_exp.estimate.memory import PROCESS, check_memory, free_gib, memory_gib
+from tip_exp.estimate import memory_check
+from tip_exp.estimate.cards import CARDS
+from tip_exp.estimate.memory import PROCESS_GIB, RankMemory
+from tip_exp.estimate.memory_check import check_memory, free_gib
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run, run_eval
 from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.units import GIB
 
 Compose = Callable[..., RunConfig]
 CPU = torch.device("cpu")
 
 
 def needed_gib(config: RunConfig) -> float:
-    return sum(gib for name, gib in memory_gib(config).items() if name != PROCESS)
+    return RankMemory(config, None, backend="hf").peak()[1] - PROCESS_GIB
 
 
 def with_free(monkeypatch: pytest.MonkeyPatch, gib: float | None) -> None:
-    monkeypatch.setattr(memory, "free_gib", lambda device: gib)
+    monkeypatch.setattr(memory_check, "free_gib", lambda device: gib)
 
 
 def test_the_message_names_need_supply_and_remedies(compose_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     with_free(monkeypatch, 139.0)
-    large = compose_run("experiment=tip_qwen3", "learner.activation_checkpointing=false")
+    changes = ["learner.activation_checkpointing=false", "rollout.batch_size=1"]
+    large = compose_run("experiment=tip_qwen3", *changes)
     with pytest.raises(ConfigError) as caught:
         check_memory(large, CPU, "hf")
     needed = needed_gib(large)
     message = str(caught.value)
     assert (
-        message.startswith(f"this run needs about {needed:.1f} GiB (activations ")
+        message.startswith(f"this run needs about {needed:.1f} GiB (backward: activations ")
         and "cpu has 139.0 GiB free" in message
     )
-    for key in ("learner.micro_batch_tokens", "pair.student.dtype", "pair.teacher.dtype", "ignore_memory=true"):
+    for key in (
+        "learner.micro_batch_tokens",
+        "ranks",
+        "pair.student.dtype",
+        "pair.teacher.dtype",
+        "ignore_memory=true",
+    ):
         assert key in message
     assert "tile_mib" not in message  # tiles take 0.25 GiB only
     assert len(message.splitlines()) == 1
@@ -61,21 +72,58 @@ def test_no_error_if_it_fits_or_is_ignored_or_free_memory_is_unknown(
     check_memory(tiny, CPU, "hf")
 
 
+def with_gpu(monkeypatch: pytest.MonkeyPatch, *, free: float, host: float) -> None:
+    """A device that reports an H100's memory."""
+    properties = SimpleNamespace(total_memory=CARDS[80].gib * GIB)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * GIB, CARDS[80].gib * GIB))
+    monkeypatch.setattr(memory_check, "free_host_gib", lambda: host)
+
+
+def test_on_a_gpu_device_and_host_are_checked_apart(compose_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, cuda = compose_run("experiment=tip_qwen3"), torch.device("cuda:0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with_gpu(monkeypatch, free=78.5, host=100)  # a rank of two needs 62 GiB, its host 30
+    check_memory(config, cuda, "vllm")
+    with_gpu(monkeypatch, free=78.5, host=55)
+    with pytest.raises(
+        ConfigError, match=r"needs about 59\.9 GiB \(update: checkpoint 45\.0, .* but the host has 55\.0"
+    ):
+        check_memory(config, cuda, "vllm")
+    with_gpu(monkeypatch, free=60, host=100)
+    with pytest.raises(
+        ConfigError, match=r"62\.2 GiB \(rollout: sampling engine 31\.6, .* but cuda:0 has 60\.5 GiB free"
+    ):
+        check_memory(config, cuda, "vllm")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with_gpu(monkeypatch, free=78.5, host=100)
+    with pytest.raises(ConfigError, match=r"Lower it with rollout\.vllm\.gpu_memory_utilization, .*, ranks, "):
+        check_memory(config, cuda, "vllm")
+
+
+def test_an_engine_too_small_for_its_model_is_named(compose_run: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu(monkeypatch, free=78.5, host=200)
+    small = compose_run("experiment=tip_qwen3", "rollout.vllm.gpu_memory_utilization=0.1")
+    with pytest.raises(ConfigError, match=r"gpu_memory_utilization=0\.1 is 7\.9 GiB of cuda:0, but .* take 8\.9 GiB"):
+        check_memory(small, torch.device("cuda:0"), "vllm")
+
+
 def test_ignore_memory_is_not_part_of_the_digest(compose_run: Compose) -> None:
     assert digest(compose_run("ignore_memory=true")) == digest(compose_run())
 
 
 def test_the_limit_of_a_cgroup_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")  # 8 GiB
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory_check, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory_check, "_CGROUP", tmp_path)
     assert free_gib(CPU) == 8.0
     (tmp_path / "memory.current").write_text(f"{2**30}\n")
     (tmp_path / "memory.max").write_text("max\n")
     assert free_gib(CPU) == 8.0
     (tmp_path / "memory.max").write_text(f"{4 * 2**30}\n")
     assert free_gib(CPU) == 3.0  # 4 - 1
-    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "absent")
+    monkeypatch.setattr(memory_check, "_MEMINFO", tmp_path / "absent")
     assert free_gib(CPU) is None
 
 

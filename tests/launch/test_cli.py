@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from tip_exp.launch.lock import holder
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.io import read_rows
 from tip_exp.utils.paths import resolve_model
@@ -140,7 +141,7 @@ def test_a_run_leaves_its_files(finished: RunFolder) -> None:
     result = json.loads(finished.result.read_text())
     assert result["final"] == {k.removeprefix("eval/"): v for k, v in rows[-1].items() if k.startswith("eval/")}
     assert result["totals"]["kept_tokens"] == sum(row.get("select/kept_tokens", 0) for row in rows)
-    card = (finished.checkpoints / "step_00010" / "README.md").read_text()
+    card = (finished.model / "README.md").read_text()
     assert card.startswith("---\nbase_model: package:tiny/student") and "word_sums/greedy" in card
     assert {path.name for path in finished.checkpoints.iterdir()} == {"step_00009", "step_00010"}
 
@@ -169,22 +170,16 @@ def test_killed_and_interrupted_runs_end_bit_for_bit_like_an_uninterrupted_one(
     assert [numbers(row) for row in read_rows(folder.metrics)] == [numbers(row) for row in read_rows(finished.metrics)]
     assert read_rows(folder.eval_rows) == read_rows(finished.eval_rows)
     assert read_rows(folder.samples) == read_rows(finished.samples)
-    resumed, expected = (load_file(f.checkpoints / "step_00010" / "model.safetensors") for f in (folder, finished))
+    resumed, expected = (load_file(f.model / "model.safetensors") for f in (folder, finished))
     assert resumed.keys() == expected.keys() and all(resumed[name].equal(expected[name]) for name in expected)
 
 
 def wait_until_free(folder: RunFolder) -> None:
     """Wait until the child has ended: a killed launcher's child holds the lock until then."""
-    import fcntl
-
-    with folder.lock.open() as lock:
-        for _ in range(2000):
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(0.02)
-            else:
-                return
+    for _ in range(2000):
+        if not holder(folder.lock):
+            return
+        time.sleep(0.02)
     raise AssertionError("the child outlived its launcher")
 
 

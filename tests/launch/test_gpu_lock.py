@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
 import pytest
 
-from tip_exp.launch import gpu_lock
-from tip_exp.launch.gpu_lock import GPUS_PER_RUN, locked_gpus, visible_gpus
+from tip_exp.launch import gpu_lock, lock
+from tip_exp.launch.gpu_lock import locked_gpus
 from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.gpus import visible_gpus
 
 GPUS = {"CUDA_VISIBLE_DEVICES": "4,5"}
 
 
+class Slept(Exception):
+    """Raised in place of the wait for a free GPU."""
+
+
 @pytest.fixture(autouse=True)
 def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(gpu_lock, "LOCKS", tmp_path / "locks")
-    monkeypatch.setattr(gpu_lock, "POLL_S", 0.01)
-    return tmp_path / "locks"
+    def sleep(seconds: float) -> None:
+        raise Slept
+
+    monkeypatch.setattr(lock, "LOCAL", tmp_path / "local")
+    monkeypatch.setattr(gpu_lock.time, "sleep", sleep)
+    return tmp_path / "local"
 
 
 def test_without_a_request_or_a_gpu_nothing_is_locked(locks: Path) -> None:
-    with locked_gpus(GPUS) as no_request, locked_gpus({GPUS_PER_RUN: "1", "CUDA_VISIBLE_DEVICES": ""}) as no_gpu:
+    with locked_gpus(0, GPUS) as no_request, locked_gpus(2, {"CUDA_VISIBLE_DEVICES": ""}) as no_gpu:
         assert no_request == no_gpu == {}
     assert not locks.exists()
 
 
-def test_each_run_sees_only_its_gpus(locks: Path) -> None:
-    request = GPUS | {GPUS_PER_RUN: "1"}
-    with locked_gpus(request) as first, locked_gpus(request) as second:
-        assert [first, second] == [{"CUDA_VISIBLE_DEVICES": "4"}, {"CUDA_VISIBLE_DEVICES": "5"}]
-    with locked_gpus(GPUS | {GPUS_PER_RUN: "2"}) as both:
-        assert both == {"CUDA_VISIBLE_DEVICES": "4,5"}
-    with (locks / "4.lock").open("a") as held:  # by another run
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with locked_gpus(request) as free:
-            assert free == {"CUDA_VISIBLE_DEVICES": "5"}
+def test_each_run_sees_only_its_gpus(locks: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked_gpus(1, GPUS) as first, locked_gpus(1, GPUS) as second:
+        assert [list(first), list(second)] == [["4"], ["5"]]
+        assert first["4"].exists()
+    assert not first["4"].exists()
+    with locked_gpus(2, GPUS) as both:
+        assert list(both) == ["4", "5"]
+    with locked_gpus(1, GPUS | {"SLURM_JOB_ID": "7"}) as this_job, locked_gpus(1, GPUS) as other:
+        assert list(this_job) == list(other) == ["4"]  # a job may number its own GPUs
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_waits_holds_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with locked_gpus(1, GPUS | {"CUDA_VISIBLE_DEVICES": "5"}) as taken, pytest.raises(Slept), locked_gpus(2, GPUS):
+        raise AssertionError("one GPU is in use")
+    assert capsys.readouterr().out.startswith("waiting for 2 free GPUs (in use: 5 by process ")
+    assert not taken["5"].with_name("4.lock").exists()
 
 
 def test_more_gpus_than_the_machine_has_are_refused() -> None:
     with (
-        pytest.raises(ConfigError, match="TIP_EXP_GPUS_PER_RUN=3, but there are 2 GPUs"),
-        locked_gpus(GPUS | {GPUS_PER_RUN: "3"}),
+        pytest.raises(ConfigError, match=r"ranks=3, but 2 GPUs are visible \(4, 5\); lower ranks"),
+        locked_gpus(3, GPUS),
     ):
         pass
 
 
 def test_visible_gpus_follow_the_environment() -> None:
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2, 3"}) == ["2", "3"]
-    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == []
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []

@@ -50,6 +50,25 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, cores: int, free_gib: float | No
     monkeypatch.setattr(parallel, "visible_gpus", lambda environment: gpus)
 
 
+def test_runs_at_a_time_share_the_gpus(
+    tmp_path: Path, compose_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    machine(monkeypatch, cores=64, free_gib=1000.0, gpus=list("01234567"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
+
+    def jobs(*overrides: str, requested: int | None = None) -> int:
+        return choose_jobs(20 * [compose_run(*overrides)], requested)
+
+    assert jobs() == 1  # ranks=auto: each run takes all 8
+    assert (jobs("ranks=1"), jobs("ranks=2"), jobs("ranks=3")) == (8, 4, 2)  # 8 // 3 = 2
+    assert (jobs("ranks=2", requested=3), jobs("ranks=2", requested=9)) == (3, 4)
+    assert jobs("ranks=4", "nodes=2", requested=2) == 1  # all nodes do the same run
+    assert jobs("device=cpu") > 8  # no GPU is used
+    machine(monkeypatch, cores=6, free_gib=1000.0, gpus=[])
+    assert jobs("device=cpu", "ranks=2") == 3
+
+
 def test_jobs_are_limited_by_cores_memory_and_gpus(
     tmp_path: Path, compose_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -198,7 +198,6 @@ TINY += ["eval.benchmarks.word_sums.num_problems=4", "eval.teacher=false", "eval
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["hydra/launcher=gpus", "hydra.launcher.n_jobs=2"],
         ["hydra/launcher=submitit_processes"],
         [
             "hydra/launcher=ray_cluster",
@@ -208,11 +207,11 @@ TINY += ["eval.benchmarks.word_sums.num_problems=4", "eval.teacher=false", "eval
             "hydra.launcher.ray.remote.num_cpus=1",
         ],
     ],
-    ids=["joblib", "submitit", "ray"],
+    ids=["submitit", "ray"],
 )
 def test_a_tiny_sweep_by_launcher(tmp_path: Path, launcher: list[str]) -> None:
-    plugin = {"gpus": "hydra_joblib_launcher", "submitit_processes": "hydra_submitit_launcher"}
-    pytest.importorskip(f"hydra_plugins.{plugin.get(launcher[0].split('=')[1], 'hydra_ray_launcher')}")
+    is_ray = launcher[0].endswith("ray_cluster")
+    pytest.importorskip(f"hydra_plugins.hydra_{'ray' if is_ray else 'submitit'}_launcher")
     arguments = ["-cn", "demo_table6", "seed=0", *TINY, *launcher]
     done = tip_exp(tmp_path, *arguments, seconds=400)
     assert done.returncode == 0, done.stderr
@@ -222,15 +221,25 @@ def test_a_tiny_sweep_by_launcher(tmp_path: Path, launcher: list[str]) -> None:
     assert again.returncode == 0 and "3 of 3 runs are already finished" in again.stdout
 
 
-@pytest.mark.parametrize("name", ["gpus", "slurm", "submitit_processes"])
-def test_launchers_compose(name: str) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+def launcher_of(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", overrides=[f"hydra/launcher={name}"], return_hydra_config=True)
-    expected = {"gpus": "Joblib", "slurm": "Slurm", "submitit_processes": "Local"}[name]
-    assert expected in config.hydra.launcher._target_
-    assert (name == "gpus") == ("TIP_EXP_GPUS_PER_RUN" in config.hydra.job.env_set)
+        return compose("config", overrides=list(overrides), return_hydra_config=True).hydra.launcher
+
+
+def test_slurm_reserves_a_gpu_per_rank_on_each_node() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    launcher = launcher_of("hydra/launcher=slurm", "ranks=4", "nodes=2")
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert (launcher.gpus_per_node, launcher.tasks_per_node, launcher.nodes) == (4, 1, 2)
+    assert launcher_of("hydra/launcher=slurm").gpus_per_node == 8  # ranks=auto
+    assert launcher_of("hydra/launcher=submitit_processes")._target_.endswith("LocalLauncher")
+
+
+def test_ray_requests_a_gpu_per_rank() -> None:
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+    launcher = launcher_of("hydra/launcher=ray_cluster", "ranks=4")
+    assert launcher.ray.remote.num_gpus == 4
+    assert launcher.ray.init == {"address": "auto", "object_store_memory": None}
 
 
 def test_quick_demos_share_their_runs() -> None:

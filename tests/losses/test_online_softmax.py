@@ -13,7 +13,7 @@ from tests.reference import random_logits
 from torch import Tensor
 
 from tip_exp.losses import tiling as tiling_module
-from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, merge, tile_stats
+from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, add_tile, tile_stats
 from tip_exp.losses.tiling import GROUP, LIVE_TILES, Workspace, tiling
 
 
@@ -36,7 +36,7 @@ def test_merged_sums_of_column_ranges_equal_those_of_whole_rows(
     edges = [0, *sorted({column for column in split_at if column < vocab}), vocab]
     sums: list[OnlineSoftmaxStats] = []
     for start, stop in itertools.pairwise(edges):
-        sums = merge(sums, tile_stats([z[:, start:stop], t[:, start:stop]], workspace_for(z)))
+        sums = add_tile(sums, [z[:, start:stop], t[:, start:stop]], workspace_for(z))
     log_normalizers = LogNormalizers.of(*sums)
     p, q = z.softmax(-1), t.softmax(-1)
     expected = {
@@ -59,11 +59,12 @@ def test_a_peaked_row_keeps_its_precision_in_float32() -> None:
     assert float(student.kl(teacher)) == pytest.approx(float(expected), rel=1e-3)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @given(n=st.integers(1, 5000), vocab=st.integers(1, 200_000), kib=st.integers(1, 1 << 18), whole_rows=st.booleans())
 def test_tiles_stay_within_their_bytes_and_cover_everything_once(
-    n: int, vocab: int, kib: int, whole_rows: bool
+    device: str, n: int, vocab: int, kib: int, whole_rows: bool
 ) -> None:
-    cut = tiling(n, vocab, torch.float32, kib * 1024, whole_rows=whole_rows)
+    cut = tiling(n, vocab, torch.float32, kib * 1024, whole_rows=whole_rows, device=device)
     assert cut.held_elements * 4 * LIVE_TILES <= kib * 1024 or (cut.height == 1 and whole_rows)
     assert cut.width == vocab or cut.width % GROUP == 0 or not whole_rows
     for slices, length in ((cut.rows(), n), (cut.columns(), vocab)):
@@ -71,6 +72,21 @@ def test_tiles_stay_within_their_bytes_and_cover_everything_once(
         assert edges[0][0] == 0 and all(start < stop for start, stop in edges)
         assert all(left[1] == right[0] for left, right in itertools.pairwise(edges))
         assert len(edges) == 1000 or edges[-1][1] == length
+
+
+@pytest.mark.parametrize(
+    "num_rows, mib, whole_rows, shape",
+    [
+        (5000, 256, True, (128, 151_936)),  # 2^25 logits a model: 220 rows
+        (5000, 64, True, (55, 151_936)),  # 55 rows are fewer than 128
+        (100, 256, True, (100, 151_936)),  # all rows
+        (5000, 256, False, (1024, 32_768)),
+        (5000, 3, False, (512, 768)),  # 393,216 logits: 627 rows
+    ],
+)
+def test_cuda_tiles_are_multiples_of_128(num_rows: int, mib: int, whole_rows: bool, shape: tuple[int, int]) -> None:
+    cut = tiling(num_rows, 151_936, torch.float32, mib << 20, whole_rows=whole_rows, device="cuda")
+    assert (cut.height, cut.width) == shape
 
 
 def test_blocks_of_a_tile_fit_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from tests.helpers import gradients_of_step, train_step
+from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
 from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
-from tip_exp.learner import checkpoint
+from tip_exp.learner.checkpoint import Checkpoints, export
+from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.learner import Learner
-from tip_exp.models import lora
 from tip_exp.models.load import load_pair
 from tip_exp.models.lora import has_adapters, merged_tensors
 from tip_exp.models.pair import Pair
@@ -112,31 +113,38 @@ def test_merged_tensors_have_the_plain_models_names_and_the_adapted_models_logit
     assert all(untouched[n].equal(p) for n, p in tiny_pair.teacher.module.named_parameters())
 
 
-def test_a_checkpoint_is_a_plain_model_with_an_adapter_that_peft_loads(
+def test_an_export_is_a_plain_model_with_an_adapter_that_peft_loads(
     config: RunConfig, pair: Pair, tmp_path: Path
 ) -> None:
     train_step(learner_of(config, pair), sampled(pair))
-    saved = checkpoint.save(tmp_path, 1, pair.student.module, pair.tokenizer, {"step": 1})
+    export(tmp_path / "model", pair.student.module, pair.tokenizer, Ranks())
     expected = logits(pair.student.module)
-    plain = AutoModelForCausalLM.from_pretrained(saved.path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert not has_adapters(plain)
     torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-4)
     base = AutoModelForCausalLM.from_pretrained(resolve_model("package:tiny/student"))
-    with_adapter = peft.PeftModel.from_pretrained(base, saved.path / "adapter")
+    with_adapter = peft.PeftModel.from_pretrained(base, tmp_path / "model" / "adapter")
     torch.testing.assert_close(logits(with_adapter), expected, rtol=1e-5, atol=1e-5)
-    again = load_pair(config.pair, CPU, student_from=saved.path)
-    assert logits(again.student.module).equal(expected)  # base and adapter: bit for bit
-    (saved.path / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
-    assert checkpoint.newest(tmp_path) is None
 
 
-def test_adapters_of_another_rank_are_refused(
+def test_a_checkpoint_holds_the_adapters_alone_and_restores_the_student_bit_for_bit(
     compose_run: Compose, config: RunConfig, pair: Pair, tmp_path: Path
 ) -> None:
-    lora.save_adapter(pair.student.module, tmp_path)
-    wider = compose_run(LORA.replace("rank: 4", "rank: 8"))
-    with pytest.raises(ConfigError, match="other layers or another rank"):
-        lora.load_adapter(load_pair(wider.pair, CPU).student.module, tmp_path)
+    learner = learner_of(config, pair)
+    train_step(learner, sampled(pair))
+    checkpoints = Checkpoints(tmp_path, Ranks(), CPU)
+    checkpoints.save(1, pair.student.module, learner.optimizer, "hf")
+    checkpoints.wait()
+    saved = checkpoints.newest()
+    assert saved is not None
+    keys = FileSystemReader(saved.path).read_metadata().state_dict_metadata
+    assert len(keys) == 4 * len(learner.parameters) and all(".lora_" in key for key in keys)  # weight and AdamW's three
+    again = load_pair(config.pair, CPU)
+    saved.load(again.student.module, learner_of(config, again).optimizer)
+    assert logits(again.student.module).equal(logits(pair.student.module))
+    wider = load_pair(compose_run(LORA.replace("rank: 4", "rank: 8")).pair, CPU)
+    with pytest.raises(ConfigError, match="other names or shapes"):
+        saved.load(wider.student.module, learner_of(config, wider).optimizer)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(compose_run: Compose, tmp_path: Path) -> None:

@@ -25,9 +25,10 @@ from transformers import (
 
 from tip_exp import build
 from tip_exp.config.schema import ChatConfig, RunConfig
-from tip_exp.models.load import ROLES, check_context, load_pair, load_tokenizer, make_head, shared_vocab
+from tip_exp.models.load import check_context, load_pair, make_head
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
+from tip_exp.models.sources import ROLES, load_tokenizer, shared_vocab
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run, run_eval
 from tip_exp.types import Rollout
@@ -77,6 +78,12 @@ def test_system_message_and_thinking_switch_reach_the_template(tiny_pair: Pair) 
     assert pair.decode(pair.prompt_ids("Hi")) == "[system]Be brief.[user]Hi[think False]"
     assert pair.decode(pair.prompt_ids("Hi", evaluating=True)) == "[system]Be brief.[user]Hi[think True]"
     assert tiny_pair.decode(tiny_pair.prompt_ids("Hi")) == "[user]Hi"
+
+
+def test_attention_does_not_use_cudnn(tiny_config: RunConfig) -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    load_pair(tiny_config.pair, torch.device("cpu"))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_teacher_is_frozen_and_student_is_not(tiny_pair: Pair) -> None:

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from tip_exp.build import TrainingSet
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
-from tip_exp.models.load import shared_vocab
+from tip_exp.data.training_set import TrainingSet
 from tip_exp.models.pair import Pair
+from tip_exp.models.sources import shared_vocab
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 FOLDER = Path(os.environ.get("TIP_EXP_QWEN3_TOKENIZER", SHARED / "qwen3_tokenizer"))

@@ -99,6 +99,22 @@ def test_removing_finished_responses_changes_no_other(tiny_pair: Pair, monkeypat
         assert removed.sampler_logprobs == pytest.approx(kept.sampler_logprobs, abs=1e-5)
 
 
+def test_a_batch_draws_from_torchs_generator_and_leaves_the_global_one() -> None:
+    """One row of numbers a token for a whole batch; other batches and other shares draw other rows of the same."""
+    cpu = torch.device("cpu")
+    torch.manual_seed(5)
+    expected = [torch.rand(6, dtype=torch.float64) for _ in range(3)]
+    before = torch.get_rng_state()
+    whole = hf.Draws(5, list(range(6)), 6, 8, cpu)
+    assert all(whole.next().equal(numbers) for numbers in expected)
+    some = hf.Draws(5, [4, 1], 6, 8, cpu)
+    assert all(some.next().equal(numbers[[4, 1]]) for numbers in expected)
+    third, both = hf.Draws(5, [8, 9], 10, 4, cpu), hf.Draws(5, [3, 9], 10, 4, cpu)
+    numbers, first_and_third = third.next(), both.next()
+    assert first_and_third[1] == numbers[1] and not bool((numbers[:, None] == expected[0]).any())
+    assert torch.get_rng_state().equal(before)
+
+
 @pytest.mark.parametrize(
     ("temperature", "top_p", "top_k", "expected"),
     [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
 
-from tip_exp.selector.scores import SCORES, STATISTICS
+from tip_exp.selector.scores import STATISTICS, with_code
 
 
 def _file_name(value: str) -> str:
@@ -32,9 +32,10 @@ def _layers(value: list[str] | str) -> list[str] | str:
 
 
 if TYPE_CHECKING:
-    Rule = Statistic = str
+    Statistic = str
 else:  # the names of a registry, which a type checker cannot read
-    Rule, Statistic = Literal[tuple(SCORES)], Literal[STATISTICS]
+    Statistic = Literal[STATISTICS]
+Rule = Annotated[str, AfterValidator(with_code)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 HubFile = Annotated[str, AfterValidator(_hub_file)]
 Layers = Annotated[list[str] | str, AfterValidator(_layers)]

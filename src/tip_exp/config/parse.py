@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from tip_exp.config.rules import broken_rules, missing_models
-from tip_exp.config.schema import DATASETS, RunConfig
+from tip_exp.config.schema import DATASETS, RunConfig, SelectorConfig
 from tip_exp.utils.errors import ConfigError, first_line
 
 
@@ -23,25 +23,42 @@ def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
 
     `with_weights=False` accepts local models that do not exist, as a dry run does.
     """
-    try:
-        values = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise _config_error([first_line(error)]) from error
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise _config_error([_format_error(detail) for detail in error.errors()]) from None
+    config = _typed(raw)
     problems = [*broken_rules(config), *(missing_models(config) if with_weights else [])]
     if problems:
-        raise _config_error(problems)
+        raise config_error(problems)
     return config
 
 
 def load(path: Path) -> RunConfig:
-    """Read the config.yaml that a run wrote."""
+    """Read the config.yaml that a run wrote. Its types are checked; the rules were checked when it was written.
+
+    So a run whose model or selection rule has gone since can still be read and compared.
+    """
     raw = OmegaConf.load(path)
     assert isinstance(raw, DictConfig)
-    return parse(raw)
+    return _typed(raw)
+
+
+def _typed(raw: DictConfig) -> RunConfig:
+    try:
+        values = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise config_error([first_line(error)]) from error
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise config_error([_format_error(detail) for detail in error.errors()]) from None
+
+
+def typed_selector(values: dict[str, Any]) -> SelectorConfig:
+    """The `selector` section of a config alone; its types are checked, its rules are not."""
+    try:
+        return SelectorConfig.model_validate(values)
+    except ValidationError as error:
+        details: list[Any] = error.errors()
+        problems = [_format_error(detail | {"loc": ("selector", *detail["loc"])}) for detail in details]
+        raise config_error(problems) from None
 
 
 # What decides the numbers of mode=teacher; of the student, the tokenizer.
@@ -59,10 +76,10 @@ _TEACHER_KEYS: Any = {
 
 
 def deciding_values(config: RunConfig) -> dict[str, Any]:
-    """All keys that affect a run's numbers, flat; name, sweep, logger and ignore_memory do not."""
+    """All keys that affect a run's numbers by more than rounding, flat; those left out do not."""
     if config.mode == "teacher":
         return flatten(config.model_dump(include=_TEACHER_KEYS))
-    return flatten(config.model_dump(exclude={"name", "sweep", "logger", "ignore_memory"}))
+    return flatten(config.model_dump(exclude={"name", "sweep", "logger", "ignore_memory", "ranks", "nodes"}))
 
 
 def digest(config: RunConfig) -> str:
@@ -85,7 +102,8 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _config_error(problems: list[str]) -> ConfigError:
+def config_error(problems: list[str]) -> ConfigError:
+    """One error that lists them all."""
     if len(problems) == 1:
         return ConfigError(f"this configuration cannot run: {problems[0]}")
     return ConfigError("this configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))

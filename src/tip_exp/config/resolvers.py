@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def register_resolvers() -> None:
-    """Make `${percent:…}` and `${in_root:…}` known to OmegaConf."""
+    """Make the resolvers that conf/ uses known to OmegaConf."""
 
     def percent(ratio: Any) -> str:
         """0.5 -> "50", so that names spell 1, 1.0 and 1.00 alike. parse() reports what is not a number."""
@@ -20,5 +20,16 @@ def register_resolvers() -> None:
         root = OmegaConf.select(_root_, "data.root")
         return None if root is None else str(Path(root) / name)
 
+    def ranks_or(count: int, *, _root_: DictConfig) -> int:
+        """`ranks`, or `count` where it is auto: the GPUs that a launcher requests for a run on each node."""
+        ranks = OmegaConf.select(_root_, "ranks")
+        return ranks if isinstance(ranks, int) else count
+
+    def rule_name(score: str) -> str:
+        """ "my_module:rule" -> "rule"; other scores are names already."""
+        return score.partition("@")[0].rpartition(":")[2]
+
+    OmegaConf.register_new_resolver("ranks_or", ranks_or, replace=True)
     OmegaConf.register_new_resolver("percent", percent, replace=True)
     OmegaConf.register_new_resolver("in_root", in_root, replace=True)
+    OmegaConf.register_new_resolver("rule_name", rule_name, replace=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tip_exp.config.schema import TOOL_TASKS, RunConfig, TableConfig, TravelConfig
-from tip_exp.selector.scores import UNBUDGETED, UNIT_INTERVAL, required_stats
+from tip_exp.selector.scores import SCORES, UNBUDGETED, UNIT_INTERVAL, required_stats
 from tip_exp.utils.paths import SHIPPED, resolve_model
 
 
 def broken_rules(config: RunConfig) -> Iterator[str]:
     """One message for each rule that the configuration breaks: key, value and remedy."""
-    yield from _selector_rules(config)
+    yield from selector_rules(config.selector)
     yield from _learner_rules(config)
     yield from _length_rules(config)
     yield from _dataset_rules(config)
@@ -35,12 +36,24 @@ def missing_models(config: RunConfig) -> Iterator[str]:
             yield f"pair.{role}.path: no model in {folder} (it has no config.json)"
 
 
-def _selector_rules(config: RunConfig) -> Iterator[str]:
-    selector = config.selector
-    score, order, normalizer = selector.score, selector.order, selector.normalizer
-    budgeted = score not in UNBUDGETED
+def selector_rules(selector: Any) -> Iterator[str]:
+    """One message for each rule that a SelectorConfig, or a Selector, breaks."""
+    order, normalizer = selector.order, selector.normalizer
+    score = str(getattr(selector.score, "__name__", selector.score)).partition("@")[0]
+    try:
+        required = required_stats(selector.score)
+    except ValueError as error:
+        yield f"selector.score: {error}"
+        return
+    if score not in SCORES and getattr(selector, "label", None) in SCORES:
+        yield (
+            f"selector.label={selector.label} would name the runs of selector.score={score} after another rule; choose "
+            f"selector=rule selector.score={score}, or another selector.label"
+        )
+    budgeted = score not in UNBUDGETED if score in SCORES else order != "positive"
     if not budgeted and selector.retention != 1.0:
-        what = "trains on every response token" if score == "full" else "keeps every token of its quadrant"
+        marks = "of its quadrant" if score in SCORES else "whose score is positive, by selector.order=positive"
+        what = "trains on every response token" if score == "full" else f"keeps every token {marks}"
         yield (
             f"selector.score={score} {what}, but selector.retention is {selector.retention}; "
             "for a baseline of the same budget choose selector=random"
@@ -59,7 +72,7 @@ def _selector_rules(config: RunConfig) -> Iterator[str]:
         )
     if score in UNIT_INTERVAL and normalizer == "none":
         yield f"selector.score={score} needs statistics in [0, 1]: selector.normalizer must not be none"
-    for statistic in sorted(set(selector.clip) - required_stats(score)):
+    for statistic in sorted(set(selector.clip) - required):
         yield f"selector.clip.{statistic} has no effect: selector.score={score} does not read {statistic}"
     if order == "sample" and normalizer == "rank":
         yield (

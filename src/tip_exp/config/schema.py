@@ -194,6 +194,8 @@ class LearnerConfig(_Strict):
     tile_mib: Count
     micro_batch_tokens: Count
     packing: bool
+    compute_dtype: Literal["float32", "bfloat16"]
+    replicas: Count
     activation_checkpointing: bool
     diagnostics_every: CountOrZero
     checkpoint_every: Count
@@ -231,6 +233,8 @@ class RunConfig(_Strict):
     sweep: FileName | None
     seed: CountOrZero
     device: Literal["auto", "cpu", "cuda"]
+    ranks: Count | Literal["auto"]
+    nodes: Count
     ignore_memory: bool
     num_threads: Count | None
     quadrants: QuadrantConfig

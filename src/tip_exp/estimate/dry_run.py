@@ -6,6 +6,7 @@ goes through the code that a run uses, up to the logits of one tile; activation 
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -14,15 +15,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from tip_exp.config.schema import ModelConfig, RunConfig
-from tip_exp.estimate.memory import memory_gib, on_gpu
+from tip_exp.estimate.activations import largest_micro_batch, trained_lengths
+from tip_exp.estimate.cards import CARDS, DEFAULT_CARD
+from tip_exp.estimate.memory import RankMemory, ranks_needed, runs_on_cpu, total_ranks
 from tip_exp.estimate.shapes import model_config, shape_of
-from tip_exp.estimate.time import H200_GIB, TOO_LARGE
 from tip_exp.losses.head import Head
 from tip_exp.losses.tiling import tiling
-from tip_exp.models.load import ROLES, check_context, head_of, max_positions
+from tip_exp.models.load import check_context, head_of, max_positions
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.pair import Model
 from tip_exp.models.privileged import with_prompt
+from tip_exp.models.sources import ROLES
 from tip_exp.selector.selector import budgets
 from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError, first_line
@@ -52,16 +55,10 @@ def dry_run(config: RunConfig) -> list[str]:
     if config.mode == "train":
         step_rows, activation_bytes = _step(config, shapes, vocab_size)
         rows |= step_rows
-    parts = memory_gib(config, activation_bytes)
-    gpu_gib, too_large = sum(on_gpu(parts).values()), ""
-    if gpu_gib > H200_GIB:
-        too_large = f"; {TOO_LARGE}: {gpu_gib:,.0f} GiB, an H200 has {H200_GIB}"
     return [
-        f"{config.name}: dry run of one step on fake tensors, every response at its longest",
+        f"{config.name}: dry run of one step on fake tensors, in its fullest micro-batch",
         *(f"  {name:<13} {text}" for name, text in rows.items()),
-        f"memory of the learner's process in GiB, without the sampling engine{too_large}",
-        *(f"  {size:10.2f}  {name}" for name, size in parts.items()),
-        f"  {sum(parts.values()):10.2f}  total",
+        *_format_memory(config, activation_bytes),
     ]
 
 
@@ -82,48 +79,65 @@ def hidden_and_saved_bytes(model: Model, batch: MicroBatch) -> tuple[Tensor, int
 
 
 def _step(config: RunConfig, shapes: dict[str, PretrainedConfig], vocab_size: int) -> tuple[dict[str, str], float]:
-    """Rows of one step with every rollout at its longest, and bytes of activations of its largest micro-batch."""
+    """Rows of one step's fullest micro-batch, and the bytes of its activations without checkpointing."""
     learner, data, pair = config.learner, config.data, config.pair
     split = partial(micro_batches, token_budget=learner.micro_batch_tokens, pad_id=0, packing=learner.packing)
     num_rollouts = learner.prompts_per_step * learner.samples_per_prompt
-    mask = [False] * data.max_prompt_tokens + [True] * data.max_response_tokens
-    longest = Rollout([0] * len(mask), mask, "length", [])
-    batches = split([longest] * num_rollouts)
-    batch = teacher_batch = batches[0]  # the largest
+    share = math.ceil(num_rollouts / total_ranks(config))
+    sequences, length, num_tokens = largest_micro_batch(config, share)
+    response = round(num_tokens / sequences)
+    mask = [False] * (length - response) + [True] * response
+    rollout = Rollout([0] * length, mask, "length", [])
+    batch = teacher_batch = split([rollout] * sequences)[0]
     if pair.privileged is not None:
-        teacher_batch = split([with_prompt(longest, [0] * pair.privileged.max_tokens)] * num_rollouts)[0]
+        teacher_batch = split([with_prompt(rollout, [0] * pair.privileged.max_tokens)] * sequences)[0]
+    longest, _ = trained_lengths(config)
+    num_batches = math.ceil(share / max(1, learner.micro_batch_tokens // longest))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        teacher, student = (_fake_model(shapes[r], getattr(pair, r), pair.attention, vocab_size) for r in ROLES)
+        dtypes = {"teacher": pair.teacher.dtype, "student": pair.student.dtype}
+        if learner.compute_dtype == "bfloat16":  # the student's weights are cast for each pass
+            dtypes["student"] = learner.compute_dtype
+        teacher, student = (_fake_model(shapes[role], dtypes[role], pair.attention, vocab_size) for role in ROLES)
         with torch.no_grad():
             teacher_hidden = teacher.hidden(teacher_batch)
         student_hidden, activation_bytes = hidden_and_saved_bytes(student, batch)
-    checkpointed = ""
-    if learner.activation_checkpointing:  # the input of every layer, and all of the one that is recomputed
-        checkpointed = " with checkpointing"
-        text_config = shapes["student"].get_text_config()
-        input_bytes = batch.num_positions * text_config.hidden_size * student_hidden.element_size()
-        layers = text_config.num_hidden_layers
-        activation_bytes = layers * input_bytes + activation_bytes / layers
     kept = "as many as are in its quadrant"
     if config.selector.order != "positive":
         per_rollout = budgets(batch.rollout, config.selector.retention, config.selector.rounding)
         kept = f"{int(per_rollout.sum()):,} of {batch.num_tokens:,} response tokens"
     lengths = f"{data.max_prompt_tokens:,} + {data.max_response_tokens:,} tokens"
     return {
-        "step": f"{num_rollouts:,} rollouts of {lengths} in {len(batches):,} micro-batches",
+        "step": f"{num_rollouts:,} rollouts of up to {lengths}; at their longest {num_batches:,} micro-batches a rank",
         "micro-batch": f"{_format_sizes(batch.input_ids)} ids, of which {batch.num_tokens:,} response tokens",
         "teacher reads": f"{_format_sizes(teacher_batch.input_ids)} ids",
         "hidden": f"teacher {_format_tensor(teacher_hidden)}, student {_format_tensor(student_hidden)}",
         "kept": f"{config.selector.label}: {kept}",
         "logits": _format_tiles(config, batch.num_tokens, student.head, teacher.head),
-        "activations": f"{activation_bytes / GIB:.2f} GiB for the backward pass{checkpointed}, counted",
+        "activations": f"{activation_bytes / GIB:.2f} GiB for the backward pass, counted without checkpointing",
     }, activation_bytes
 
 
-def _fake_model(shape: PretrainedConfig, model: ModelConfig, attention: str, vocab_size: int) -> Model:
+def _format_memory(config: RunConfig, activation_bytes: float | None) -> list[str]:
+    """A line per phase, with its largest parts; then the peak, and on how many cards it fits."""
+    card, ranks = None if runs_on_cpu(config) else CARDS[DEFAULT_CARD], total_ranks(config)
+    memory = RankMemory(config, card and card.gib, activation_bytes=activation_bytes)
+    place = f"{ranks} x {card.name} ({card.gib:.0f} GiB each)" if card else "a CPU"
+    lines = [f"memory of a rank on {place} in GiB: device, host, largest parts"]
+    for name, phase in memory.phases().items():
+        largest = sorted((phase.device | phase.host).items(), key=lambda part: -part[1])[:4]
+        parts = ", ".join(f"{part} {gib:.2f}" for part, gib in largest)
+        lines.append(f"  {name:<11} {phase.device_gib:8.2f} {phase.host_gib:8.2f}   {parts}")
+    name, gib = memory.peak()
+    needed, fits = ranks_needed(config, card.gib) if card else 1, ""
+    if card and needed != ranks:
+        fits = f"; fits {needed} x {card.name}" if needed else f"; fits no number of {card.name}"
+    return [*lines, f"peak {gib:.2f} in {name}{fits}"]
+
+
+def _fake_model(shape: PretrainedConfig, dtype: str, attention: str, vocab_size: int) -> Model:
     """A model without storage; to be called and used inside a FakeTensorMode."""
     kernel = "eager" if attention == "eager" else "sdpa"  # flash kernels reject fake tensors
-    module = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, model.dtype), attn_implementation=kernel)
+    module = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, dtype), attn_implementation=kernel)
     return Model(module, head_of(module, vocab_size))
 
 

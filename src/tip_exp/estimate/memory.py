@@ -1,179 +1,207 @@
-"""Peak memory of the learner's process from a config alone: a closed form that needs neither torch nor weights.
+"""Memory of a rank by phase of a run, from a config alone: a closed form that needs neither torch nor weights.
 
-`tip-plan` (many runs, no torch) and the start-up check use it. `tip-exp --dry` counts activations on fake tensors
-instead and takes the rest from here. Bytes over all GPUs, responses at full length, P parameters of w bytes each:
+Phases follow one another, so the peak is their maximum and not a sum. With S shards (ranks / replicas), P parameters of
+w bytes in the student and Q of v bytes in the teacher, V vocabulary parameters, c bytes of the compute dtype:
 
-    process        Python and torch
-    weights        P w of teacher and student
-    gradients      P w of the student; AdamW twice that. With LoRA: of the float32 adapters only.
-    activations    Per token and layer: w (4 I + 4 Q + T) + (2 w + 4) (2 H + [Q + K]), with MLP width I, query and
-                   key widths Q and K over all heads, T tokens per sequence (the mask), hidden size H; [] only with
-                   query and key norms. It is what autograd keeps for a Llama or Qwen with sdpa and float32 norms.
-    hidden states  The teacher's at all response tokens of a step; in host memory if the learner is on a GPU.
-    logits         tile_mib (fused), or what autograd holds of all logits (materialized).
+    load        weights: P w / S of the student, Q v / S of the teacher (on the host with placement=offload)
+    rollout     weights, AdamW's moments 2 P w / S, the sampling engine awake: its share of the card
+    teacher     … the engine asleep, two gathered layers, temporaries of a forward pass
+    score       … the student's forward pass, then logit tiles
+    backward    … gradients (P - V) w / S of the layers and 4 V of embedding and head, activations, the loss or the
+                temporaries of the backward pass
+    update      … gradients and moments; on the host a copy of weights and moments for the checkpoint
+    evaluation  as rollout, at the lengths of eval
 
-The KV cache of a sampling engine is not included.
+Where S > 1 or c differs from w, two layers are gathered at a time, and from teacher to backward the vocabulary matrices
+are held whole. With LoRA gradients and moments are those of the float32 adapters. On a CPU device and host are one
+memory. tests/estimate compares the phases with torch's allocations on a CPU; nothing here has been compared with a GPU.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass
+from typing import Any
 
-from tip_exp.config.schema import LoraConfig, RunConfig
-from tip_exp.estimate.shapes import ModelShape, shape_of
-from tip_exp.utils.errors import ConfigError
-from tip_exp.utils.units import GIB, MIB
+from tip_exp.config.schema import RunConfig
+from tip_exp.estimate import activations
+from tip_exp.estimate.activations import trained_lengths
+from tip_exp.estimate.passes import Passes
+from tip_exp.estimate.shapes import shape_of
+from tip_exp.utils.units import GIB
 
-if TYPE_CHECKING:
-    import torch
-
-BYTES = {"float32": 4, "bfloat16": 2}
+PHASES = ("load", "rollout", "teacher", "score", "backward", "update", "evaluation")
 PROCESS = "Python and torch"
 PROCESS_GIB = 0.4  # resident after import, measured
-# Keys that lower each part of `memory_gib`.
-LOWERED_BY = {
-    "teacher weights": "pair.teacher.dtype, pair.teacher.placement",
-    "student weights": "pair.student.dtype",
-    "gradients": "pair.student.dtype",
-    "AdamW": "pair.student.dtype",
-    "activations": "learner.micro_batch_tokens",
-    "hidden states": "learner.prompts_per_step, learner.samples_per_prompt, data.max_response_tokens",
-    "logits": "learner.tile_mib (learner.loss_backend=fused)",
-    "sampling engine": "rollout.vllm.gpu_memory_utilization, rollout.vllm.sleep_level",
-}
-# Copies of the kept rows' logits that autograd holds at the peak of a divergence, measured; 5 for the others.
-MATERIALIZED_COPIES = {"jsd": 9, "skew_reverse_kl": 9, "skew_forward_kl": 8}
-_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-_MIN_SHARE = 0.05  # the message leaves out smaller parts
+CONTEXT_GIB = 0.5  # CUDA context with the workspaces of cuBLAS and NCCL: assumed
+ASLEEP_GIB = 1.0  # what a sleeping vLLM engine keeps on its device, such as CUDA graphs: assumed
+MAX_RANKS = 64
+PROBLEMS = {"math500": 500, "aime24": 30, "aime25": 30, "gsm8k": 1319, "deepplanning": 48}  # of public test sets
+CPU_PARAMETERS = 1e9  # of both models
+ENGINE_WIDTH = 2  # vLLM computes in bfloat16 on CUDA
 
 
-def memory_gib(config: RunConfig, activations: float | None = None) -> dict[str, float]:
-    """GiB at the peak by purpose; their sum is the peak. A run with mode=eval holds weights only.
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """GiB of one rank by purpose: on its device, and on the host."""
 
-    `activations`: bytes, if they were counted; None: the closed form.
-    """
-    pair, learner = config.pair, config.learner
-    teacher, student = (shape_of(model.path, model.revision) for model in (pair.teacher, pair.student))
-    teacher_width, student_width = BYTES[pair.teacher.dtype], BYTES[pair.student.dtype]
-    parts = {
-        "teacher weights": teacher.parameters * teacher_width,
-        "student weights": student.parameters * student_width,
-    }
-    if config.mode == "train":
-        rollouts = learner.prompts_per_step * learner.samples_per_prompt
-        longest = config.data.max_prompt_tokens + config.data.max_response_tokens
-        batch_tokens = min(learner.micro_batch_tokens, rollouts * longest)
-        trained = parts["student weights"]
-        if pair.student.lora is not None:
-            trained = adapter_parameters(student, pair.student.lora) * BYTES["float32"]
-            parts["student weights"] += trained
-        parts["gradients"], parts["AdamW"] = trained, 2 * trained
-        if activations is None:
-            layer = layer_activation_bytes(student, student_width, 0 if learner.packing else longest)
-            activations = batch_tokens * student.layers * layer
-            if learner.activation_checkpointing:  # the input of every layer, and all of the one that is recomputed
-                activations = batch_tokens * (student.layers * student.hidden * student_width + layer)
-        parts["activations"] = activations
-        parts["hidden states"] = rollouts * config.data.max_response_tokens * teacher.hidden * teacher_width
-        parts["logits"] = learner.tile_mib * MIB
-        if learner.loss_backend == "materialized":
-            tokens = batch_tokens * config.data.max_response_tokens / longest
-            parts["logits"] = materialized_bytes(config, teacher, student, tokens)
-        if pair.teacher.placement == "offload" and config.device != "cpu":
-            # The backbone is in host memory while these three are on the device: only the larger side counts.
-            backbone = (teacher.parameters - teacher.vocab_size * teacher.hidden) * teacher_width
-            parts["teacher weights"] -= min(backbone, sum(parts[n] for n in ("gradients", "activations", "logits")))
-    return {PROCESS: PROCESS_GIB} | {name: size / GIB for name, size in parts.items()}
+    device: dict[str, float]
+    host: dict[str, float]
+
+    @property
+    def device_gib(self) -> float:
+        return sum(self.device.values())
+
+    @property
+    def host_gib(self) -> float:
+        return sum(self.host.values())
+
+    @property
+    def gib(self) -> float:
+        """Both, as on a CPU."""
+        return self.device_gib + self.host_gib
 
 
-def on_gpu(parts: dict[str, float]) -> dict[str, float]:
-    """The parts of `memory_gib` that a GPU holds; Python and the step's hidden states are in host memory."""
-    return {name: gib for name, gib in parts.items() if name not in (PROCESS, "hidden states")}
+def runs_on_cpu(config: RunConfig) -> bool:
+    """Whether forecasts are for a CPU: device=cpu, or device=auto and a pair below CPU_PARAMETERS."""
+    models = config.pair.teacher, config.pair.student
+    parameters = sum(shape_of(model.path, model.revision).parameters for model in models)
+    return config.device == "cpu" or (config.device == "auto" and parameters < CPU_PARAMETERS)
 
 
-def materialized_bytes(config: RunConfig, teacher: ModelShape, student: ModelShape, tokens: float) -> float:
-    """Peak of the materialized loss over `tokens` response tokens of one micro-batch, bytes.
-
-    The largest of three moments, in float32 logits: the divergence, at kept tokens only; all logits beside the kept
-    rows of both models; all gradients beside a second gradient of the head. A 16-bit weight is copied to float32.
-    """
-    logits = tokens * min(teacher.vocab_size, student.vocab_size)
-    head = student.vocab_size * student.hidden
-    learner, kept = config.learner, config.selector.retention * logits
-    copies = MATERIALIZED_COPIES.get(learner.divergence, 5) if learner.estimator == "full" else 5
-    second_gradient = head if config.pair.student.lora is None else 0
-    numbers = max(copies * kept, logits + 2 * kept, logits + second_gradient)
-    return 4 * (numbers + (head if config.pair.student.dtype != "float32" else 0))
+def total_ranks(config: RunConfig) -> int:
+    """Ranks on all nodes; `ranks=auto` counts as one per node."""
+    return config.nodes * (1 if config.ranks == "auto" else config.ranks)
 
 
-def layer_activation_bytes(model: ModelShape, width: int, mask_length: int) -> float:
-    """Bytes kept for the backward pass of one token in one layer.
+class RankMemory(Passes):
+    """What one rank of a run holds. `card_gib`: memory of its GPU; None: the run computes on a CPU."""
 
-    `width`: bytes per weight. `mask_length`: tokens per sequence, or 0 without a mask (packed rows).
-    """
-    normed = 2 * model.hidden + (model.query + model.key if model.qk_norm else 0)
-    # Query, key, value and output; with a mask, sdpa repeats keys and values to the number of query heads.
-    attention = 4 * model.query + mask_length if mask_length else 2 * model.query + 2 * model.key
-    return width * (4 * model.intermediate + attention) + (2 * width + 4) * normed
+    def __init__(
+        self,
+        config: RunConfig,
+        card_gib: float | None,
+        ranks: int | None = None,
+        *,
+        backend: str = "auto",
+        activation_bytes: float | None = None,
+    ) -> None:
+        """`ranks`: on all nodes; None: the config's. `backend`: of the rollouts; auto is vllm on a GPU.
+
+        `activation_bytes`: of the fullest micro-batch without checkpointing, if they were counted on tensors.
+        """
+        on_gpu = card_gib is not None
+        super().__init__(config, ranks or total_ranks(config), on_gpu=on_gpu, activation_bytes=activation_bytes)
+        self.card_gib = card_gib
+        default = "vllm" if on_gpu else "hf"
+        self.backend = next(name for name in (backend, config.rollout.backend, default) if name != "auto")
+
+    def phases(self) -> dict[str, Phase]:
+        """By name, in order; a run with mode=eval only loads and evaluates."""
+        names = PHASES if self.config.mode == "train" else ("load", "evaluation")
+        return {name: self._phase(name) for name in names}
+
+    def peak(self) -> tuple[str, float]:
+        """The phase with the most memory on the device (on a CPU: of the process), and its GiB."""
+        sizes = {name: phase.device_gib if self.on_gpu else phase.gib for name, phase in self.phases().items()}
+        name = max(sizes, key=sizes.__getitem__)
+        return name, sizes[name]
+
+    @property
+    def host_peak_gib(self) -> float:
+        """The most that a rank holds on the host."""
+        return max(phase.host_gib for phase in self.phases().values())
+
+    def engine_gib(self) -> tuple[float, float]:
+        """GiB that a vLLM engine gets on its card, and that it needs: weights, and the KV cache of one response."""
+        assert self.card_gib is not None, "only an engine on a GPU has a share of it"
+        data, evaluation = self.config.data, self.config.eval
+        longest = data.max_prompt_tokens + max(data.max_response_tokens, evaluation.max_tokens)
+        needed = ENGINE_WIDTH * (self.student.parameters + longest * self.student.cached) / GIB
+        return self.config.rollout.vllm.gpu_memory_utilization * self.card_gib, needed
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak and the engine fit the card."""
+        assert self.card_gib is not None, "a CPU has no card"
+        given, needed = self.engine_gib()
+        return self.peak()[1] <= self.card_gib and (self.backend != "vllm" or needed <= given)
+
+    def _phase(self, name: str) -> Phase:
+        device, host = self._resident(name)
+        if name != "load":
+            self._add_engine(name, device, host)
+        match name:
+            case "teacher":
+                device |= self.teacher_pass()
+            case "score":
+                device |= self.score_pass()
+            case "backward":
+                device |= self.backward_pass()
+            case "update":
+                # Gradients are freed before the size of the update is measured, one parameter at a time.
+                temporary = activations.UPDATE_RATIO_WIDTH * self.student.head
+                device |= {"gradients": max(self.trained, temporary) / self.shards} | self.whole_gradients()
+                if self.on_gpu:
+                    host["checkpoint"] = (self.student.parameters * self.student_width + 2 * self.trained) / self.shards
+        if name in ("teacher", "score", "backward"):
+            response = trained_lengths(self.config)[1]
+            host["hidden states"] = self.rollouts * response * self.teacher.hidden * self.teacher_width
+        context = {"CUDA context": CONTEXT_GIB} if self.on_gpu else {}
+        return Phase(_in_gib(device) | context, {PROCESS: PROCESS_GIB} | _in_gib(host))
+
+    def _resident(self, name: str) -> tuple[dict[str, float], dict[str, float]]:
+        lora_bytes = self.trained if self.config.pair.student.lora is not None else 0
+        weights = self.student.parameters * self.student_width + lora_bytes
+        device, host = {"student weights": weights / self.shards}, {}
+        if self.config.mode == "train" and name != "load":
+            device["AdamW"] = 2 * self.trained / self.shards
+        teacher = {
+            "teacher vocabulary": self.teacher.vocabulary,
+            "teacher layers": self.teacher.layers * self.teacher.layer,
+        }
+        for part, parameters in teacher.items():
+            place = host if self.offload and part == "teacher layers" else device
+            place[part] = parameters * self.teacher_width / self.shards
+        if name == "load" and self.on_gpu:  # the largest matrix passes through the host
+            host["weights being read"] = max(self.teacher.head * self.teacher_width, self.student.head * 4)
+        return device, host
+
+    def _add_engine(self, name: str, device: dict[str, float], host: dict[str, float]) -> None:
+        awake, data, rollout = name in ("rollout", "evaluation"), self.config.data, self.config.rollout
+        if self.backend == "vllm" and self.on_gpu:
+            if awake or rollout.vllm.sleep_level == 0:
+                device["sampling engine"] = max(self.engine_gib()) * GIB
+                return
+            device["sampling engine asleep"] = ASLEEP_GIB * GIB
+            if rollout.vllm.sleep_level == 1:
+                host["sampling engine asleep"] = self.student.parameters * ENGINE_WIDTH
+        elif awake:
+            # A CPU engine of vLLM is counted like transformers.
+            response = data.max_response_tokens if name == "rollout" else self.config.eval.max_tokens
+            evaluation = self.config.eval
+            evaluated = num_problems(evaluation.model_dump()) * max(evaluation.samples, 1)
+            rows = min(rollout.batch_size, self.rollouts if name == "rollout" else math.ceil(evaluated / self.ranks))
+            device |= activations.generation_bytes(self.student, rows, data.max_prompt_tokens, response, self.width)
+            if self.gathers:
+                device["gathered student"] = self.student.parameters * self.width
 
 
-def adapter_parameters(model: ModelShape, lora: LoraConfig) -> float:
-    """rank x (inputs + outputs), summed over all linear layers that have an adapter."""
-    hidden, query, key, intermediate = model.hidden, model.query, model.key, model.intermediate
-    sides = {"q_proj": hidden + query, "k_proj": hidden + key, "v_proj": hidden + key, "o_proj": query + hidden}
-    sides |= dict.fromkeys(("gate_proj", "up_proj", "down_proj"), hidden + intermediate)
-    names = list(sides) if lora.target_modules == "all-linear" else lora.target_modules
-    return model.layers * lora.rank * sum(sides.get(name, hidden + intermediate) for name in names)
+def _in_gib(sizes: dict[str, float]) -> dict[str, float]:
+    return {part: size / GIB for part, size in sizes.items()}
 
 
-def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
-    """Raise ConfigError if `memory_gib` is above the free memory; names need, supply and the keys that lower it.
-
-    A vLLM engine on CUDA that does not sleep while the learner works counts too. No check with ignore_memory=true, or
-    where the system does not report free memory.
-    """
-    free = free_gib(device)
-    if config.ignore_memory or free is None:
-        return
-    parts = memory_gib(config)
-    del parts[PROCESS]  # already in use by now
-    if device.type == "cuda":
-        parts = on_gpu(parts)
-    vllm = config.rollout.vllm
-    if backend == "vllm" and device.type == "cuda" and vllm.sleep_level == 0:
-        import torch
-
-        total = torch.cuda.get_device_properties(device).total_memory / GIB
-        parts["sampling engine"] = vllm.gpu_memory_utilization * total
-    needed = sum(parts.values())
-    if needed <= free:
-        return
-    large = {name: gib for name, gib in sorted(parts.items(), key=lambda part: -part[1]) if gib >= _MIN_SHARE * needed}
-    keys = dict.fromkeys(key for name in large for key in LOWERED_BY[name].split(", "))
-    raise ConfigError(
-        f"this run needs about {needed:.1f} GiB ({', '.join(f'{name} {gib:.1f}' for name, gib in large.items())}), but "
-        f"{device} has {free:.1f} GiB free. Lower it with {', '.join(keys)}, or a smaller pair; "
-        "ignore_memory=true skips this check"
-    )
+def num_problems(evaluation: dict[str, Any]) -> int:
+    """Problems of all benchmarks of a config's `eval`."""
+    datasets = evaluation["benchmarks"].values()
+    return sum(dataset["num_problems"] or PROBLEMS.get(dataset["label"], 500) for dataset in datasets)
 
 
-def free_gib(device: torch.device) -> float | None:
-    """Free memory of a CUDA device, else of the host; None if unknown."""
-    if device.type == "cuda":
-        import torch
-
-        return torch.cuda.mem_get_info(device)[0] / GIB
-    return free_host_gib()
-
-
-def free_host_gib() -> float | None:
-    """Free memory of the machine or the cgroup, whichever is less; None if unknown."""
-    if not _MEMINFO.exists():
-        return None
-    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return free / GIB
+def ranks_needed(config: RunConfig, card_gib: float) -> int | None:
+    """The fewest ranks, a power of two from the config's on, whose peak fits the card; None above MAX_RANKS."""
+    ranks = total_ranks(config)
+    while ranks <= MAX_RANKS:
+        if RankMemory(config, card_gib, ranks).fits:
+            return ranks
+        ranks *= 2
+    return None

@@ -43,6 +43,27 @@ class ModelShape:
     key: float
     qk_norm: bool
     vocab_size: int
+    matrices: int  # of vocabulary size: embedding and output head, or 1 if they are tied
+
+    @property
+    def head(self) -> float:
+        """Parameters of the output head."""
+        return self.vocab_size * self.hidden
+
+    @property
+    def vocabulary(self) -> float:
+        """Parameters of embedding and output head."""
+        return self.matrices * self.head
+
+    @property
+    def layer(self) -> float:
+        """Parameters of one layer."""
+        return (self.parameters - self.vocabulary) / self.layers
+
+    @property
+    def cached(self) -> float:
+        """Numbers in the KV cache per token."""
+        return 2 * self.layers * self.key
 
 
 def model_config(path: str, revision: str | None) -> tuple[dict[str, Any], str] | None:
@@ -78,17 +99,17 @@ def shape_of(path: str, revision: str | None) -> ModelShape:
     head_dim = config.get("head_dim") or hidden // heads
     query, key = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
     qk_norm = config["model_type"] == "qwen3"
+    matrices = 1 if config.get("tie_word_embeddings") else 2
     if config["model_type"] in COUNTED:
         layer = 2 * hidden * query + 2 * hidden * key + 3 * hidden * intermediate + 2 * hidden
         if config["model_type"] == "qwen2":  # biases of query, key and value
             layer += query + 2 * key
         if qk_norm:
             layer += 2 * head_dim
-        matrices = 1 if config.get("tie_word_embeddings") else 2  # embedding and output head
         parameters = layers * layer + hidden + matrices * vocab_size * hidden
     else:
         parameters = _parameters_by_file_size(path, config_and_source[0])
-    return ModelShape(parameters, hidden, intermediate, layers, query, key, qk_norm, vocab_size)
+    return ModelShape(parameters, hidden, intermediate, layers, query, key, qk_norm, vocab_size, matrices)
 
 
 def _parameters_by_file_size(path: str, config: dict[str, Any]) -> float:
@@ -104,7 +125,7 @@ def _guess(path: str) -> ModelShape:
     sizes = re.findall(r"(\d+(?:\.\d+)?)B", path)
     parameters = float(sizes[-1]) * 1e9 if sizes else 1e9
     hidden = (100 * parameters / 12) ** (1 / 3)  # P = 12 L h^2 with L = h / 100 layers
-    return ModelShape(parameters, hidden, 3 * hidden, hidden / 100, hidden, hidden / 4, False, DEFAULT_VOCAB_SIZE)
+    return ModelShape(parameters, hidden, 3 * hidden, hidden / 100, hidden, hidden / 4, False, DEFAULT_VOCAB_SIZE, 1)
 
 
 def _hub_cache(path: str, revision: str | None) -> Path | None:

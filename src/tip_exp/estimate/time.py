@@ -1,87 +1,140 @@
-"""How long a run takes, before it starts.
+"""How long a step and a run take on a number of GPUs, from a config alone.
 
-Measured if a run of the same shape (same config but for seed, selector and name) is finished; else scaled by
-floating-point operations from finished runs of the same pair; else a lower bound for one H200. Training uses one GPU,
-so a run that no H200 holds has no time.
+Lengths: answers average MEAN_RESPONSE of their limit, as measured for Qwen3-4B on DAPO's prompts, and are distributed
+about exponentially, so that one of a step's answers reaches the limit and an answer's mean context is its prompt and
+its mean length. With N GPUs, P student and Q teacher parameters, b the memory bandwidth, F the peak of bfloat16:
+
+    longest answer  tokens of the limit x (2 P / (0.8 b) + 1 ms): decoding reads all weights for each token
+    queue           more such tokens, where a GPU has more answers than its KV cache holds at a time
+    KV cache        bytes of the contexts of all a GPU's tokens / (0.8 b)
+    teacher         2 Q FLOPs a token / (N 0.4 F)
+    learner         (2 scoring + 2 forward + 4 backward + 2 recomputed, with checkpointing) P FLOPs a token / (N 0.4 F)
+    collectives     gathered layers and summed gradients of every micro-batch / (0.8 link), not overlapped
+    engine          its weights to the host and back, and new weights: 3 x 2 P / host link
+
+Attention products, elementwise work of the losses, prefill and data are left out: a few percent each. An evaluation
+decodes its samples alone. For tool episodes a limit counts observations as if they were sampled.
 """
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
+import math
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
+from typing import Any
 
-from tip_exp.config.parse import flatten
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.memory import memory_gib, on_gpu
-from tip_exp.estimate.shapes import shape_of
-from tip_exp.records.metrics import PROCESS_PEAK_GIB
-from tip_exp.records.reader import read_runs
+from tip_exp.estimate.cards import NODE_LINK, Card
+from tip_exp.estimate.memory import ENGINE_WIDTH, RankMemory, num_problems
+from tip_exp.estimate.shapes import ModelShape, shape_of
+from tip_exp.utils.units import GIB
 
-H200_FLOPS = 0.4 * 989e12  # per second: 40 % of the dense bfloat16 peak
-H200_GIB = 139
-TOO_LARGE = "does not fit one GPU"
-MEAN_LENGTH = 0.5  # mean response length as a share of the maximum
+# Shares of the limits. 222,592 answers of Qwen3-4B (limit 8,192) in a public re-run of TIP's main setting average 1,960
+# tokens; prompts of DAPO-Math with their template take about a tenth of their limit.
+MEAN_RESPONSE, MEAN_PROMPT = 0.24, 0.1
+FLOPS_SHARE, BANDWIDTH_SHARE = 0.4, 0.8  # of the peaks: assumed
+# Per decoded token beside the reading of weights. Qwen3-4B in bfloat16 on an RTX 4090 is reported at 10.3 to 10.5 ms
+# per token; 8.0 GB / (0.8 x 1.008 TB/s) + 1 ms = 11.0 ms.
+DECODE_OVERHEAD_S = 1e-3
+
+TEACHER_SHARE = 0.9  # of a card: the teacher is evaluated by a run of its own
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
-    """GiB of the learner's process, seconds of the run, and where the seconds come from.
+class RunTime:
+    """Seconds of one step by part, of one evaluation, and of the whole run."""
 
-    `seconds` is None if the run does not fit one H200; `gib` is then what a GPU would have to hold.
-    """
+    step: dict[str, float]
+    evaluation_s: float
+    run_s: float
 
-    gib: float
-    seconds: float | None
-    basis: str  # measured | scaled | lower bound on one H200 | does not fit one GPU
-
-
-class Forecaster:
-    """Holds the finished runs below a folder; called with a config, forecasts its memory and time from them."""
-
-    def __init__(self, outputs: Path) -> None:
-        # (config, result) of each run
-        self._by_shape: dict[str, list[tuple[dict, dict]]] = defaultdict(list)
-        self._by_pair: dict[str, list[tuple[dict, dict]]] = defaultdict(list)
-        for record in read_runs([outputs]) if outputs.is_dir() else []:
-            if record.result is not None and "reused_from" not in record.result:
-                self._by_shape[_shape_key(record.config)].append((record.config, record.result))
-                self._by_pair[record.config["pair"]["label"]].append((record.config, record.result))
-
-    def __call__(self, config: RunConfig) -> Forecast:
-        values = config.model_dump()
-        if same_shape := self._by_shape.get(_shape_key(values)):
-            runs = [run for run in same_shape if run[0]["selector"] == values["selector"]] or same_shape
-            gib = median(result["memory"][PROCESS_PEAK_GIB] for _, result in runs)
-            return Forecast(gib, median(result["totals"]["wall_s"] for _, result in runs), "measured")
-        parts = memory_gib(config)
-        gib, gpu_gib = sum(parts.values()), sum(on_gpu(parts).values())
-        if config.device != "cpu" and gpu_gib > H200_GIB:
-            return Forecast(gpu_gib, None, TOO_LARGE)
-        if same_pair := self._by_pair.get(config.pair.label):
-            rate = median(flops(run_config) / result["totals"]["wall_s"] for run_config, result in same_pair)
-            return Forecast(gib, flops(values) / rate, "scaled")
-        return Forecast(gib, flops(values) / H200_FLOPS, "lower bound on one H200")
+    @property
+    def step_s(self) -> float:
+        return sum(self.step.values())
 
 
-def flops(config: dict) -> float:
+def run_time(config: RunConfig, card: Card, ranks: int) -> RunTime:
+    """The forecast for `ranks` cards; it does not ask whether the run fits them."""
+    learner, evaluation = config.learner, config.eval
+    step = step_seconds(config, card, ranks) if config.mode == "train" else {}
+    student_s = evaluation_seconds(config, card, ranks, "student")
+    evaluations, steps = 1, learner.num_steps if step else 0
+    if steps:
+        evaluations += math.ceil(steps / evaluation.every) if evaluation.every else 1
+    teacher_s = evaluation_seconds(config, card, ranks, "teacher") if evaluation.teacher else 0.0
+    return RunTime(step, student_s, steps * sum(step.values()) + evaluations * student_s + teacher_s)
+
+
+def step_seconds(config: RunConfig, card: Card, ranks: int) -> dict[str, float]:
+    """Seconds of a training step by part."""
+    memory, learner, data = RankMemory(config, card.gib, ranks), config.learner, config.data
+    teacher, student = memory.teacher, memory.student
+    engine_gib = max(memory.engine_gib())
+    parts = decode_seconds(memory, card, student, engine_gib, memory.rollouts, data.max_response_tokens)
+    prompt, response = MEAN_PROMPT * data.max_prompt_tokens, MEAN_RESPONSE * data.max_response_tokens
+    length = prompt + response
+    if config.agent is not None and config.agent.max_train_tokens is not None:
+        length = min(length, config.agent.max_train_tokens)
+    tokens, rate = memory.rollouts * length, FLOPS_SHARE * card.flops
+    parts["teacher"] = 2 * teacher.parameters * tokens / rate
+    backward = 4 if config.pair.student.lora is None else 2  # adapters need no gradient of the weights
+    passes = 2 + 2 + backward + (2 if learner.activation_checkpointing else 0)
+    parts["learner"] = passes * student.parameters * tokens / rate
+    batches = math.ceil(tokens / learner.micro_batch_tokens)
+    link = BANDWIDTH_SHARE * (card.link if config.nodes == 1 or learner.replicas >= config.nodes else NODE_LINK)
+    exchanged = 0.0
+    if memory.shards > 1:
+        # The student's layers for scoring, forward and backward passes; their gradients; the teacher's layers.
+        layers = student.layers * student.layer * (3 * memory.width + 4)
+        layers += teacher.layers * teacher.layer * memory.teacher_width
+        exchanged = batches * layers + student.vocabulary * (memory.width + 4) + teacher.head * memory.teacher_width
+        exchanged *= (memory.shards - 1) / memory.shards / link
+    if memory.offload:
+        exchanged += batches * teacher.parameters * memory.teacher_width / memory.shards / card.host_link
+    parts["collectives"] = exchanged
+    parts["engine"] = 3 * ENGINE_WIDTH * student.parameters / card.host_link if memory.backend == "vllm" else 0.0
+    return parts
+
+
+def decode_seconds(
+    memory: RankMemory, card: Card, model: ModelShape, engine_gib: float, responses: float, max_tokens: int
+) -> dict[str, float]:
+    """Seconds for one rank's engine of `engine_gib` to sample `responses` answers of at most `max_tokens`."""
+    context = MEAN_PROMPT * memory.config.data.max_prompt_tokens + MEAN_RESPONSE * max_tokens
+    cached = model.cached * ENGINE_WIDTH
+    free = engine_gib * GIB - model.parameters * ENGINE_WIDTH
+    at_once = max(1.0, min(memory.config.rollout.batch_size, free / (cached * context)))
+    bandwidth = BANDWIDTH_SHARE * card.bandwidth
+    per_token = ENGINE_WIDTH * model.parameters / bandwidth + DECODE_OVERHEAD_S
+    sampled = responses * MEAN_RESPONSE * max_tokens
+    waiting = max(0.0, sampled / at_once - MEAN_RESPONSE * max_tokens)  # until the last answer starts
+    return {
+        "longest answer": max_tokens * per_token,
+        "queue": waiting * per_token,
+        "KV cache": sampled * context * cached / bandwidth,
+    }
+
+
+def evaluation_seconds(config: RunConfig, card: Card, ranks: int, role: str) -> float:
+    """Seconds of one evaluation of "student" or "teacher"; 0 for a teacher that no engine on one card holds."""
+    evaluation = config.eval
+    model = config.pair.student if role == "student" else config.pair.teacher
+    memory, shape = RankMemory(config, card.gib, ranks), shape_of(model.path, model.revision)
+    responses = num_problems(evaluation.model_dump()) * (evaluation.samples + evaluation.greedy) / ranks
+    engine_gib = max(memory.engine_gib()) if role == "student" else TEACHER_SHARE * card.gib
+    if shape.parameters * ENGINE_WIDTH > engine_gib * GIB:
+        return 0.0
+    return sum(decode_seconds(memory, card, shape, engine_gib, responses, evaluation.max_tokens).values())
+
+
+def flops(config: dict[str, Any]) -> float:
     """Floating-point operations of a whole run: 2 P per token forward, 4 P backward; sampling counts as a forward."""
-    learner, evaluation, pair = config["learner"], config["eval"], config["pair"]
+    learner, evaluation, pair, data = config["learner"], config["eval"], config["pair"], config["data"]
     models = pair["teacher"], pair["student"]
     teacher, student = (shape_of(model["path"], model["revision"]).parameters for model in models)
-    length = config["data"]["max_prompt_tokens"] + MEAN_LENGTH * config["data"]["max_response_tokens"]
+    length = MEAN_PROMPT * data["max_prompt_tokens"] + MEAN_RESPONSE * data["max_response_tokens"]
     rollouts = learner["num_steps"] * learner["prompts_per_step"] * learner["samples_per_prompt"]
     training = rollouts * length * (2 * teacher + (2 + 6) * student)
     evaluations = 1 + (learner["num_steps"] // evaluation["every"] if evaluation["every"] else 1)
-    problems = sum(benchmark["num_problems"] or 500 for benchmark in evaluation["benchmarks"].values())
-    tokens = problems * (evaluation["samples"] + evaluation["greedy"]) * MEAN_LENGTH * evaluation["max_tokens"]
+    samples = num_problems(evaluation) * (evaluation["samples"] + evaluation["greedy"])
+    tokens = samples * MEAN_RESPONSE * evaluation["max_tokens"]
     return training + tokens * 2 * (evaluations * student + evaluation["teacher"] * teacher)
-
-
-def _shape_key(config: dict) -> str:
-    """All values that decide time and memory, as one string: the config without selector, seed, names and the like."""
-    skipped = ("selector.", "seed", "name", "sweep", "logger.", "quadrants.", "ignore_memory")
-    kept = {key: value for key, value in flatten(config).items() if not key.startswith(skipped) and value is not None}
-    return json.dumps(kept, sort_keys=True)

@@ -32,7 +32,10 @@ class Evaluations:
         datasets: dict[str, Dataset],
         tokenizer: ChatTokenizer,
         agent: AgentConfig | None,
+        *,
+        grades: bool = True,
     ) -> None:
+        """`grades`: False on every rank but the main one: it samples its share and leaves the metrics out."""
         for name, dataset in datasets.items():
             if len(dataset.problems) < 2:
                 raise ConfigError(
@@ -40,6 +43,7 @@ class Evaluations:
                     f"{len(dataset.problems)}"
                 )
         self._config, self._datasets, self._tokenizer, self._agent = config, datasets, tokenizer, agent
+        self._grades = grades
         self._prompts = {
             name: prompt_ids(tokenizer, dataset, agent, evaluating=True) for name, dataset in datasets.items()
         }
@@ -68,9 +72,13 @@ class Evaluations:
         for name in self._datasets:
             for protocol, sampling in self._protocols().items():
                 rollouts, rows, summary = self._evaluate(sampler, name, sampling)
+                values: list[float] = []
                 if sequence_kl is not None and protocol == "sampled":
                     problems = [problem for problem in self._datasets[name].problems for _ in range(sampling.samples)]
                     values = sequence_kl(rollouts, problems)
+                if not self._grades:
+                    continue
+                if values:
                     rows = [row | {SEQ_KL: value} for row, value in zip(rows, values, strict=True)]
                     summary |= summarize_sequence_kl(values, sampling.samples)
                 logger.eval_rows(step, model, name, [row | {"protocol": protocol} for row in rows])
@@ -97,6 +105,8 @@ class Evaluations:
             rows, summary = evaluate_episodes(player, dataset, prompts, sampling, self._config.seed)
             assert isinstance(player, EpisodeSampler), "tool tasks are played"
             return [episode.rollout for episode in player.last], rows, summary
+        if not self._grades:
+            return sampler.generate(prompts, sampling, self._config.seed), [], {}
         assert benchmark.kind == "table" or benchmark.kind == "word_sums", "the other kinds have tools"
         with open_grader(benchmark.grader) as grader:
             rollouts, graded = evaluate(

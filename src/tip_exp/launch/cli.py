@@ -29,13 +29,15 @@ HELP = """\
 usage: tip-exp [group=option …] [key=value …]        one run
        tip-exp -cd sweeps -cn NAME [key=value …]     every run of sweeps/NAME.yaml
        tip-exp -m key=1,2 …                          every combination of the values
+       tip-exp score --help                          statistics of the tokens of a file, without training
 The same command again resumes what is unfinished.
 
   --dry        compute the shapes and memory of one step, without weights; start nothing
   --cfg job    print the composed config only
   --help       this text, with the config that the other arguments give
-  hydra.sweeper.jobs=N             runs of a sweep at a time (default: one per core, if memory allows)
-  hydra/launcher=gpus|slurm|…      start the runs of a sweep another way (conf/hydra/launcher)
+  ranks=N                          processes of one run, one per GPU (default: all GPUs, or 1 on a CPU)
+  hydra.sweeper.jobs=N             runs of a sweep at a time (default: GPUs / ranks, or one per core if memory allows)
+  hydra/launcher=slurm|…           start the runs of a sweep another way (docs/clusters.md)
 
 groups (group=option)
 {groups}
@@ -73,6 +75,10 @@ def _help(raw: DictConfig) -> None:
 
 def main() -> None:
     """An error that a user can cause is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
+    if sys.argv[1:2] == ["score"]:
+        from tip_exp.api.command import main as score
+
+        return score(sys.argv[2:])
     register_resolvers()
     flags, body = set(sys.argv[1:]), _run
     if flags & {"--help", "-h"}:

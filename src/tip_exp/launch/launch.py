@@ -1,29 +1,30 @@
-"""Finish one run: skip it if it is done, refuse it if another process holds it, else run it in a child process.
+"""Finish one run: skip it if it is done, refuse it if another process holds it, else run it in child processes.
 
-One process per run: a sampling engine frees its memory only when its process ends, and a crash stops one run alone.
+Each run has processes of its own: a sampling engine frees its memory only when its process ends, and a crash stops one
+run alone. With several ranks they are children of torch.distributed.run; with several nodes each node launches the
+run, and node 0 alone locks and writes the folder.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from threading import Event
-from typing import IO
 
 from omegaconf import OmegaConf
 
 from tip_exp.config.parse import differences, digest, load
 from tip_exp.config.schema import RunConfig
-from tip_exp.launch.gpu_lock import locked_gpus, try_lock
+from tip_exp.launch.gpu_lock import locked_gpus
+from tip_exp.launch.lock import holder, lock_or_holder
+from tip_exp.launch.ranks import cores, ranks_per_node, this_node, torchrun_options
 from tip_exp.launch.reuse import (
     find_duplicate,
     finished_digests,
@@ -45,6 +46,8 @@ CHILD_ENVIRONMENT = {
     "KINETO_LOG_LEVEL": "99",  # silences the profiler that counts allocations
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost 2.7 x the time where another process wants a core
 }
+# Set by torch.distributed.run for its ranks, and by some clusters for their own; a run of one process ignores them.
+RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 POLL_S = 0.2
 
 
@@ -70,11 +73,7 @@ class Background:
 
 def state_of(config: RunConfig, folder: RunFolder) -> State:
     """What `folder` holds of the run that `config` describes."""
-    if folder.lock.exists():
-        with folder.lock.open(encoding="utf-8") as lock:
-            if not try_lock(lock, shared=True):
-                return State.RUNNING
-    return _state_on_disk(config, folder)
+    return State.RUNNING if holder(folder.lock) else _state_on_disk(config, folder)
 
 
 def changes(config: RunConfig, folder: RunFolder) -> list[str]:
@@ -90,8 +89,12 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
 
     Raises ConfigError, RunFailedError, OSError or KeyboardInterrupt.
     """
+    node, ranks = this_node(config.nodes, os.environ), ranks_per_node(config, os.environ)
+    is_first = node.rank == 0
     folder.root.mkdir(parents=True, exist_ok=True)
-    with _locked(folder) as lock:
+    with lock_or_holder(folder.lock) if is_first else nullcontext("") as refused:
+        if refused:
+            raise HeldError(f"{folder.root} is held by {refused}")
         state = _state_on_disk(config, folder)
         if state is State.DONE:
             return f"already finished ({folder.result})"
@@ -100,19 +103,28 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
                 f"{folder.root} holds a run with another config: {'; '.join(changes(config, folder))}. "
                 "Give this run another name (name=…), or remove the folder"
             )
-        header = f"# resolved config of this run, digest {digest(config)}\n"
-        write_atomic(folder.config, header + OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
+        if is_first:
+            header = f"# resolved config of this run, digest {digest(config)}\n"
+            write_atomic(folder.config, header + OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
         # Sweeps share runs; a single run under another name always runs.
         if state is State.TO_DO and config.sweep:
             duplicate = find_duplicate(config, folder, finished_digests(OUTPUTS))
             if duplicate is not None:
-                link_from(duplicate, config, folder)
+                if is_first:
+                    link_from(duplicate, config, folder)
                 return f"linked from {duplicate.root}, which holds the same run"
         if state is State.TO_DO and config.eval.teacher and config.mode != "teacher":
-            _evaluate_teacher(config, folder, background)
+            _evaluate_teacher(config, folder, background, is_first=is_first)
         log_size = folder.log.stat().st_size if folder.log.exists() else 0
-        with locked_gpus(os.environ) as gpus:
-            code = _run_in_child(folder, lock, gpus, background)
+        with locked_gpus(0 if config.device == "cpu" else ranks, os.environ) as gpus:
+            locks = [*([folder.lock] if is_first else []), *gpus.values()]
+            environment = _environment(ranks, list(gpus), background)
+            if ranks * config.nodes == 1:
+                module, options = "worker", []
+            else:
+                module, options = "torchrun", [*torchrun_options(ranks, config.nodes, node), "--"]
+            command = ["-m", f"tip_exp.launch.{module}", folder.root, os.getpid(), *options, *locks]
+            code = _run_in_child([sys.executable, *map(str, command)], environment, folder.log, background)
     if code < 0:
         raise RunFailedError(f"{config.name}: killed by {signal.Signals(-code).name}; the same command resumes it")
     if code > 0:
@@ -121,44 +133,54 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
     return ""
 
 
-def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Background | None) -> None:
+def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Background | None, *, is_first: bool) -> None:
     """Finish the evaluation of the run's teacher, which all runs that evaluate it alike share, and link `folder` to it.
 
-    Waits while another run does it; a GPU is locked only while this run does.
+    Waits while another run does it; GPUs are locked only while this run does. Every node takes part.
     """
     teacher = teacher_config(config)
     source = RunFolder(TEACHERS / digest(teacher))
-    remove_stale(teacher, source)
+    if is_first:
+        remove_stale(teacher, source)
     while not source.result.exists():
         try:
             launch(teacher, source, background)
+            break
         except HeldError:
             time.sleep(POLL_S)
             if background is not None and background.stop.is_set():
                 raise
-    link = folder.teacher.with_name(f"teacher.{os.getpid()}")
-    link.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
-    link.replace(folder.teacher)
+    if is_first:
+        link = folder.teacher.with_name(f"teacher.{os.getpid()}")
+        link.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
+        link.replace(folder.teacher)
 
 
-def _run_in_child(folder: RunFolder, lock: IO[str], gpus: dict[str, str], background: Background | None) -> int:
-    """Exit code of the run's process, which inherits the lock and keeps it if this process is killed."""
-    command = [sys.executable, "-m", "tip_exp.launch.worker", str(folder.root), str(os.getpid())]
-    environment = CHILD_ENVIRONMENT | (background.environment if background else {}) | os.environ | gpus
+def _environment(ranks: int, gpus: list[str], background: Background | None) -> dict[str, str]:
+    """Of a run's processes; ranks share the CPU threads that one process would take."""
+    environment = CHILD_ENVIRONMENT | (background.environment if background else {})
+    if ranks > 1:
+        threads = int(environment.get("OMP_NUM_THREADS", cores())) // ranks
+        environment["OMP_NUM_THREADS"] = str(max(1, threads))
+    environment |= {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
+    return environment | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
+
+
+def _run_in_child(command: list[str], environment: dict[str, str], log: Path, background: Background | None) -> int:
+    """Exit code of a run's process, which joins the locks and keeps them if this process is killed."""
     if background is None:
-        child = subprocess.Popen(command, pass_fds=[lock.fileno()], env=environment)
+        child = subprocess.Popen(command, env=environment)
         try:
             return child.wait()
         except KeyboardInterrupt:
             child.wait()  # the terminal interrupts the child as well
             raise
-    with folder.log.open("a", encoding="utf-8") as log:
+    with log.open("a", encoding="utf-8") as log_file:
         child = subprocess.Popen(
             command,
-            pass_fds=[lock.fileno()],
             env=environment,
-            stdout=log,
-            stderr=log,
+            stdout=log_file,
+            stderr=log_file,
             process_group=0,  # out of the terminal's reach, so that `stop` sends the only signal
         )
     while not background.stop.is_set():
@@ -189,16 +211,3 @@ def _state_on_disk(config: RunConfig, folder: RunFolder) -> State:
     if changes(config, folder):
         return State.CHANGED
     return State.DONE if folder.result.exists() else State.UNFINISHED
-
-
-@contextmanager
-def _locked(folder: RunFolder) -> Iterator[IO[str]]:
-    """Lock the folder for this process and its child; the kernel releases the lock when both have ended."""
-    with folder.lock.open("a+", encoding="utf-8") as lock:
-        if not try_lock(lock):
-            lock.seek(0)
-            raise HeldError(f"{folder.root} is held by {lock.read() or 'another process'}; wait for it, or stop it")
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()} since {datetime.now().isoformat(timespec='seconds')}")
-        lock.flush()
-        yield lock

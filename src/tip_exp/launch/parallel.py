@@ -10,29 +10,40 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import yaml
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.memory import free_host_gib
-from tip_exp.estimate.time import Forecaster
-from tip_exp.launch.gpu_lock import visible_gpus
+from tip_exp.estimate.cards import CARDS, DEFAULT_CARD
+from tip_exp.estimate.forecast import Forecaster
+from tip_exp.estimate.memory_check import free_host_gib
 from tip_exp.launch.launch import Background, launch
+from tip_exp.launch.ranks import cores, ranks_per_node
 from tip_exp.launch.reuse import read_result
 from tip_exp.launch.sweep import SweepRun
 from tip_exp.records.metrics import main_accuracy
 from tip_exp.utils.errors import ConfigError, RunFailedError, format_error
+from tip_exp.utils.gpus import visible_gpus
 from tip_exp.utils.paths import OUTPUTS
 
 RUN_ERRORS = (ConfigError, RunFailedError, OSError)  # each ends one run; the others go on
 
 
 def choose_jobs(configs: list[RunConfig], requested: int | None) -> int:
-    """Runs at a time: `requested`, else one per core while their forecast memory fits; one on a machine with a GPU."""
-    if requested is not None:
-        return min(requested, len(configs))
-    if visible_gpus(os.environ):
+    """Runs at a time: `requested`, else one per `ranks` cores while their forecast memory fits.
+
+    On a machine with GPUs at most GPUs / ranks, so that no run waits for another's. Runs on several nodes go one by
+    one, as all nodes must be at the same run.
+    """
+    if any(config.nodes > 1 for config in configs):
         return 1
-    jobs = min(_cores(), len(configs))
+    ranks = max(ranks_per_node(config, os.environ) for config in configs)
+    gpus = len(visible_gpus(os.environ)) if any(config.device != "cpu" for config in configs) else 0
+    limit = min(len(configs), max(1, gpus // ranks) if gpus else len(configs))
+    if requested is not None:
+        return min(requested, limit)
+    if gpus:
+        return limit
+    jobs = min(cores() // ranks, limit)
     free = free_host_gib()
     if jobs > 1 and free is not None:
-        forecast = Forecaster(OUTPUTS)
+        forecast = Forecaster(OUTPUTS, CARDS[DEFAULT_CARD])
         jobs = min(jobs, int(free / max(forecast(config).gib for config in configs)))
     return max(1, jobs)
 
@@ -67,7 +78,7 @@ def run_all(runs: list[SweepRun], jobs: int) -> None:
         for run in runs:
             finish(run, attempt(run, None))
     else:
-        background = Background({"OMP_NUM_THREADS": str(max(1, _cores() // jobs)), "TQDM_DISABLE": "1"})
+        background = Background({"OMP_NUM_THREADS": str(max(1, cores() // jobs)), "TQDM_DISABLE": "1"})
         with ThreadPoolExecutor(jobs) as executor:
             try:
                 futures = {executor.submit(attempt, run, background): run for run in runs}
@@ -122,7 +133,3 @@ def _write_overrides(run: SweepRun) -> None:
     path = run.folder.root / ".hydra" / "overrides.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(run.overrides), encoding="utf-8")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))

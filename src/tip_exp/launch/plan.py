@@ -1,6 +1,9 @@
-"""`tip-plan sweeps/x.yaml [key=value …]`: check every run of a sweep; print its state, memory and time.
+"""`tip-plan`: memory, time and state of runs before they start. Starts nothing.
 
-Starts nothing. Lists the runs that another sweep has finished; `tip-exp` links them instead of running them.
+tip-plan sweeps/x.yaml [key=value …]  Check every run of a sweep; print its state, memory and time. Lists the runs that
+                                      another sweep has finished; `tip-exp` links them instead of running them.
+tip-plan memory [key=value …]         The memory of one run, configured as for `tip-exp`, by GPUs and their memory.
+tip-plan time [key=value …]           Its time.
 """
 
 from __future__ import annotations
@@ -15,8 +18,13 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from tip_exp.config.parse import parse
 from tip_exp.config.resolvers import register_resolvers
-from tip_exp.estimate.time import H200_GIB, TOO_LARGE, Forecast, Forecaster
+from tip_exp.config.schema import RunConfig
+from tip_exp.estimate.cards import CARDS, DEFAULT_CARD, Card
+from tip_exp.estimate.forecast import COMPUTED, Forecast, Forecaster
+from tip_exp.estimate.memory import total_ranks
+from tip_exp.estimate.tables import format_hours, memory_tables, time_tables
 from tip_exp.launch.launch import State, changes, state_of
 from tip_exp.launch.reuse import find_duplicate, finished_digests
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
@@ -24,6 +32,8 @@ from tip_exp.utils.errors import BAD_CONFIG, ConfigError, format_error
 from tip_exp.utils.paths import OUTPUTS, conf_dir
 
 CANNOT_RUN, DONE_ELSEWHERE = "cannot run", "done elsewhere"  # beside the states of launch.State
+NO_DURATION = "-"
+TABLES = ("memory", "time")  # instead of a sweep
 
 
 def plan(sweep: Path, arguments: list[str]) -> list[SweepRun | RefusedRun]:
@@ -36,13 +46,15 @@ def plan(sweep: Path, arguments: list[str]) -> list[SweepRun | RefusedRun]:
         return [composer.check(sweep.stem, overrides) for overrides in runs]
 
 
-def format_plan(runs: list[SweepRun | RefusedRun], outputs: Path) -> tuple[list[str], Counter[str]]:
-    """One line per run, then the totals; and the number of runs in each state."""
-    forecast = Forecaster(outputs)
+def format_plan(
+    runs: list[SweepRun | RefusedRun], outputs: Path, card: Card = CARDS[DEFAULT_CARD]
+) -> tuple[list[str], Counter[str]]:
+    """One line per run, then the totals; and the number of runs in each state. Computed times are those of `card`."""
+    forecast = Forecaster(outputs, card)
     finished = finished_digests(outputs)
     lines: list[str] = []
     states: Counter[str] = Counter()
-    to_run: list[Forecast] = []
+    to_run: list[tuple[RunConfig, Forecast]] = []
     for run in runs:
         if isinstance(run, RefusedRun):
             states[CANNOT_RUN] += 1
@@ -54,34 +66,45 @@ def format_plan(runs: list[SweepRun | RefusedRun], outputs: Path) -> tuple[list[
             states[CANNOT_RUN] += 1
             lines.append(f"{CANNOT_RUN:<14}  {run.config.name}: {error}")
             continue
-        name, note = str(state), _format_forecast(expected)
+        name, note = str(state), _format_forecast(run.config, expected)
         if state is State.CHANGED:
             note = f"({'; '.join(changes(run.config, run.folder))})"
         elif state is State.TO_DO and (duplicate := find_duplicate(run.config, run.folder, finished)):
             name, note = DONE_ELSEWHERE, f"(in {duplicate.root}; will be linked)"
         elif state in (State.TO_DO, State.UNFINISHED):
-            to_run.append(expected)
+            to_run.append((run.config, expected))
         states[name] += 1
         lines.append(f"{name:<14}  {run.config.name:<44} {note}")
     lines.append(f"{len(runs)} runs: {', '.join(f'{count} {state}' for state, count in states.items())}")
-    if to_run and (too_large := sum(expected.seconds is None for expected in to_run)):
-        lines.append(f"left, but too large: {too_large} runs that need several GPUs, which training cannot use")
-        to_run = [expected for expected in to_run if expected.seconds is not None]
-    if to_run:
-        bases = Counter(expected.basis for expected in to_run)
-        duration = format_duration(sum(expected.seconds or 0 for expected in to_run))
+    return [*lines, *_format_totals(to_run, card)], states
+
+
+def _format_totals(to_run: list[tuple[RunConfig, Forecast]], card: Card) -> list[str]:
+    """What is left: runs without a time, then time and memory of the others, and computed hours by number of GPUs."""
+    lines: list[str] = []
+    for reason, count in Counter(expected.basis for _, expected in to_run if expected.seconds is None).items():
+        lines.append(f"left, but without a time: {count} run{'s' * (count > 1)} ({reason})")
+    timed = [(config, expected) for config, expected in to_run if expected.seconds is not None]
+    if timed:
+        bases = Counter(expected.basis for _, expected in timed)
+        duration = format_duration(sum(expected.seconds or 0 for _, expected in timed))
         lines.append(
-            f"left to run: about {duration} one after another, at "
-            f"most {max(expected.gib for expected in to_run):.2f} GiB each "
+            f"left to run: about {duration} one after another, at most "
+            f"{max(expected.gib for _, expected in timed):.2f} GiB each "
             f"({', '.join(f'{count} {basis}' for basis, count in bases.items())})"
         )
-    return lines, states
+    if computed := [config for config, expected in timed if expected.basis.startswith(COMPUTED)]:
+        lines.append(f"the {len(computed)} computed by number of GPUs: {format_hours(computed, card)}")
+    return lines
 
 
-def _format_forecast(expected: Forecast) -> str:
-    if expected.seconds is None:
-        return f"{TOO_LARGE}: {expected.gib:,.0f} GiB, an H200 has {H200_GIB}"
-    return f"{expected.gib:8.2f} GiB {format_duration(expected.seconds):>9}  {expected.basis}"
+def _format_forecast(config: RunConfig, expected: Forecast) -> str:
+    """Memory, time and basis; a fixed number of ranks that is too small is named."""
+    duration = NO_DURATION if expected.seconds is None else format_duration(expected.seconds)
+    note = ""
+    if config.ranks != "auto" and expected.cards > (ranks := total_ranks(config)):
+        note = f"; {ranks} do not hold it"
+    return f"{expected.gib:8.2f} GiB {duration:>9}  {expected.basis}{note}"
 
 
 def format_duration(seconds: float) -> str:
@@ -93,19 +116,34 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def tables(kind: str, overrides: list[str], card: Card) -> list[str]:
+    """The tables of one run: `kind` is one of TABLES."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = parse(compose("config", overrides=overrides), with_weights=False)
+    return memory_tables(config) if kind == "memory" else time_tables(config, card)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Check every run of a sweep; print its state, memory and time.")
-    parser.add_argument("sweep", type=Path, help="a file of sweeps/")
+    parser = argparse.ArgumentParser(description="Memory, time and state of runs before they start.")
+    parser.add_argument("sweep", type=Path, help="a file of sweeps/; or memory, or time: the tables of one run")
     parser.add_argument("overrides", nargs="*", help="as for tip-exp, for example seed=7")
+    parser.add_argument("--card", type=int, choices=CARDS, default=DEFAULT_CARD, help="GPU memory, GB (default 80)")
     arguments = parser.parse_args()
-    if not arguments.sweep.is_file():
-        sys.exit(f"error: {arguments.sweep} is not a file; sweeps are the files of sweeps/, such as sweeps/demo.yaml")
     register_resolvers()
+    card, kind = CARDS[arguments.card], str(arguments.sweep)
+    if kind not in TABLES and not arguments.sweep.is_file():
+        sys.exit(f"error: {arguments.sweep} is not a file; sweeps are the files of sweeps/, such as sweeps/demo.yaml")
     try:
+        if kind in TABLES:
+            print("\n\n".join(tables(kind, arguments.overrides, card)))
+            return
         runs = plan(arguments.sweep, arguments.overrides)
+    except ConfigError as error:
+        print(format_error(error), file=sys.stderr)
+        sys.exit(BAD_CONFIG)
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(format_error(error))
-    lines, states = format_plan(runs, OUTPUTS)
+    lines, states = format_plan(runs, OUTPUTS, card)
     print("\n".join(lines))
     if states[CANNOT_RUN] or states[State.CHANGED]:
         sys.exit(BAD_CONFIG)

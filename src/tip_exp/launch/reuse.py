@@ -39,7 +39,7 @@ def find_duplicate(config: RunConfig, folder: RunFolder, finished: dict[str, Run
 def link_from(source: RunFolder, config: RunConfig, folder: RunFolder) -> None:
     """Give `folder` the results of the finished run `source`: result.json last, with `reused_from`.
 
-    Rows are hard links, so they outlive the source folder; the checkpoint is not linked.
+    Rows are hard links, so they outlive the source folder; checkpoints and model are not linked.
     """
     for name in (folder.metrics.name, folder.eval_rows.name, folder.samples.name):
         rows, link = source.root / name, folder.root / name

@@ -1,54 +1,76 @@
-"""The child process of a run: bound to its launcher, with a log and exit codes.
+"""The process of a run, or of one of its ranks: bound to the process that started it, with a log and exit codes.
 
-python -m tip_exp.launch.worker FOLDER LAUNCHER_PID
+python -m tip_exp.launch.worker FOLDER PARENT_PID LOCK…
 """
 
 from __future__ import annotations
 
 import ctypes
 import faulthandler
+import json
 import logging
 import os
 import signal
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from tip_exp.config.parse import load
+from tip_exp.launch.lock import joined
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import BAD_CONFIG, FAILED, INTERRUPTED, ConfigError, format_error
+from tip_exp.utils.io import write_atomic
 
+LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Do the run. An error is one message on stderr, a traceback in worker.log, and an exit code."""
-    folder, launcher = RunFolder(Path(sys.argv[1])), int(sys.argv[2])
-    end_with(launcher)  # before torch loads: that takes seconds, in which the launcher may be killed
-    with folder.log.open("a", encoding="utf-8") as log_file:
-        logging.basicConfig(
-            stream=log_file, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s"
-        )
+    """Do the run. An error is one message on stderr, a traceback in the rank's log, and an exit code."""
+    folder, parent, locks = RunFolder(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3:]
+    end_with(parent)  # before torch loads: that takes seconds, in which the parent may be killed
+    rank, report = int(os.environ.get("RANK", "0")), os.environ.get("TORCHELASTIC_ERROR_FILE")
+    log_path = folder.log_of(rank)
+    with ExitStack() as stack, log_path.open("a", encoding="utf-8") as log_file:
+        for lock in locks:
+            stack.enter_context(joined(Path(lock)))
+        if rank > 0:  # rank 0 alone prints
+            os.environ["TQDM_DISABLE"] = "1"
+            os.dup2(log_file.fileno(), sys.stdout.fileno())
+            os.dup2(log_file.fileno(), sys.stderr.fileno())
+        logging.basicConfig(stream=log_file, level=logging.INFO, format=LOG_FORMAT)
         logging.captureWarnings(True)
         faulthandler.enable(log_file)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a script's background job ignores SIGINT
         try:
             _run(folder)
         except KeyboardInterrupt:
-            where = f"the last checkpoint in {folder.checkpoints}"
-            print(f"\ninterrupted; the same command resumes from {where}", file=sys.stderr)
+            if report is None:
+                print_interrupted(folder)
             sys.exit(INTERRUPTED)
         except Exception as error:
+            code = BAD_CONFIG if isinstance(error, ConfigError) else FAILED
+            message = f"{format_error(error)} (traceback in {log_path})"
+            if report is None:
+                print(message, file=sys.stderr)
+            else:  # message and timestamp: as torch.distributed.run reads it
+                values = {"message": message, "timestamp": int(time.time()), "time_ns": time.time_ns(), "code": code}
+                write_atomic(Path(report), json.dumps(values))
             logging.getLogger("tip_exp").exception("the run failed")
-            print(f"{format_error(error)} (traceback in {folder.log})", file=sys.stderr)
-            sys.exit(BAD_CONFIG if isinstance(error, ConfigError) else FAILED)
+            sys.exit(code)
 
 
-def end_with(launcher: int) -> None:
-    """Receive SIGTERM when the launcher dies, so that no run continues without one (Linux)."""
+def end_with(parent: int) -> None:
+    """Receive SIGTERM when the parent dies, so that no run continues without its launcher (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != launcher:  # it died before the call above
+        if os.getppid() != parent:  # it died before the call above
             sys.exit(INTERRUPTED)
+
+
+def print_interrupted(folder: RunFolder) -> None:
+    print(f"\ninterrupted; the same command resumes from the last checkpoint in {folder.checkpoints}", file=sys.stderr)
 
 
 def _run(folder: RunFolder) -> None:
@@ -56,7 +78,7 @@ def _run(folder: RunFolder) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_default_handler()
-    transformers.utils.logging.enable_propagation()  # its warnings go to worker.log
+    transformers.utils.logging.enable_propagation()  # its warnings go to the log
 
     from tip_exp.run import run, run_eval
 

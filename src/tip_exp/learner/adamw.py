@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
+from tip_exp.learner.distributed import Ranks
 
 
 def make_optimizer(parameters: Sequence[Tensor], config: LearnerConfig) -> torch.optim.AdamW:
@@ -17,8 +18,10 @@ def make_optimizer(parameters: Sequence[Tensor], config: LearnerConfig) -> torch
 
 
 @torch.no_grad()
-def update_ratio(optimizer: torch.optim.AdamW) -> float:
+def update_ratio(optimizer: torch.optim.AdamW, ranks: Ranks) -> float:
     """|update| / |weights| of the step just made, L2 norms over all parameters with a state; without weight decay.
+
+    Sharded parameters count on every rank that holds them, replicas too, which leaves the ratio as it is.
 
     The update is computed from the moments, lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps), so that no second
     copy of the weights is kept: one parameter-sized temporary at a time.
@@ -29,10 +32,20 @@ def update_ratio(optimizer: torch.optim.AdamW) -> float:
         for parameter in group["params"]:
             if state := optimizer.state.get(parameter):
                 step = state["step"].double()  # a tensor: nothing waits for the device before the end
-                denominator = (state["exp_avg_sq"] / (1 - beta2**step)).sqrt_().add_(eps)
-                update = denominator.reciprocal_().mul_(state["exp_avg"])
-                norms = torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in (update, parameter)])
+                weight, mean, mean_square = map(_local, (parameter, state["exp_avg"], state["exp_avg_sq"]))
+                denominator = (mean_square / (1 - beta2**step)).sqrt_().add_(eps)
+                update = denominator.reciprocal_().mul_(mean)
+                norms = torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in (update, weight)])
                 norms[0] *= lr / (1 - beta1**step)
                 squares.append(norms.square())
-    update_norm, weight_norm = torch.stack(squares).sum(0).sqrt().tolist() if squares else (0.0, 0.0)
+    if not squares:
+        return 0.0
+    total = torch.stack(squares).sum(0)
+    ranks.sum_([total])
+    update_norm, weight_norm = total.sqrt().tolist()
     return update_norm / weight_norm if weight_norm else 0.0
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor; any other tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportCallIssue]

@@ -1,45 +1,80 @@
-"""Several processes that share a step: each holds some of its rollouts, together they make one selection and gradient.
+"""Several processes that share a run: start and end of the process group, sums, gathers, the device mesh.
 
 With one process every operation is the identity, so there is no second code path.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from tip_exp.models.micro_batch import MicroBatch
-from tip_exp.selector.selector import Tokens
+from tip_exp.utils.errors import ConfigError
+
+T = TypeVar("T")
+# A rank waits this long for the others, which may still sample or grade; a rank that has ended is noticed by its agent.
+TIMEOUT = timedelta(hours=4)
 
 
 class Ranks:
-    """The default process group if torch.distributed is initialised, else this process alone."""
+    """The default process group if torch.distributed is initialised, else this process alone.
 
-    def __init__(self) -> None:
-        initialized = dist.is_available() and dist.is_initialized()
-        self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if initialized else (1, 0)
+    Numbers and objects travel by gloo, tensors by the backend of their device.
+    """
 
-    def counts(self, count: int, device: torch.device) -> list[int]:
-        """The `count` of each rank, in rank order."""
+    def __init__(self, *, alone: bool = False) -> None:
+        """`alone`: this process alone, whatever the group."""
+        grouped = not alone and dist.is_available() and dist.is_initialized()
+        self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if grouped else (1, 0)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and prints."""
+        return self.rank == 0
+
+    @cached_property
+    def background(self) -> dist.ProcessGroup | None:
+        """A gloo group for a background thread, as two threads would mix up the collectives of one group."""
         if self.size == 1:
-            return [count]
-        gathered = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(self.size)]
-        dist.all_gather(gathered, torch.tensor([count], device=device))
-        return [int(tensor) for tensor in gathered]
+            return None
+        group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        assert isinstance(group, dist.ProcessGroup), "all ranks are members"
+        return group
 
-    def gather(self, rows: Tensor) -> Tensor:
-        """Rows of all ranks, concatenated in rank order; the ranks may differ in their number of rows."""
+    def gather(self, rows: Tensor, counts: list[int] | None = None) -> Tensor:
+        """Rows of all ranks, concatenated in rank order; `counts`: how many each rank has, if the caller knows."""
         if self.size == 1:
             return rows
-        counts = self.counts(len(rows), rows.device)
+        counts = counts or self.gather_objects(len(rows))
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         gathered = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(gathered, padded)
         return torch.cat([tensor[:count] for tensor, count in zip(gathered, counts, strict=True)])
+
+    def gather_objects(self, value: T) -> list[T]:
+        """The `value` of each rank, in rank order."""
+        if self.size == 1:
+            return [value]
+        gathered: list[T | None] = [None] * self.size
+        dist.all_gather_object(gathered, value)
+        return gathered  # pyright: ignore[reportReturnType]
+
+    def broadcast(self, value: T) -> T:
+        """The main rank's `value`."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over the ranks; all ranks pass the same shapes in the same order."""
@@ -47,25 +82,59 @@ class Ranks:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
+    def largest(self, numbers: dict[str, float]) -> dict[str, float]:
+        """The maximum of each entry over the ranks that have it."""
+        gathered = self.gather_objects(numbers)
+        names = dict.fromkeys(name for entries in gathered for name in entries)
+        return {name: max(entries[name] for entries in gathered if name in entries) for name in names}
 
-def response_tokens(batches: list[MicroBatch]) -> Tokens:
-    """Rollout, micro-batch and position of every response token of this rank, in the order of the micro-batches."""
-    return Tokens(
-        rollout=torch.cat([batch.rollout for batch in batches]),
-        micro_batch=torch.cat([torch.full_like(batch.rollout, i) for i, batch in enumerate(batches)]),
-        position=torch.cat([batch.position for batch in batches]),
-    )
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.gather_objects(None)
+
+    def check_replicas(self, replicas: int) -> None:
+        """Raise ConfigError unless the ranks can hold `replicas` copies of a sharded model."""
+        if self.size % replicas:
+            raise ConfigError(
+                f"learner.replicas={replicas} does not divide the number of ranks, {self.size}; "
+                "choose a divisor, 1 to shard over all ranks"
+            )
+
+    def mesh(self, device: torch.device, replicas: int) -> DeviceMesh:
+        """All ranks as ("shard",), or as ("replicate", "shard") of `replicas` x size / replicas (HSDP)."""
+        if replicas == 1:
+            return init_device_mesh(device.type, (self.size,), mesh_dim_names=("shard",))
+        shape = replicas, self.size // replicas
+        return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
-def gather_tokens(ranks: Ranks, tokens: Tokens, num_rollouts: int, num_batches: int) -> tuple[Tokens, slice]:
-    """Tokens of all ranks, numbered as one process would number them, and the slice of them that is this rank's."""
-    first_rollout, first_batch, first_token = (
-        sum(ranks.counts(count, tokens.rollout.device)[: ranks.rank])
-        for count in (num_rollouts, num_batches, len(tokens))
-    )
-    gathered = Tokens(
-        rollout=ranks.gather(tokens.rollout + first_rollout),
-        micro_batch=ranks.gather(tokens.micro_batch + first_batch),
-        position=ranks.gather(tokens.position),
-    )
-    return gathered, slice(first_token, first_token + len(tokens))
+ALONE = Ranks(alone=True)
+
+
+@contextmanager
+def start(device: torch.device, *, alone: bool = False) -> Iterator[Ranks]:
+    """Join the process group that the environment describes (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT of torchrun).
+
+    Without such an environment there is no group, unless `alone` asks for one of a single process; a group that exists
+    is used. After an error the group is left as it is: other ranks may wait in it, and their agent ends them.
+    """
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    joins = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    founds = not dist.is_initialized() and not joins and alone
+    if joins:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    elif founds:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    ranks = Ranks()
+    yield ranks
+    ranks.barrier()
+    if (joins or founds) and "vllm" not in sys.modules:  # vLLM's engine ends the group when the process ends
+        dist.destroy_process_group()
+
+
+def local_device(kind: str) -> torch.device:
+    """ "cpu", or the CUDA device of this rank (LOCAL_RANK; without it the current device)."""
+    index = os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    return torch.device(kind) if kind == "cpu" or index is None else torch.device(kind, int(index))

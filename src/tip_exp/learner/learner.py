@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from jaxtyping import Int
@@ -19,16 +19,17 @@ from torch import Tensor
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.adamw import make_optimizer, update_ratio
 from tip_exp.learner.diagnostics import token_metrics
-from tip_exp.learner.distributed import Ranks, gather_tokens, response_tokens
+from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.on_policy import mismatch_metrics, sampler_logprobs
 from tip_exp.learner.schedule import learning_rate
+from tip_exp.learner.sharing import StepTokens
 from tip_exp.learner.teacher import TeacherHidden, split
 from tip_exp.losses import BACKENDS
 from tip_exp.losses.divergence import Divergence
-from tip_exp.losses.embedding_grad import grad_buffer
 from tip_exp.losses.estimators import Objective, SampledK1, TopK
 from tip_exp.losses.head import LazyLogits
 from tip_exp.losses.token_stats import Statistics, TokenStats, token_stats
+from tip_exp.models.lora import whole_tensor
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Pair
@@ -57,6 +58,7 @@ class Learner:
     def __init__(self, pair: Pair, selector: Selector, config: LearnerConfig, *, seed: int, meter: Meter) -> None:
         self.pair, self.selector, self.config, self.seed, self.meter = pair, selector, config, seed, meter
         self.ranks = Ranks()
+        assert self.ranks.size == 1 or pair.student.shards is not None, "gradients are summed by the shards"
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, config)
         self._reused_graph: Tensor | None = None
@@ -64,37 +66,32 @@ class Learner:
     def step(self, step: int, rollouts: list[Rollout], teacher_hidden: TeacherHidden) -> StepReport:
         """Update number `step` (from 1) on the tokens that the selector keeps.
 
-        `rollouts` are this rank's share of the step, `teacher_hidden` is `Teacher.hidden` of the same rollouts; the
-        selector sees the tokens of all ranks.
+        `rollouts` are the whole step's, the same on every rank; `teacher_hidden` is `Teacher.hidden` of them, this
+        rank's share. The selector sees the tokens of all ranks, so every rank makes the same selection.
         """
-        batches = split(rollouts, self.pair, self.config)
+        batches = split(rollouts, self.pair, self.config, self.ranks)
         every = self.config.diagnostics_every
         required = frozenset(STATISTICS) if every and step % every == 0 else self.selector.required_stats
         checks_sampler = all(rollout.sampler_logprobs for rollout in rollouts)
         measured = required | {"student_logprob"} if checks_sampler else required
         with self.meter.span("learner"):
-            stats = self._token_stats(batches, teacher_hidden, measured)  # pass 1
-            local_statistics = {name: torch.cat([part.values[name] for part in stats]) for name in sorted(measured)}
-            statistics = {name: self.ranks.gather(local_statistics[name]) for name in sorted(required)}
-            local_tokens = response_tokens(batches)
-            mismatch = self._logprob_mismatch(rollouts, local_tokens, local_statistics) if checks_sampler else {}
-            tokens, local_rows = gather_tokens(self.ranks, local_tokens, len(rollouts), len(batches))
-            generator = torch.Generator().manual_seed(seed_for("select", self.seed, step))
-            selection = self.selector(statistics, tokens, generator)
-            if self.config.average == "rollout":
-                selection = selection.mean_by_rollout(tokens)
-            loss_sum = self._backward(batches, teacher_hidden, stats, selection.at(local_rows))  # pass 2
+            with self.pair.student.whole(trains=True), self.pair.teacher.whole():
+                stats = self._token_stats(batches, teacher_hidden, measured)  # pass 1
+                # To the host once: the selection and its metrics would wait for the device at every number.
+                local_statistics = {name: torch.cat([s.values[name] for s in stats]).cpu() for name in sorted(measured)}
+                share = StepTokens.of(rollouts, self.ranks, self.config.micro_batch_tokens, packing=self.config.packing)
+                tokens, gather = share.tokens, partial(self.ranks.gather, counts=share.counts)
+                statistics = {name: share.in_order(gather(local_statistics[name])) for name in sorted(required)}
+                mismatch = self._logprob_mismatch(rollouts, share, local_statistics) if checks_sampler else {}
+                generator = torch.Generator().manual_seed(seed_for("select", self.seed, step))
+                selection = self.selector(statistics, tokens, generator)
+                if self.config.average == "rollout":
+                    selection = selection.mean_by_rollout(tokens)
+                loss_sum = self._backward(batches, teacher_hidden, stats, selection.at(share.rows))  # pass 2
             metrics = self._update(step, loss_sum, selection.mass)
         metrics |= mismatch
-        metrics |= token_metrics(statistics, tokens, selection, self.selector, self.pair.student.head.vocab_size)
+        metrics |= token_metrics(statistics, tokens, selection, self.selector, self.pair.student.loaded_head.vocab_size)
         return StepReport(metrics, tokens, statistics, selection)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The optimizer's state; the student's weights are saved as a model folder."""
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
 
     def _token_stats(
         self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, wanted: frozenset[str]
@@ -132,9 +129,13 @@ class Learner:
             start, stop = stop, stop + batch.num_tokens
             batch_selection = selection.at(slice(start, stop))
             weights = batch_selection.weights
-            if not batch_selection.kept_mask.any():
+            nothing_kept = not batch_selection.kept_mask.any()
+            if nothing_kept and self.ranks.size == 1:
                 continue
             student_hidden = self._student_hidden(batch)
+            if nothing_kept:  # the backward pass of a sharded model needs every rank
+                student_hidden.backward(torch.zeros_like(student_hidden))
+                continue
             with self.meter.span("loss", allocations=True):
                 result = loss(
                     *self._logits(student_hidden, teacher_hidden[i]),
@@ -153,13 +154,14 @@ class Learner:
         """Divide the summed gradients by the kept tokens' `mass` (TIP, Eq. 8), clip, step the optimizer, free them."""
         lr = learning_rate(step, self.config)
         if mass == 0:  # no token was kept: the weights stay
+            self.optimizer.zero_grad(set_to_none=True)
             return {names.LR: lr, names.SKIPPED: 1.0}
-        if self.ranks.size > 1:  # a rank that kept nothing has no gradients, but takes part in the sum
-            self.ranks.sum_(grad_buffer(parameter) for parameter in self.parameters)
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.div_(mass)
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip))
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        for gradient in gradients:
+            gradient.div_(mass)
+        total_norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))
+        torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, total_norm)
+        norm = float(total_norm)
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient norm of step {step} is {norm}; the newest checkpoint is older")
         for group in self.optimizer.param_groups:
@@ -171,7 +173,7 @@ class Learner:
             names.LR: lr,
             names.LOSS: float(loss_sum) / mass,
             names.GRAD_NORM: norm,
-            names.UPDATE_RATIO: update_ratio(self.optimizer),
+            names.UPDATE_RATIO: update_ratio(self.optimizer, self.ranks),
             names.SKIPPED: 0.0,
         }
 
@@ -188,11 +190,13 @@ class Learner:
         student, teacher = self.pair.student, self.pair.teacher
         return LazyLogits(student_hidden.detach(), student.head), LazyLogits(teacher_hidden, teacher.head)
 
-    def _logprob_mismatch(self, rollouts: list[Rollout], tokens: Tokens, statistics: Statistics) -> dict[str, float]:
-        """Sampler's against learner's log-probs of the measured tokens, the first of `tokens`, over all ranks."""
+    def _logprob_mismatch(self, rollouts: list[Rollout], share: StepTokens, statistics: Statistics) -> dict[str, float]:
+        """Sampler's against learner's log-probs of the measured tokens, the first of each rank's."""
         learner = statistics["student_logprob"].double()
-        measured = slice(len(learner))
-        sampler = sampler_logprobs(rollouts, tokens.rollout[measured], tokens.position[measured]).to(learner)
+        rollout, position = (
+            values[share.rows][: len(learner)] for values in (share.tokens.rollout, share.tokens.position)
+        )
+        sampler = sampler_logprobs(rollouts, rollout, position).to(learner)
         return mismatch_metrics(self.ranks.gather(sampler), self.ranks.gather(learner))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tip_exp.learner.distributed import ALONE
 from tip_exp.learner.learner import StepReport
 from tip_exp.learner.teacher import Teacher, split
 from tip_exp.losses.head import Head
@@ -22,10 +23,10 @@ TopTokens = dict[str, list[list[Any]]]
 
 @torch.no_grad()
 def measure_top_tokens(teacher: Teacher, shown: list[tuple[Rollout, Problem]]) -> TopTokens:
-    """Both models' most likely next tokens in some rollouts of a step, before its update."""
+    """Both models' most likely next tokens in some rollouts of a step, before its update; every rank measures all."""
     rollouts, problems = [rollout for rollout, _ in shown], [problem for _, problem in shown]
     pair, tile_bytes = teacher.pair, teacher.config.tile_mib * MIB
-    batches = split(rollouts, pair, teacher.config)
+    batches = split(rollouts, pair, teacher.config, ALONE)
     rollout = torch.cat([batch.rollout for batch in batches])
 
     def texts(hidden_states: Iterable[Tensor], head: Head) -> list[list[Any]]:
@@ -33,10 +34,11 @@ def measure_top_tokens(teacher: Teacher, shown: list[tuple[Rollout, Problem]]) -
         rows = [_as_text(pair.decode, *row) for row in zip(ids.tolist(), probabilities.tolist(), strict=True)]
         return [[rows[n] for n in (rollout == i).nonzero().squeeze(-1).tolist()] for i in range(len(rollouts))]
 
-    return {
-        "student_top": texts([pair.student.hidden(batch) for batch in batches], pair.student.head),
-        "teacher_top": texts(teacher.hidden(rollouts, problems), pair.teacher.head),
-    }
+    with pair.student.whole(), pair.teacher.whole():
+        return {
+            "student_top": texts([pair.student.hidden(batch) for batch in batches], pair.student.head),
+            "teacher_top": texts(teacher.hidden(rollouts, problems, shared=False), pair.teacher.head),
+        }
 
 
 def sample_rows(

@@ -9,9 +9,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
+from tip_exp.learner.distributed import ALONE, Ranks
+from tip_exp.learner.sharing import share_batches
 from tip_exp.losses.head import LazyLogits
 from tip_exp.losses.token_stats import check_ids, token_stats
-from tip_exp.models.micro_batch import MicroBatch, micro_batches
+from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.pair import Pair
 from tip_exp.models.privileged import align_teacher_hidden, with_prompt
 from tip_exp.models.teacher_offload import TeacherOffloader
@@ -50,24 +52,29 @@ class Teacher:
     """The frozen teacher of a pair, on the device only while `hidden` runs if its placement is `offload`."""
 
     def __init__(self, pair: Pair, config: LearnerConfig, meter: Meter) -> None:
-        self.pair, self.config, self.meter = pair, config, meter
+        self.pair, self.config, self.meter, self.ranks = pair, config, meter, Ranks()
         model = pair.teacher
-        self.offloader = TeacherOffloader(model.module, model.head, pair.placement, pair.student.module.device)
+        placement = pair.placement if model.shards is None else "resident"  # shards are offloaded by their own policy
+        self.offloader = TeacherOffloader(model.module, model.loaded_head, placement, pair.student.module.device)
 
     @torch.no_grad()
-    def hidden(self, rollouts: list[Rollout], problems: list[Problem] | None = None) -> TeacherHidden:
+    def hidden(
+        self, rollouts: list[Rollout], problems: list[Problem] | None = None, *, shared: bool = True
+    ) -> TeacherHidden:
         """Hidden states that predict the response tokens, one tensor per micro-batch of `split(rollouts)`.
 
-        `problems[i]` is the problem of `rollouts[i]`; needed only if the teacher reads a privileged prompt.
+        `problems[i]` is the problem of `rollouts[i]`; needed only if the teacher reads a privileged prompt. `shared`:
+        each rank reads its share; otherwise every rank reads all.
         """
-        batches = split(rollouts, self.pair, self.config)
-        with self.meter.span("teacher"), self.offloader.on_device():
+        ranks = self.ranks if shared else ALONE
+        batches = split(rollouts, self.pair, self.config, ranks)
+        with self.meter.span("teacher"), self.offloader.on_device(), self.pair.teacher.whole():
             if self.pair.privileged is None:
                 return TeacherHidden(self.pair.teacher.hidden(batch) for batch in batches)
             assert problems is not None, "privileged prompts are made from the problems"
             prompts = [self.pair.privileged_ids(problem) for problem in problems]
             privileged = [with_prompt(rollout, prompt) for prompt, rollout in zip(prompts, rollouts, strict=True)]
-            teacher_batches = split(privileged, self.pair, self.config)
+            teacher_batches = split(privileged, self.pair, self.config, ranks, dealt_by=rollouts)
             hidden_states = [self.pair.teacher.hidden(batch) for batch in teacher_batches]
             return TeacherHidden(align_teacher_hidden(batches, teacher_batches, hidden_states))
 
@@ -76,24 +83,37 @@ class Teacher:
         """KL(student || teacher) summed over the response tokens of each rollout, nats; a step's rollouts at a time."""
         at_once = self.config.prompts_per_step * self.config.samples_per_prompt
         sums = torch.zeros(len(rollouts), dtype=torch.float64)
-        for start in range(0, len(rollouts), at_once):
-            chunk = slice(start, start + at_once)
-            batches = split(rollouts[chunk], self.pair, self.config)
-            for batch, teacher_hidden in zip(batches, self.hidden(rollouts[chunk], problems[chunk]), strict=True):
-                student = LazyLogits(self.pair.student.hidden(batch), self.pair.student.head)
-                teacher = LazyLogits(teacher_hidden, self.pair.teacher.head)
-                wanted, tile_bytes = frozenset({"reverse_kl"}), self.config.tile_mib * MIB
-                stats = token_stats(student, teacher, batch.token_ids, wanted=wanted, tile_bytes=tile_bytes)
-                sums[chunk].index_add_(0, batch.rollout.cpu(), stats.values["reverse_kl"].double().cpu())
+        with self.pair.student.whole(), self.pair.teacher.whole():
+            for start in range(0, len(rollouts), at_once):
+                chunk = slice(start, start + at_once)
+                self._add_sequence_kl(sums[chunk], rollouts[chunk], problems[chunk])
+        self.ranks.sum_([sums])
         return sums.tolist()
 
+    def _add_sequence_kl(self, sums: Tensor, rollouts: list[Rollout], problems: list[Problem]) -> None:
+        """Add the KL of this rank's tokens to `sums`, (number of rollouts,)."""
+        batches = split(rollouts, self.pair, self.config, self.ranks)
+        for batch, teacher_hidden in zip(batches, self.hidden(rollouts, problems), strict=True):
+            student = LazyLogits(self.pair.student.hidden(batch), self.pair.student.head)
+            teacher = LazyLogits(teacher_hidden, self.pair.teacher.head)
+            wanted, tile_bytes = frozenset({"reverse_kl"}), self.config.tile_mib * MIB
+            stats = token_stats(student, teacher, batch.token_ids, wanted=wanted, tile_bytes=tile_bytes)
+            sums.index_add_(0, batch.rollout.cpu(), stats.values["reverse_kl"].double().cpu())
 
-def split(rollouts: list[Rollout], pair: Pair, config: LearnerConfig) -> list[MicroBatch]:
-    """Micro-batches of a step on the student's device; the same rollouts always give the same batches.
+
+def split(
+    rollouts: list[Rollout],
+    pair: Pair,
+    config: LearnerConfig,
+    ranks: Ranks,
+    dealt_by: list[Rollout] | None = None,
+) -> list[MicroBatch]:
+    """This rank's micro-batches of a step on the student's device; the same rollouts always give the same batches.
 
     Raises ValueError for an id that only one of the models has.
     """
-    batches = micro_batches(rollouts, config.micro_batch_tokens, pair.pad_id, packing=config.packing)
+    budget, packing = config.micro_batch_tokens, config.packing
+    batches = share_batches(rollouts, ranks, budget, pair.pad_id, packing=packing, dealt_by=dealt_by)
     for batch in batches:
         check_ids(batch.input_ids, pair.vocab_size)
     return [batch.to(pair.student.module.device) for batch in batches]

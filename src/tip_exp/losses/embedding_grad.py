@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 def grad_buffer(parameter: Tensor) -> Tensor:
-    """`parameter.grad`, set to zeros where it is None."""
+    """`parameter.grad`, set to zeros of `parameter.grad_dtype` where it is None."""
     if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
     return parameter.grad
 
 
@@ -30,7 +30,7 @@ def is_plain_embedding(embedding: nn.Module) -> bool:
 def embed(embedding: nn.Embedding, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape d"]:
     """embedding(ids) whose backward adds rows into `embedding.weight.grad`; autograd would allocate a dense gradient.
 
-    A token's gradients are summed in float32 or wider and rounded to the weight's dtype once.
+    A token's gradients are summed in float32 or wider and rounded to the gradient's dtype once.
     """
     weight = embedding.weight
     output = nn.functional.embedding(ids, weight.detach())
@@ -38,13 +38,18 @@ def embed(embedding: nn.Embedding, ids: Int[Tensor, "*shape"]) -> Float[Tensor, 
         return output
 
     def add_rows(output_grad: Tensor) -> None:
-        token_ids, row_of_id = ids.flatten().unique(return_inverse=True)
+        if ids.is_cuda:  # the host would wait for the number of unique ids: rows of repeated ids stay 0 instead
+            token_ids = ids.flatten().sort().values
+            row_of_id = torch.searchsorted(token_ids, ids.flatten())
+        else:
+            token_ids, row_of_id = ids.flatten().unique(return_inverse=True)
         sum_dtype = torch.promote_types(weight.dtype, torch.float32)
         rows = torch.zeros(len(token_ids), weight.shape[1], dtype=sum_dtype, device=weight.device)
         rows.index_add_(0, row_of_id, output_grad.flatten(0, -2).to(sum_dtype))
         if embedding.padding_idx is not None:
             rows[token_ids == embedding.padding_idx] = 0  # as nn.Embedding does
-        grad_buffer(weight).index_add_(0, token_ids, rows.to(weight.dtype))
+        buffer = grad_buffer(weight)
+        buffer.index_add_(0, token_ids, rows.to(buffer.dtype))
 
     def clear_grad(leaf: Tensor) -> None:
         leaf.grad = None

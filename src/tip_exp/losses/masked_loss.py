@@ -12,15 +12,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from tip_exp.losses.divergence import COLUMN_GRADS, ColumnGrad, Divergence
+from tip_exp.losses.divergence import COLUMN_GRADS, Divergence
 from tip_exp.losses.estimators import Objective
 from tip_exp.losses.head import LazyLogits, check_same_tokens, project
-from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, merge, tile_stats
-from tip_exp.losses.tiling import Tiling, Workspace, tiling
+from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, add_tile
+from tip_exp.losses.tiling import Tiling, Workspace, kernels, tiling, to_device
 
-# Whole-row tiles with fewer rows re-read the head's gradient so often that a first pass for the log-normalizers, which
-# allows tiles of any shape, is cheaper.
-MIN_WHOLE_ROWS = 48
+# Whole-row tiles with fewer rows re-read the head (and on a CPU its gradient) so often that a first pass for the
+# log-normalizers, which allows tiles of any shape, is cheaper. CUDA: 4 GEMMs limited by reading the weight, against 6
+# limited by arithmetic at about 200 operations a byte (H100, bfloat16); computed, not measured.
+MIN_WHOLE_ROWS = {"cpu": 48, "cuda": 128}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +48,18 @@ def fused(
     Four GEMMs of kept rows x V x D: both models' logits, the gradients of hidden states and head. The head's gradient
     is added into `student.head.weight.grad`. `weights` (N,) multiply each token's divergence. Tiles hold whole rows;
     for the two KLs, `log_normalizers` of all N tokens (from `token_stats`) allow tiles of any shape.
+    `kept_mask` and `weights` may be in host memory; with a mask on CUDA the host waits for the number of kept tokens.
     """
     assert len(student) == len(teacher) == len(kept_mask), "one hidden state per token and model"
     check_same_tokens(student.head, teacher.head)
     head, device = student.head, student.hidden.device
-    kept_rows = None if bool(kept_mask.all()) else kept_mask.nonzero().squeeze(-1)
+    kept_rows = None if bool(kept_mask.all()) else to_device(kept_mask.nonzero().squeeze(-1), device)
+    weights = None if weights is None else to_device(weights, device)
     num_kept = len(kept_mask) if kept_rows is None else len(kept_rows)
     size = num_kept, head.vocab_size, head.dtype, tile_bytes
     kl = objective.name if isinstance(objective, Divergence) and objective.name in COLUMN_GRADS else None
     cut = tiling(*size, whole_rows=True, device=device.type)
-    whole_rows = kl is None or (log_normalizers is None and cut.height >= min(MIN_WHOLE_ROWS, num_kept))
+    whole_rows = kl is None or (log_normalizers is None and cut.height >= min(MIN_WHOLE_ROWS[device.type], num_kept))
     if not whole_rows:
         cut = tiling(*size, whole_rows=False, device=device.type)
     row_tiles = [rows if kept_rows is None else kept_rows[rows] for rows in cut.rows()]
@@ -77,7 +80,7 @@ def fused(
             per_token = _whole_rows(tile, objective.at(rows), tile_weights, tile_grad, workspace)
         else:
             normalizers = _log_normalizers(tile, workspace) if whole_rows else tile_normalizers[i]
-            _columns(tile, COLUMN_GRADS[kl], normalizers, tile_weights, tile_grad, workspace)
+            _columns(tile, kl, normalizers, tile_weights, tile_grad, workspace)
             per_token = getattr(normalizers, kl)
         value += (per_token if tile_weights is None else per_token * tile_weights).sum()
         hidden_grad[rows] = tile_grad.to(hidden_grad.dtype)
@@ -131,19 +134,24 @@ def _whole_rows(
 
 def _columns(
     models: list[LazyLogits],
-    column_grad: ColumnGrad,
+    kl: str,
     normalizers: LogNormalizers,
     weights: Tensor | None,
     hidden_grad: Tensor,
     workspace: Workspace,
 ) -> None:
-    """Gradients of one tile's rows from their log-normalizers, some columns at a time."""
-    head = models[0].head
+    """Gradients of one tile's rows from their log-normalizers, some columns at a time; `kl`: a key of COLUMN_GRADS."""
+    head, column_grad = models[0].head, COLUMN_GRADS[kl]
     for columns in workspace.cut.columns():
         if workspace.cut.whole_rows:  # _log_normalizers has left the logits in the tiles
             z, t = workspace.tiles(len(hidden_grad), columns)
         else:
             z, t = project(models, columns, workspace)
+        if device_kernels := kernels(z):
+            grad = z if head.grad_dtype == z.dtype else torch.empty_like(z, dtype=head.grad_dtype)
+            device_kernels.kl_grad(kl, z, t, normalizers, weights, head.softcap, out=grad)
+            head.backward(models[0].hidden, grad, hidden_grad, columns)
+            continue
         for rows in workspace.blocks(z):
             logits = z[rows]
             capped = logits.clone() if head.softcap is not None else None
@@ -167,7 +175,7 @@ def _log_normalizers(models: list[LazyLogits], workspace: Workspace) -> LogNorma
     """The log-normalizers of one tile's rows; if tiles hold whole rows, they hold these rows' logits afterwards."""
     sums: list[OnlineSoftmaxStats] = []
     for columns in workspace.cut.columns():
-        sums = merge(sums, tile_stats(project(models, columns, workspace), workspace))
+        sums = add_tile(sums, project(models, columns, workspace), workspace)
     return LogNormalizers.of(*sums)
 
 
@@ -175,9 +183,10 @@ def _sum_over_kept(
     student: LazyLogits, teacher: LazyLogits, kept_mask: Tensor, objective: Objective, weights: Tensor | None
 ) -> Tensor:
     """Differentiable. Separate function so its locals are freed before backward; only autograd keeps activations."""
-    kept_rows = kept_mask.nonzero().squeeze(-1)
+    device = student.hidden.device
+    kept_rows = to_device(kept_mask.nonzero().squeeze(-1), device)
     with torch.no_grad():
         teacher_logprobs = teacher.head.logits(teacher.hidden).index_select(0, kept_rows).log_softmax(-1)
     student_logprobs = student.head.logits(student.hidden).index_select(0, kept_rows).log_softmax(-1)
-    per_token = objective.at(kept_mask).value(student_logprobs, teacher_logprobs)
-    return (per_token if weights is None else per_token * weights[kept_mask]).sum()
+    per_token = objective.at(kept_rows).value(student_logprobs, teacher_logprobs)
+    return (per_token if weights is None else per_token * to_device(weights, device)[kept_rows]).sum()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tip_exp.losses.tiling import GROUP, Workspace, exp
+from tip_exp.losses.tiling import GROUP, Workspace, exp, kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +77,16 @@ class LogNormalizers(NamedTuple):
         return LogNormalizers(*(values[rows] for values in self))
 
 
-def merge(sums: list[OnlineSoftmaxStats], tile_sums: list[OnlineSoftmaxStats]) -> list[OnlineSoftmaxStats]:
-    """Each model's sums after one more tile of columns; `sums` is empty before the first."""
+def add_tile(
+    sums: list[OnlineSoftmaxStats],
+    tiles: Sequence[Tensor],
+    workspace: Workspace,
+    group_maxima: Tensor | None = None,
+) -> list[OnlineSoftmaxStats]:
+    """Each model's sums after one more tile of columns; `sums` is empty before the first. Else as `tile_stats`."""
+    if device_kernels := kernels(tiles[0]):
+        return _as_stats(device_kernels.add_tile(_as_rows(sums), *tiles, group_maxima=group_maxima), len(tiles))
+    tile_sums = tile_stats(tiles, workspace, group_maxima)
     return [a.merge(b) for a, b in zip(sums, tile_sums, strict=True)] if sums else tile_sums
 
 
@@ -112,11 +120,24 @@ def tile_stats(
         torch.linalg.vecdot(weights, t_shifted, out=t_self[rows])
         torch.linalg.vecdot(weights, z_shifted, out=t_cross[rows])
     # float64 from here: KLs are small differences of large sums, and there are only eight numbers per row.
-    z_max, z_total, z_self, z_cross, t_max, t_total, t_self, t_cross = sums.double().unbind()
-    if t is None:
+    return _as_stats(sums.double(), len(tiles))
+
+
+def _as_stats(rows: Tensor, num_models: int) -> list[OnlineSoftmaxStats]:
+    """The eight rows of sums, (8, n): the maximum, total, self sum and cross sum of the student, then the teacher's."""
+    z_max, z_total, z_self, z_cross, t_max, t_total, t_self, t_cross = rows.unbind()
+    if num_models == 1:
         return [OnlineSoftmaxStats(z_max, z_max, z_total, z_self, z_self)]
     student = OnlineSoftmaxStats(z_max, t_max, z_total, z_self, z_cross)
     return [student, OnlineSoftmaxStats(t_max, z_max, t_total, t_self, t_cross)]
+
+
+def _as_rows(sums: list[OnlineSoftmaxStats]) -> Tensor | None:
+    """The inverse of `_as_stats`; None if there are no sums yet."""
+    if not sums:
+        return None
+    student, teacher = sums[0], sums[-1]
+    return torch.stack([values for s in (student, teacher) for values in (s.max, s.total, s.self_sum, s.cross_sum)])
 
 
 def _row_max(block: Tensor, out: Tensor, group_maxima: Tensor) -> None:
@@ -138,10 +159,19 @@ def jsd(
 
     JSD = beta KL(q || p) - sum of m log(m / p)  with  m = beta q + (1 - beta) p. Uses scratch blocks 0 to 2.
     """
-    mixture_sum = torch.empty_like(z[:, 0])
     z_max, t_max = student.max.to(z.dtype), teacher.max.to(z.dtype)
     # Below p is unnormalized, so m is the mixture times student.total / (1 - beta), and q is weighted to match.
     ratio = (beta / (1 - beta) * student.total / teacher.total).to(z.dtype)
+    if device_kernels := kernels(z):
+        mixture_sum = device_kernels.mixture_sum(z, t, z_max, t_max, ratio)
+    else:
+        mixture_sum = _mixture_sum(z, t, z_max, t_max, ratio, workspace)
+    return beta * teacher.kl(student) - (1 - beta) * mixture_sum / student.total - math.log1p(-beta)
+
+
+def _mixture_sum(z: Tensor, t: Tensor, z_max: Tensor, t_max: Tensor, ratio: Tensor, workspace: Workspace) -> Tensor:
+    """Sum of m (log m - z + z_max) with m = e^(z - z_max) + ratio e^(t - t_max), (n,)."""
+    mixture_sum = torch.empty_like(z_max)
     for rows in workspace.blocks(z):
         block = z[rows]
         z_shifted, m, q = (workspace.scratch(i, block) for i in range(3))
@@ -150,4 +180,4 @@ def jsd(
         m.addcmul_(q, ratio[rows, None])
         m.clamp_(min=torch.finfo(m.dtype).tiny)  # keeps log finite where p and q underflow; the term is m log m = 0
         torch.linalg.vecdot(m, torch.log(m, out=q).sub_(z_shifted), out=mixture_sum[rows])
-    return beta * teacher.kl(student) - (1 - beta) * mixture_sum / student.total - math.log1p(-beta)
+    return mixture_sum

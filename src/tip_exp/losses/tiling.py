@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,11 @@ LIVE_TILES = 2  # student logits and teacher logits
 MAX_ROWS = 1024  # more rows do not speed up a GEMM, but the hidden-state gradient grows with them
 # Logits per GEMM. CPU: 4 MiB of float32, so both models' logits stay in L3. CUDA: only the byte budget limits it.
 GEMM_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 40}
-# Logits per block of elementwise ops. CPU: 1 MiB of float32, so four blocks stay in cache. CUDA: one kernel launch.
+# Rows and columns of a tile that the byte budget limits are a multiple of this, where it allows as many: a thread block
+# of a tensor-core GEMM computes 128 x 128 or more, and rows of logits start at 16-byte boundaries.
+MULTIPLE = {"cpu": 1, "cuda": 128}
+# Logits per block of elementwise ops. CPU: 1 MiB of float32, so four blocks stay in cache. CUDA: what autograd keeps
+# per block, for divergences without a kernel.
 BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}
 GROUP = 64  # columns per group whose maximum is kept; with whole rows a GEMM never splits a group
 LOG2_E = 1 / math.log(2)
@@ -50,13 +55,29 @@ def tiling(
     """Tiles of both models' logits that take at most `tile_bytes` together (at least one logit, or one whole row)."""
     elements, gemm_elements = max(1, tile_bytes // (LIVE_TILES * dtype.itemsize)), GEMM_ELEMENTS[device]
     if whole_rows:
-        height = max(1, min(num_rows, MAX_ROWS, elements // vocab_size))
+        height = max(1, min(num_rows, MAX_ROWS, _round_down(elements // vocab_size, MULTIPLE[device])))
         width = max(GROUP, gemm_elements // height // GROUP * GROUP)
     else:
         elements = min(elements, gemm_elements)
-        height = max(1, min(num_rows, MAX_ROWS, math.isqrt(elements)))
-        width = elements // height
+        height = max(1, min(num_rows, MAX_ROWS, _round_down(math.isqrt(elements), MULTIPLE[device])))
+        width = _round_down(elements // height, MULTIPLE[device])
     return Tiling(num_rows, vocab_size, height, min(vocab_size, width), whole_rows)
+
+
+def kernels(logits: Tensor) -> Any:
+    """losses/kernels.py, which needs Triton, for tensors on CUDA; None elsewhere: torch operators do the same."""
+    if not logits.is_cuda:
+        return None
+    from tip_exp.losses import kernels
+
+    return kernels
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; from the host to CUDA through pinned memory, so that the host does not wait."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def exp(x: Tensor, out: Tensor) -> Tensor:
@@ -65,7 +86,10 @@ def exp(x: Tensor, out: Tensor) -> Tensor:
 
 
 class Workspace:
-    """The buffers of one pass, allocated once and reused: `tiles` logit tiles and `num_scratch` scratch blocks."""
+    """The buffers of one pass, allocated once and reused: `tiles` logit tiles and `num_scratch` scratch blocks.
+
+    On CUDA there are no scratch blocks: kernels keep temporaries in registers.
+    """
 
     def __init__(
         self, cut: Tiling, dtype: torch.dtype, device: torch.device, *, num_scratch: int, tiles: int = LIVE_TILES
@@ -77,6 +101,7 @@ class Workspace:
         buffer = torch.empty(tiles * cut.held_elements, dtype=dtype, device=device)
         self._buffers = buffer.split(cut.held_elements)
         scratch_elements = min(cut.held_elements, max(self._block_elements, row_length))
+        num_scratch = 0 if device.type == "cuda" else num_scratch
         self._scratch = [torch.empty(scratch_elements, dtype=dtype, device=device) for _ in range(num_scratch)]
 
     def tiles(self, height: int, columns: slice) -> list[Tensor]:
@@ -94,6 +119,11 @@ class Workspace:
     def blocks(self, tile: Tensor) -> Iterator[slice]:
         """Row ranges of a tile, each small enough for one block."""
         return _slices(len(tile), max(1, self._block_elements // tile.shape[-1]))
+
+
+def _round_down(size: int, multiple: int) -> int:
+    """The largest multiple that is at most `size`, or `size` if it is smaller than one."""
+    return size // multiple * multiple or size
 
 
 def _slices(length: int, step: int) -> Iterator[slice]:

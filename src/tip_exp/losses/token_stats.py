@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tip_exp.losses.head import Head, LazyLogits, check_same_tokens, project
-from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, jsd, merge, tile_stats
+from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, add_tile, jsd
 from tip_exp.losses.tiling import GROUP, Workspace, tiling
 from tip_exp.selector.scores import STUDENT_STATISTICS
 
@@ -79,9 +79,11 @@ def token_stats(
 
 
 def check_ids(token_ids: Tensor, vocab_size: int) -> None:
-    """Raise ValueError if an id is outside the shared vocabulary."""
+    """Raise ValueError if an id is outside the shared vocabulary. On CUDA the device asserts it and nobody waits."""
     outside = (token_ids < 0) | (token_ids >= vocab_size)
-    if bool(outside.any()):
+    if token_ids.is_cuda:
+        torch._assert_async(~outside.any(), f"a token id is not one of the {vocab_size} ids that both models have")
+    elif bool(outside.any()):
         raise ValueError(
             f"token id {int(token_ids[outside][0])} is not one of the {vocab_size} ids that both models have; a model "
             "whose logits are wider than the other's can sample one: choose a pair of equal width"
@@ -108,7 +110,7 @@ def _row_sums(
     for columns in workspace.cut.columns():
         tiles = project(models, columns, workspace)
         groups = slice(columns.start // GROUP, columns.stop // GROUP)
-        sums = merge(sums, tile_stats(tiles, workspace, group_maxima[:, :, groups]))
+        sums = add_tile(sums, tiles, workspace, group_maxima[:, :, groups])
         for logits, tile in zip(sampled_logits, tiles, strict=True):
             logits += _sampled_logit(tile, token_ids - columns.start)
     names = (("entropy", "student_logprob"), ("teacher_entropy", "teacher_logprob"))

@@ -1,120 +1,60 @@
-"""Load a pair. Tokenizers, vocabularies, stop tokens and context lengths are checked before any weight loads."""
+"""Load a pair: context lengths are checked before any weight loads, output heads afterwards."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from tip_exp.config.schema import ModelConfig, PairConfig, RunConfig
+from tip_exp.config.schema import PairConfig, RunConfig
 from tip_exp.losses.head import Head, check_same_tokens
 from tip_exp.models import lora
-from tip_exp.models.pair import ChatTokenizer, Model, Pair
-from tip_exp.utils.errors import ConfigError, first_line
-from tip_exp.utils.paths import resolve_model
+from tip_exp.models.pair import ChatTokenizer, Model, Pair, Shards
+from tip_exp.models.sources import ROLES, load_part, load_tokenizer, source, text_config
+from tip_exp.models.weight_files import WeightFiles, empty_model
+from tip_exp.utils.errors import ConfigError
 
-ROLES = ("teacher", "student")
 # Keys of a model's config that limit its positions; the first that is set counts.
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
+# Spreads a module over the ranks, in place; with files its parameters are on the meta device.
+Shard = Callable[[PreTrainedModel, WeightFiles | None], Shards]
 PROBE_TOKENS, PROBE_LOGIT = 16, 1e3
 PROBE_ERROR, PROBE_ERROR_16_BIT = 1e-4, 1e-2  # over the largest logit; a 16-bit model rounds its own logits
-
-
-def load_tokenizer(config: PairConfig) -> ChatTokenizer:
-    """The pair's tokenizer, once tokenizers, vocabulary sizes and stop tokens of both models are checked."""
-    tokenizers = {role: _load(AutoTokenizer, "tokenizer", config, role) for role in ROLES}
-    widths = {role: _text_config(config, role).vocab_size for role in ROLES}
-    vocab_size = shared_vocab(tokenizers["teacher"], tokenizers["student"], widths["teacher"], widths["student"])
-    stops = {role: _stop_ids(config, role, tokenizers[role]) for role in ROLES}
-    if stops["teacher"] != stops["student"]:
-        raise ConfigError(
-            f"pair: the teacher stops at token ids {stops['teacher']}, the student at {stops['student']}; on-policy "
-            "distillation would then teach the student never to stop. Use models that share their stop tokens"
-        )
-    tokenizer = tokenizers["student"]
-    if not tokenizer.chat_template:
-        raise ConfigError(f"pair.student.path: the tokenizer of {config.student.path} has no chat template")
-    return ChatTokenizer(
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        stop_ids=stops["student"],
-        pad_id=stops["student"][0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        chat=config.chat,
-        privileged=config.privileged,
-    )
 
 
 def load_pair(
     config: PairConfig,
     device: torch.device,
-    student_from: Path | None = None,
     tokenizer: ChatTokenizer | None = None,
     *,
+    shard: dict[str, Shard] | None = None,
     teacher_only: bool = False,
 ) -> Pair:
     """Load teacher (frozen) and student onto `device`; raises ConfigError if they do not fit together.
 
-    `student_from`: a checkpoint folder to load the student from instead of pair.student.path.
-    `tokenizer`: the result of `load_tokenizer`, if the caller already has it.
-    `teacher_only`: the teacher is also the pair's student, whose weights are not loaded.
+    `tokenizer`: the result of `load_tokenizer`, if the caller already has it. `shard`, by role: spreads a model over
+    the ranks. Without it the models are whole. `teacher_only`: the teacher is also the pair's student, whose weights
+    are not loaded.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for each sequence length; flash attention does not
     tokenizer = tokenizer or load_tokenizer(config)
     shared = {field.name: getattr(tokenizer, field.name) for field in fields(ChatTokenizer)}
+    vocab_size, shards = tokenizer.vocab_size, shard or {}
+    teacher = _load_model(config, "teacher", device, vocab_size, shards.get("teacher"))
     if teacher_only:
-        teacher = _load_model(config, "teacher", device, tokenizer.vocab_size)
         return Pair(**shared, teacher=teacher, student=teacher, placement="resident")
-    settings = config.student.lora
-    if student_from is not None and settings is None:
-        student_config = config.student.model_copy(update={"path": str(student_from), "revision": None})
-        config = config.model_copy(update={"student": student_config})
-    teacher, student = (_load_model(config, role, device, tokenizer.vocab_size) for role in ROLES)
-    teacher.module.requires_grad_(False)
-    try:
-        check_same_tokens(student.head, teacher.head)
-    except ValueError as error:
-        raise ConfigError(f"pair: {error}") from error
-    if settings is not None:
-        lora.attach(student.module, settings, config.student.path)
-        if student_from is not None:  # base and adapter are exact; the checkpoint's merged weights are rounded
-            lora.load_adapter(student.module, student_from / lora.FOLDER)
+    student = _load_model(config, "student", device, vocab_size, shards.get("student"))
+    with student.whole(), teacher.whole():
+        try:
+            check_same_tokens(student.head, teacher.head)
+        except ValueError as error:
+            raise ConfigError(f"pair: {error}") from error
     return Pair(**shared, teacher=teacher, student=student, placement=config.teacher.placement)
-
-
-def shared_vocab(
-    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, teacher_width: int, student_width: int
-) -> int:
-    """Number of token ids that both models have; raises ConfigError unless each id is the same token for both.
-
-    Logits may be wider than the tokenizer (Qwen pads 151,665 tokens to 151,936 or 152,064): the smaller width counts.
-    """
-    student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
-    if different := sorted({token for token, _ in student_vocab.items() ^ teacher_vocab.items()}):
-        example = different[0]
-        raise ConfigError(
-            f"pair: teacher and student must share one tokenizer, but {len(different)} tokens differ; for example "
-            f"{example!r} is id {teacher_vocab.get(example)} in the teacher and {student_vocab.get(example)} in the "
-            "student"
-        )
-    shared, largest_id = min(teacher_width, student_width), max(student_vocab.values())
-    if largest_id >= shared:
-        raise ConfigError(
-            f"pair: the tokenizer has ids up to {largest_id}, but the two models share only {shared} logits"
-        )
-    return shared
 
 
 def check_context(
@@ -136,8 +76,7 @@ def check_context(
         lengths = {f"{key} + data.max_response_tokens": tokens + response for key, tokens in prompts.items()}
         if role == "student" or config.eval.teacher:
             lengths["the longest evaluation prompt + eval.max_tokens"] = longest_eval
-        text_config = text_configs[role] if text_configs else _text_config(config.pair, role)
-        limit = max_positions(text_config)
+        limit = max_positions(text_configs[role] if text_configs else text_config(config.pair, role))
         for keys, longest in lengths.items():
             if limit is not None and longest > limit:
                 raise ConfigError(
@@ -204,45 +143,32 @@ def head_of(module: PreTrainedModel, vocab_size: int) -> Head:
     return Head(linear.weight, vocab_size, linear.bias, scale / divisor, softcap)
 
 
-def _source(config: PairConfig, role: str) -> tuple[str, str]:
-    """Folder or hub id, and revision, of one role's model."""
-    model: ModelConfig = getattr(config, role)
-    path = resolve_model(model.path)
-    return str(Path(path).expanduser()) if path.startswith("~") else path, model.revision or "main"
-
-
-def _load(loader: Any, what: str, config: PairConfig, role: str, **options: Any) -> Any:
-    """`loader.from_pretrained` for one role's model; raises ConfigError if `what` cannot be loaded."""
-    path, revision = _source(config, role)
-    try:
-        return loader.from_pretrained(path, revision=revision, **options)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ConfigError(f"pair.{role}.path: cannot load the {what} of {path}: {first_line(error)}") from error
-
-
-def _text_config(config: PairConfig, role: str) -> PretrainedConfig:
-    return _load(AutoConfig, "config", config, role).get_text_config()
-
-
-def _stop_ids(config: PairConfig, role: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Stop ids of the tokenizer and of the model's generation config, sorted."""
-    path, revision = _source(config, role)
-    try:
-        eos = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
-    except OSError:
-        eos = None  # generation_config.json is optional
-    stops = {eos} if isinstance(eos, int) else set(eos or [])
-    if isinstance(tokenizer.eos_token_id, int):
-        stops.add(tokenizer.eos_token_id)
-    if not stops:
-        raise ConfigError(
-            f"pair.{role}.path: neither the tokenizer nor the generation config of {path} names a stop token"
+def _load_model(
+    config: PairConfig,
+    role: str,
+    device: torch.device,
+    vocab_size: int,
+    shard: Shard | None,
+) -> Model:
+    """One role's model: whole on `device`, or this rank's share of it. A LoRA student gets its adapters."""
+    dtype, settings = getattr(torch, getattr(config, role).dtype), config.student.lora if role == "student" else None
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention}
+    empty = None
+    if shard is not None and settings is None:  # adapters are drawn on whole layers
+        empty = empty_model(
+            load_part(AutoConfig, "config", config, role), *source(config, role), dtype, config.attention
         )
-    return sorted(stops)
-
-
-def _load_model(config: PairConfig, role: str, device: torch.device, vocab_size: int) -> Model:
-    dtype = getattr(torch, getattr(config, role).dtype)
-    module = _load(AutoModelForCausalLM, "model", config, role, dtype=dtype, attn_implementation=config.attention)
-    module = module.to(device).eval()  # eval: without dropout, statistics and gradients come from the same network
-    return Model(module, make_head(module, vocab_size))
+    module, files = empty or (load_part(AutoModelForCausalLM, "model", config, role, **options), None)
+    if shard is None:
+        module = module.to(device)
+    module.eval()  # without dropout, statistics and gradients come from the same network
+    module.requires_grad_(role == "student")
+    if settings is not None:
+        lora.attach(module, settings, config.student.path)
+    if shard is None:
+        return Model(module, make_head(module, vocab_size))
+    shards = shard(module, files)
+    with shards.whole():
+        head = make_head(module, vocab_size)
+    linear: Any = module.get_output_embeddings()
+    return Model(module, replace(head, weight=linear.weight, bias=linear.bias), shards)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tip_exp.utils.errors import ConfigError, first_line
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tip_exp.config.schema import LoraConfig
 
-FOLDER, WEIGHTS = "adapter", "adapter_model.safetensors"  # WEIGHTS: the file name that peft expects
+WEIGHTS = "adapter_model.safetensors"  # the file name that peft expects
 _ADAPTER = "default"
 _PREFIX = "base_model.model."  # PeftModel.from_pretrained expects it in stored names
 
@@ -73,39 +73,30 @@ def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         layer, _, parameter_name = name.partition(".base_layer.")
         if parameter_name == "weight":  # W + s B A in float32, rounded once
             delta = model.get_submodule(layer).get_delta_weight(_ADAPTER)  # pyright: ignore[reportCallIssue]
-            yield f"{layer}.weight", _full(parameter + delta).to(parameter.dtype)
+            yield f"{layer}.weight", whole_tensor(parameter + delta).to(parameter.dtype)
         elif ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), _full(parameter)
+            yield name.replace(".base_layer.", "."), whole_tensor(parameter)
 
 
-def save_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapters for `load_adapter` and for PeftModel.from_pretrained(base, folder)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {_PREFIX + name: _full(value).contiguous() for name, value in _adapter_state(model).items()}
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters under the names that peft stores, in host memory; shards are gathered."""
+    from peft import get_peft_model_state_dict
+
+    # save_embedding_layers=False: "auto" would look the base model up on the hub
+    state = get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
+    return {_PREFIX + name: whole_tensor(value).cpu().contiguous() for name, value in state.items()}
+
+
+def save_adapter(model: PreTrainedModel, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Write `adapter_tensors` of the model for PeftModel.from_pretrained(base, folder)."""
+    folder.mkdir(parents=True)
     save_file(tensors, folder / WEIGHTS)
     config: Any = model.peft_config[_ADAPTER]  # pyright: ignore[reportIndexIssue, reportArgumentType, reportCallIssue]
     config.save_pretrained(folder)
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> None:
-    """Load adapters that `save_adapter` wrote, bit for bit; raises ConfigError if names or shapes differ."""
-    from peft import set_peft_model_state_dict
-
-    saved, current = load_file(folder / WEIGHTS), _adapter_state(model)
-    if {name: t.shape for name, t in saved.items()} != {_PREFIX + name: t.shape for name, t in current.items()}:
-        raise ConfigError(f"{folder} holds adapters of other layers or another rank than pair.student.lora asks for")
-    set_peft_model_state_dict(model, saved, adapter_name=_ADAPTER)
-
-
-def _adapter_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    from peft import get_peft_model_state_dict
-
-    # save_embedding_layers=False: "auto" would look the base model up on the hub
-    return get_peft_model_state_dict(model, adapter_name=_ADAPTER, save_embedding_layers=False)
-
-
-def _full(parameter: Tensor) -> Tensor:
-    """The detached value; a DTensor is gathered."""
-    value = parameter.detach()
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """The detached value; a DTensor is gathered, which every rank has to take part in."""
+    value = tensor.detach()
     gather = getattr(value, "full_tensor", None)
     return gather() if gather is not None else value

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from tip_exp.losses.tiling import to_device
 from tip_exp.types import Rollout
 
 
@@ -40,34 +42,47 @@ class MicroBatch:
         return self.input_ids.numel()
 
     def to(self, device: torch.device) -> MicroBatch:
-        values = {name: getattr(self, name) for name in self.__slots__}
-        return replace(self, **{name: v.to(device) for name, v in values.items() if isinstance(v, Tensor)})
+        """On `device`, apart from `rollout` and `position`: selection and its metrics read them on the host."""
+        names = ("input_ids", "attention_mask", "rows", "columns", "token_ids")
+        return replace(self, **{name: to_device(getattr(self, name), device) for name in names})
 
 
 def micro_batches(
     rollouts: list[Rollout], token_budget: int, pad_id: int, *, packing: bool = False
 ) -> list[MicroBatch]:
-    """Split a step into micro-batches of at most `token_budget` positions, the longest rollouts first.
+    """Split a step into micro-batches of at most `token_budget` positions, the longest rollouts first."""
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    groups = group(lengths, token_budget, packing=packing, indices=range(len(rollouts)))
+    return [collate(rollouts, indices, pad_id, packing=packing) for indices in groups]
+
+
+def group(lengths: Sequence[int], token_budget: int, *, packing: bool, indices: Sequence[int]) -> list[list[int]]:
+    """The rollouts at `indices` by micro-batch, each micro-batch in ascending order.
 
     Padded: rollouts of similar length share a batch, and padding counts. Packed: first fit, longest first.
     A rollout longer than the budget gets a batch of its own; the config rules exclude that.
     """
-    lengths = [len(rollout.token_ids) for rollout in rollouts]
-    groups: list[list[int]] = []  # indices of rollouts
-    for index in sorted(range(len(rollouts)), key=lengths.__getitem__, reverse=True):
+    groups: list[list[int]] = []
+    for index in sorted(indices, key=lengths.__getitem__, reverse=True):
         if packing:
             fitting = (g for g in groups if sum(lengths[i] for i in g) + lengths[index] <= token_budget)
         else:
             fitting = (g for g in groups[-1:] if lengths[g[0]] * (len(g) + 1) <= token_budget)
-        if (group := next(fitting, None)) is None:
+        if (first := next(fitting, None)) is None:
             groups.append([index])
         else:
-            group.append(index)
-    return [_collate(rollouts, sorted(group), pad_id, packing) for group in groups]
+            first.append(index)
+    return [sorted(members) for members in groups]
 
 
-def _collate(rollouts: list[Rollout], indices: list[int], pad_id: int, packing: bool) -> MicroBatch:
-    """One micro-batch of the rollouts at `indices`; `pad_id` is not used in a packed row."""
+def empty_micro_batch(pad_id: int, *, packing: bool) -> MicroBatch:
+    """One padding token and no response token: a forward and backward pass of a rank that has no rollouts left."""
+    none, one_token = torch.zeros(0, dtype=torch.long), torch.full((1, 1), pad_id)
+    return MicroBatch(one_token, torch.ones_like(one_token), *[none] * 5, lengths=(1,) if packing else None)
+
+
+def collate(rollouts: list[Rollout], indices: list[int], pad_id: int, *, packing: bool) -> MicroBatch:
+    """The micro-batch of the rollouts at `indices`; `pad_id` is not used in a packed row."""
     ids = [torch.tensor(rollouts[i].token_ids) for i in indices]
     masks = [torch.tensor(rollouts[i].response_mask) for i in indices]
     if packing:

@@ -14,6 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tip_exp.losses.tiling import to_device
+
 BY_SEQUENCE = "sdpa_by_sequence"
 
 
@@ -31,7 +33,7 @@ def packed_inputs(module: PreTrainedModel, lengths: tuple[int, ...], device: tor
     if module.config._attn_implementation == BY_SEQUENCE:
         unused = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device)  # a 4-D mask stops transformers making one
         return {"attention_mask": unused, "position_ids": position_ids, "sequence_lengths": lengths}
-    bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    bounds = to_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device)
     varlen = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds}
     varlen |= {"max_length_q": max(lengths), "max_length_k": max(lengths)}
     return {"attention_mask": None, "position_ids": position_ids, **varlen}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,12 +20,39 @@ from tip_exp.models.teacher_offload import Placement
 from tip_exp.types import Problem
 
 
+class Shards(Protocol):
+    """Weights that are spread over ranks; entering a context is collective."""
+
+    def whole(self, *, trains: bool = False) -> AbstractContextManager[None]:
+        """Inside, embedding and head are whole tensors; with `trains` their gradients are summed over the ranks."""
+        ...
+
+    def gathered(self) -> AbstractContextManager[None]:
+        """Inside, all weights are whole, so that ranks may make different numbers of forward passes."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Model:
     """A causal language model in two parts: backbone (ids to hidden states) and head (hidden states to logits)."""
 
     module: PreTrainedModel
-    head: Head
+    loaded_head: Head
+    shards: Shards | None = None  # None: the module holds whole weights
+
+    @property
+    def head(self) -> Head:
+        """Of sharded weights, usable only inside `whole` or `gathered`."""
+        if self.shards is None:
+            return self.loaded_head
+        linear: Any = self.module.get_output_embeddings()
+        return replace(self.loaded_head, weight=linear.weight, bias=linear.bias)
+
+    def whole(self, *, trains: bool = False) -> AbstractContextManager[None]:
+        return nullcontext() if self.shards is None else self.shards.whole(trains=trains)
+
+    def gathered(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.shards is None else self.shards.gathered()
 
     def hidden(self, batch: MicroBatch) -> Float[Tensor, "n d"]:
         """Hidden states after the final norm at the positions that predict the batch's N response tokens."""

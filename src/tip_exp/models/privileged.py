@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tip_exp.losses.tiling import to_device
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.types import Problem, Rollout
 from tip_exp.utils.errors import ConfigError
@@ -51,11 +52,12 @@ def align_teacher_hidden(
     student_keys, teacher_keys = _token_keys(student_batches), _token_keys(teacher_batches)
     order = torch.empty_like(student_keys)  # order[i]: index in the teacher's order of the student's token i
     order[student_keys.argsort()] = teacher_keys.argsort()
+    order = to_device(order, teacher_hidden[0].device)
     teacher_ids = torch.cat([batch.token_ids for batch in teacher_batches])[order]
     student_ids = torch.cat([batch.token_ids for batch in student_batches])
     assert teacher_ids.equal(student_ids), "teacher and student read the same responses"
     hidden = torch.cat(teacher_hidden)
-    return list(hidden[order.to(hidden.device)].split([batch.num_tokens for batch in student_batches]))
+    return list(hidden[order].split([batch.num_tokens for batch in student_batches]))
 
 
 def _token_keys(batches: list[MicroBatch]) -> Tensor:

@@ -20,6 +20,8 @@ _STATUS, _CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Meter:
     """Measures blocks of a run, which may be nested: `with meter.span("loss"): …`.
 
+    Seconds are those of the device on CUDA, between two events of its stream, so that a span does not wait for it.
+
     memory/<span>_peak_gib: on CUDA torch's max_memory_allocated; on a CPU the kernel's peak of resident memory (VmHWM),
     which is reset through clear_refs when a span starts.
     memory/<span>_extra_mib: peak of torch's allocations in the span, minus those at its start. On a CPU, torch has no
@@ -31,6 +33,7 @@ class Meter:
         self._device, self._cuda = device, device.type == "cuda"
         self.count_allocations = False
         self._seconds: dict[str, float] = defaultdict(float)  # by metric, as the peaks
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []  # metric, start and end of a span
         self._peaks: dict[str, float] = defaultdict(float)
         self._open: list[float] = []  # bytes at the peak of each open span up to now, outermost first
 
@@ -43,14 +46,15 @@ class Meter:
         if allocations and self.count_allocations and not self._cuda:
             cpu = torch.profiler.ProfilerActivity.CPU
             profile = torch.profiler.profile(activities=[cpu], profile_memory=True, acc_events=True)
-        started = time.perf_counter()
+        started, event = time.perf_counter(), self._event()
         try:
             with profile or nullcontext():
                 yield
         finally:
-            if self._cuda:
-                torch.cuda.synchronize(self._device)  # kernels run asynchronously
-            self._seconds[metrics.seconds(name)] += time.perf_counter() - started
+            if event is not None and (end := self._event()) is not None:
+                self._events.append((metrics.seconds(name), event, end))
+            else:
+                self._seconds[metrics.seconds(name)] += time.perf_counter() - started
             self._record_peak()
             peak = self._open.pop()
             self._raise_peak(metrics.peak_gib(name), peak / GIB)
@@ -60,7 +64,12 @@ class Meter:
                 self._raise_peak(metrics.extra_mib(name), _peak_allocation(profile) / MIB)
 
     def drain_seconds(self) -> dict[str, float]:
-        """{"time/rollout_s": …}: seconds in each span since the last call."""
+        """{"time/rollout_s": …}: seconds in each span since the last call; waits for the device."""
+        if self._events:
+            torch.cuda.synchronize(self._device)
+        for metric, start, end in self._events:
+            self._seconds[metric] += start.elapsed_time(end) / 1000
+        self._events.clear()
         drained = dict(self._seconds)
         self._seconds.clear()
         return drained
@@ -83,6 +92,14 @@ class Meter:
         else:
             reset_high_water()
         self._open = [max(earlier, peak) for earlier in self._open]
+
+    def _event(self) -> torch.cuda.Event | None:
+        """Recorded on the current stream; None on a CPU."""
+        if not self._cuda:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def _raise_peak(self, metric: str, value: float) -> None:
         self._peaks[metric] = max(self._peaks[metric], value)

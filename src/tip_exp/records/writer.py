@@ -24,20 +24,25 @@ SAMPLE_COLUMNS = ("step", "problem", "answer", "response", "finish", "tokens", "
 class RunLogger(AbstractContextManager):
     """Writes metrics.jsonl, eval.jsonl and samples.jsonl of a run; with a W&B run, sends metrics and samples there."""
 
-    def __init__(self, folder: RunFolder, wandb_run: wandb.Run | None, *, resume_at: int | None) -> None:
-        """`resume_at`: step of the checkpoint; rows of later steps are dropped. None: drop all rows."""
-        self._folder, self._wandb_run = folder, wandb_run
-        for path in (folder.metrics, folder.eval_rows, folder.samples):
+    def __init__(
+        self, folder: RunFolder, wandb_run: wandb.Run | None, *, resume_at: int | None, writes: bool = True
+    ) -> None:
+        """`resume_at`: step of the checkpoint; rows of later steps are dropped. None: drop all rows.
+
+        `writes`: False on every rank but the main one: nothing is written.
+        """
+        self._folder, self._wandb_run, self._writes = folder, wandb_run, writes
+        for path in (folder.metrics, folder.eval_rows, folder.samples) if writes else ():
             keep_rows_upto(path, -1 if resume_at is None else resume_at)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        append_rows(self._folder.metrics, [{"step": step, **metrics}])
+        self._append(self._folder.metrics, [{"step": step, **metrics}])
         if self._wandb_run is not None:
             self._wandb_run.log(metrics, step=step)
 
     def eval_rows(self, step: int, model: str, benchmark: str, rows: Iterable[dict[str, Any]]) -> None:
         head = {"step": step, "model": model, "benchmark": benchmark}
-        append_rows(self._folder.eval_rows, [head | row for row in rows])
+        self._append(self._folder.eval_rows, [head | row for row in rows])
 
     def copy_teacher(self, source: RunFolder) -> dict[str, float]:
         """Copy the graded rows of a teacher's evaluation (mode=teacher); returns its accuracies."""
@@ -47,7 +52,7 @@ class RunLogger(AbstractContextManager):
     def samples(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
         """W&B gets a table of the rollouts; the statistics of each token are in samples.jsonl and the HTML report."""
         numbered = [{"step": step, **row} for row in rows]
-        append_rows(self._folder.samples, numbered)
+        self._append(self._folder.samples, numbered)
         if self._wandb_run is not None:
             import wandb
 
@@ -61,6 +66,10 @@ class RunLogger(AbstractContextManager):
             self._wandb_run.summary.update(fields | result["memory"])
             self._wandb_run.finish()
             self._wandb_run = None
+
+    def _append(self, path: Path, rows: list[dict[str, Any]]) -> None:
+        if self._writes:
+            append_rows(path, rows)
 
     def __exit__(self, *exception: object) -> None:
         if self._wandb_run is not None:

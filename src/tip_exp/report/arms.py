@@ -23,7 +23,7 @@ from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, 
 from tip_exp.utils.errors import DataError
 
 LEAKS = ("exact", "13gram")  # in_train_… of result.json
-IGNORED_KEYS = ("name", "sweep", "logger", "seed")  # runs of one arm may differ in these
+IGNORED_KEYS = ("name", "sweep", "logger", "seed", "ranks", "nodes")  # runs of one arm may differ in these
 
 
 @dataclass(slots=True)

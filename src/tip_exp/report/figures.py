@@ -12,7 +12,6 @@ from tip_exp.records.metrics import QUADRANTS
 from tip_exp.report.arms import ArmResult, group_by
 from tip_exp.report.colours import channels
 from tip_exp.report.overlaps import Overlaps
-from tip_exp.selector.scores import UNBUDGETED
 
 GREY = "#888888"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")  # by retention in the learning curves
@@ -192,7 +191,8 @@ def _by_selector(arms: list[ArmResult]) -> dict[str, list[ArmResult]]:
 
 def _retention(arm: ArmResult) -> float:
     """% of the response tokens: the setting, or for rules without a budget (q1 to q4) what they kept."""
-    kept = arm.kept_frac if arm.score in UNBUDGETED - {"full"} and not math.isnan(arm.kept_frac) else arm.retention
+    unbudgeted = arm.config.get("selector.order") == "positive" and arm.score != "full"
+    kept = arm.kept_frac if unbudgeted and not math.isnan(arm.kept_frac) else arm.retention
     return 100 * kept
 
 

@@ -27,7 +27,10 @@ class Overlaps:
 
 
 def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Overlaps:
-    """`rows` of samples.jsonl that have all statistics; `arms`: name -> config of a run."""
+    """`rows` of samples.jsonl that have all statistics; `arms`: name -> config of a run.
+
+    Arms whose rule is not what it was in the run, or is gone, are left out.
+    """
     statistics = {name: torch.tensor([value for row in rows for value in row[name]]) for name in STATISTICS}
     lengths = [len(row["tokens"]) for row in rows]
     tokens = Tokens(
@@ -38,7 +41,10 @@ def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Ove
     kept: dict[str, torch.Tensor] = {}
     for name, config in arms.items():
         options = {key: value for key, value in config["selector"].items() if key != "label"}
-        selector = Selector(**options, quadrants=Quadrants(**config["quadrants"]))
+        try:
+            selector = Selector(**options, quadrants=Quadrants(**config["quadrants"]))
+        except ValueError:
+            continue
         kept[name] = selector(statistics, tokens, torch.Generator().manual_seed(0)).kept_mask
     return Overlaps(
         statistics={name: values.tolist() for name, values in statistics.items()},

@@ -50,7 +50,10 @@ CAPTIONS = {
     "curves": ("Learning curves", "Mean over seeds; band: lowest to highest seed; grey: the other selectors' arms."),
     "plane": ("Entropy and divergence", "Tokens of the first evaluation as the selector of the menu would keep them."),
     "quadrants": ("Kept tokens by quadrant", "Fraction of a quadrant's tokens, over all steps and seeds."),
-    "overlap": ("Overlap of selectors on the same tokens", "Jaccard index: 1 if two selectors keep the same tokens."),
+    "overlap": (
+        "Overlap of selectors on the same tokens",
+        "Jaccard index: 1 if two selectors keep the same tokens. Arms whose rule has changed or is gone are left out.",
+    ),
 }
 
 
@@ -166,8 +169,8 @@ def _figures(arms: list[ArmResult], runs: list[RunFiles], colours: dict[str, str
     drawn["memory"] = figures.memory([of_arm[0] for of_arm in group_by(arms, "identity").values()], colours)
     if shares := _quadrant_shares(runs):
         drawn["quadrants"] = figures.quadrant_shares(shares)
-    if reference := _reference_rollouts(runs):
-        tokens = overlaps(reference, {run.arm: run.config for run in runs})
+    reference = _reference_rollouts(runs)
+    if reference and (tokens := overlaps(reference, {run.arm: run.config for run in runs})).kept:
         drawn["plane"] = figures.plane(tokens, runs[0].config["quadrants"], colours, selectors)
         drawn["overlap"] = figures.overlap_matrix(tokens)
     return drawn

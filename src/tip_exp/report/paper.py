@@ -12,16 +12,8 @@ from typing import NamedTuple
 from tip_exp.report.arms import ArmResult, differing_keys, group_by
 from tip_exp.report.overview import MARGIN, equivalence, errors_cover, p_value, percent, points, ratio, warnings
 from tip_exp.report.tables import Table
-from tip_exp.utils.paths import paper_numbers_file
+from tip_exp.utils.paths import PAPER_PAIRS, paper_numbers_file
 
-# Pairs in paper_numbers.csv -> their labels in conf/pair/.
-PAIRS = {
-    "qwen3-8b-4b": "qwen3_8b_to_4b",
-    "llama-70b-8b": "llama3_70b_to_8b",
-    "qwen2.5-14b-1.5b": "qwen25_14b_to_1p5b",
-    "qwen3-14b-1.7b": "qwen3_14b_to_1p7b",
-    "qwen3-32b-1.7b": "qwen3_32b_to_1p7b",
-}
 BENCHMARKS = {"math500": "MATH-500", "aime24": "AIME 2024", "aime25": "AIME 2025", "deepplanning": "DeepPlanning"}
 METHODS = {
     "full": "Full (all tokens)",
@@ -88,7 +80,7 @@ def paper_numbers() -> dict[Cell, PaperNumber]:
     with paper_numbers_file().open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             benchmark = row["benchmark"].removesuffix("_avg16")  # DeepPlanning's; its best16 is no accuracy of ours
-            cell = Cell(PAIRS[row["pair"]], benchmark, row["method"], float(row["retention"]))
+            cell = Cell(PAPER_PAIRS[row["pair"]], benchmark, row["method"], float(row["retention"]))
             deviation = f" ± {float(row['std']):g}" if row["std"] else ""
             numbers[cell] = PaperNumber(row["table"], f"{float(row['mean']):g}{deviation}")
     return numbers

@@ -18,8 +18,9 @@ from tip_exp.records.reader import RunRecord
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.claims import claims
 from tip_exp.report.overview import NOTES, csv_text, overview
-from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, PAIRS, Cell, paper_numbers, paper_tables
+from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, Cell, paper_numbers, paper_tables
 from tip_exp.report.tables import Table, latex, markdown, write
+from tip_exp.utils.paths import PAPER_PAIRS
 
 SINGLE = "single runs"  # the heading of runs that belong to no sweep
 SWEPT = ("seed=", "selector=", "selector.")  # overrides that come from the sweep's file or the list of seeds
@@ -73,7 +74,7 @@ def unfilled_cells(arms: list[ArmResult]) -> Table:
     for name, layout in LAYOUTS.items():
         accuracies = [cell for cell in numbers if cell[2:] in layout.rows and cell.benchmark in BENCHMARKS]
         command = f"`tip-exp -cd sweeps -cn {name}{' data.root=FOLDER' if name == 'table7' else ''}`"
-        for pair in PAIRS.values():
+        for pair in PAPER_PAIRS.values():
             cells = [cell for cell in accuracies if cell.pair == pair]
             num_filled = sum(cell in results and results[cell].seeds > 0 for cell in cells)
             if (name, pair) in printed and num_filled < len(cells):

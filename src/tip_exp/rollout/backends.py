@@ -13,7 +13,7 @@ from tip_exp.config.schema import RolloutConfig
 from tip_exp.models.pair import Model, Pair
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.rollout.vllm import VllmSampler, engine_version
-from tip_exp.types import Sampler
+from tip_exp.types import PartSampler
 from tip_exp.utils.errors import ConfigError, first_line
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Backend:
     def __str__(self) -> str:
         return f"rollouts by {self.name} {self.version} in {self.dtype}: {self.reason}"
 
-    def make(self, model: Model, pair: Pair, settings: RolloutConfig, max_model_len: int) -> Sampler:
+    def make(self, model: Model, pair: Pair, settings: RolloutConfig, max_model_len: int) -> PartSampler:
         """A sampler of `model`; `max_model_len`: most tokens of prompt and response together."""
         if self.name == "hf":
             return HfSampler(model.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=settings.batch_size)

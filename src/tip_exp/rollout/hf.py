@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 from transformers.generation.logits_process import (
@@ -15,7 +17,7 @@ from transformers.generation.logits_process import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from tip_exp.types import Rollout, Sampling
+from tip_exp.types import Part, Rollout, Sampling
 
 # The KV cache's name in a model's arguments and output: transformers 5.16 has past_key_values, 5.24 has cache.
 _CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
@@ -36,14 +38,27 @@ class HfSampler:
 
     @torch.no_grad()
     def generate(
-        self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        seed: int,
+        indices: Sequence[int] | None = None,
+        part: Part | None = None,
     ) -> list[Rollout]:
-        """Rollouts, prompt-major. The same seed, prompts and weights give the same rollouts."""
-        torch.manual_seed(seed)
-        expanded = [prompt for prompt in prompts for _ in range(sampling.samples)]
+        """Rollouts, prompt-major. The same seed, prompts and weights give the same rollouts, up to rounding.
+
+        A rollout's random numbers depend on its number in the whole batch, of which `prompts` may be a `part`; `indices`
+        are not used.
+        """
+        positions, num_prompts = part or Part(range(len(prompts)), len(prompts))
+        samples, total = sampling.samples, num_prompts * sampling.samples
+        expanded = [prompt for prompt in prompts for _ in range(samples)]
+        numbers = [i * samples + n for i in positions for n in range(samples)]
         rollouts: list[Rollout] = []
         for start in range(0, len(expanded), self.batch_size):
-            rollouts += self._generate_batch(expanded[start : start + self.batch_size], sampling)
+            batch = slice(start, start + self.batch_size)
+            draws = Draws(seed, numbers[batch], total, self.batch_size, self.model.device)
+            rollouts += self._generate_batch(expanded[batch], sampling, draws)
         return rollouts
 
     def rest(self) -> None:
@@ -55,7 +70,7 @@ class HfSampler:
     def close(self) -> None:
         pass
 
-    def _generate_batch(self, prompts: list[list[int]], sampling: Sampling) -> list[Rollout]:
+    def _generate_batch(self, prompts: list[list[int]], sampling: Sampling, draws: Draws) -> list[Rollout]:
         device, count, width, max_tokens = self.model.device, len(prompts), max(map(len, prompts)), sampling.max_tokens
         ids = torch.full((count, width), self.pad_id)
         mask = torch.ones(count, width + max_tokens, dtype=torch.long)
@@ -83,7 +98,7 @@ class HfSampler:
             )
             cache, cached_length, logits = output[_CACHE], length, output.logits[:, -1].float()
             # One uniform per prompt, finished or not, so that a response does not depend on when others finish.
-            uniform = torch.rand(count, dtype=torch.float64, device=device)[active]
+            uniform = draws.next()[active]
             tokens = _draw(warpers(ids, logits), uniform) if sampling.temperature > 0 else logits.argmax(-1)
             response_ids[active, step] = tokens
             logprobs[active, step] = logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
@@ -102,6 +117,35 @@ class HfSampler:
             make_rollout(prompt, response[:length], values[:length], stopped=finished)
             for prompt, response, values, length, finished in rows
         ]
+
+
+class Draws:
+    """A stream of uniform numbers for each rollout of a step, whichever rank and batch it is sampled in.
+
+    The rollouts of all ranks, numbered prompt-major, are cut into batches of `batch_size`; each has a generator that
+    draws a number for each of its rollouts at each token.
+    """
+
+    def __init__(self, seed: int, numbers: list[int], total: int, batch_size: int, device: torch.device) -> None:
+        """For the rollouts `numbers` of `total`."""
+        batches = sorted({number // batch_size for number in numbers})
+        self._counts = [min(batch_size, total - batch * batch_size) for batch in batches]
+        self._generators = [torch.Generator(device).manual_seed(batch_seed(seed, batch)) for batch in batches]
+        first = {batch: sum(self._counts[:i]) for i, batch in enumerate(batches)}
+        rows = [first[number // batch_size] + number % batch_size for number in numbers]
+        self._rows = None if rows == list(range(sum(self._counts))) else torch.tensor(rows, device=device)
+
+    def next(self) -> Float[Tensor, " n"]:
+        """The next number of each rollout, float64 in [0, 1)."""
+        pairs = zip(self._counts, self._generators, strict=True)
+        drawn = [torch.rand(count, dtype=torch.float64, device=g.device, generator=g) for count, g in pairs]
+        joined = drawn[0] if len(drawn) == 1 else torch.cat(drawn)
+        return joined if self._rows is None else joined[self._rows]
+
+
+def batch_seed(seed: int, batch: int) -> int:
+    """`seed` for the first batch; torch's CPU generator takes 32 bits, so the others' are hashed to that size."""
+    return seed if batch == 0 else int.from_bytes(blake2b(f"{seed}/{batch}".encode(), digest_size=4).digest(), "big")
 
 
 def _warpers(sampling: Sampling) -> LogitsProcessorList:

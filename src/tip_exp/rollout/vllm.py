@@ -25,7 +25,7 @@ from tip_exp.config.schema import VllmConfig
 from tip_exp.models.lora import merged_tensors
 from tip_exp.rollout.hf import make_rollout
 from tip_exp.rollout.vllm_options import engine_options
-from tip_exp.types import Rollout, Sampling
+from tip_exp.types import Part, Rollout, Sampling
 from tip_exp.utils.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -75,11 +75,16 @@ class VllmSampler:
         self.sync()
 
     def generate(
-        self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        seed: int,
+        indices: Sequence[int] | None = None,
+        part: Part | None = None,
     ) -> list[Rollout]:
         """Rollouts, prompt-major. A response depends on weights, prompt, its index and `seed`, not on other prompts.
 
-        `indices`: of the prompts among those of all ranks; None: 0, 1, …
+        `indices`: of the prompts among those of all ranks; None: 0, 1, … `part` is not used.
         """
         numbers = range(len(prompts)) if indices is None else indices
         limits = sampling.limits or [sampling.max_tokens] * len(prompts)

@@ -6,7 +6,6 @@ positions cannot be selected. No gradient flows through a selection.
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import dataclass
 
@@ -14,7 +13,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from tip_exp.selector.scores import SCORES, STATISTICS, Group, Normalizer, Order, Rounding, Scope, required_stats
+from tip_exp.selector.scores import (
+    STATISTICS,
+    Group,
+    Normalizer,
+    Order,
+    Rounding,
+    Rule,
+    Scope,
+    find_rule,
+    required_stats,
+    rule_inputs,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +39,7 @@ class Selection:
     score: Tensor
     weights: Tensor | None = None
 
-    def at(self, rows: slice) -> Selection:
+    def at(self, rows: slice | Tensor) -> Selection:
         """Of some of the tokens."""
         return Selection(self.kept_mask[rows], self.score[rows], None if self.weights is None else self.weights[rows])
 
@@ -90,7 +100,7 @@ class Quadrants:
 class Selector:
     """A selection rule; the fields are the keys of conf/selector/*.yaml."""
 
-    score: str  # a rule in SCORES
+    score: str | Rule  # as scores.find_rule takes it
     normalizer: Normalizer
     normalize_over: Group
     clip: dict[str, float]  # statistic -> quantile
@@ -101,6 +111,9 @@ class Selector:
     quadrants: Quadrants
     weight_by_score: bool
 
+    def __post_init__(self) -> None:
+        find_rule(self.score)  # a ValueError now instead of at the first step
+
     @property
     def required_stats(self) -> frozenset[str]:
         """Names of the statistics that `__call__` needs."""
@@ -110,16 +123,24 @@ class Selector:
     def __call__(self, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Selection:
         """Select from `statistics` (name -> (N,)); `generator` (CPU) is used by random rules only.
 
-        Raises FloatingPointError if a required statistic is not finite.
+        Raises FloatingPointError if a required statistic is not finite or a score is NaN.
         """
         for name in self.required_stats:
             if num_bad := int((~statistics[name].isfinite()).sum()):
                 raise FloatingPointError(
                     f"{name} is not finite at {num_bad} of {len(tokens)} tokens: a model returned NaN or infinity"
                 )
-        rule = SCORES[self.score]
-        inputs = [self._input(name, statistics, tokens, generator) for name in inspect.signature(rule).parameters]
-        score = rule(*inputs).float()
+        rule = find_rule(self.score)
+        inputs = [self._input(name, statistics, tokens, generator) for name in rule_inputs(rule)]
+        score = rule(*inputs)
+        if not isinstance(score, Tensor) or score.shape != (len(tokens),):
+            shape = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"type {type(score).__name__}"
+            raise ValueError(
+                f"the rule {self.score} returned {shape} instead of one score for each of {len(tokens)} tokens"
+            )
+        score = score.float()
+        if num_bad := int(score.isnan().sum()):
+            raise FloatingPointError(f"the rule {self.score} returned NaN at {num_bad} of {len(tokens)} tokens")
         weights = score.clamp(min=0) if self.weight_by_score else None
         return Selection(self._choose(score, tokens, generator), score, weights)
 
@@ -138,10 +159,11 @@ class Selector:
 
     def _normalized(self, name: str, values: Tensor, groups: Tensor) -> Tensor:
         """A statistic's values, clipped and normalized within each group, in the tokens' order."""
+        order, sizes = groups.argsort(stable=True), torch.bincount(groups).tolist()
         output = torch.empty_like(values)
-        for group in groups.unique():
-            in_group = groups == group
-            output[in_group] = normalize(clip_high(values[in_group], self.clip.get(name)), self.normalizer)
+        for rows in order.split(sizes):
+            if len(rows):
+                output[rows] = normalize(clip_high(values[rows], self.clip.get(name)), self.normalizer)
         return output
 
     def _choose(self, score: Tensor, tokens: Tokens, generator: torch.Generator) -> Tensor:
@@ -174,11 +196,9 @@ def normalize(values: Float[Tensor, " n"], normalizer: str) -> Float[Tensor, " n
         ordered = values.sort().values
         first, past_last = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
         mean_rank = (first + past_last - 1).to(values.dtype) / 2
-        return mean_rank / (len(values) - 1) if bool(ordered[0] < ordered[-1]) else torch.zeros_like(values)
+        return torch.where(ordered[0] < ordered[-1], mean_rank / (len(values) - 1), 0)
     low, high = (_quantile(values, 0.05), _quantile(values, 0.95)) if normalizer == "quantile" else values.aminmax()
-    if not bool(low < high):
-        return torch.zeros_like(values)
-    return ((values - low) / (high - low)).clamp(0, 1)
+    return torch.where(low < high, ((values - low) / (high - low)).clamp(0, 1), 0)
 
 
 def budgets(groups: Int[Tensor, " n"], retention: float, rounding: str) -> Int[Tensor, " g"]:

@@ -7,6 +7,14 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = "package:"
 OUTPUTS = Path("outputs")  # relative to the working directory; conf/hydra/default.yaml writes there
+# Pairs in paper_numbers.csv -> their labels in conf/pair/.
+PAPER_PAIRS = {
+    "qwen3-8b-4b": "qwen3_8b_to_4b",
+    "llama-70b-8b": "llama3_70b_to_8b",
+    "qwen2.5-14b-1.5b": "qwen25_14b_to_1p5b",
+    "qwen3-14b-1.7b": "qwen3_14b_to_1p7b",
+    "qwen3-32b-1.7b": "qwen3_32b_to_1p7b",
+}
 
 
 def conf_dir() -> Path:

@@ -1,0 +1,133 @@
+"""`tip-exp score`: the statistics of the tokens of a file, as Parquet and as a summary of the quadrants."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tip_exp.utils.errors import DataError, exit_code, format_error
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+JSON_LINES = (".jsonl", ".json")
+ERRORS = (ValueError, TypeError, OSError, FloatingPointError)
+
+
+def main(arguments: list[str]) -> None:
+    """An error that a user can cause is one message without a traceback, as in `tip-exp`."""
+    options = _parser().parse_args(arguments)
+    try:
+        _score(options)
+    except ERRORS as error:
+        print(format_error(error), file=sys.stderr)
+        sys.exit(exit_code(error))
+
+
+def read_texts(path: Path) -> tuple[list[str], list[Any] | None]:
+    """Texts, and their prompts if the file has them: JSON lines {"prompt", "response"} or {"text"}, else plain lines.
+
+    Raises DataError that names the line.
+    """
+    lines = [(n, line) for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"{path} has no line with a text")
+    if path.suffix not in JSON_LINES:
+        return [line for _, line in lines], None
+    rows: list[dict[str, Any]] = []
+    for number, line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(
+                f"{path}, line {number}: no JSON ({error}); plain lines need a name like texts.txt"
+            ) from error
+        if not isinstance(row, dict) or not isinstance(row.get("response", row.get("text")), str):
+            raise DataError(f'{path}, line {number}: needs "response" with "prompt", or "text"; got {line[:80]}')
+        if ("prompt" in row) != ("prompt" in (rows or [row])[0]):
+            raise DataError(f'{path}, line {number}: either every line has a "prompt" or none')
+        rows.append(row)
+    texts = [row.get("response", row.get("text")) for row in rows]
+    return texts, [row["prompt"] for row in rows] if "prompt" in rows[0] else None
+
+
+def summary(stats: pd.DataFrame) -> str:
+    """Number of tokens; with the columns for it, share of the tokens and of the divergence in each quadrant."""
+    from tabulate import tabulate
+
+    head = f"{len(stats)} response tokens of {stats['sequence'].nunique()} sequences"
+    if not {"quadrant", "entropy", "reverse_kl"} <= set(stats) or stats.empty:
+        return head
+    total = stats["reverse_kl"].sum()
+    rows: list[list[Any]] = []
+    for name, part in sorted(stats.groupby("quadrant")):
+        share = part["reverse_kl"].sum() / total if total > 0 else 0.0
+        means = part["entropy"].mean(), part["reverse_kl"].mean()
+        kept = [f"{part['kept'].mean():.1%}"] if "kept" in part else []
+        rows.append(
+            [name, len(part), f"{len(part) / len(stats):.1%}", f"{share:.1%}", *map("{:.3f}".format, means), *kept]
+        )
+    headings = ["quadrant", "tokens", "share", "of reverse KL", "mean entropy", "mean reverse KL"]
+    headings += ["kept"] if "kept" in stats else []
+    return f"{head}\n{tabulate(rows, headings, disable_numparse=True)}"
+
+
+def _score(options: argparse.Namespace) -> None:
+    if options.out is not None and not options.out.parent.is_dir():
+        raise DataError(f"--out: there is no folder {options.out.parent}")
+    texts, prompts = read_texts(options.texts)
+    from tip_exp.api.score import score
+    from tip_exp.api.select import make_selector, select
+
+    selector = None
+    if options.selector is not None:
+        changes = {} if options.retention is None else {"retention": options.retention}
+        selector = make_selector(options.selector, **changes)
+    stats = score(
+        options.student,
+        options.teacher,
+        texts,
+        prompts=prompts,
+        statistics=options.statistics,
+        chat=options.chat,
+        device=options.device,
+        dtype=options.dtype,
+        micro_batch_tokens=options.micro_batch_tokens,
+    )
+    if selector is not None:
+        kept = select(stats, selector)
+        stats["kept"] = kept[0] if selector.weight_by_score else kept
+    print(summary(stats))
+    if options.out is not None:
+        stats.to_parquet(options.out)
+        print(f"{options.out}: {len(stats)} rows, columns {', '.join(stats)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tip-exp score",
+        description="Statistics of every token of a file under a student and a teacher: a summary, with --out a table.",
+        epilog="example: tip-exp score --student package:tiny/student --teacher package:tiny/teacher --texts my.jsonl",
+    )
+    parser.add_argument("--student", required=True, help="a folder, a hub id, or package:… for what the package ships")
+    parser.add_argument("--teacher", required=True, help="the same; it needs the student's tokenizer")
+    texts = 'JSON lines {"prompt", "response"} or {"text"} in a .jsonl file; in any other a text per line'
+    parser.add_argument("--texts", required=True, type=Path, metavar="FILE", help=texts)
+    parser.add_argument("--out", type=Path, metavar="FILE.parquet", help="write the table there")
+    parser.add_argument("--selector", metavar="NAME", help="add a column kept: soft_or, q3, … or my_module:my_rule")
+    parser.add_argument("--retention", type=float, help="share of the tokens that --selector keeps")
+    parser.add_argument(
+        "--statistics", type=lambda text: text.split(","), metavar="A,B", help="columns to measure (default: all)"
+    )
+    parser.add_argument(
+        "--no-chat", dest="chat", action="store_false", help="read prompts as they are, without a chat template"
+    )
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--dtype", default="auto", help="of the weights: float32, bfloat16 (default: as saved)")
+    parser.add_argument(
+        "--micro-batch-tokens", type=int, default=16_384, help="positions of one forward pass (default: 16384)"
+    )
+    return parser

@@ -1,0 +1,134 @@
+"""What the functions take as a model: a Hugging Face model or its path, or for tensors its output head alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tip_exp.losses.head import Head, LazyLogits, check_same_tokens
+from tip_exp.models.load import head_of, make_head, shared_vocab
+from tip_exp.models.pair import Model
+from tip_exp.utils.errors import first_line
+from tip_exp.utils.paths import resolve_model
+
+Role = Literal["student", "teacher"]
+ROLES: tuple[Role, Role] = ("student", "teacher")
+
+
+def module_of(model: Any, role: Role, device: Any, dtype: Any) -> PreTrainedModel:
+    """A model as it was given (a PEFT model: its base model, adapters included), or loaded from a path."""
+    if isinstance(model, str | os.PathLike):
+        path = resolve_model(os.fspath(model))
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(os.path.expanduser(path), dtype=dtype)
+        except (OSError, ValueError, ImportError) as error:
+            raise ValueError(f"{role}: cannot load a model from {path}: {first_line(error)}") from error
+        return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"{role}: a Hugging Face causal language model or a path; got {type(model).__name__}")
+    return model
+
+
+def find_tokenizer(models: dict[Role, Any], tokenizer: Any, widths: dict[Role, int]) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that was given, else the student's, once it is compared with the teacher's.
+
+    `models` are as the user gave them; a model that was loaded earlier knows the path that it came from. None if no
+    tokenizer is there. Raises ValueError if teacher and student have different ones.
+    """
+    if isinstance(tokenizer, str | os.PathLike):
+        return AutoTokenizer.from_pretrained(os.path.expanduser(resolve_model(os.fspath(tokenizer))))
+    if tokenizer is not None:
+        return tokenizer
+    loaded: dict[Role, PreTrainedTokenizerBase] = {}
+    for role, model in models.items():
+        is_path = isinstance(model, str | os.PathLike)
+        path = resolve_model(os.fspath(model)) if is_path else getattr(model, "name_or_path", "")
+        try:
+            if path:
+                loaded[role] = AutoTokenizer.from_pretrained(os.path.expanduser(path))
+        except (OSError, ValueError, ImportError):
+            continue
+    if len(loaded) == 2:
+        shared_vocab(loaded["teacher"], loaded["student"], widths["teacher"], widths["student"])
+    return next(iter(loaded.values()), None)
+
+
+def width_of(module: PreTrainedModel) -> int:
+    """Number of token ids that a model has logits for."""
+    return module.config.get_text_config().vocab_size
+
+
+def make_model(module: PreTrainedModel, vocab_size: int) -> Model:
+    return Model(module, make_head(module, vocab_size))
+
+
+@contextmanager
+def scoring(*modules: PreTrainedModel) -> Iterator[None]:
+    """Without gradient, dropout and autocast inside the block; each submodule's mode is restored after it."""
+    training = [module for root in modules for module in root.modules() if module.training]
+    try:
+        for root in modules:
+            root.eval()
+        with torch.no_grad(), torch.autocast(modules[0].device.type, enabled=False):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def lazy_logits(
+    student_hidden: Tensor, teacher_hidden: Tensor, student: Any, teacher: Any
+) -> tuple[LazyLogits, LazyLogits]:
+    """Both models' logits at N positions over the ids that both have, from hidden states (N, D) and (N, E).
+
+    Raises TypeError or ValueError that names the argument if these do not fit together.
+    """
+    heads = {"student": _head(student, "student"), "teacher": _head(teacher, "teacher")}
+    vocab_size = min(head.vocab_size for head in heads.values())
+    if len(student_hidden) != len(teacher_hidden):
+        raise ValueError(
+            f"student_hidden has {len(student_hidden)} positions and teacher_hidden {len(teacher_hidden)}; both need "
+            "one hidden state for each of the same tokens"
+        )
+    lazy: list[LazyLogits] = []
+    for role, hidden in zip(ROLES, (student_hidden, teacher_hidden), strict=True):
+        head = replace(heads[role], vocab_size=vocab_size)
+        if hidden.shape[-1] != head.weight.shape[1]:
+            raise ValueError(
+                f"{role}_hidden has {hidden.shape[-1]} features, but the output head of {role} takes "
+                f"{head.weight.shape[1]}; give the last hidden state after the final norm"
+            )
+        if not (hidden.device == head.weight.device == student_hidden.device):
+            raise ValueError(
+                f"{role}_hidden is on {hidden.device}, its head on {head.weight.device}, student_hidden on "
+                f"{student_hidden.device}; all must be on one device"
+            )
+        lazy.append(LazyLogits(hidden, head))
+    check_same_tokens(lazy[0].head, lazy[1].head)
+    return lazy[0], lazy[1]
+
+
+def _head(model: Any, role: Role) -> Head:
+    if isinstance(model, Head):
+        return model
+    if isinstance(model, Tensor) and model.dim() == 2:
+        return Head(model, len(model))
+    if isinstance(model, nn.Linear):
+        return Head(model.weight, len(model.weight), model.bias)
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    if isinstance(model, PreTrainedModel):
+        return head_of(model, len(model.get_output_embeddings().weight))
+    what = f"a tensor of shape {tuple(model.shape)}" if isinstance(model, Tensor) else type(model).__name__
+    raise TypeError(
+        f"{role}: a Hugging Face model, its output embedding (nn.Linear), or that one's weight (V, D); got {what}"
+    )

@@ -1,0 +1,152 @@
+"""Which tokens a selector keeps, from the table of `score` or from tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from tip_exp.config.parse import config_error, typed_selector
+from tip_exp.config.rules import selector_rules
+from tip_exp.selector.scores import Rule
+from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens
+from tip_exp.utils.paths import conf_dir
+from tip_exp.utils.seeds import seed_for
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LABEL = "-"  # selections that are not runs have no name
+
+
+def select(
+    stats: pd.DataFrame | Mapping[str, Any],
+    selector: str | Rule | Selector = "soft_or",
+    *,
+    retention: float | None = None,
+    response_mask: Tensor | None = None,
+    quadrants: tuple[float, float] | None = None,
+    seed: int = 0,
+    step: int = 1,
+    **overrides: Any,
+) -> Any:
+    """Which tokens to train on, as a training run would choose them: a boolean Series or tensor.
+
+    stats  the table of `score`, or tensors by name: the statistics that the selector reads and `sequence`, the index
+        of each token's sequence (and `position` in it, if tokens are not in order). The batch is the whole table.
+    response_mask  for tensors (B, T): True on the response tokens; rows are then the sequences, and the result is
+        (B, T), False elsewhere.
+    selector  an option of conf/selector ("soft_or", "q3", "random", …), "my_module:my_rule", a function of statistics,
+        or a Selector.
+    retention, overrides  kept / response tokens, and any other key of `selector` in conf/config.yaml (order, clip, …).
+    quadrants  thresholds of the rules q1 to q4, as in `score`.
+    seed, step  of random rules: the draws of that step of a run with this seed.
+
+    With weight_by_score=True the result is (mask, weights). Raises ValueError for a wrong setting or a missing
+    statistic, FloatingPointError for NaN.
+    """
+    changes = overrides | ({} if retention is None else {"retention": retention})
+    rule = make_selector(selector, quadrants, **changes)
+    lacking = sorted(rule.required_stats - set(stats))
+    if lacking:
+        raise ValueError(f"stats lacks {', '.join(lacking)}, which the selector {rule.score} reads")
+    values = {name: _tensor(stats[name]) for name in rule.required_stats}
+    if response_mask is not None:
+        response_mask = response_mask.bool()
+        for name, value in values.items():
+            if value.shape != response_mask.shape:
+                raise ValueError(
+                    f"stats[{name!r}] has the shape {tuple(value.shape)}, response_mask {tuple(response_mask.shape)}"
+                )
+        values = {name: value[response_mask] for name, value in values.items()}
+        sequence = response_mask.nonzero()[:, 0]
+    elif "sequence" in stats:
+        sequence = _tensor(np.unique(np.asarray(stats["sequence"]), return_inverse=True)[1])
+    else:
+        raise ValueError("stats lacks sequence, the index of each token's sequence; tensors (B, T) need response_mask=")
+    for name, value in values.items():
+        if value.dim() != 1 or value.shape != sequence.shape:
+            raise ValueError(
+                f"stats[{name!r}] has the shape {tuple(value.shape)}, sequence {tuple(sequence.shape)}; both need (N,), "
+                "or (B, T) with response_mask= and without sequence"
+            )
+    if rule.normalize_over == "micro_batch" and "micro_batch" not in stats:
+        raise ValueError("normalize_over=micro_batch: stats lacks micro_batch, the index of each token's micro-batch")
+    micro_batch = _tensor(stats["micro_batch"]) if "micro_batch" in stats else torch.zeros_like(sequence)
+    position = _tensor(stats["position"]) if "position" in stats and response_mask is None else order_in(sequence)
+    tokens = Tokens(sequence, micro_batch.to(sequence), position.to(sequence))
+    selection = rule(values, tokens, torch.Generator().manual_seed(seed_for("select", seed, step)))
+    kept, weights = _scattered(selection, response_mask)
+    if not isinstance(stats, Mapping):
+        import pandas as pd
+
+        kept = pd.Series(kept.numpy(), index=stats.index, name="kept")
+        weights = None if weights is None else pd.Series(weights.numpy(), index=stats.index, name="weight")
+    return (kept, weights) if rule.weight_by_score else kept
+
+
+def make_selector(
+    selector: str | Rule | Selector, quadrants: tuple[float, float] | None = None, **overrides: Any
+) -> Selector:
+    """The selector of an option of conf/selector, of a rule's name or function, or a Selector, with some keys changed.
+
+    Raises ConfigError as a run would: for an unknown key, a wrong value, or keys that exclude each other.
+    """
+    if isinstance(selector, Selector):
+        return replace(selector, **overrides, **({} if quadrants is None else {"quadrants": thresholds(quadrants)}))
+    values = _defaults()["selector"] | {"label": LABEL}
+    rule: str | Rule = selector
+    if isinstance(selector, str):
+        option = conf_dir() / "selector" / f"{selector}.yaml"
+        preset: Any = {"score": selector}
+        if option.is_file() and selector != "rule":
+            preset = OmegaConf.to_container(OmegaConf.load(option))
+        values |= preset | {"label": LABEL}
+        rule = overrides.pop("score", values["score"])
+    # A function is no value of a config; the name of another rule stands for it while the types are checked.
+    config = typed_selector(values | overrides | {"score": rule if isinstance(rule, str) else "entropy"})
+    settings = config.model_dump(exclude={"label"}) | ({} if isinstance(rule, str) else {"score": rule})
+    made = Selector(**settings, quadrants=thresholds(quadrants))
+    if problems := list(selector_rules(made)):
+        raise config_error(problems)
+    return made
+
+
+def thresholds(quadrants: tuple[float, float] | None) -> Quadrants:
+    """Of entropy and divergence, nats; None: those of conf/config.yaml."""
+    return Quadrants(**_defaults()["quadrants"]) if quadrants is None else Quadrants(*map(float, quadrants))
+
+
+def order_in(sequence: Tensor) -> Tensor:
+    """How many tokens of its sequence stand before each token: [0, 0, 1, 0] -> [0, 1, 0, 2]"""
+    order = sequence.argsort(stable=True)
+    sizes = torch.bincount(sequence)
+    starts = (sizes.cumsum(0) - sizes)[sequence[order]]
+    return torch.empty_like(sequence).index_copy_(0, order, torch.arange(len(order), device=order.device) - starts)
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    raw: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
+    return {"selector": raw["selector"], "quadrants": raw["quadrants"]}
+
+
+def _tensor(values: Any) -> Tensor:
+    return values.detach() if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
+
+
+def _scattered(selection: Selection, response_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Mask and weights, put where `response_mask` is True."""
+    if response_mask is None:
+        return selection.kept_mask, selection.weights
+    kept = torch.zeros_like(response_mask).masked_scatter_(response_mask, selection.kept_mask)
+    if selection.weights is None:
+        return kept, None
+    zeros = torch.zeros(response_mask.shape, dtype=selection.weights.dtype, device=response_mask.device)
+    return kept, zeros.masked_scatter_(response_mask, selection.weights)

@@ -1,0 +1,107 @@
+"""The start-up check: refuse a run that the free memory of its device or host cannot hold, before any weight loads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.estimate.memory import CONTEXT_GIB, PROCESS, RankMemory
+from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.units import GIB
+
+if TYPE_CHECKING:
+    import torch
+
+# Keys that lower each part of a phase.
+LOWERED_BY = {
+    "teacher layers": "ranks, pair.teacher.dtype, pair.teacher.placement",
+    "teacher vocabulary": "ranks, pair.teacher.dtype",
+    "student weights": "ranks, pair.student.dtype",
+    "gradients": "ranks, pair.student.dtype",
+    "AdamW": "ranks, pair.student.dtype",
+    "activations": "learner.micro_batch_tokens",
+    "temporaries": "learner.micro_batch_tokens",
+    "hidden states": "ranks, learner.prompts_per_step, learner.samples_per_prompt, data.max_response_tokens",
+    "logits and temporaries": "learner.micro_batch_tokens, learner.tile_mib (learner.loss_backend=fused)",
+    "sampling engine": "rollout.vllm.gpu_memory_utilization, rollout.vllm.sleep_level",
+    "KV cache": "rollout.batch_size",
+    "sampling": "rollout.batch_size",
+    "checkpoint": "ranks",
+}
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_MIN_SHARE = 0.05  # the message leaves out smaller parts
+
+
+def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
+    """Raise ConfigError if a phase of `config` needs more than is free on the device or on the host.
+
+    The message names the phase, its need, the supply and the keys that lower it. `backend`: of rollouts, hf or vllm.
+    No check with ignore_memory=true, or where the system does not report free memory.
+    """
+    free = free_gib(device)
+    if config.ignore_memory or free is None:
+        return
+    ranks, local_ranks = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if device.type != "cuda":
+        phases = RankMemory(config, None, ranks, backend="hf").phases()
+        needs = {name: _times(local_ranks, phase.device | phase.host) for name, phase in phases.items()}
+        _check(device.type, needs, free)
+        return
+    import torch
+
+    memory = RankMemory(config, torch.cuda.get_device_properties(device).total_memory / GIB, ranks, backend=backend)
+    if backend == "vllm":
+        given, needed = memory.engine_gib()
+        if needed > given:
+            raise ConfigError(
+                f"rollout.vllm.gpu_memory_utilization={config.rollout.vllm.gpu_memory_utilization} is {given:.1f} GiB "
+                f"of {device}, but the student's weights and the KV cache of its longest response take {needed:.1f} "
+                "GiB; raise it, or lower data.max_response_tokens or eval.max_tokens"
+            )
+    phases = memory.phases()
+    _check(str(device), {name: phase.device for name, phase in phases.items()}, free + CONTEXT_GIB)
+    if (free_host := free_host_gib()) is not None:
+        _check("the host", {name: _times(local_ranks, phase.host) for name, phase in phases.items()}, free_host)
+
+
+def _times(count: int, parts: dict[str, float]) -> dict[str, float]:
+    return {part: count * gib for part, gib in parts.items()}
+
+
+def _check(place: str, phases: dict[str, dict[str, float]], free: float) -> None:
+    """Raise ConfigError for the phase with the largest need if that is above `free` GiB; the process is in use."""
+    needs = {name: {part: gib for part, gib in parts.items() if part != PROCESS} for name, parts in phases.items()}
+    phase, parts = max(needs.items(), key=lambda need: sum(need[1].values()))
+    needed = sum(parts.values())
+    if needed <= free:
+        return
+    large = {name: gib for name, gib in sorted(parts.items(), key=lambda part: -part[1]) if gib >= _MIN_SHARE * needed}
+    keys = dict.fromkeys(key for name in large for key in LOWERED_BY.get(name, "").split(", ") if key)
+    sizes = ", ".join(f"{name} {gib:.1f}" for name, gib in large.items())
+    raise ConfigError(
+        f"this run needs about {needed:.1f} GiB ({phase}: {sizes}), but {place} has {free:.1f} GiB free. "
+        f"Lower it with {', '.join(keys)}, or a smaller pair; ignore_memory=true skips this check"
+    )
+
+
+def free_gib(device: torch.device) -> float | None:
+    """Free memory of a CUDA device, else of the host; None if unknown."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0] / GIB
+    return free_host_gib()
+
+
+def free_host_gib() -> float | None:
+    """Free memory of the machine or the cgroup, whichever is less; None if unknown."""
+    if not _MEMINFO.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free / GIB

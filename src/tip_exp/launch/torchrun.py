@@ -1,0 +1,83 @@
+"""The process between a launcher and the ranks of its run: torch.distributed.run, with one error for all of them.
+
+python -m tip_exp.launch.torchrun FOLDER LAUNCHER_PID OPTION… -- LOCK…
+
+A rank prints no error itself, because when one fails its peers fail too. Each leaves a report, and the first is
+printed here. What torch.distributed.run logs is in torchrun.log.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from tip_exp.launch.worker import LOG_FORMAT, end_with, print_interrupted
+from tip_exp.records.folder import RunFolder
+from tip_exp.utils.errors import FAILED, INTERRUPTED, first_line
+
+KILL_AFTER_S = 30  # torch.distributed.run's default
+
+
+def main() -> None:
+    """Do the run; the exit code is that of the rank that failed first, or the signal that killed one."""
+    folder, launcher = RunFolder(Path(sys.argv[1])), int(sys.argv[2])
+    end_with(launcher)
+    split = sys.argv.index("--")
+    options, locks = sys.argv[3:split], sys.argv[split + 1 :]
+    worker = ["-m", "tip_exp.launch.worker", str(folder.root), str(os.getpid()), *locks]
+    logging.basicConfig(filename=folder.root / "torchrun.log", format=LOG_FORMAT)
+    try:
+        with tempfile.TemporaryDirectory(prefix="tip_exp_ranks_") as reports:
+            code = run_ranks([*options, f"--log-dir={reports}", *worker], Path(reports))
+    except KeyboardInterrupt:  # while torch loads
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        print_interrupted(folder)
+    if code < 0:  # end like the rank, so that the launcher sees the signal
+        if -code != signal.SIGKILL:  # it has no handler
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
+
+
+def run_ranks(arguments: list[str], reports: Path) -> int:
+    """Run torch.distributed.run to its end; prints one error and returns an exit code, negative for a signal."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "torch"]:
+        logging.getLogger(name).handlers.clear()  # they print to stderr
+        logging.getLogger(name).propagate = True
+    try:
+        run(parse_args(arguments))
+    except SignalException:
+        return INTERRUPTED
+    except ChildFailedError as error:
+        written = [json.loads(path.read_text()) for path in reports.rglob("error.json")]
+        first = min(written, key=lambda report: report["time_ns"], default=None)
+        for failure in error.failures.values():
+            # Peers of a failed rank get SIGTERM, and SIGKILL 30 s later: neither is the cause.
+            is_cause = first is None or failure.timestamp < first["timestamp"] + KILL_AFTER_S
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and is_cause:
+                return failure.exitcode
+        if first is not None:
+            print(first["message"], file=sys.stderr)
+            return first["code"]
+        rank, failure = next(iter(error.failures.items()))
+        print(f"error: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
+        return FAILED
+    except Exception as error:  # the nodes did not meet
+        logging.getLogger("tip_exp").exception("torch.distributed.run failed")
+        print(f"error: the processes of this run did not start: {first_line(error)}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    main()

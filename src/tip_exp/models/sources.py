@@ -1,0 +1,100 @@
+"""Where a pair's models come from, and its tokenizer. Tokenizers, vocabularies and stop tokens are checked here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+from tip_exp.config.schema import ModelConfig, PairConfig
+from tip_exp.models.pair import ChatTokenizer
+from tip_exp.utils.errors import ConfigError, first_line
+from tip_exp.utils.paths import resolve_model
+
+ROLES = ("teacher", "student")
+
+
+def load_tokenizer(config: PairConfig) -> ChatTokenizer:
+    """The pair's tokenizer, once tokenizers, vocabulary sizes and stop tokens of both models are checked."""
+    tokenizers = {role: load_part(AutoTokenizer, "tokenizer", config, role) for role in ROLES}
+    widths = {role: text_config(config, role).vocab_size for role in ROLES}
+    vocab_size = shared_vocab(tokenizers["teacher"], tokenizers["student"], widths["teacher"], widths["student"])
+    stops = {role: _stop_ids(config, role, tokenizers[role]) for role in ROLES}
+    if stops["teacher"] != stops["student"]:
+        raise ConfigError(
+            f"pair: the teacher stops at token ids {stops['teacher']}, the student at {stops['student']}; on-policy "
+            "distillation would then teach the student never to stop. Use models that share their stop tokens"
+        )
+    tokenizer = tokenizers["student"]
+    if not tokenizer.chat_template:
+        raise ConfigError(f"pair.student.path: the tokenizer of {config.student.path} has no chat template")
+    return ChatTokenizer(
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        stop_ids=stops["student"],
+        pad_id=stops["student"][0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        chat=config.chat,
+        privileged=config.privileged,
+    )
+
+
+def shared_vocab(
+    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, teacher_width: int, student_width: int
+) -> int:
+    """Number of token ids that both models have; raises ConfigError unless each id is the same token for both.
+
+    Logits may be wider than the tokenizer (Qwen pads 151,665 tokens to 151,936 or 152,064): the smaller width counts.
+    """
+    student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
+    if different := sorted({token for token, _ in student_vocab.items() ^ teacher_vocab.items()}):
+        example = different[0]
+        raise ConfigError(
+            f"pair: teacher and student must share one tokenizer, but {len(different)} tokens differ; for example "
+            f"{example!r} is id {teacher_vocab.get(example)} in the teacher and {student_vocab.get(example)} in the "
+            "student"
+        )
+    shared, largest_id = min(teacher_width, student_width), max(student_vocab.values())
+    if largest_id >= shared:
+        raise ConfigError(
+            f"pair: the tokenizer has ids up to {largest_id}, but the two models share only {shared} logits"
+        )
+    return shared
+
+
+def source(config: PairConfig, role: str) -> tuple[str, str]:
+    """Folder or hub id, and revision, of one role's model."""
+    model: ModelConfig = getattr(config, role)
+    path = resolve_model(model.path)
+    return str(Path(path).expanduser()) if path.startswith("~") else path, model.revision or "main"
+
+
+def load_part(loader: Any, what: str, config: PairConfig, role: str, **options: Any) -> Any:
+    """`loader.from_pretrained` for one role's model; raises ConfigError if `what` cannot be loaded."""
+    path, revision = source(config, role)
+    try:
+        return loader.from_pretrained(path, revision=revision, **options)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ConfigError(f"pair.{role}.path: cannot load the {what} of {path}: {first_line(error)}") from error
+
+
+def text_config(config: PairConfig, role: str) -> PretrainedConfig:
+    return load_part(AutoConfig, "config", config, role).get_text_config()
+
+
+def _stop_ids(config: PairConfig, role: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Stop ids of the tokenizer and of the model's generation config, sorted."""
+    path, revision = source(config, role)
+    try:
+        eos = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
+    except OSError:
+        eos = None  # generation_config.json is optional
+    stops = {eos} if isinstance(eos, int) else set(eos or [])
+    if isinstance(tokenizer.eos_token_id, int):
+        stops.add(tokenizer.eos_token_id)
+    if not stops:
+        raise ConfigError(
+            f"pair.{role}.path: neither the tokenizer nor the generation config of {path} names a stop token"
+        )
+    return sorted(stops)

@@ -1,0 +1,101 @@
+"""A model without weights, and its safetensors files, of which a rank reads only the rows that it keeps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+class WeightFiles:
+    """The stored tensors of a model, by the names that the module has for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bytes_read = 0
+        files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
+        self._files: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        self._stored: dict[str, str] = {}  # the module's name -> the stored name
+
+    def match(self, module: PreTrainedModel) -> bool:
+        """Find each parameter of the module among the stored tensors; whether all are there in the same shape."""
+        aliases: dict[int, list[str]] = {}  # of tied parameters any name may be stored
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            aliases.setdefault(id(parameter), []).append(name)
+        prefix = f"{module.base_model_prefix}."  # absent where a backbone was stored alone
+        for name, parameter in module.named_parameters():
+            names = [n for alias in aliases[id(parameter)] for n in (alias, alias.removeprefix(prefix))]
+            stored = next((n for n in names if n in self._files), None)
+            if stored is None or list(parameter.shape) != self._files[stored].get_slice(stored).get_shape():
+                log.warning("%s is not stored as the model has it", name)
+                return False
+            self._stored[name] = stored
+        self._stored |= {name: name for name, _ in module.named_buffers() if name in self._files}
+        return True
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """Some rows of a tensor, or all of it; nothing else of it is read."""
+        stored = self._stored[name]
+        file = self._files[stored]
+        if rows is None:
+            values: Tensor = file.get_tensor(stored)
+        elif rows.start == rows.stop:
+            values = torch.empty(0, *file.get_slice(stored).get_shape()[1:])
+        else:
+            values = file.get_slice(stored)[rows]
+        self.bytes_read += values.nbytes
+        return values
+
+
+def empty_model(
+    config: PretrainedConfig, path: str, revision: str, dtype: torch.dtype, attention: str
+) -> tuple[PreTrainedModel, WeightFiles] | None:
+    """The model that from_pretrained would load, its parameters on the meta device, and its files.
+
+    None if they do not hold each parameter under its own name and shape, or if some parameters keep another dtype:
+    then from_pretrained has to convert them.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+    with _parameters_on_meta():
+        module = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    keeps_float32 = getattr(module, "_keep_in_fp32_modules", None) or getattr(
+        module, "_keep_in_fp32_modules_strict", None
+    )
+    files = WeightFiles(folder)
+    if (keeps_float32 and dtype != torch.float32) or not files.match(module):
+        log.warning("%s: each rank loads the whole model before it keeps its share", path)
+        return None
+    if (folder / "generation_config.json").is_file():
+        module.generation_config = GenerationConfig.from_pretrained(folder)
+    return module, files
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made inside have their parameters on the meta device; buffers, such as rotary tables, are computed."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:  # a tied parameter is on meta already and stays tied
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = register_on_meta
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register

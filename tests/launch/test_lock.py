@@ -1,0 +1,140 @@
+"""Locks: two launches at once, processes that have ended, other hosts, and file systems without flock."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tip_exp.launch import lock
+from tip_exp.launch.lock import holder, joined, lock_or_holder
+
+
+@pytest.fixture(autouse=True, params=["flock", "ENOSYS"])
+def local(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything also holds where flock is not implemented, as on Lustre."""
+    monkeypatch.setattr(lock, "LOCAL", tmp_path / "local")
+
+    def not_implemented(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    if request.param == "ENOSYS":
+        monkeypatch.setattr(fcntl, "flock", not_implemented)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "100"]) as process:
+        yield process
+        process.kill()
+
+
+def start_time(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+
+
+def write(path: Path, processes: list[list[str]], **changes: str) -> None:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    values: dict[str, Any] = {"host": platform.node(), "boot": boot, "since": "2026-01-01T00:00:00"}
+    path.write_text(json.dumps(values | changes | {"processes": processes}))
+
+
+def test_a_lock_is_refused_with_its_holder_and_gone_after_use(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with lock_or_holder(path) as first, lock_or_holder(path) as second:
+        assert first == "" and path.exists()
+        assert second.startswith(f"process {os.getpid()} on {platform.node()} since 20")
+        assert second.endswith("; wait for it, or stop it")
+        assert holder(path) == second
+    assert not path.exists() and holder(path) == ""
+
+
+def test_the_lock_of_a_process_that_has_ended_is_taken(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    path, pid = tmp_path / "lock", str(sleeper.pid)
+    started = start_time(sleeper.pid)
+    write(path, [[pid, started]])
+    assert holder(path).startswith(f"process {pid} on ")
+    with lock_or_holder(path) as refused:
+        assert refused == holder(path)
+    assert path.exists()  # it belongs to the other process
+    stale = {
+        "another process has the pid": ([[pid, str(int(started) - 1)]], {}),
+        "the machine was restarted": ([[pid, started]], {"boot": "x"}),
+    }
+    for processes, changes in stale.values():
+        write(path, processes, **changes)
+        assert holder(path) == ""
+        with lock_or_holder(path) as refused:
+            assert refused == "" and holder(path).startswith(f"process {os.getpid()} on ")
+    write(path, [[pid, started]])
+    sleeper.kill()
+    time.sleep(0.1)
+    assert Path(f"/proc/{pid}").exists()  # not yet waited for: its parent has not read its exit code
+    assert holder(path) == ""
+
+
+def test_another_host_is_never_judged(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    write(path, [["1", "5"]], host="gpu07", boot="x")
+    with lock_or_holder(path) as refused:
+        assert refused == (
+            f"process 1 on gpu07 since 2026-01-01T00:00:00; wait for it, or, if it no longer runs there, remove {path}"
+        )
+    assert path.exists()
+    path.write_text("")  # created, not yet written
+    assert holder(path) == f"another process; wait for it, or, if none runs, remove {path}"
+
+
+def test_a_child_that_joined_keeps_the_lock(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    path, this = tmp_path / "lock", [str(os.getpid()), start_time(os.getpid())]
+    child = [str(sleeper.pid), start_time(sleeper.pid)]
+    with lock_or_holder(path):
+        write(path, [this, child])  # as when the child has joined
+        assert holder(path).startswith(f"process {os.getpid()} on ")
+    assert holder(path).startswith(f"process {sleeper.pid} on ")  # the launcher has left
+    with joined(path):
+        assert json.loads(path.read_text())["processes"] == [child, this]
+    assert json.loads(path.read_text())["processes"] == [child]
+    with joined(path):
+        sleeper.kill()
+        sleeper.wait()
+    assert not path.exists()  # the last process removes the file
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from tip_exp.launch import lock
+lock.LOCAL = Path(sys.argv[1]) / "local"
+path, start = Path(sys.argv[1]) / "lock", float(sys.argv[2])
+for turn in range(40):
+    time.sleep(max(0.0, start + 0.01 * turn - time.time()))
+    with lock.lock_or_holder(path) as refused:
+        if not refused:
+            (path.with_name("inside")).open("x").close()  # fails if another process is inside
+            time.sleep(0.002)
+            path.with_name("inside").unlink()
+            if turn % 2:
+                path.write_text(path.read_text().replace(lock._boot_id(), "x"))  # leave a stale lock
+"""
+
+
+def test_many_processes_at_once(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Also when the lock they find is stale: one of them replaces it, and none removes the new lock."""
+    if "ENOSYS" in request.node.name:
+        pytest.skip("the processes have flock")
+    line = [sys.executable, "-c", RACE, str(tmp_path), str(time.time() + 1)]
+    processes = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in processes:
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
