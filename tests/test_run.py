@@ -15,8 +15,11 @@ from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
 from tip_exp.data.training_set import TrainingSet
+from tip_exp.learner.learner import Learner
+from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import load_pair
 from tip_exp.records.folder import RunFolder
+from tip_exp.rollout.hf import HfSampler
 from tip_exp.run import run, run_eval
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import read_rows
@@ -76,6 +79,35 @@ def test_each_step_samples_with_a_seed_of_its_own(
     for seed in (0, 1):
         train(compose_run, tmp_path / str(seed), *few, "eval.benchmarks.word_sums.num_problems=2", f"seed={seed}")
     assert len(set(seeds)) == len(seeds) == 4
+
+
+def test_the_sampler_rests_while_teacher_and_learner_work_and_only_then(
+    tmp_path: Path, compose_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def record(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def recording(self: object, *args: object, **options: object) -> object:
+            calls.append(name)
+            return original(self, *args, **options)
+
+        monkeypatch.setattr(owner, name, recording)
+
+    for name in ("generate", "rest", "sync"):
+        record(HfSampler, name)
+    record(Teacher, "hidden")
+    record(Learner, "step")
+    few = [
+        "learner.num_steps=1",
+        "learner.warmup_steps=0",
+        "learner.prompts_per_step=2",
+        "logger.rollouts_per_sample=0",
+    ]
+    train(compose_run, tmp_path / "run", *few, "eval.benchmarks.word_sums.num_problems=2", "eval.sequence_kl=true")
+    evaluation = ["generate", "rest", "hidden", "generate"]  # sampled, divergences, greedy
+    assert calls == [*evaluation, "generate", "rest", "hidden", "step", "sync", *evaluation]
 
 
 def test_evaluation_alone_leaves_a_result_for_the_same_table(tmp_path: Path, compose_run: Run) -> None:

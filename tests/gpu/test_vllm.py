@@ -14,6 +14,7 @@ from tests.helpers import train_step
 
 from tip_exp.build import make_selector
 from tip_exp.config.parse import parse
+from tip_exp.config.resolvers import register_resolvers
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.on_policy import MismatchCheck, limits_for
@@ -54,6 +55,7 @@ def test_every_step_is_on_policy_through_sleep_and_wake(level: int, dtype: str, 
 def train(level: int, dtype: str, eager: str) -> None:
     """Four steps, each with a check of the log-probs; a GPU that rests has at least half of the engine's 20 % free."""
     overrides = [f"rollout.vllm.sleep_level={level}", f"+rollout.vllm.engine_args.enforce_eager={eager}"]
+    register_resolvers()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = parse(compose("config", overrides=[*overrides, "rollout.vllm.gpu_memory_utilization=0.2"]))
     pair = load_pair(config.pair, CUDA)

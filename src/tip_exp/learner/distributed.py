@@ -6,6 +6,7 @@ With one process every operation is the identity, so there is no second code pat
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -129,7 +130,7 @@ def start(device: torch.device, *, alone: bool = False) -> Iterator[Ranks]:
     ranks = Ranks()
     yield ranks
     ranks.barrier()
-    if joins or founds:
+    if (joins or founds) and "vllm" not in sys.modules:  # vLLM's engine ends the group when the process ends
         dist.destroy_process_group()
 
 

@@ -109,11 +109,9 @@ class SharedSampler:
         positions = [i for i, rank in enumerate(dealt) if rank == self.ranks.rank]
         limits = None if sampling.limits is None else tuple(sampling.limits[i] for i in positions)
         part = Part(positions, len(prompts))
-        rollouts: list[Rollout] = []
-        with self.gathered():
-            if positions:
-                share, indices = [prompts[i] for i in positions], [numbers[i] for i in positions]
-                rollouts = self.sampler.generate(share, replace(sampling, limits=limits), seed, indices, part)
+        share, indices = [prompts[i] for i in positions], [numbers[i] for i in positions]
+        with self.gathered():  # without a prompt too: an engine that wakes may gather weights
+            rollouts = self.sampler.generate(share, replace(sampling, limits=limits), seed, indices, part)
         by_rank = [iter(of_rank) for of_rank in self.ranks.gather_objects(rollouts)]
         return [next(by_rank[rank]) for rank in dealt for _ in range(sampling.samples)]
 
