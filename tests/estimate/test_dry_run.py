@@ -71,7 +71,7 @@ def test_the_papers_run_in_numbers() -> None:
     [
         (["experiment=tip_llama"], "; fits 8 x H100"),
         (["experiment=tip_llama", "ranks=8"], " in rollout"),
-        (["experiment=tip_qwen25"], " in rollout"),
+        (["experiment=tip_qwen25"], "; fits 2 x H100"),
     ],
 )
 def test_the_gpus_that_a_run_needs_are_named(overrides: list[str], ending: str) -> None:

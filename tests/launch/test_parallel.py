@@ -15,7 +15,7 @@ import pytest
 from tests import synthetic_runs
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.memory import memory_gib
+from tip_exp.estimate.memory import RankMemory
 from tip_exp.launch import parallel
 from tip_exp.launch.launch import Background
 from tip_exp.launch.parallel import choose_jobs, run_all
@@ -74,7 +74,7 @@ def test_jobs_are_limited_by_cores_memory_and_gpus(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     configs = [compose_run(f"seed={seed}") for seed in range(8)]
-    each = sum(memory_gib(configs[0]).values())
+    each = RankMemory(configs[0], None).peak()[1]
     machine(monkeypatch, cores=4, free_gib=100 * each, gpus=[])
     assert choose_jobs(configs, None) == 4
     assert choose_jobs(configs[:3], None) == 3

@@ -15,8 +15,9 @@ from tests import synthetic_runs
 
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
+from tip_exp.estimate.cards import CARDS
 from tip_exp.launch.launch import State, launch, state_of
-from tip_exp.launch.plan import DONE_ELSEWHERE, format_duration, format_plan, plan
+from tip_exp.launch.plan import DONE_ELSEWHERE, format_duration, format_plan, main, plan
 from tip_exp.launch.reuse import finished_digests
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
 from tip_exp.records.folder import RunFolder
@@ -70,13 +71,32 @@ def test_a_run_that_cannot_start_is_refused_with_its_reason(tmp_path: Path) -> N
     assert states == {"cannot run": 8} and lines[0].startswith("cannot run      selector=full learner.lr=-1: ")
 
 
-def test_runs_that_fit_no_gpu_have_no_hours(tmp_path: Path) -> None:
-    lines, _ = format_plan(plan(SWEEPS / "table4.yaml", []), tmp_path)
-    llama = [line for line in lines if "tip_llama" in line]
-    assert len(llama) == 3 and all(line.endswith("does not fit one GPU: 265 GiB, an H200 has 139") for line in llama)
-    assert lines[-2].startswith("left, but too large: 3 runs") and lines[-1].endswith("(6 lower bound on one H200)")
-    lines, _ = format_plan(plan(SWEEPS / "table4.yaml", ["experiment=tip_llama"]), tmp_path)
-    assert lines[-1].startswith("left, but too large: 3 runs")
+def test_the_plan_says_how_many_gpus_a_run_needs(tmp_path: Path) -> None:
+    lines, _ = format_plan(plan(SWEEPS / "table4.yaml", []), tmp_path, CARDS[80])
+    for pair, ranks in {"tip_qwen3": 2, "tip_llama": 8, "tip_qwen25": 2}.items():
+        of_pair = [line for line in lines if f" {pair}." in line]
+        assert len(of_pair) == 3 and all(line.endswith(f"computed for {ranks} x H100") for line in of_pair)
+    assert lines[-2].startswith("left to run: about")
+    assert lines[-1].startswith("the 9 computed by number of GPUs: 8 x H100: ")
+    lines, _ = format_plan(plan(SWEEPS / "table4.yaml", ["experiment=tip_llama", "ranks=2"]), tmp_path, CARDS[80])
+    assert lines[0].endswith("computed for 8 x H100; 2 do not hold it")
+    small = ["experiment=tip_llama", "rollout.vllm.gpu_memory_utilization=0.1"]  # 8 GiB for weights of 15
+    lines, _ = format_plan(plan(SWEEPS / "table4.yaml", small), tmp_path, CARDS[80])
+    assert lines[0].endswith("-  fits no number of GPUs") and lines[-1].startswith("left, but without a time: 3 runs")
+
+
+@pytest.mark.parametrize(("kind", "first"), [("memory", "GiB of a rank at its peak"), ("time", "Seconds of a step")])
+def test_tables_of_a_run(
+    kind: str, first: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tip-plan", kind, "experiment=tip_qwen3", "--card", "48"])
+    main()
+    printed = capsys.readouterr().out
+    assert printed.startswith(first) and "| 8 " in printed
+    monkeypatch.setattr(sys, "argv", ["tip-plan", kind, "learner.lr=-1"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "learner.lr" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

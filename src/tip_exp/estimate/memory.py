@@ -35,6 +35,7 @@ PROCESS = "Python and torch"
 PROCESS_GIB = 0.4  # resident after import, measured
 CONTEXT_GIB = 0.5  # CUDA context with the workspaces of cuBLAS and NCCL: assumed
 ASLEEP_GIB = 1.0  # what a sleeping vLLM engine keeps on its device, such as CUDA graphs: assumed
+CARD_SHARE = 0.95  # of a card that a plan may use; fragmentation takes the rest: assumed
 MAX_RANKS = 64
 PROBLEMS = {"math500": 500, "aime24": 30, "aime25": 30, "gsm8k": 1319, "deepplanning": 48}  # of public test sets
 CPU_PARAMETERS = 1e9  # of both models
@@ -122,10 +123,10 @@ class RankMemory(Passes):
 
     @property
     def fits(self) -> bool:
-        """Whether the peak and the engine fit the card."""
+        """Whether the peak fits CARD_SHARE of the card, and the engine its own share."""
         assert self.card_gib is not None, "a CPU has no card"
         given, needed = self.engine_gib()
-        return self.peak()[1] <= self.card_gib and (self.backend != "vllm" or needed <= given)
+        return self.peak()[1] <= CARD_SHARE * self.card_gib and (self.backend != "vllm" or needed <= given)
 
     def _phase(self, name: str) -> Phase:
         device, host = self._resident(name)

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.activations import trained_lengths
 from tip_exp.estimate.cards import CARDS, RANKS, Card
-from tip_exp.estimate.memory import PHASES, RankMemory
+from tip_exp.estimate.memory import CARD_SHARE, PHASES, RankMemory
 from tip_exp.estimate.time import run_time
 from tip_exp.utils.paths import PAPER_PAIRS, paper_numbers_file
 from tip_exp.utils.units import GIB
@@ -80,9 +80,9 @@ def _peaks(config: RunConfig) -> str:
             memory = RankMemory(config, card.gib, ranks)
             phase, gib = memory.peak()
             given, needed = memory.engine_gib()
-            reason = (
-                "" if memory.fits else " too large" if gib > card.gib else f" engine needs {needed:.1f} of {given:.1f}"
-            )
+            reason = ""
+            if not memory.fits:
+                reason = " too large" if gib > CARD_SHARE * card.gib else f" engine needs {needed:.1f} of {given:.1f}"
             cells.append(f"{gib:.1f} {phase}{reason}")
         rows.append([ranks, *cells, f"{RankMemory(config, CARDS[80].gib, ranks).host_peak_gib:.0f}"])
     return _table("GiB of a rank at its peak, and the phase", ["ranks", *_card_columns(), "host GiB a rank"], rows)
