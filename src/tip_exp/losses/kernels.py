@@ -6,7 +6,7 @@ their reference. Triton's interpreter runs them in tests/cuda, which also compil
 not run on a GPU.
 """
 
-# pyright: reportMissingImports=false, reportMissingModuleSource=false
+# pyright: reportMissingImports=false, reportMissingModuleSource=false, reportIndexIssue=false
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ def check_ids(token_ids: Tensor, vocab_size: int) -> None:
     """Raise ValueError if an id is outside the shared vocabulary. On CUDA the device asserts it and nobody waits."""
     outside = (token_ids < 0) | (token_ids >= vocab_size)
     if token_ids.is_cuda:
-        torch._assert_async(~outside.any(), f"a token id is not one of the {vocab_size} ids that both models have")
+        message = f"a token id is not one of the {vocab_size} ids that both models have"
+        torch.ops.aten._assert_async.msg(~outside.any(), message)
     elif bool(outside.any()):
         raise ValueError(
             f"token id {int(token_ids[outside][0])} is not one of the {vocab_size} ids that both models have; a model "
