@@ -197,8 +197,6 @@ class LearnerConfig(_Strict):
     compute_dtype: Literal["float32", "bfloat16"]
     replicas: Count
     activation_checkpointing: bool
-    compute_dtype: Literal["float32", "bfloat16"]
-    replicas: Count
     diagnostics_every: CountOrZero
     checkpoint_every: Count
 
