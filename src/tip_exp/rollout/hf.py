@@ -47,8 +47,8 @@ class HfSampler:
     ) -> list[Rollout]:
         """Rollouts, prompt-major. The same seed, prompts and weights give the same rollouts, up to rounding.
 
-        A rollout's random numbers depend on its number in the whole batch, of which `prompts` may be a `part`; `indices`
-        are not used.
+        A rollout's random numbers depend on its number in the whole batch, of which `prompts` may be a `part`;
+        `indices` are not used.
         """
         positions, num_prompts = part or Part(range(len(prompts)), len(prompts))
         samples, total = sampling.samples, num_prompts * sampling.samples
