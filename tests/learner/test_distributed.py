@@ -146,9 +146,7 @@ def test_ranks_walk_the_path_of_one_process(
             for f in (folder, expected)
         )
         assert texts == expected_texts
-    weights, expected_weights = (
-        AutoModelForCausalLM.from_pretrained(f.checkpoints / "step_00002").state_dict() for f in (folder, expected)
-    )
+    weights, expected_weights = (AutoModelForCausalLM.from_pretrained(f.model).state_dict() for f in (folder, expected))
     for key, value in expected_weights.items():
         torch.testing.assert_close(weights[key], value, rtol=1e-3, atol=2e-5)
 
