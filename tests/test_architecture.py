@@ -40,7 +40,7 @@ IMPORTERS = {
     "wandb": {"records.writer", "report.wandb"},
     "peft": {"models.lora"},
     "hydra": {"launch.cli", "launch.sweep", "launch.plan"},
-    "torch.distributed": {"learner.distributed", "learner.sharding", "learner.checkpoint"},
+    "torch.distributed": {"launch.torchrun", "learner.distributed", "learner.sharding", "learner.checkpoint"},
 }
 
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -216,11 +216,3 @@ def _put(slots: list[Slot], parameter: nn.Parameter | None) -> None:
     """Register a parameter in its slots; None leaves them empty."""
     for module, name in slots:
         module._parameters[name] = parameter
-
-
-def shard_like(values: Tensor, parameter: Tensor) -> Tensor:
-    """Whole values of `parameter`'s shape, spread as it is; a plain parameter's, or of another shape, as they are."""
-    if not isinstance(parameter, DTensor) or values.shape != parameter.shape:
-        return values
-    values = values.to(parameter.device)
-    return distribute_tensor(values, parameter.device_mesh, parameter.placements, src_data_rank=None)
