@@ -51,7 +51,7 @@ RUNS = {
             "pair.teacher.placement=offload",
         ],
         "materialized": ["learner.loss_backend=materialized", "learner.average=token", "UNTIED"],
-        "lora": [LORA],
+        "lora": [LORA, "eval.every=1"],
     },
     3: {"random": ["selector=random", "selector.retention=0.2", "rollout.batch_size=4"], "resumed": EVALUATED},
     4: {
@@ -115,7 +115,11 @@ def results(
     spawn(folders[2], [jobs[2], jobs[4]])
     # Three ranks go on from the first step of two.
     shutil.copytree(folders[2] / "evaluated", folders[3] / "resumed")
-    shutil.rmtree(folders[3] / "resumed" / "checkpoint" / "step_00002")
+    for later in (
+        RunFolder(folders[3] / "resumed").checkpoints / "step_00002",
+        RunFolder(folders[3] / "resumed").model,
+    ):
+        shutil.rmtree(later)
     spawn(folders[3], [jobs[3]])
     return folders
 

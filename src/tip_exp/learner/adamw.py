@@ -48,4 +48,5 @@ def update_ratio(optimizer: torch.optim.AdamW, ranks: Ranks) -> float:
 
 def _local(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor; any other tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore[reportCallIssue]
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()

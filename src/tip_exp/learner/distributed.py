@@ -126,7 +126,7 @@ def start(device: torch.device, *, alone: bool = False) -> Iterator[Ranks]:
     if joins:
         dist.init_process_group(backend, timeout=TIMEOUT)
     elif founds:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     ranks = Ranks()
     yield ranks
     ranks.barrier()

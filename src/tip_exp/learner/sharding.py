@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -56,7 +56,7 @@ class Sharding:
 
     @property
     def _placements(self) -> list[Placement]:
-        return [Replicate()] * (self.mesh.ndim - 1) + [Shard(0)]
+        return [*[Replicate()] * (self.mesh.ndim - 1), Shard(0)]
 
     def _rows(self, length: int) -> slice:
         """This rank's rows of a tensor with `length` rows, as torch.chunk and FSDP cut it."""
@@ -115,10 +115,9 @@ class Sharding:
             part.set_force_sum_reduction_for_comms(True)
         # FSDP's default is the reverse order of the forward passes since the last backward pass, in which ranks differ
         # when they have sampled different numbers of tokens. The first layer has nothing left to fetch.
-        order = [layer for layer in sharded if layer is not backbone]
-        for later, earlier in pairwise([backbone, *reversed(order)]):
-            later.set_modules_to_backward_prefetch([earlier])  # pyright: ignore[reportAttributeAccessIssue]
-        order[0].set_modules_to_backward_prefetch([order[0]])
+        order = [*sharded[1:], sharded[0]]  # of the forward passes; modules() names the backbone first
+        for earlier, later in pairwise([order[0], *order]):
+            later.set_modules_to_backward_prefetch([earlier])
 
     @torch.no_grad()
     def _load(self, module: PreTrainedModel, files: WeightFiles) -> None:
@@ -216,11 +215,3 @@ def _put(slots: list[Slot], parameter: nn.Parameter | None) -> None:
     """Register a parameter in its slots; None leaves them empty."""
     for module, name in slots:
         module._parameters[name] = parameter
-
-
-def shard_like(values: Tensor, parameter: Tensor) -> Tensor:
-    """Whole values of `parameter`'s shape, spread as it is; a plain parameter's, or of another shape, as they are."""
-    if not isinstance(parameter, DTensor) or values.shape != parameter.shape:
-        return values
-    values = values.to(parameter.device)
-    return distribute_tensor(values, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -160,7 +160,7 @@ def _load_model(
         )
     module, files = empty or (load_part(AutoModelForCausalLM, "model", config, role, **options), None)
     if shard is None:
-        module = module.to(device)
+        module = module.to(device)  # pyright: ignore[reportArgumentType]
     module.eval()  # without dropout, statistics and gradients come from the same network
     module.requires_grad_(role == "student")
     if settings is not None:
