@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -87,12 +88,12 @@ def engine(settings: Settings) -> list[str]:
             assert mismatch <= MISMATCH[backend.dtype], f"step {step}: mean log-prob mismatch {mismatch:.3g}"
             tokens_per_s = sum(rollout.num_response_tokens for rollout in rollouts) / seconds
             row = {"step": step, "tokens/s": f"{tokens_per_s:,.0f}", "log-prob mismatch": f"{mismatch:.2g}"}
-            rows.append(row | {"GiB free awake": f"{awake:.2f}", "GiB free asleep": f"{asleep:.2f}"})
+            row |= {"GiB free awake": f"{awake:.2f}", "GiB free asleep": f"{asleep:.2f}"}
             with torch.no_grad():  # an engine that keeps its old weights is then off by far more than MISMATCH
-                model.get_output_embeddings().weight.mul_(1.5)
+                pair.student.head.weight.mul_(1.5)
             started = time.perf_counter()
             sampler.sync()
-            row["sync s"] = f"{time.perf_counter() - started:.2f}"
+            rows.append(row | {"sync s": f"{time.perf_counter() - started:.2f}"})
     return [str(backend), "", *table(rows)]
 
 
@@ -160,7 +161,7 @@ def _run(settings: Settings, name: str, pair: list[str], ranks: int) -> list[str
     assert done.returncode == 0, "\n".join(done.stderr.strip().splitlines()[-3:])
     steps = read_rows(folder / "metrics.jsonl")[1:]
     spans = [key for key in steps[-1] if key.startswith("time/")]
-    rows: list[dict[str, object]] = [
+    rows: list[dict[str, Any]] = [
         {"step": step["step"], "loss": f"{step[names.LOSS]:.4f}", "mismatch": f"{step[names.MISMATCH_MEAN]:.2g}"}
         | {key.removeprefix("time/"): f"{step.get(key, 0.0):.2f}" for key in spans}
         for step in steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -41,7 +42,7 @@ def _write(folder: Path, name: str, changes: dict[str, int], *, tiny: bool, devi
     assert described is not None, f"{name} is in model_shapes.yaml"
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("package:tiny/student"))
     ids = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    values = described[0] | changes | (TINY_SIZES if tiny else {}) | ids
+    values: dict[str, Any] = described[0] | changes | (TINY_SIZES if tiny else {}) | ids
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     torch.manual_seed(0)
     with torch.device(device):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -78,7 +78,7 @@ def tail(log: Path, lines: int = 30) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def table(rows: list[dict[str, object]]) -> list[str]:
+def table(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """A Markdown table with the keys of the first row as its head."""
     head = list(rows[0])
     body = [f"| {' | '.join(str(row.get(key, '')) for key in head)} |" for row in rows]

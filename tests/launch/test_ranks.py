@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,7 +63,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
 
-    def started(name: str, *overrides: str) -> subprocess.Popen[str]:
+    def started(name: str, *overrides: str, **variables: str) -> subprocess.Popen[str]:
         line = [sys.executable, "-m", "tip_exp", "ranks=2", "device=cpu", "experiment=smoke", "logger=files"]
         return subprocess.Popen(
             [*line, f"hydra.run.dir={tmp_path}/${{name}}", f"name={name}", *overrides],
@@ -71,7 +72,7 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env=environment,
+            env=environment | variables,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
@@ -170,6 +171,25 @@ def test_submitit_starts_the_ranks(tmp_path: Path, start: Callable[..., subproce
     assert process.returncode == 0, err
     folder = RunFolder(tmp_path / "runs" / "ends")
     assert len(started_ranks(folder)) == 2 and not folder.lock.exists()
+
+
+def test_two_nodes_meet_and_node_0_holds_the_folder(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    nodes = [start("ends", "nodes=2", "ranks=1", **meeting, NODE_RANK=str(rank)) for rank in (1, 0)]
+    for process in nodes:
+        out, err = process.communicate(timeout=200)
+        assert process.returncode == 0, err
+        assert out == ("rank 0 prints\n" if process is nodes[1] else "")
+    folder = RunFolder(tmp_path / "ends")
+    ranks = started_ranks(folder)
+    assert [(rank["WORLD_SIZE"], rank["LOCAL_RANK"]) for rank in ranks] == [("2", "0")] * 2
+    locked = {int(pid) for pid, _ in json.loads(ranks[0]["lock"])["processes"]}
+    assert locked == {nodes[1].pid, ranks[0]["pid"]} and not folder.lock.exists()
+    assert "rank 1 prints" in folder.log_of(1).read_text()
 
 
 def test_auto_takes_every_visible_gpu(compose_run: Callable[..., RunConfig]) -> None:
