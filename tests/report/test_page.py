@@ -214,8 +214,8 @@ def test_a_rule_without_a_budget_stands_at_what_it_kept(folder: Path) -> None:
     """q1 keeps 4 % of the tokens at its setting of 100 %; a budgeted rule stands at its setting, not at 8.8 %."""
     arms = [arm for arm in summarize(read_runs([folder])) if arm.selector in ("full", "q3")]
     (q3,) = [arm for arm in arms if arm.selector == "q3"]
-    for score, retention, kept, drawn in (("q1", 1.0, 0.04, 4), ("q3", 0.1, 0.088, 10)):
-        q3.score, q3.retention, q3.kept_frac = score, retention, kept
+    for order, retention, kept, drawn in (("positive", 1.0, 0.04, 4), ("top", 0.1, 0.088, 10)):
+        q3.config["selector.order"], q3.retention, q3.kept_frac = order, retention, kept
         for figure in (figures.accuracy, figures.memory):
             (curve,) = [
                 trace for trace in figure(arms, colour_of(["full", "q3"])).data

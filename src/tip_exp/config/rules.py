@@ -47,8 +47,8 @@ def selector_rules(selector: Any) -> Iterator[str]:
         return
     if score not in SCORES and getattr(selector, "label", None) in SCORES:
         yield (
-            f"selector.label={selector.label} would name the runs of selector.score={score} after another rule; choose "
-            f"selector=rule selector.score={score}, or another selector.label"
+            f"selector.label={selector.label} would name the runs of selector.score={score} after a rule of this "
+            f"package; choose selector=rule selector.score={score}, or another selector.label"
         )
     budgeted = score not in UNBUDGETED if score in SCORES else order != "positive"
     if not budgeted and selector.retention != 1.0:

@@ -203,13 +203,14 @@ def _imported(path: str) -> Rule:
     if (folder := os.getcwd()) not in sys.path:
         sys.path.insert(0, folder)
     importlib.invalidate_caches()
+    rule: Rule | None
     try:
         rule = getattr(importlib.import_module(module_name), function_name, None)
     except Exception as error:
         absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         reason = f"it is neither in {folder} nor installed" if absent else f"{type(error).__name__}: {error}"
         raise ValueError(f"cannot import the module {module_name} of {path}: {reason}") from error
-    if not callable(rule):
+    if rule is None or not callable(rule):
         raise ValueError(f"the module {module_name} has no function of the name {function_name!r}")
     return rule
 
