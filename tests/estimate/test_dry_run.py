@@ -15,7 +15,7 @@ from tip_exp.config.parse import parse
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.activations import kept_for_backward
 from tip_exp.estimate.cards import CARDS
-from tip_exp.estimate.dry_run import dry_run
+from tip_exp.estimate.dry_run import dry_run, format_memory
 from tip_exp.estimate.memory import RankMemory, runs_on_cpu
 from tip_exp.models.pair import Pair
 from tip_exp.utils.errors import ConfigError
@@ -43,6 +43,7 @@ def test_every_experiment_dry_runs_without_weights_or_network(
     needed = {
         "quick_tools": ["data=mini_travel", "eval=mini_travel", "agent=default"],
         "tip_deepplanning": [f"data.root={tmp_path}"],  # any folder: its files are not read
+        "tip_deepplanning_32b": [f"data.root={tmp_path}"],
     }
     config = without_weights(f"experiment={experiment}", *needed.get(experiment, []))
     lines = dry_run(config)
@@ -75,7 +76,7 @@ def test_the_papers_run_in_numbers() -> None:
     ],
 )
 def test_the_gpus_that_a_run_needs_are_named(overrides: list[str], ending: str) -> None:
-    assert dry_run(without_weights(*overrides))[-1].endswith(ending)
+    assert format_memory(without_weights(*overrides), None)[-1].endswith(ending)
 
 
 def test_vocabularies_are_reduced_to_the_shared_ids() -> None:

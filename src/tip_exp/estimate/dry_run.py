@@ -58,7 +58,7 @@ def dry_run(config: RunConfig) -> list[str]:
     return [
         f"{config.name}: dry run of one step on fake tensors, in its fullest micro-batch",
         *(f"  {name:<13} {text}" for name, text in rows.items()),
-        *_format_memory(config, activation_bytes),
+        *format_memory(config, activation_bytes),
     ]
 
 
@@ -117,7 +117,7 @@ def _step(config: RunConfig, shapes: dict[str, PretrainedConfig], vocab_size: in
     }, activation_bytes
 
 
-def _format_memory(config: RunConfig, activation_bytes: float | None) -> list[str]:
+def format_memory(config: RunConfig, activation_bytes: float | None) -> list[str]:
     """A line per phase, with its largest parts; then the peak, and on how many cards it fits."""
     card, ranks = None if runs_on_cpu(config) else CARDS[DEFAULT_CARD], total_ranks(config)
     memory = RankMemory(config, card and card.gib, activation_bytes=activation_bytes)
