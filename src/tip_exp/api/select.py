@@ -73,7 +73,7 @@ def select(
     for name, value in values.items():
         if value.dim() != 1 or value.shape != sequence.shape:
             raise ValueError(
-                f"stats[{name!r}] has the shape {tuple(value.shape)}, sequence {tuple(sequence.shape)}; both need (N,), "
+                f"stats[{name!r}] has the shape {tuple(value.shape)}, sequence {tuple(sequence.shape)}; both need (N,) "
                 "or (B, T) with response_mask= and without sequence"
             )
     if rule.normalize_over == "micro_batch" and "micro_batch" not in stats:
