@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tip_exp.losses.head import Head, LazyLogits, check_same_tokens
-from tip_exp.models.load import head_of, make_head, shared_vocab
+from tip_exp.models.load import head_of, make_head
+from tip_exp.models.sources import shared_vocab
 from tip_exp.models.pair import Model
 from tip_exp.utils.errors import first_line
 from tip_exp.utils.paths import resolve_model
