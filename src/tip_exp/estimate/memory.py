@@ -12,9 +12,10 @@ w bytes in the student and Q of v bytes in the teacher, V vocabulary parameters,
     update      … gradients and moments; on the host a copy of weights and moments for the checkpoint
     evaluation  as rollout, at the lengths of eval
 
-Where S > 1 or c differs from w, two layers are gathered at a time, and from teacher to backward the vocabulary matrices
-are held whole. With LoRA gradients and moments are those of the float32 adapters. On a CPU device and host are one
-memory. tests/estimate compares the phases with torch's allocations on a CPU; nothing here has been compared with a GPU.
+With several ranks, or where c differs from w, two layers are gathered at a time, and from score to backward the
+vocabulary matrices are held whole. With LoRA gradients and moments are those of the float32 adapters. On a CPU device
+and host are one memory. tests/estimate compares the phases with torch's allocations on a CPU; nothing here has been
+compared with a GPU.
 """
 
 from __future__ import annotations

@@ -29,8 +29,7 @@ class Passes:
         self.vocab_size = min(self.teacher.vocab_size, self.student.vocab_size)
         self.shards = max(1, ranks // learner.replicas)
         self.offload = pair.teacher.placement == "offload" and on_gpu
-        self.gathers = self.shards > 1 or self.width != self.student_width
-        self.gathers_teacher = self.shards > 1 or self.offload
+        self.gathers = ranks > 1 or self.width != self.student_width
         self.rollouts = math.ceil(learner.prompts_per_step * learner.samples_per_prompt / ranks)
 
     @cached_property
@@ -52,14 +51,17 @@ class Passes:
             length = min(self.config.learner.micro_batch_tokens, privileged.max_tokens + round(response))
             batch = BatchSize(batch.sequences, length, batch.tokens)
         passes = {"temporaries": activations.forward_bytes(self.teacher, batch.positions, width)}
-        gathered = {"gathered layers": 2 * self.teacher.layer * width} if self.gathers_teacher else {}
-        return passes | gathered | self.whole_vocabulary()
+        if self.ranks > 1:
+            passes["gathered layers"] = 2 * self.teacher.layer * width
+        elif self.offload:  # without shards all layers come from the host at once
+            passes["gathered layers"] = self.teacher.layers * self.teacher.layer * width
+        return passes | self._whole_vocabulary(("teacher",))
 
-    def whole_vocabulary(self) -> dict[str, float]:
-        """Embeddings and output heads of both models, whole."""
-        models = (self.student, self.width, self.gathers), (self.teacher, self.teacher_width, self.shards > 1)
-        size = sum(model.vocabulary * width for model, width, gathers in models if gathers)
-        return {"whole vocabulary matrices": size} if size else {}
+    def _whole_vocabulary(self, roles: tuple[str, ...] = ("student", "teacher")) -> dict[str, float]:
+        """Embeddings and output heads of both models or of one, whole."""
+        student = self.student.vocabulary * self.width if self.gathers and "student" in roles else 0
+        teacher = self.teacher.vocabulary * self.teacher_width if self.ranks > 1 and "teacher" in roles else 0
+        return {"whole vocabulary matrices": student + teacher} if student + teacher else {}
 
     def _tiles(self, tokens: float, *, whole_rows: bool, blocks: int = activations.NUM_SCRATCH) -> float:
         device = "cuda" if self.on_gpu else "cpu"
@@ -97,7 +99,7 @@ class Passes:
             tiles += activations.top_k_bytes(self.config, self.batch.tokens, self.vocab_size)
         scoring = max(passes, self._hidden() + tiles)
         gathered = {"gathered layers": 2 * self.student.layer * self.width} if self.gathers else {}
-        return {"activations": kept, "logits and temporaries": scoring} | gathered | self.whole_vocabulary()
+        return {"activations": kept, "logits and temporaries": scoring} | gathered | self._whole_vocabulary()
 
     def backward_pass(self) -> dict[str, float]:
         learner, student = self.config.learner, self.student
@@ -122,7 +124,7 @@ class Passes:
         parts["logits and temporaries"] = max(loss, passes)
         if self.gathers:  # and a layer's gradient, before it is summed in float32
             parts["gathered layers"] = student.layer * (2 * self.width + self.width + activations.FLOAT32)
-        return parts | self.whole_gradients() | self.whole_vocabulary()
+        return parts | self.whole_gradients() | self._whole_vocabulary()
 
     def whole_gradients(self) -> dict[str, float]:
         """Float32 gradients of embedding and head, whole on each rank until they are summed."""

@@ -82,7 +82,7 @@ def step_seconds(config: RunConfig, card: Card, ranks: int) -> dict[str, float]:
     batches = math.ceil(tokens / learner.micro_batch_tokens)
     link = BANDWIDTH_SHARE * (card.link if config.nodes == 1 or learner.replicas >= config.nodes else NODE_LINK)
     exchanged = 0.0
-    if memory.shards > 1:
+    if memory.ranks > 1:
         # The student's layers for scoring, forward and backward passes; their gradients; the teacher's layers.
         layers = student.layers * student.layer * (3 * memory.width + 4)
         layers += teacher.layers * teacher.layer * memory.teacher_width
