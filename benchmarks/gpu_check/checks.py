@@ -20,7 +20,7 @@ from benchmarks import tiny
 from benchmarks.gpu_check.models import write_pair
 from benchmarks.gpu_check.report import table
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.memory import memory_gib, on_gpu
+from tip_exp.estimate.memory import RankMemory
 from tip_exp.models.load import load_pair
 from tip_exp.records import metrics as names
 from tip_exp.rollout.backends import choose
@@ -81,8 +81,7 @@ def engine(settings: Settings) -> list[str]:
             started = time.perf_counter()
             rollouts = sampler.generate(prompts, sampling, seed=step)
             seconds, awake = time.perf_counter() - started, _free_gib(device)
-            if rest := getattr(sampler, "rest", None):
-                rest()
+            sampler.rest()
             asleep = _free_gib(device)
             mismatch = max(_mismatch(model, rollout) for rollout in rollouts)
             assert mismatch <= MISMATCH[backend.dtype], f"step {step}: mean log-prob mismatch {mismatch:.3g}"
@@ -175,8 +174,8 @@ def _run(settings: Settings, name: str, pair: list[str], ranks: int) -> list[str
 
 
 def forecast_gib(config: RunConfig, device: str) -> float:
-    parts = memory_gib(config)
-    return sum((on_gpu(parts) if device == "cuda" else parts).values())
+    card_gib = torch.cuda.get_device_properties(0).total_memory / GIB if device == "cuda" else None
+    return RankMemory(config, card_gib).peak()[1]
 
 
 def _mismatch(model: torch.nn.Module, rollout: Rollout) -> float:

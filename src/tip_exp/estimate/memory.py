@@ -156,6 +156,8 @@ class RankMemory(Passes):
         lora_bytes = self.trained if self.config.pair.student.lora is not None else 0
         weights = self.student.parameters * self.student_width + lora_bytes
         device, host = {"student weights": weights / self.shards}, {}
+        if self.config.mode == "teacher":  # it takes the student's place
+            del device["student weights"]
         if self.config.mode == "train" and name != "load":
             device["AdamW"] = 2 * self.trained / self.shards
         teacher = {
