@@ -30,7 +30,6 @@ from tip_exp.selector.selector import Tokens
 from tip_exp.utils.errors import ConfigError, DataError
 from tip_exp.utils.paths import conf_dir
 from tip_exp.utils.seeds import seed_for
-from tip_exp.utils.units import MIB
 
 DOCS = Path(__file__).parents[1] / "docs"
 STUDENT, TEACHER = "package:tiny/student", "package:tiny/teacher"
