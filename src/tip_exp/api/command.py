@@ -50,7 +50,7 @@ def read_texts(path: Path) -> tuple[list[str], list[Any] | None]:
         if ("prompt" in row) != ("prompt" in (rows or [row])[0]):
             raise DataError(f'{path}, line {number}: either every line has a "prompt" or none')
         rows.append(row)
-    texts = [row.get("response", row.get("text")) for row in rows]
+    texts = [str(row.get("response", row.get("text"))) for row in rows]
     return texts, [row["prompt"] for row in rows] if "prompt" in rows[0] else None
 
 
@@ -61,7 +61,7 @@ def summary(stats: pd.DataFrame) -> str:
     head = f"{len(stats)} response tokens of {stats['sequence'].nunique()} sequences"
     if not {"quadrant", "entropy", "reverse_kl"} <= set(stats) or stats.empty:
         return head
-    total = stats["reverse_kl"].sum()
+    total = float(stats["reverse_kl"].sum())
     rows: list[list[Any]] = []
     for name, part in sorted(stats.groupby("quadrant")):
         share = part["reverse_kl"].sum() / total if total > 0 else 0.0

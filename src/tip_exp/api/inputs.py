@@ -87,7 +87,8 @@ def _prompt_ids(
     elif not (isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt)):
         raise TypeError(f"{name}: a text or a list of messages {{role, content}}; got {type(prompt).__name__}")
     options = dict(chat) if isinstance(chat, Mapping) else {}
-    return list(tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, return_dict=False, **options))
+    options |= {"add_generation_prompt": True, "return_dict": False}
+    return tokenizer.apply_chat_template(list(prompt), **options)  # pyright: ignore[reportReturnType]
 
 
 def _rows(values: Any) -> list[list[Any]]:

@@ -126,7 +126,7 @@ class _MaskedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Without a copy if the loss itself is differentiated, for the head's gradient is as large as the head."""
         factor, grads = grad_outputs[0], ctx.saved_tensors
         if float(factor) != 1.0:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +14,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from tip_exp.losses.head import Head, LazyLogits, check_same_tokens
 from tip_exp.models.load import head_of, make_head
-from tip_exp.models.sources import shared_vocab
 from tip_exp.models.pair import Model
+from tip_exp.models.sources import shared_vocab
 from tip_exp.utils.errors import first_line
 from tip_exp.utils.paths import resolve_model
 
-Role = Literal["student", "teacher"]
-ROLES: tuple[Role, Role] = ("student", "teacher")
+ROLES = ("student", "teacher")
 
 
-def module_of(model: Any, role: Role, device: Any, dtype: Any) -> PreTrainedModel:
+def module_of(model: Any, role: str, device: Any, dtype: Any) -> PreTrainedModel:
     """A model as it was given (a PEFT model: its base model, adapters included), or loaded from a path."""
     if isinstance(model, str | os.PathLike):
         path = resolve_model(os.fspath(model))
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(os.path.expanduser(path), dtype=dtype)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(os.path.expanduser(path), dtype=dtype)
         except (OSError, ValueError, ImportError) as error:
             raise ValueError(f"{role}: cannot load a model from {path}: {first_line(error)}") from error
         return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -39,7 +38,7 @@ def module_of(model: Any, role: Role, device: Any, dtype: Any) -> PreTrainedMode
     return model
 
 
-def find_tokenizer(models: dict[Role, Any], tokenizer: Any, widths: dict[Role, int]) -> PreTrainedTokenizerBase | None:
+def find_tokenizer(models: dict[str, Any], tokenizer: Any, widths: dict[str, int]) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was given, else the student's, once it is compared with the teacher's.
 
     `models` are as the user gave them; a model that was loaded earlier knows the path that it came from. None if no
@@ -49,7 +48,7 @@ def find_tokenizer(models: dict[Role, Any], tokenizer: Any, widths: dict[Role, i
         return AutoTokenizer.from_pretrained(os.path.expanduser(resolve_model(os.fspath(tokenizer))))
     if tokenizer is not None:
         return tokenizer
-    loaded: dict[Role, PreTrainedTokenizerBase] = {}
+    loaded: dict[str, PreTrainedTokenizerBase] = {}
     for role, model in models.items():
         is_path = isinstance(model, str | os.PathLike)
         path = resolve_model(os.fspath(model)) if is_path else getattr(model, "name_or_path", "")
@@ -118,17 +117,17 @@ def lazy_logits(
     return lazy[0], lazy[1]
 
 
-def _head(model: Any, role: Role) -> Head:
+def _head(model: Any, role: str) -> Head:
     if isinstance(model, Head):
         return model
     if isinstance(model, Tensor) and model.dim() == 2:
         return Head(model, len(model))
     if isinstance(model, nn.Linear):
         return Head(model.weight, len(model.weight), model.bias)
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+    base = getattr(model, "get_base_model", None)
+    model = model if base is None else base()
     if isinstance(model, PreTrainedModel):
-        return head_of(model, len(model.get_output_embeddings().weight))
+        return head_of(model, width_of(model))
     what = f"a tensor of shape {tuple(model.shape)}" if isinstance(model, Tensor) else type(model).__name__
     raise TypeError(
         f"{role}: a Hugging Face model, its output embedding (nn.Linear), or that one's weight (V, D); got {what}"

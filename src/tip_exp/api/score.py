@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tip_exp.api.inputs import from_ids, from_texts
 from tip_exp.api.models import (
-    Role,
     find_tokenizer,
     lazy_logits,
     make_model,
@@ -79,7 +78,7 @@ def score(
     """
     wanted = _wanted(statistics)
     measured = wanted - {"quadrant"} | (QUADRANT_STATISTICS if "quadrant" in wanted else frozenset())
-    given: dict[Role, Any] = {"student": student, "teacher": teacher}
+    given: dict[str, Any] = {"student": student, "teacher": teacher}
     if (texts is None) == (input_ids is None):
         raise ValueError("give either texts or input_ids=")
     if texts is not None and (response_mask is not None or attention_mask is not None):
@@ -172,7 +171,7 @@ def _wanted(names: Iterable[str] | None, allowed: tuple[str, ...] = COLUMNS) -> 
     return wanted
 
 
-def _check_rollouts(rollouts: list[Rollout], modules: dict[Role, PreTrainedModel], vocab_size: int) -> None:
+def _check_rollouts(rollouts: list[Rollout], modules: dict[str, PreTrainedModel], vocab_size: int) -> None:
     """Raise ValueError if a sequence has more tokens than a model has positions, or a token that a model lacks."""
     for i, rollout in enumerate(rollouts):
         check_ids(torch.tensor(rollout.token_ids), vocab_size)
@@ -204,6 +203,6 @@ def _table(
             frame.loc[rule(*high).numpy(), "quadrant"] = name.upper()
     if tokenizer is not None:
         texts = {token: tokenizer.decode([token]) for token in frame["token_id"].unique().tolist()}
-        frame["token"] = frame["token_id"].map(texts)
+        frame["token"] = [texts[token] for token in frame["token_id"].tolist()]
         index.append("token")
-    return frame.sort_values(["sequence", "position"], ignore_index=True)[index + columns]
+    return frame[index + columns].sort_values(["sequence", "position"], ignore_index=True)  # pyright: ignore[reportReturnType]

@@ -73,8 +73,8 @@ def select(
     for name, value in values.items():
         if value.dim() != 1 or value.shape != sequence.shape:
             raise ValueError(
-                f"stats[{name!r}] has the shape {tuple(value.shape)}, sequence {tuple(sequence.shape)}; both need (N,) "
-                "or (B, T) with response_mask= and without sequence"
+                f"stats[{name!r}] has the shape {tuple(value.shape)}, sequence {tuple(sequence.shape)}; both need "
+                "(N,), or (B, T) with response_mask= and without sequence"
             )
     if rule.normalize_over == "micro_batch" and "micro_batch" not in stats:
         raise ValueError("normalize_over=micro_batch: stats lacks micro_batch, the index of each token's micro-batch")

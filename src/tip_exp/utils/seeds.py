@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-# One stream per purpose, 2^48 apart; a run uses the first num_seeds x 1,000,003 of its stream.
-STREAMS = {"rollout": 0, "select": 1 << 48}
+# One stream per purpose. torch's CPU generator uses the low 32 bits of a seed, so streams are apart modulo 2^32: the
+# seeds of two purposes, runs or steps differ up to seed=2000 and 1,000,000 steps.
+STREAMS = {"rollout": 0, "select": 1 << 31}
 
 
 def seed_for(purpose: Literal["rollout", "select"], seed: int, step: int) -> int:
