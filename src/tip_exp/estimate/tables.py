@@ -153,5 +153,5 @@ def _run_hours(config: RunConfig, card: Card, ranks: int) -> str:
     return f"{hours:.1f} ({ranks * hours:,.0f})"
 
 
-def _table(title: str, headers: Sequence[str], rows: list[list[object]]) -> str:
+def _table(title: str, headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return f"{title}\n\n{tabulate(rows, headers, tablefmt='github', disable_numparse=True)}"
