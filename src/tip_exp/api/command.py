@@ -6,12 +6,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tip_exp.utils.errors import DataError, exit_code, format_error
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 JSON_LINES = (".jsonl", ".json")
 ERRORS = (ValueError, TypeError, OSError, FloatingPointError)
@@ -54,8 +51,8 @@ def read_texts(path: Path) -> tuple[list[str], list[Any] | None]:
     return texts, [row["prompt"] for row in rows] if "prompt" in rows[0] else None
 
 
-def summary(stats: pd.DataFrame) -> str:
-    """Number of tokens; with the columns for it, share of the tokens and of the divergence in each quadrant."""
+def summary(stats: Any) -> str:
+    """Of a table of `score`: its size and, with the columns for it, each quadrant's share of tokens and divergence."""
     from tabulate import tabulate
 
     head = f"{len(stats)} response tokens of {stats['sequence'].nunique()} sequences"

@@ -192,7 +192,7 @@ def _table(
     """The columns of `score`, sorted by sequence and position."""
     import pandas as pd
 
-    frame = pd.DataFrame({name: tensor.numpy() for name, tensor in values.items()})
+    frame: Any = pd.DataFrame({name: tensor.numpy() for name, tensor in values.items()})
     index = ["sequence", "position", "token_id"]
     frame[index] = frame[index].astype(int)  # of an empty table too
     if "quadrant" in columns:
@@ -205,4 +205,4 @@ def _table(
         texts = {token: tokenizer.decode([token]) for token in frame["token_id"].unique().tolist()}
         frame["token"] = [texts[token] for token in frame["token_id"].tolist()]
         index.append("token")
-    return frame[index + columns].sort_values(["sequence", "position"], ignore_index=True)  # pyright: ignore[reportReturnType]
+    return frame[index + columns].sort_values(["sequence", "position"], ignore_index=True)

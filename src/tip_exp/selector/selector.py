@@ -134,10 +134,8 @@ class Selector:
         inputs = [self._input(name, statistics, tokens, generator) for name in rule_inputs(rule)]
         score = rule(*inputs)
         if not isinstance(score, Tensor) or score.shape != (len(tokens),):
-            shape = f"shape {tuple(score.shape)}" if isinstance(score, Tensor) else f"type {type(score).__name__}"
-            raise ValueError(
-                f"the rule {self.score} returned {shape} instead of one score for each of {len(tokens)} tokens"
-            )
+            what = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
+            raise ValueError(f"the rule {self.score} returned {what}, not a score for each of {len(tokens)} tokens")
         score = score.float()
         if num_bad := int(score.isnan().sum()):
             raise FloatingPointError(f"the rule {self.score} returned NaN at {num_bad} of {len(tokens)} tokens")
