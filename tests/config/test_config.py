@@ -33,6 +33,7 @@ NEEDS = {  # overrides without which an option is refused: tool tasks need limit
     "agent=base_code": "data=mini_travel",
     "selector=rule": "selector.score=tip_exp.selector.scores:quadrant_1",
     "experiment=tip_deepplanning": f"data.root={FOLDER}",
+    "experiment=tip_deepplanning_32b": f"data.root={FOLDER}",
 }
 MADE_FIRST = {"pair=smollm2", "pair=tiny_students", "experiment=smollm2_gsm8k"}  # their models are not shipped
 SWEEP_FOLDER = conf_dir().parent / "sweeps"
