@@ -7,6 +7,7 @@ import torch
 from tests.helpers import sample_rollouts
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.learner.distributed import ALONE
 from tip_exp.learner.teacher import Teacher, TeacherHidden, split
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
@@ -29,7 +30,7 @@ def test_each_response_token_has_the_state_that_predicts_it(
     rollouts = sample_rollouts(tiny_pair)
     hidden_states = Teacher(tiny_pair, config, Meter(torch.device("cpu"))).hidden(rollouts)
     backbone = tiny_pair.teacher.module.base_model
-    for batch, hidden in zip(split(rollouts, tiny_pair, config), hidden_states, strict=True):
+    for batch, hidden in zip(split(rollouts, tiny_pair, config, ALONE), hidden_states, strict=True):
         for index in set(batch.rollout.tolist()):
             rollout = rollouts[index]
             predicting = [t - 1 for t, is_response in enumerate(rollout.response_mask) if is_response]
@@ -62,4 +63,4 @@ def test_the_sequence_kl_is_the_sum_over_the_whole_vocabulary(
 def test_a_rollout_with_an_id_that_only_one_model_has_is_refused(tiny_pair: Pair, tiny_config: RunConfig) -> None:
     rollout = Rollout([1, 50, tiny_pair.vocab_size], [False, True, True], "stop", [])
     with pytest.raises(ValueError, match="token id 406 is not one of the 406 ids that both models have"):
-        split([rollout], tiny_pair, tiny_config.learner)
+        split([rollout], tiny_pair, tiny_config.learner, ALONE)
