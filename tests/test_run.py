@@ -161,7 +161,7 @@ def test_small_models_run_on_one_thread_unless_told(compose_run: Run, monkeypatc
 def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
-    with pytest.raises(ConfigError, match=r"device=auto: there are NVIDIA devices \(0, 3\) that torch .* device=cpu$"):
+    with pytest.raises(ConfigError, match=r"device=auto: this machine has GPU 0, 3, but torch .* device=cpu$"):
         pick_device("auto")
     assert pick_device("cpu") == torch.device("cpu")
     for hidden in ("", "-1"):

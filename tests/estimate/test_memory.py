@@ -229,7 +229,7 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=8)  # each composes two configs
+@settings(max_examples=5)  # each composes two configs
 @given(SETTINGS, st.sampled_from(sorted(CARDS)))
 def test_what_must_hold_for_any_run(compose_run: Compose, setting: dict[str, Any], card: int) -> None:
     """More ranks never need more, no part is negative, and offload moves the teacher without changing its size."""
@@ -242,7 +242,8 @@ def test_what_must_hold_for_any_run(compose_run: Compose, setting: dict[str, Any
     for ranks in RANKS:
         phases = RankMemory(resident, CARDS[card].gib, ranks).phases()
         for name, phase in phases.items():
-            assert min((phase.device | phase.host).values()) >= 0 and not phase.device.keys() & phase.host.keys()
+            assert min(*phase.device.values(), *phase.host.values()) >= 0
+            assert phase.device.keys() & phase.host.keys() <= {"sampling engine asleep"}  # graphs here, weights there
             if name in earlier:
                 assert phase.device_gib <= earlier[name].device_gib + 1e-9
                 assert phase.host_gib <= earlier[name].host_gib + 1e-9

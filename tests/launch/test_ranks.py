@@ -64,7 +64,8 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), environment.get("PYTHONPATH", "")])
 
     def started(name: str, *overrides: str, **variables: str) -> subprocess.Popen[str]:
-        line = [sys.executable, "-m", "tip_exp", "ranks=2", "device=cpu", "experiment=smoke", "logger=files"]
+        overrides_of_all = ("ranks=2", "device=cpu", "experiment=smoke", "logger=files", "eval.teacher=false")
+        line = [sys.executable, "-m", "tip_exp", *overrides_of_all]
         return subprocess.Popen(
             [*line, f"hydra.run.dir={tmp_path}/${{name}}", f"name={name}", *overrides],
             cwd=tmp_path,

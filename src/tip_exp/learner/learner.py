@@ -160,6 +160,7 @@ class Learner:
         for gradient in gradients:
             gradient.div_(mass)
         total_norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))
+        del gradients, gradient  # zero_grad frees them before the size of the update is measured
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, total_norm)
         norm = float(total_norm)
         if not math.isfinite(norm):

@@ -123,24 +123,24 @@ class Draws:
     """A stream of uniform numbers for each rollout of a step, whichever rank and batch it is sampled in.
 
     The rollouts of all ranks, numbered prompt-major, are cut into batches of `batch_size`; each has a generator that
-    draws a number for each of its rollouts at each token.
+    draws a number for each of its rollouts at each token, on the host: the same numbers on any device.
     """
 
     def __init__(self, seed: int, numbers: list[int], total: int, batch_size: int, device: torch.device) -> None:
         """For the rollouts `numbers` of `total`."""
         batches = sorted({number // batch_size for number in numbers})
         self._counts = [min(batch_size, total - batch * batch_size) for batch in batches]
-        self._generators = [torch.Generator(device).manual_seed(batch_seed(seed, batch)) for batch in batches]
+        self._generators = [torch.Generator().manual_seed(batch_seed(seed, batch)) for batch in batches]
         first = {batch: sum(self._counts[:i]) for i, batch in enumerate(batches)}
         rows = [first[number // batch_size] + number % batch_size for number in numbers]
-        self._rows = None if rows == list(range(sum(self._counts))) else torch.tensor(rows, device=device)
+        self._rows = None if rows == list(range(sum(self._counts))) else torch.tensor(rows)
+        self._device = device
 
     def next(self) -> Float[Tensor, " n"]:
         """The next number of each rollout, float64 in [0, 1)."""
         pairs = zip(self._counts, self._generators, strict=True)
-        drawn = [torch.rand(count, dtype=torch.float64, device=g.device, generator=g) for count, g in pairs]
-        joined = drawn[0] if len(drawn) == 1 else torch.cat(drawn)
-        return joined if self._rows is None else joined[self._rows]
+        drawn = torch.cat([torch.rand(count, dtype=torch.float64, generator=g) for count, g in pairs])
+        return (drawn if self._rows is None else drawn[self._rows]).to(self._device)
 
 
 def batch_seed(seed: int, batch: int) -> int:
