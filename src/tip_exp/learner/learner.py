@@ -156,11 +156,7 @@ class Learner:
         if mass == 0:  # no token was kept: the weights stay
             self.optimizer.zero_grad(set_to_none=True)
             return {names.LR: lr, names.SKIPPED: 1.0}
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        for gradient in gradients:
-            gradient.div_(mass)
-        total_norm = whole_tensor(torch.nn.utils.get_total_norm(gradients))
-        del gradients, gradient  # zero_grad frees them before the size of the update is measured
+        total_norm = self._divide_gradients(mass)
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, total_norm)
         norm = float(total_norm)
         if not math.isfinite(norm):
@@ -177,6 +173,13 @@ class Learner:
             names.UPDATE_RATIO: update_ratio(self.optimizer, self.ranks),
             names.SKIPPED: 0.0,
         }
+
+    def _divide_gradients(self, mass: float) -> Tensor:
+        """Divide the gradients by `mass`; returns their norm. Separate function so that `zero_grad` frees them."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        for gradient in gradients:
+            gradient.div_(mass)
+        return whole_tensor(torch.nn.utils.get_total_norm(gradients))
 
     def _student_hidden(self, batch: MicroBatch) -> Tensor:
         """(n, D) final hidden states of the student at the batch's response tokens."""
