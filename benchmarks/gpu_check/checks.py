@@ -183,9 +183,9 @@ def _mismatch(model: torch.nn.Module, rollout: Rollout) -> float:
     ids = torch.tensor([rollout.token_ids], device=next(model.parameters()).device)
     with torch.no_grad():
         logprobs = model(ids[:, :-1], use_cache=False).logits[0].float().log_softmax(-1)
-    own = logprobs.gather(1, ids[0, 1:, None])[:, 0].cpu()
+    of_sampled = logprobs.gather(1, ids[0, 1:, None])[:, 0].cpu()
     sampled = torch.tensor(rollout.response_mask[1:])
-    return float((own[sampled] - torch.tensor(rollout.sampler_logprobs)).abs().mean())
+    return float((of_sampled[sampled] - torch.tensor(rollout.sampler_logprobs)).abs().mean())
 
 
 def _free_gib(device: torch.device) -> float:

@@ -121,10 +121,10 @@ def format_memory(config: RunConfig, activation_bytes: float | None) -> list[str
     """A line per phase, with its largest parts; then the peak, and on how many cards it fits."""
     card, ranks = None if runs_on_cpu(config) else CARDS[DEFAULT_CARD], total_ranks(config)
     memory = RankMemory(config, card and card.gib, activation_bytes=activation_bytes)
-    place = f"{ranks} x {card.name} ({card.gib:.0f} GiB each)" if card else "a CPU"
-    lines = [f"memory of a rank on {place} in GiB: device, host, largest parts"]
+    hardware = f"{ranks} x {card.name} ({card.gib:.0f} GiB each)" if card else "a CPU"
+    lines = [f"memory of a rank on {hardware} in GiB: device, host, largest parts"]
     for name, phase in memory.phases().items():
-        largest = sorted((phase.device | phase.host).items(), key=lambda part: -part[1])[:4]
+        largest = sorted([*phase.device.items(), *phase.host.items()], key=lambda part: -part[1])[:4]
         parts = ", ".join(f"{part} {gib:.2f}" for part, gib in largest)
         lines.append(f"  {name:<11} {phase.device_gib:8.2f} {phase.host_gib:8.2f}   {parts}")
     name, gib = memory.peak()

@@ -165,8 +165,8 @@ class RankMemory(Passes):
             "teacher layers": self.teacher.layers * self.teacher.layer,
         }
         for part, parameters in teacher.items():
-            place = host if self.offload and part == "teacher layers" else device
-            place[part] = parameters * self.teacher_width / self.shards
+            parts = host if self.offload and part == "teacher layers" else device
+            parts[part] = parameters * self.teacher_width / self.shards
         if name == "load" and self.on_gpu:  # the largest matrix passes through the host
             host["weights being read"] = max(self.teacher.head * self.teacher_width, self.student.head * 4)
         return device, host

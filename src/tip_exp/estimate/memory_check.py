@@ -70,7 +70,7 @@ def _times(count: int, parts: dict[str, float]) -> dict[str, float]:
     return {part: count * gib for part, gib in parts.items()}
 
 
-def _check(place: str, phases: dict[str, dict[str, float]], free: float) -> None:
+def _check(device: str, phases: dict[str, dict[str, float]], free: float) -> None:
     """Raise ConfigError for the phase with the largest need if that is above `free` GiB; the process is in use."""
     needs = {name: {part: gib for part, gib in parts.items() if part != PROCESS} for name, parts in phases.items()}
     phase, parts = max(needs.items(), key=lambda need: sum(need[1].values()))
@@ -81,7 +81,7 @@ def _check(place: str, phases: dict[str, dict[str, float]], free: float) -> None
     keys = dict.fromkeys(key for name in large for key in LOWERED_BY.get(name, "").split(", ") if key)
     sizes = ", ".join(f"{name} {gib:.1f}" for name, gib in large.items())
     raise ConfigError(
-        f"this run needs about {needed:.1f} GiB ({phase}: {sizes}), but {place} has {free:.1f} GiB free. "
+        f"this run needs about {needed:.1f} GiB ({phase}: {sizes}), but {device} has {free:.1f} GiB free. "
         f"Lower it with {', '.join(keys)}, or a smaller pair; ignore_memory=true skips this check"
     )
 

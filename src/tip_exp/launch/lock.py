@@ -1,7 +1,7 @@
 """Lock files that name the processes that hold them. They need no flock, which Lustre and some NFS mounts lack.
 
 A lock is created with O_EXCL and holds while any process in it lives, as known from its host, pid and start time. Only
-the host that made a lock can see that its processes are gone; any other host is told which file to remove.
+on that host can a lock be recognized as stale. On another host the error names the file to remove.
 """
 
 from __future__ import annotations

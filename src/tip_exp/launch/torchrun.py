@@ -72,9 +72,10 @@ def run_ranks(arguments: list[str], reports: Path) -> int:
         rank, failure = next(iter(error.failures.items()))
         print(f"error: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
         return FAILED
-    except Exception as error:  # the nodes did not meet
+    except Exception as error:  # of torch.distributed.run itself, for example if the nodes do not meet
         logging.getLogger("tip_exp").exception("torch.distributed.run failed")
-        print(f"error: the processes of this run did not start: {first_line(error)}", file=sys.stderr)
+        where = "traceback in torchrun.log of the run's folder"
+        print(f"error: torch.distributed.run failed: {first_line(error)} ({where})", file=sys.stderr)
         return FAILED
     return 0
 

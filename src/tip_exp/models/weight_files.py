@@ -23,6 +23,7 @@ class WeightFiles:
     def __init__(self, folder: Path) -> None:
         self.bytes_read = 0
         files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]
+        # safe_open has keys() but cannot be iterated.
         self._files: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118
         self._stored: dict[str, str] = {}  # the module's name -> the stored name
 
