@@ -19,9 +19,10 @@ from tip_exp.data.training_set import TrainingSet
 from tip_exp.envs.sampler import episode_metrics
 from tip_exp.estimate.memory_check import check_memory
 from tip_exp.eval.evaluate import Evaluations
-from tip_exp.learner.checkpoint import Checkpoints, export
+from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.distributed import Ranks, local_device, start
 from tip_exp.learner.learner import Learner
+from tip_exp.learner.model_folder import export
 from tip_exp.learner.on_policy import MismatchCheck, limits_for
 from tip_exp.learner.sharding import Sharding
 from tip_exp.learner.sharing import SharedSampler

@@ -21,8 +21,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.learner.checkpoint import CheckpointError, Checkpoints, export
+from tip_exp.learner.checkpoint import CheckpointError, Checkpoints
 from tip_exp.learner.distributed import Ranks
+from tip_exp.learner.model_folder import export
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
 from tip_exp.utils.errors import ConfigError

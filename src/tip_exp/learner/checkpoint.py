@@ -1,4 +1,4 @@
-"""Checkpoints to resume from, and the Hugging Face folder to use the student with.
+"""Checkpoints to resume from.
 
 checkpoint/step_00040/ is a torch.distributed.checkpoint (DCP) folder of the trainable weights and the optimizer's state
 by parameter name, so that any number of ranks resumes it; backend.json, and checksums.json of all files, written last.
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
@@ -32,15 +31,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as TorchFuture
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tip_exp.learner.distributed import Ranks
-from tip_exp.models.lora import adapter_tensors, has_adapters, merged_tensors, save_adapter
 from tip_exp.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 NUM_KEPT = 2  # newest checkpoints that stay on disk
-ADAPTER = "adapter"  # folder of a LoRA student's adapter in its Hugging Face folder
 _CHECKSUMS, _BACKEND = "checksums.json", "backend.json"
 _WEIGHTS = "model"  # keys are SLOT.PARAMETER: model, or a slot of the optimizer's state such as exp_avg
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP says so for every single process
@@ -150,34 +146,6 @@ class Checkpoints:
             return False
 
 
-def export(folder: Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> None:
-    """Replace `folder` by a Hugging Face folder of the student: weights, tokenizer, generation config.
-
-    For a LoRA student the weights are merged and adapter/ holds the adapter. All ranks gather one weight at a time; the
-    main rank holds the model once in host memory and writes. Raises CheckpointError.
-    """
-    parameter_names = {name for name, _ in student.named_parameters(remove_duplicate=False)}
-    buffers = {name: tensor for name, tensor in student.state_dict().items() if name not in parameter_names}
-    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in buffers.items()}
-    for name, tensor in merged_tensors(student):  # after state_dict(), which reshards FSDP2 modules
-        if ranks.is_main:
-            tensors[name] = tensor.cpu()
-    adapter = adapter_tensors(student) if has_adapters(student) else {}
-    if not ranks.is_main:
-        return
-    temporary = folder.with_name(f".writing_{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        student.save_pretrained(temporary, state_dict=tensors)
-        tokenizer.save_pretrained(temporary)
-        if adapter:
-            save_adapter(student, adapter, temporary / ADAPTER)
-        _publish(temporary, folder)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(f"the model could not be written to {folder}: {error}") from error
-
-
 def trainable(module: nn.Module) -> dict[str, Tensor]:
     """Trainable parameters by name, a tied one once.
 
@@ -232,12 +200,12 @@ class _Writer(FileSystemWriter):
         }
         checksums |= {name: _checksum(self.temporary / name) for name in (".metadata", _BACKEND)}
         (self.temporary / _CHECKSUMS).write_text(json.dumps(checksums, indent=2))
-        _publish(self.temporary, self.final)
+        publish(self.temporary, self.final)
         for old in sorted(self.final.parent.glob("step_*"))[:-NUM_KEPT]:
             shutil.rmtree(old)
 
 
-def _publish(temporary: Path, final: Path) -> None:
+def publish(temporary: Path, final: Path) -> None:
     """Flush all files of `temporary`, then rename it to `final`, replacing what is there."""
     for path in [*temporary.rglob("*"), temporary]:
         _flush(path)

@@ -1,0 +1,43 @@
+"""The Hugging Face folder of a run's student: what a user loads after the run, or evaluates."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tip_exp.learner.checkpoint import CheckpointError, publish
+from tip_exp.learner.distributed import Ranks
+from tip_exp.models.lora import adapter_tensors, has_adapters, merged_tensors, save_adapter
+
+ADAPTER = "adapter"  # folder of a LoRA student's adapter in the folder
+
+
+def export(folder: Path, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> None:
+    """Replace `folder` by a Hugging Face folder of the student: weights, tokenizer, generation config.
+
+    For a LoRA student the weights are merged and adapter/ holds the adapter. All ranks gather one weight at a time; the
+    main rank holds the model once in host memory and writes. Raises CheckpointError.
+    """
+    parameter_names = {name for name, _ in student.named_parameters(remove_duplicate=False)}
+    buffers = {name: tensor for name, tensor in student.state_dict().items() if name not in parameter_names}
+    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in buffers.items()}
+    for name, tensor in merged_tensors(student):  # after state_dict(), which reshards FSDP2 modules
+        if ranks.is_main:
+            tensors[name] = tensor.cpu()
+    adapter = adapter_tensors(student) if has_adapters(student) else {}
+    if not ranks.is_main:
+        return
+    temporary = folder.with_name(f".writing_{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        student.save_pretrained(temporary, state_dict=tensors)
+        tokenizer.save_pretrained(temporary)
+        if adapter:
+            save_adapter(student, adapter, temporary / ADAPTER)
+        publish(temporary, folder)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"the model could not be written to {folder}: {error}") from error
