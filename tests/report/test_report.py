@@ -16,10 +16,12 @@ import pytest
 from tests.reference import anova_variances
 from tests.synthetic_runs import finish, write_config
 
+from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import RunRecord, read_runs
 from tip_exp.report.arms import ArmResult, differing_keys, read_records, summarize
-from tip_exp.report.overview import csv_text, overview
+from tip_exp.report.columns import select_arms, sort_arms
+from tip_exp.report.overview import csv_text, overview, overviews
 from tip_exp.report.paper import LAYOUTS, METHODS, paper_numbers, paper_tables
 from tip_exp.report.significance import Estimate
 from tip_exp.report.tables import Table, latex, markdown
@@ -69,12 +71,11 @@ def test_the_table(runs: Path) -> None:
     assert full == {
         "selector": "full", "retention": "100 %", "kept": "50.0 %", "seeds": "1", "final ± se": "81.0 ± 1.5",
         "greedy ± se": "86.0 ± 1.0", "gap closed": "72 %", "vs full [95 %]": "-", "errors cover": "problems, not seeds",
-        "p (Holm)": "-", "within ± 2": "-", "loss MiB": "13.5", "state": "done",
+        "loss MiB": "13.5", "seconds": "42", "state": "done",
     }  # fmt: skip
     assert soft_or["seeds"] == "2" and soft_or["state"] == "1 of 3 unfinished"
     # 40 problems x 4: 134 and 141 correct against 130: (137.5 - 130) / 160; full has one seed, so there is no p
     assert soft_or["vs full [95 %]"].startswith("+4.7 [")
-    assert (soft_or["p (Holm)"], soft_or["within ± 2"]) == ("-", "-")
     assert soft_or["errors cover"] == "problems and seeds; vs full: problems, not seeds"
     assert table.notes == ["All rows: teacher 99.0 ± 1.5, step 0 35.0 ± 1.5 (% ± standard error over problems)."]
 
@@ -105,9 +106,11 @@ def test_rows_with_other_teachers_or_starts_show_them(runs: Path, compose_run: C
 def test_with_seeds_on_both_sides_there_is_a_p_and_a_statement_of_equivalence(runs: Path, compose_run: Compose) -> None:
     finish_again(runs, compose_run)
     soft_or = arms_of(runs)[-1]
-    row = cells(overview([soft_or]))[0]
+    table = overview([soft_or])
+    row = cells(table)[0]
     assert soft_or.difference and soft_or.difference.over_seeds and 0 < soft_or.difference.p == soft_or.p_holm < 1
-    assert row["p (Holm)"] == f"{soft_or.p_holm:.3f}" and row["errors cover"] == "problems and seeds"
+    assert row["p (Holm)"] == f"{soft_or.p_holm:.3f}" and "errors cover" not in row
+    assert table.notes[-1] == "Errors and intervals cover problems and seeds."
     assert row["within ± 2"] == f"not shown (± {100 * soft_or.difference.margin:.1f})"
     soft_or.difference = Estimate(0.001, 0.001, 100, over_seeds=True)
     # 0.1 + 1.66 x 0.1
@@ -216,6 +219,47 @@ def test_a_value_of_several_lines_stays_in_one_cell(runs: Path, compose_run: Com
     assert "pair.chat.system=Be brief.\\nUse a box." in differs and not any("\n" in text for text in differs)
 
 
+def test_keys_that_cannot_change_numbers_do_not_part_arms(runs: Path, compose_run: Compose) -> None:
+    unlike = ["learner.checkpoint_every=7", "num_threads=2", "logger=files", "name=x", "ignore_memory=true"]
+    make_run(compose_run, runs / "other", 0.85, "seed=5", *unlike)
+    (soft_or,) = [arm for arm in arms_of(runs) if arm.selector == "soft_or"]
+    assert soft_or.seeds == 3 and soft_or.differs == ""
+    assert digest(compose_run("seed=5", *unlike)) == digest(compose_run("seed=5"))
+    assert digest(compose_run("seed=5", "learner.lr=1e-3")) != digest(compose_run("seed=5"))
+
+
+def test_each_setting_has_a_table_and_evaluations_have_one(runs: Path, compose_run: Compose) -> None:
+    make_run(compose_run, runs / "other", 0.5, "seed=5", "learner.lr=1e-3")
+    make_run(compose_run, runs / "evaluated", 0.7, "experiment=evaluate", "pair.student.path=outputs/x/model")
+    slow, fast, evaluations = overviews(arms_of(runs))
+    assert (slow.title, fast.title) == ("tiny, word_sums, learner.lr=0.002", "tiny, word_sums, learner.lr=0.001")
+    assert [row["selector"] for row in cells(slow)] == ["full", "soft_or"] and len(fast.rows) == 1
+    assert evaluations.title == "Evaluations without training"
+    assert cells(evaluations) == [
+        {"run": "evaluated", "student": "outputs/x/model", "benchmark": "word_sums", "teacher ± se": "99.0 ± 1.5",
+         "final ± se": "70.0 ± 1.5", "greedy ± se": "75.0 ± 1.0", "state": "done"}
+    ]  # fmt: skip
+
+
+def test_rows_and_columns_are_chosen(runs: Path, compose_run: Compose) -> None:
+    make_run(compose_run, runs / "q3", 0.2, "selector=q3", "selector.retention=0.1")
+    arms = arms_of(runs)
+    (table,) = overviews(sort_arms(arms, "final"), ("selector", "final", "vs full"))
+    assert table.headings == ["selector", "final ± se", "vs full [95 %]"]
+    assert [row[0] for row in table.rows] == ["q3", "full", "soft_or"]
+    assert [arm.selector for arm in sort_arms(arms, "vs full")][-1] == "full"  # it has none
+    for condition in ("selector=q3", "retention=0.1", "selector.score=q3"):
+        assert [arm.selector for arm in select_arms(arms, [condition])] == ["q3"]
+    assert select_arms(arms, ["selector=q3", "retention=0.5"]) == []
+    with pytest.raises(DataError, match=r"--where lr=1: give KEY=VALUE.*"):
+        select_arms(arms, ["lr=1"])
+    with pytest.raises(DataError, match="did you mean selector"):
+        select_arms(arms, ["selectr=q3"])
+    for call in (lambda: sort_arms(arms, "accuracy"), lambda: overviews(arms, ["accuracy"])):
+        with pytest.raises(DataError, match="columns are pair, benchmark, selector, retention"):
+            call()
+
+
 def test_a_seed_of_two_sweeps_counts_once_and_the_finished_run_is_preferred(runs: Path, compose_run: Compose) -> None:
     make_run(compose_run, runs / "again", 0.84, "seed=0", "sweep=other", "name=again")
     make_run(compose_run, runs / "begun", None, "seed=1", "sweep=other", "name=begun")
@@ -226,13 +270,10 @@ def test_a_seed_of_two_sweeps_counts_once_and_the_finished_run_is_preferred(runs
 
 def test_an_unfinished_run_has_a_row_without_numbers(tmp_path: Path, compose_run: Compose) -> None:
     make_run(compose_run, tmp_path / "started", None)
-    (row,) = cells(overview(arms_of(tmp_path)))
-    assert (
-        row["final ± se"] == "-"
-        and row["kept"] == "-"
-        and row["errors cover"] == "-"
-        and row["state"] == "1 of 1 unfinished"
-    )
+    table = overview(arms_of(tmp_path))
+    (row,) = cells(table)
+    assert row["final ± se"] == "-" and row["kept"] == "-" and row["state"] == "1 of 1 unfinished"
+    assert not table.notes
 
 
 def test_runs_with_other_problems_are_not_compared(runs: Path, compose_run: Compose) -> None:
@@ -375,6 +416,7 @@ def test_the_command_prints_and_writes(runs: Path) -> None:
     process = report(str(runs), *files)
     assert process.returncode == 0, process.stderr
     assert (out / "t.md").read_text() == process.stdout
+    assert process.stderr.splitlines() == [f"{out / name} written" for name in ("t.md", "t.tex", "t.csv")]
     assert list(pd.read_csv(out / "t.csv")["selector"]) == ["full", "soft_or"]
     assert r"\bottomrule" in (out / "t.tex").read_text()
 

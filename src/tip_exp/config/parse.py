@@ -75,11 +75,23 @@ _TEACHER_KEYS: Any = {
 }
 
 
+# They change a run's name, place or cost, and its numbers by rounding at most.
+NOT_DECIDING = (
+    "name.", "sweep.", "logger.", "ignore_memory.", "ranks.", "nodes.", "num_threads.", "learner.checkpoint_every.",
+    "rollout.vllm.gpu_memory_utilization.", "rollout.vllm.sleep_level.",
+)  # fmt: skip
+
+
 def deciding_values(config: RunConfig) -> dict[str, Any]:
     """All keys that affect a run's numbers by more than rounding, flat; those left out do not."""
     if config.mode == "teacher":
         return flatten(config.model_dump(include=_TEACHER_KEYS))
-    return flatten(config.model_dump(exclude={"name", "sweep", "logger", "ignore_memory", "ranks", "nodes"}))
+    return deciding(flatten(config.model_dump()))
+
+
+def deciding(flat: dict[str, Any]) -> dict[str, Any]:
+    """A flat config without NOT_DECIDING."""
+    return {key: value for key, value in flat.items() if not f"{key}.".startswith(NOT_DECIDING)}
 
 
 def digest(config: RunConfig) -> str:

@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from tip_exp.config.parse import flatten
+from tip_exp.config.parse import deciding, flatten
 from tip_exp.records import metrics
 from tip_exp.records.reader import RunRecord, read_runs
 from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, holm
 from tip_exp.utils.errors import DataError
 
 LEAKS = ("exact", "13gram")  # in_train_… of result.json
-IGNORED_KEYS = ("name", "sweep", "logger", "seed", "ranks", "nodes")  # runs of one arm may differ in these
 
 
 @dataclass(slots=True)
@@ -36,7 +35,7 @@ class ArmResult:
     selector: str
     score: str
     retention: float
-    config: dict[str, Any] = field(repr=False)  # flat, without IGNORED_KEYS
+    config: dict[str, Any] = field(repr=False)  # flat, without the seed and NOT_DECIDING
     identity: str = field(repr=False)  # `config` as text
     setting: str = field(repr=False)  # `config` without the selector, as text
     seeds: int
@@ -140,6 +139,16 @@ def group_by(arms: Iterable[ArmResult], *fields: str) -> dict[Any, list[ArmResul
     return groups
 
 
+def setting_names(groups: list[list[ArmResult]]) -> list[str]:
+    """ "tiny, word_sums, learner.lr=0.001" of each setting: pair, data, and what tells settings with these apart."""
+    names: list[str] = []
+    for first, *_ in groups:
+        similar = [peer for peer, *_ in groups if (peer.pair, peer.data) == (first.pair, first.data)]
+        keys = differing_keys(similar, ignored=("selector.", "pair.", "data."))
+        names.append(", ".join([first.pair, first.data, *first.values_of(keys)]))
+    return names
+
+
 def differing_keys(arms: list[ArmResult], *, ignored: tuple[str, ...] = ()) -> list[str]:
     """The config keys whose values are not the same in all arms; an absent key counts as null.
 
@@ -151,7 +160,7 @@ def differing_keys(arms: list[ArmResult], *, ignored: tuple[str, ...] = ()) -> l
 
 def _arm_config(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config, flat, without what the runs of an arm may differ in."""
-    flat = flatten({key: value for key, value in config.items() if key not in IGNORED_KEYS})
+    flat = deciding(flatten({key: value for key, value in config.items() if key != "seed"}))
     if flat.get("pair.student.per_seed"):
         del flat["pair.student.path"]
     return flat

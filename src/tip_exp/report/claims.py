@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tip_exp.report.arms import ArmResult, group_by
-from tip_exp.report.overview import MARGIN, points, ratio
+from tip_exp.report.columns import MARGIN, points, ratio
 from tip_exp.report.significance import Estimate, compare
 from tip_exp.report.tables import Table
 

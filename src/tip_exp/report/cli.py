@@ -1,6 +1,7 @@
 """`tip-report`: run folders -> tables in the terminal, as Markdown, CSV and LaTeX, and an HTML page with plots.
 
 tip-report outputs/sweeps/demo --markdown results/demo.md --csv results/demo.csv
+tip-report outputs --where learner.lr=0.002 --sort final --columns selector,retention,final,"vs full"
 tip-report outputs --table table5 --latex table5.tex     (rows and columns of the paper, our number over the paper's)
 tip-report outputs --html report.html                    (plots and the token viewer, in one file)
 tip-report results outputs --out results                 (all tables, and which cells of the paper's tables are missing)
@@ -12,11 +13,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from tip_exp.records.reader import RunRecord
 from tip_exp.report import wandb
-from tip_exp.report.arms import read_records, summarize
-from tip_exp.report.overview import NOTES, csv_text, overview
+from tip_exp.report.arms import ArmResult, read_records, summarize
+from tip_exp.report.columns import LABELS, NAMES, select_arms, sort_arms
+from tip_exp.report.overview import COMPACT, csv_text, legend, overviews
 from tip_exp.report.paper import LAYOUTS, paper_tables
 from tip_exp.report.results_page import write_results
 from tip_exp.report.tables import latex, markdown, write
@@ -35,6 +39,12 @@ def _parser(command: str, description: str, epilog: str | None = None) -> argpar
 def _tables(arguments: list[str]) -> None:
     parser = _parser("tip-report", "Tables from run folders.", EPILOG)
     parser.add_argument("--table", choices=list(LAYOUTS), help="a table of the paper instead of the overview")
+    parser.add_argument("--columns", default=",".join(COMPACT), help=f"all, or some of: {', '.join(NAMES)}")
+    parser.add_argument(
+        "--where", action="append", default=[], metavar="KEY=VALUE",
+        help=f"only rows with this config value, such as learner.lr=0.001, or one of: {', '.join(LABELS)}",
+    )  # fmt: skip
+    parser.add_argument("--sort", metavar="COLUMN", help="smallest value first")
     parser.add_argument("--markdown", type=Path, help="also write the table as Markdown")
     parser.add_argument("--csv", type=Path, help="also write the numbers as CSV")
     parser.add_argument("--latex", type=Path, help="also write the table as LaTeX (booktabs)")
@@ -43,25 +53,37 @@ def _tables(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     records = read_records(given.roots)
     arms = summarize(records)
-    tables = paper_tables(given.table, arms, arms) if given.table else [overview(arms)]
+    arms = select_arms(arms, given.where)
+    if given.sort:
+        arms = sort_arms(arms, given.sort)
+    columns = tuple(NAMES) if given.columns == "all" else [name.strip() for name in given.columns.split(",")]
+    tables = paper_tables(given.table, arms, arms) if given.table else overviews(arms, columns)
     if not tables:
-        raise DataError(f"no finished run below {', '.join(map(str, given.roots))} belongs to {given.table}")
-    text = "\n\n".join([*map(markdown, tables), NOTES]) + "\n"
+        chosen = f" belongs to {given.table}" if given.table else f" has {' and '.join(given.where)}"
+        raise DataError(f"no finished run below {', '.join(map(str, given.roots))}{chosen}")
+    text = "\n\n".join([*map(markdown, tables), legend(tables)]) + "\n"
     print(text, end="")
-    if given.markdown:
-        write(given.markdown, text)
-    if given.latex:
-        write(given.latex, "\n\n".join(map(latex, tables)) + "\n")
-    if given.csv:
-        write(given.csv, csv_text(arms))
-    if given.html:
-        from tip_exp.report.page import page
-
-        write(given.html, page(records, arms))
+    files: dict[Path | None, Callable[[], str]] = {
+        given.markdown: lambda: text,
+        given.latex: lambda: "\n\n".join(map(latex, tables)) + "\n",
+        given.csv: lambda: csv_text(arms),
+        given.html: lambda: _page(records, arms),
+    }
+    for path, content in files.items():
+        if path is not None:
+            write(path, content())
+            print(f"{path} written", file=sys.stderr)
     if given.png:
         from tip_exp.report.page import write_pictures
 
-        write_pictures(records, arms, given.png)
+        pictures = write_pictures(records, arms, given.png)
+        print(f"{len(pictures)} pictures written to {given.png}", file=sys.stderr)
+
+
+def _page(records: list[RunRecord], arms: list[ArmResult]) -> str:
+    from tip_exp.report.page import page  # plotly takes a second
+
+    return page(records, arms)
 
 
 def _results(arguments: list[str]) -> None:

@@ -1,33 +1,19 @@
-"""Arm results as a table of text, one row per arm and benchmark, and as CSV."""
+"""Arm results as tables of text, one row per arm and benchmark, and as CSV."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from tip_exp.report.arms import ArmResult, differing_keys, group_by
+from tip_exp.report.arms import ArmResult, differing_keys, group_by, setting_names
+from tip_exp.report.columns import COLUMNS, LEGEND, NAMES, column_name
 from tip_exp.report.significance import Estimate
 from tip_exp.report.tables import Table
+from tip_exp.utils.errors import DataError
 
-MARGIN = 2.0  # points of accuracy: a smaller difference to full does not matter
 SAME_TOKENS = 0.9  # Jaccard index with top entropy from which a note says so
-NOTES = (
-    "retention: the setting; kept: tokens trained on over all response tokens, in % (each response's budget is rounded "
-    "down); Q3 kept: the same among tokens of low entropy and high divergence\n"
-    "final: mean@k of the sampled responses in %, greedy: accuracy of the greedy response in %, each ± its standard "
-    "error; errors cover: what this error and the intervals include. With one seed they hold for these trained "
-    "students only, and there is no p\n"
-    "gap closed: (final - step 0) / (teacher - step 0)\n"
-    "vs full: difference to training on every token, on the same problems, in points [95 % interval]; p (Holm): "
-    "two-sided, corrected over all comparisons of one setting (variances of problems and seeds, Student's t; simulated "
-    "coverage: results/coverage.md)\n"
-    f"within ± {MARGIN:g}: is the difference within {MARGIN:g} points at 95 %, by two one-sided tests; in brackets the "
-    "smallest margin for which it is. no: the 95 % interval lies outside; not shown: more seeds are needed to tell\n"
-    "KL/response: KL(student || teacher) in nats, summed over a sampled response to a held-out problem; KL vs full: "
-    "ratio of the geometric means [95 % interval], with its own p\n"
-    "loss MiB: peak allocation of the masked loss"
-)
 ACCURACIES = ("teacher", "start", "final", "greedy")
 CSV_COLUMNS = (
     "pair", "data", "benchmark", "selector", "retention", "seeds", "runs", "sweeps", "hardware", *ACCURACIES,
@@ -35,104 +21,58 @@ CSV_COLUMNS = (
     "peak_gib", "process_gib", "wall_s", "no_tool_baseline", "state", "p_holm", "kl_p_holm", "differs",
 )  # fmt: skip
 DIFFERENCES = {"difference": ("low", "high", "p", "margin", "over_seeds"), "kl_difference": ("low", "high", "p")}
+SHARED = ("teacher", "step 0", "errors cover")  # a line below the table says it if all rows have the same
+COMPACT = (
+    "benchmark", "selector", "retention", "kept", "seeds", "no-tool baseline", *SHARED, "final", "greedy",
+    "vs full", "p", "KL/response", "loss MiB", "seconds", "state", "differs in",
+)  # fmt: skip
 
 
-def percent(accuracy: Estimate) -> str:
-    """ "81.0 ± 1.5", without the error if it was not measured."""
-    error = "" if math.isnan(accuracy.se) else f" ± {100 * accuracy.se:.1f}"
-    return "-" if math.isnan(accuracy.mean) else f"{100 * accuracy.mean:.1f}{error}"
+def overview(arms: list[ArmResult], columns: Sequence[str] = tuple(NAMES), title: str = "") -> Table:
+    """One row per arm and benchmark, with the columns of these names that say something.
 
-
-def points(difference: Estimate | None) -> str:
-    """ "+1.2 [-0.5, 2.9]" """
-    if difference is None:
-        return "-"
-    return f"{100 * difference.mean:+.1f} [{100 * difference.low:.1f}, {100 * difference.high:.1f}]"
-
-
-def ratio(log_difference: Estimate | None) -> str:
-    """ "× 0.83 [0.78, 0.88]" """
-    if log_difference is None:
-        return "-"
-    low, high = math.exp(log_difference.low), math.exp(log_difference.high)
-    return f"× {math.exp(log_difference.mean):.2f} [{low:.2f}, {high:.2f}]"
-
-
-def equivalence(difference: Estimate | None) -> str:
-    """ "yes (± 1.4)", "not shown (± 3.9)", "no (± 30.1)" if it is larger than MARGIN at 95 %; "-" with one seed."""
-    if difference is None or math.isnan(difference.margin):
-        return "-"
-    margin = 100 * difference.margin
-    is_larger = 100 * (abs(difference.mean) - difference.half_width()) > MARGIN
-    return f"{'yes' if margin <= MARGIN else 'no' if is_larger else 'not shown'} (± {margin:.1f})"
-
-
-def p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else _number("{:.3f}", p)
-
-
-def errors_cover(arm: ArmResult) -> str:
-    covered = _covered(arm.seeds > 1)
-    if arm.difference is None or _covered(arm.difference.over_seeds) == covered:
-        return covered if arm.seeds else "-"
-    return f"{covered}; vs full: {_covered(arm.difference.over_seeds)}"
-
-
-def _covered(over_seeds: bool) -> str:
-    return "problems and seeds" if over_seeds else "problems, not seeds"
-
-
-def _number(form: str, value: float) -> str:
-    return "-" if math.isnan(value) else form.format(value)
-
-
-# heading -> text of an arm's cell
-COLUMNS: dict[str, Callable[[ArmResult], str]] = {
-    "pair": lambda arm: arm.pair,
-    "benchmark": lambda arm: arm.benchmark,
-    "selector": lambda arm: arm.selector,
-    "retention": lambda arm: f"{100 * arm.retention:g} %",
-    "kept": lambda arm: _number("{:.1f} %", 100 * arm.kept_frac),
-    "Q3 kept": lambda arm: _number("{:.1f} %", 100 * arm.q3_kept_frac),
-    "seeds": lambda arm: str(arm.seeds),
-    "no-tool baseline": lambda arm: _number("{:.1f}", 100 * arm.no_tool_baseline),
-    "teacher ± se": lambda arm: percent(arm.teacher),
-    "step 0 ± se": lambda arm: percent(arm.start),
-    "final ± se": lambda arm: percent(arm.final),
-    "greedy ± se": lambda arm: percent(arm.greedy),
-    "gap closed": lambda arm: _number("{:z.0f} %", 100 * arm.gap_closed),
-    "vs full [95 %]": lambda arm: points(arm.difference),
-    "errors cover": errors_cover,
-    "p (Holm)": lambda arm: p_value(arm.p_holm),
-    f"within ± {MARGIN:g}": lambda arm: equivalence(arm.difference),
-    "KL/response": lambda arm: _number("{:.3g}", arm.seq_kl),
-    "KL vs full [95 %]": lambda arm: ratio(arm.kl_difference),
-    "KL p (Holm)": lambda arm: p_value(arm.kl_p_holm),
-    "loss MiB": lambda arm: _number("{:.1f}", arm.loss_mib),
-    "state": lambda arm: arm.state,
-    "differs in": lambda arm: arm.differs,
-}
-OF_ONE_MODEL = ("teacher ± se", "step 0 ± se")
-
-
-def overview(arms: list[ArmResult]) -> Table:
-    """One row per arm and benchmark; columns that say nothing are left out, and what all rows share is a note."""
-    shared = [name for name in OF_ONE_MODEL if len(arms) > 1 and len({COLUMNS[name](arm) for arm in arms}) == 1]
-    has_kl = any(not math.isnan(arm.seq_kl) for arm in arms)
+    What all rows share is a note. Raises DataError for a name that is not in NAMES.
+    """
+    for name in columns:
+        if name not in NAMES:
+            raise DataError(f"there is no column {name!r}; columns are {', '.join(NAMES)}")
+    text = {name: [COLUMNS[NAMES[name]](arm) for arm in arms] for name in NAMES}
+    finished = [i for i, arm in enumerate(arms) if arm.seeds]
+    shared = {name: text[name][finished[0]] for name in SHARED if len({text[name][i] for i in finished}) == 1}
     is_shown = {
-        "pair": len({arm.pair for arm in arms}) > 1,
-        "benchmark": len({arm.benchmark for arm in arms}) > 1,
-        "Q3 kept": any(not math.isnan(arm.q3_kept_frac) for arm in arms),
-        "no-tool baseline": any(not math.isnan(arm.no_tool_baseline) for arm in arms),
-        "KL/response": has_kl, "KL vs full [95 %]": has_kl, "KL p (Holm)": has_kl,
+        "pair": len(set(text["pair"])) > 1,
+        "benchmark": len(set(text["benchmark"])) > 1,
         "state": any(arm.seeds < arm.runs for arm in arms),
         "differs in": any(arm.differs for arm in arms),
-    } | dict.fromkeys(shared, False)  # fmt: skip
-    headings = [heading for heading in COLUMNS if is_shown.get(heading, True)]
-    same = ", ".join(f"{name.removesuffix(' ± se')} {COLUMNS[name](arms[0])}" for name in shared)
-    notes = [f"All rows: {same} (% ± standard error over problems)."] if shared else []
-    rows = [[COLUMNS[heading](arm) for heading in headings] for arm in arms]
-    return Table("", headings, rows, notes=notes + warnings(arms))
+    } | dict.fromkeys(shared, False)
+    measured = ("Q3 kept", "no-tool baseline", "p", "within", "KL/response", "KL vs full", "KL p")
+    is_shown |= {name: set(text[name]) != {"-"} for name in measured}
+    shown = [name for name in columns if is_shown.get(name, True)]
+    covered = shared.pop("errors cover", "")
+    same = ", ".join(f"{name} {value}" for name, value in shared.items())
+    notes = [f"All rows: {same} (% ± standard error over problems)."] if same else []
+    notes += [f"Errors and intervals cover {covered}."] if covered else []
+    rows = [list(row) for row in zip(*(text[name] for name in shown), strict=True)]
+    return Table(title, [NAMES[name] for name in shown], rows, notes=notes + warnings(arms))
+
+
+def overviews(arms: list[ArmResult], columns: Sequence[str] = COMPACT) -> list[Table]:
+    """A table for each setting, which is everything but the selector, then one of the evaluations without training."""
+    groups = list(group_by([arm for arm in arms if arm.config["mode"] == "train"], "setting").values())
+    tables = [overview(group, columns, name) for group, name in zip(groups, setting_names(groups), strict=True)]
+    evaluated = [arm for arm in arms if arm.config["mode"] != "train"]
+    if evaluated:
+        of_arm = {"run": lambda arm: Path(arm.folders[0]).name, "student": lambda arm: arm.config["pair.student.path"]}
+        of_arm |= {NAMES[name]: COLUMNS[NAMES[name]] for name in ("benchmark", "teacher", "final", "greedy", "state")}
+        rows = [[text(arm) for text in of_arm.values()] for arm in evaluated]
+        tables.append(Table("Evaluations without training", list(of_arm), rows, notes=warnings(evaluated)))
+    return tables
+
+
+def legend(tables: list[Table]) -> str:
+    """What the columns of these tables mean, a line each."""
+    shown = {column_name(heading) for table in tables for heading in table.headings}
+    return "\n".join(text for names, text in LEGEND.items() if shown & set(names))
 
 
 def warnings(arms: list[ArmResult]) -> list[str]:

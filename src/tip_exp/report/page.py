@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from tip_exp.records import metrics
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import RunRecord
 from tip_exp.report import figures
-from tip_exp.report.arms import ArmResult, differing_keys, group_by
+from tip_exp.report.arms import ArmResult, group_by, setting_names
 from tip_exp.report.colours import colour_of
+from tip_exp.report.columns import LEGEND
 from tip_exp.report.overlaps import overlaps
-from tip_exp.report.overview import NOTES, overview
+from tip_exp.report.overview import overview
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.utils.errors import DataError
 from tip_exp.utils.io import read_rows
@@ -87,7 +88,7 @@ def page(records: list[RunRecord], arms: list[ArmResult]) -> str:
         plots |= {plot_id: json.loads(figure.to_json() or "") for plot_id, figure in by_id.items()}
         rollouts += _viewer_rollouts(setting)
         sections.append(_section(setting, by_id))
-    sections.append(f"<section>{_paragraphs(NOTES.splitlines())}</section>")
+    sections.append(f"<section>{_paragraphs(LEGEND.values())}</section>")
     data = {"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS)}
     parts = {
         "<!--sections-->": "\n".join(sections),
@@ -144,11 +145,7 @@ def settings(records: list[RunRecord], arms: list[ArmResult]) -> Iterator[Settin
     by_folder = {record.folder: record for record in records}
     colours = colour_of(sorted({arm.selector for arm in arms}, key=lambda name: (name != "full", name)))
     groups = list(group_by(arms, "setting").values())
-    for group in groups:
-        first = group[0]
-        similar = [peer[0] for peer in groups if (peer[0].pair, peer[0].data) == (first.pair, first.data)]
-        keys = differing_keys(similar, ignored=("selector.", "pair.", "data."))
-        name = ", ".join([first.pair, first.data, *first.values_of(keys)])
+    for group, name in zip(groups, setting_names(groups), strict=True):
         folders = dict.fromkeys(folder for arm in group for folder in arm.folders if by_folder[folder].is_done)
         runs = [_run_files(by_folder[folder]) for folder in folders]
         yield Setting(name, group, runs, _figures(group, runs, colours))
@@ -242,7 +239,7 @@ def _section(setting: Setting, plots_by_id: dict[str, go.Figure]) -> str:
     )
 
 
-def _paragraphs(texts: list[str]) -> str:
+def _paragraphs(texts: Iterable[str]) -> str:
     return "".join(f"<p>{html.escape(text)}</p>" for text in texts)
 
 

@@ -10,7 +10,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from tip_exp.report.arms import ArmResult, differing_keys, group_by
-from tip_exp.report.overview import MARGIN, equivalence, errors_cover, p_value, percent, points, ratio, warnings
+from tip_exp.report.columns import MARGIN, equivalence, errors_cover, p_value, percent, points, ratio
+from tip_exp.report.overview import warnings
 from tip_exp.report.tables import Table
 from tip_exp.utils.paths import PAPER_PAIRS, paper_numbers_file
 

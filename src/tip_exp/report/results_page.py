@@ -17,7 +17,8 @@ import yaml
 from tip_exp.records.reader import RunRecord
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.claims import claims
-from tip_exp.report.overview import NOTES, csv_text, overview
+from tip_exp.report.columns import LEGEND, NAMES
+from tip_exp.report.overview import csv_text, legend, overviews
 from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, Cell, paper_numbers, paper_tables
 from tip_exp.report.tables import Table, latex, markdown, write
 from tip_exp.utils.paths import PAPER_PAIRS
@@ -40,10 +41,10 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
         sections.append(f"## {sweep}\n\n{text}\n\n{_facts(sweep, by_sweep[sweep])}")
         if sweep != SINGLE:
             stem = out / ("demo" if sweep.startswith("demo") else "paper") / sweep
-            write(stem.with_suffix(".md"), f"{text}\n\n{NOTES}\n")
+            write(stem.with_suffix(".md"), f"{text}\n\n{legend(tables)}\n")
             write(stem.with_suffix(".tex"), "\n\n".join(map(latex, tables)) + "\n")
             write(stem.with_suffix(".csv"), csv_text(arms))
-    notes = "\n".join(f"- {line}" for line in NOTES.splitlines())
+    notes = "\n".join(f"- {line}" for line in LEGEND.values())
     head = (
         f"# Results\n\nGenerated from run folders by `{command}`; do not edit. Negative results are in LOG.md.\n\n"
         f"{notes}\n- Our number stands over the paper's where the paper has one."
@@ -62,7 +63,7 @@ def sweep_tables(sweep: str, arms: list[ArmResult], everything: list[ArmResult])
     """
     layout = sweep.removeprefix("demo_")
     tables = paper_tables(layout, arms, everything) if layout in LAYOUTS else []
-    return tables or [overview(arms)]
+    return tables or overviews(arms, tuple(NAMES))
 
 
 def unfilled_cells(arms: list[ArmResult]) -> Table:
