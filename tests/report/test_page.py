@@ -6,6 +6,7 @@ import base64
 import gzip
 import html
 import json
+import math
 import os
 import re
 import shutil
@@ -24,7 +25,8 @@ from tip_exp.report import figures
 from tip_exp.report.arms import summarize
 from tip_exp.report.colours import COLOURS, colour_of, distance
 from tip_exp.report.overlaps import overlaps
-from tip_exp.report.page import page, write_pictures
+from tip_exp.report.page import page
+from tip_exp.report.pictures import write_pictures
 from tip_exp.report.significance import Estimate
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.utils.errors import DataError
@@ -90,7 +92,15 @@ def test_the_data_of_the_page(folder: Path) -> None:
     assert {plot_id.split("-")[1] for plot_id in plots} == {
         "accuracy", "curves", "memory", "quadrants", "plane", "overlap",
     }  # fmt: skip
-    assert {rollout["run"] for rollout in data["rollouts"]} == {
+    compared = [row for row in data["rollouts"] if "reference" in row]
+    assert [row["reference"] for row in compared] == list(range(len(compared))) and compared[0]["step"] == 20
+    assert [i for i, kept in enumerate(compared[0]["kept_by"]["q3 12.5 %"]) if kept] == [7]
+    plane = plots["s0-plane"]["data"][1]  # the tokens that the first arm keeps
+    places = {tuple(place) for place in plane["customdata"]}
+    kept = {(row["reference"], i) for row in compared for i, kept in enumerate(row["kept_by"]["entropy 25 %"]) if kept}
+    assert places and places <= kept
+    assert data["downloads"][0]["csv"].startswith("pair,data,") and "q3 12.5 %" in data["downloads"][0]["json"]
+    assert {rollout["run"] for rollout in data["rollouts"] if "reference" not in rollout} == {
         "full 100 %, seed 0", "entropy 25 %, seed 0", "entropy 50 %, seed 0", "q3 12.5 %, seed 0",
     }  # fmt: skip
     curves = {trace["name"]: trace for trace in plots["s0-accuracy-word_sums"]["data"] if trace.get("name")}
@@ -120,7 +130,9 @@ def test_selectors_are_compared_on_the_same_tokens(compose_run: Callable[..., Ru
 DRIVER = """
 <script>
 const report = {errors: window.failures};
-setTimeout(() => {
+const timer = setInterval(() => {
+  if ([...document.querySelectorAll(".plot")].some(p => !p.querySelector(".main-svg"))) return;
+  clearInterval(timer);
   report.plots = [...document.querySelectorAll(".plot")].map(p => p.querySelectorAll(".main-svg").length);
   report.theme = getComputedStyle(document.body).backgroundColor;
   report.tokens = document.querySelectorAll("#text .token").length;
@@ -131,12 +143,31 @@ setTimeout(() => {
   report.share = last.dataset.share;
   last.focus();
   report.tip = document.getElementById("tip").innerText;
+  const choose = (id, value) => {
+    const input = document.getElementById(id);
+    input.value = value;
+    input.dispatchEvent(new Event(input.tagName === "INPUT" ? "input" : "change"));
+  };
+  choose("colour", "quadrant");
+  report.quadrants = [...document.querySelectorAll("#text .token")].map(t => t.className.match(/q\\d/)[0]).join();
+  choose("order", "q3");
+  const buttons = () => [...document.querySelectorAll("#list button")];
+  report.listed = buttons().map(b => b.textContent);
+  choose("order", "entropy"); choose("search", "1");
+  report.found = buttons().map(b => b.textContent);
+  buttons()[0].click();
+  report.focused = document.activeElement.textContent;
+  choose("keeper", "q3 12.5 %");
+  report.keptByQ3 = [...document.querySelectorAll("#text .token")].findIndex(t => t.classList.contains("kept"));
+  const heading = [...document.querySelectorAll("thead th")].find(th => th.textContent === "retention");
+  heading.focus(); heading.dispatchEvent(new KeyboardEvent("keydown", {key: "Enter"}));
+  report.sorted = [...heading.closest("table").tBodies[0].rows].map(row => row.cells[heading.cellIndex].textContent);
   const run = document.getElementById("run");
-  run.selectedIndex = 3; run.dispatchEvent(new Event("change"));
+  run.value = "q3 12.5 %, seed 0"; run.dispatchEvent(new Event("change"));
   report.run = run.value; report.rollouts = document.getElementById("rollout").options.length;
   const out = document.createElement("pre"); out.id = "report"; out.textContent = JSON.stringify(report);
   document.body.append(out);
-}, 3000);
+}, 200);
 </script>
 """
 
@@ -165,6 +196,10 @@ def test_in_a_browser(folder: Path, theme: str, background: str) -> None:
     assert report["share"] == "1.000"  # the largest divergence
     for part in ('"4"', "token 8 of 8", "left out", "reverse_kl", "5.000", "student", "teacher", '"s"', '"t"', "0.900"):
         assert part in report["tip"], part
+    assert report["quadrants"] == "q4,q4,q4,q2,q2,q2,q2,q3"
+    assert report["listed"] == ['"4"'] * 2 and report["found"] == ['" 1"'] * 2  # of steps 20 and 80
+    assert report["focused"] == " 1" and report["keptByQ3"] == 7
+    assert report["sorted"] == ["12.5 %", "25 %", "50 %", "100 %"]
     assert (report["run"], report["rollouts"]) == ("q3 12.5 %, seed 0", 2)
 
 
@@ -207,21 +242,26 @@ def test_arms_far_below_the_best_are_named_and_outside_of_the_axis(folder: Path)
             arm.final = Estimate(0.02, 0.01)
     layout = figures.accuracy(arms, colours).layout
     assert layout.yaxis.range == (37, 50)  # 45 - 8, 45 + 5
-    assert [note.text for note in layout.annotations] == ["below: q3 12.5 %: 2.0"]
+    assert [note.text for note in layout.annotations] == ["below: q3 50 %: 2.0"]
 
 
-def test_a_rule_without_a_budget_stands_at_what_it_kept(folder: Path) -> None:
-    """q1 keeps 4 % of the tokens at its setting of 100 %; a budgeted rule stands at its setting, not at 8.8 %."""
+def test_arms_stand_at_what_they_kept_on_a_logarithmic_axis(folder: Path) -> None:
     arms = [arm for arm in summarize(read_runs([folder])) if arm.selector in ("full", "q3")]
     (q3,) = [arm for arm in arms if arm.selector == "q3"]
-    for order, retention, kept, drawn in (("positive", 1.0, 0.04, 4), ("top", 0.1, 0.088, 10)):
-        q3.config["selector.order"], q3.retention, q3.kept_frac = order, retention, kept
-        for figure in (figures.accuracy, figures.memory):
-            (curve,) = [
-                trace for trace in figure(arms, colour_of(["full", "q3"])).data
-                if trace.name == "q3" and trace.mode == "lines+markers"
-            ]  # fmt: skip
+    for kept, drawn in ((0.004, 0.4), (0.088, 8.8), (math.nan, 12.5)):
+        q3.kept_frac = kept
+        for draw in (figures.accuracy, figures.memory):
+            figure = draw(arms, colour_of(["full", "q3"]))
+            (curve,) = [trace for trace in figure.data if trace.name == "q3" and trace.mode == "lines+markers"]
             assert curve.x == pytest.approx([drawn])
+        axis = figures.accuracy(arms, colour_of(["full", "q3"])).layout.xaxis
+        assert axis.type == "log" and 10 ** axis.range[0] < drawn < 100 < 10 ** axis.range[1]
+
+
+def test_each_seed_is_a_dot(folder: Path) -> None:
+    arms = [arm for arm in summarize(read_runs([folder])) if arm.selector in ("full", "q3")]
+    (dots,) = [trace for trace in figures.accuracy(arms, colour_of(["full", "q3"])).data if trace.mode == "markers"]
+    assert list(dots.y) == pytest.approx([40, 50])
 
 
 def test_bands_are_t_intervals_of_the_difference_to_all_tokens(folder: Path) -> None:

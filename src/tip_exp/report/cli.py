@@ -74,7 +74,7 @@ def _tables(arguments: list[str]) -> None:
             write(path, content())
             print(f"{path} written", file=sys.stderr)
     if given.png:
-        from tip_exp.report.page import write_pictures
+        from tip_exp.report.pictures import write_pictures
 
         pictures = write_pictures(records, arms, given.png)
         print(f"{len(pictures)} pictures written to {given.png}", file=sys.stderr)

@@ -19,22 +19,24 @@ SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down
 PANEL_COLUMNS, PANEL_HEIGHT = 3, 230  # of the learning curves; pixels
 MAX_POINTS = 900  # tokens in the plane; each arm draws all of them
 MIN_LOG = 1e-5  # nats; smaller values are drawn here on logarithmic axes
-RETENTION, ACCURACY = "retention, % of response tokens", "accuracy, %"
+KEPT, ACCURACY = "kept, % of response tokens", "accuracy, %"
+TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # of the logarithmic axis of kept tokens, %
 
 
 def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
-    """Final accuracy against retention; the dashed line is training on all tokens.
+    """Final accuracy against the share of tokens kept, on a logarithmic axis; dashed: training on all tokens.
 
     A band is the 95 % interval of the difference to that line, around the arm's mean: all arms answer the same
     problems, whose scatter would hide differences. Without such a run it is the interval of the mean.
     """
     figure, symbols = go.Figure(), _symbols(colours)
+    lowest = min([_kept(arm) for arm in arms if arm.seeds and _kept(arm) > 0], default=10.0) / 1.5
     for selector, curve in _by_selector(arms).items():
         colour = colours[selector]
         means = [100 * arm.final.mean for arm in curve]
         if selector == "full":
             figure.add_scatter(
-                x=[0, 100], y=[means[0], means[0]], mode="lines", name="full (all tokens)",
+                x=[lowest, 100], y=[means[0], means[0]], mode="lines", name="full (all tokens)",
                 line={"color": colour, "dash": "dash"},
                 hovertemplate=f"all tokens: {means[0]:.1f} (n={curve[0].seeds})",
             )  # fmt: skip
@@ -43,30 +45,38 @@ def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
         errors = [0.0 if math.isnan(half_width) else half_width for half_width in half_widths]
         low = [mean - error for mean, error in zip(means, errors, strict=True)]
         high = [mean + error for mean, error in zip(means, errors, strict=True)]
-        retentions = [_retention(arm) for arm in curve]
-        _add_band(figure, retentions, low, high, colour, selector)
+        shares = [_kept(arm) for arm in curve]
+        _add_band(figure, shares, low, high, colour, selector)
+        seeds = [
+            (x, 100 * y) for x, arm in zip(shares, curve, strict=True) if arm.scores for y in arm.scores.scores.mean(1)
+        ]
         figure.add_scatter(
-            x=retentions, y=means, mode="lines+markers", name=selector, legendgroup=selector, line_color=colour,
+            x=[x for x, _ in seeds], y=[y for _, y in seeds], mode="markers", marker={"size": 4, "color": colour},
+            opacity=0.6, showlegend=False, legendgroup=selector, hoverinfo="skip",
+        )  # fmt: skip
+        figure.add_scatter(
+            x=shares, y=means, mode="lines+markers", name=selector, legendgroup=selector, line_color=colour,
             marker={"size": 9, "symbol": symbols[selector]},
             customdata=[[error, arm.seeds] for error, arm in zip(errors, curve, strict=True)],
-            error_y={"array": errors, "visible": len(retentions) == 1},
-            hovertemplate="%{x:g} % of tokens: %{y:.1f} ± %{customdata[0]:.1f} (n=%{customdata[1]})",
+            error_y={"array": errors, "visible": len(shares) == 1},
+            hovertemplate="%{x:.3g} % of tokens: %{y:.1f} ± %{customdata[0]:.1f} (n=%{customdata[1]})",
         )  # fmt: skip
     _limit_axis(figure, arms)
-    return _with_axes(figure, RETENTION, ACCURACY)
+    figure.update_xaxes(type="log", range=[math.log10(lowest), math.log10(120)], tickvals=TICKS)
+    return _with_axes(figure, KEPT, ACCURACY)
 
 
 def memory(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
-    """Peak allocation of the masked loss against retention; all tokens are the point at 100 %."""
+    """Peak allocation of the masked loss against the share of tokens kept."""
     figure, symbols = go.Figure(), _symbols(colours)
     for selector, curve in _by_selector(arms).items():
         figure.add_scatter(
-            x=[_retention(arm) for arm in curve], y=[arm.loss_mib for arm in curve], mode="lines+markers",
+            x=[_kept(arm) for arm in curve], y=[arm.loss_mib for arm in curve], mode="lines+markers",
             name=selector, line_color=colours[selector], marker={"size": 9, "symbol": symbols[selector]},
-            hovertemplate="%{x:g} %: loss %{y:.1f} MiB",
+            hovertemplate="%{x:.3g} %: loss %{y:.1f} MiB",
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
-    return _with_axes(figure, RETENTION, "peak of the loss, MiB")
+    return _with_axes(figure, KEPT, "peak of the loss, MiB")
 
 
 def learning_curves(
@@ -134,6 +144,7 @@ def plane(
             figure.add_scatter(
                 x=[x[j] for j in points], y=[y[j] for j in points], mode="markers", visible=i == 0,
                 name="kept" if is_kept else "left out", text=[repr(tokens.tokens[j]) for j in points],
+                customdata=[tokens.places[j] for j in points],
                 marker={
                     "size": 7 if is_kept else 5, "opacity": 0.8 if is_kept else 0.35,
                     "color": colours[selectors[arm]] if is_kept else GREY,
@@ -184,23 +195,21 @@ def _heatmap(values: list[list[float]], x: list[str], y: list[str], hover: str, 
 
 
 def _by_selector(arms: list[ArmResult]) -> dict[str, list[ArmResult]]:
-    """Arms with a finished run by selector, each sorted by retention."""
+    """Arms with a finished run by selector, each sorted by what they kept."""
     by_selector = group_by((arm for arm in arms if arm.seeds), "selector")
-    return {name: sorted(curve, key=lambda arm: arm.retention) for name, curve in by_selector.items()}
+    return {name: sorted(curve, key=_kept) for name, curve in by_selector.items()}
 
 
-def _retention(arm: ArmResult) -> float:
-    """% of the response tokens: the setting, or for rules without a budget (q1 to q4) what they kept."""
-    unbudgeted = arm.config.get("selector.order") == "positive" and arm.score != "full"
-    kept = arm.kept_frac if unbudgeted and not math.isnan(arm.kept_frac) else arm.retention
-    return 100 * kept
+def _kept(arm: ArmResult) -> float:
+    """% of the response tokens that were kept; the setting, if the run did not record it."""
+    return 100 * (arm.retention if math.isnan(arm.kept_frac) else arm.kept_frac)
 
 
 def _limit_axis(figure: go.Figure, arms: list[ArmResult]) -> None:
     """Leave arms below half of the best outside of the axis, and name them at the bottom of the plot instead."""
     percents = [(arm, 100 * arm.final.mean) for arm in arms if arm.seeds]
     half = max((percent for _, percent in percents), default=0.0) / 2
-    far = [f"{arm.selector} {_retention(arm):.3g} %: {percent:.1f}" for arm, percent in percents if percent < half]
+    far = [f"{arm.selector} {_kept(arm):.3g} %: {percent:.1f}" for arm, percent in percents if percent < half]
     if not far:
         return
     near = [percent for _, percent in percents if percent >= half]

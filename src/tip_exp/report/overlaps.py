@@ -22,15 +22,18 @@ class Overlaps:
 
     statistics: dict[str, list[float]]
     tokens: list[str]
+    places: list[tuple[int, int]]  # of each token: the number of its rollout, and its position in the response
     kept: dict[str, list[bool]]
     matrix: list[list[float]]
 
 
 def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Overlaps:
-    """`rows` of samples.jsonl that have all statistics; `arms`: name -> config of a run.
+    """`rows` (any number) of samples.jsonl that have all statistics; `arms`: name -> config of a run.
 
     Arms whose rule is not what it was in the run, or is gone, are left out.
     """
+    if not rows:
+        return Overlaps({}, [], [], {}, [])
     statistics = {name: torch.tensor([value for row in rows for value in row[name]]) for name in STATISTICS}
     lengths = [len(row["tokens"]) for row in rows]
     tokens = Tokens(
@@ -49,6 +52,7 @@ def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Ove
     return Overlaps(
         statistics={name: values.tolist() for name, values in statistics.items()},
         tokens=[token for row in rows for token in row["tokens"]],
+        places=[(i, position) for i, length in enumerate(lengths) for position in range(length)],
         kept={name: mask.tolist() for name, mask in kept.items()},
         matrix=[[jaccard(mask, column_mask) for column_mask in kept.values()] for mask in kept.values()],
     )

@@ -38,7 +38,7 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
         arms = summarize(by_sweep[sweep])
         tables = sweep_tables(sweep, arms, everything)
         text = "\n\n".join(map(markdown, tables))
-        sections.append(f"## {sweep}\n\n{text}\n\n{_facts(sweep, by_sweep[sweep])}")
+        sections.append(f"## {sweep}\n\n{text}\n\n{run_facts(sweep, by_sweep[sweep])}")
         if sweep != SINGLE:
             stem = out / ("demo" if sweep.startswith("demo") else "paper") / sweep
             write(stem.with_suffix(".md"), f"{text}\n\n{legend(tables)}\n")
@@ -96,7 +96,7 @@ def _arm_name(cell: Cell) -> str:
     return f"{METHODS[cell.selector]} {100 * cell.retention:g} %"
 
 
-def _facts(sweep: str, records: list[RunRecord]) -> str:
+def run_facts(sweep: str, records: list[RunRecord]) -> str:
     """A list: runs and seeds, hardware, versions, revision, dates, command."""
     results = [record.result for record in records if record.result is not None]
     linked = sum("reused_from" in result for result in results)
