@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tip_exp.config.resolvers import register_resolvers
 from tip_exp.utils.errors import INTERRUPTED, ConfigError, RunFailedError, exit_code, format_error
-from tip_exp.utils.paths import conf_dir
+from tip_exp.utils.paths import conf_dir, sweeps_dir
 
 DRY = "--dry"
 ERRORS = (ConfigError, HydraException, OmegaConfBaseException, RunFailedError, OSError)
@@ -88,6 +88,7 @@ def main() -> None:
     if body is not _run:
         sys.argv = [arg for arg in sys.argv if arg not in {DRY, "--help", "-h", "-m", "--multirun"}]
         sys.argv += ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # write nothing
+    _use_shipped_sweeps()
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
 
@@ -113,6 +114,13 @@ def main() -> None:
         if show_traceback:
             raise
         sys.exit(_print_error(error))
+
+
+def _use_shipped_sweeps() -> None:
+    """`-cd sweeps` means the package's sweeps where the working directory has no folder of that name."""
+    for flag, value in enumerate(sys.argv[1:], start=1):
+        if value == "sweeps" and sys.argv[flag - 1] in ("-cd", "--config-dir") and not Path(value).is_dir():
+            sys.argv[flag] = str(sweeps_dir())
 
 
 def _print_error(error: Exception) -> int:

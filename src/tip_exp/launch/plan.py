@@ -1,6 +1,6 @@
 """`tip-plan`: memory, time and state of runs before they start. Starts nothing.
 
-tip-plan sweeps/x.yaml [key=value …]  Check every run of a sweep; print its state, memory and time. Lists the runs that
+tip-plan SWEEP [key=value …]          Check every run of a sweep; print its state, memory and time. Lists the runs that
                                       another sweep has finished; `tip-exp` links them instead of running them.
 tip-plan memory [key=value …]         The memory of one run, configured as for `tip-exp`, by GPUs and their memory.
 tip-plan time [key=value …]           Its time.
@@ -29,7 +29,7 @@ from tip_exp.launch.launch import State, changes, state_of
 from tip_exp.launch.reuse import find_duplicate, finished_digests
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
 from tip_exp.utils.errors import BAD_CONFIG, ConfigError, format_error
-from tip_exp.utils.paths import OUTPUTS, conf_dir
+from tip_exp.utils.paths import OUTPUTS, conf_dir, sweeps_dir
 
 CANNOT_RUN, DONE_ELSEWHERE = "cannot run", "done elsewhere"  # beside the states of launch.State
 NO_DURATION = "-"
@@ -125,19 +125,24 @@ def tables(kind: str, overrides: list[str], card: Card) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Memory, time and state of runs before they start.")
-    parser.add_argument("sweep", type=Path, help="a file of sweeps/; or memory, or time: the tables of one run")
+    parser.add_argument(
+        "sweep", type=Path, help="a file, or a name of sweeps/; or memory, or time: the tables of one run"
+    )
     parser.add_argument("overrides", nargs="*", help="as for tip-exp, for example seed=7")
     parser.add_argument("--card", type=int, choices=CARDS, default=DEFAULT_CARD, help="GPU memory, GB (default 80)")
     arguments = parser.parse_args()
     register_resolvers()
-    card, kind = CARDS[arguments.card], str(arguments.sweep)
-    if kind not in TABLES and not arguments.sweep.is_file():
-        sys.exit(f"error: {arguments.sweep} is not a file; sweeps are the files of sweeps/, such as sweeps/demo.yaml")
+    card, kind, sweep = CARDS[arguments.card], str(arguments.sweep), arguments.sweep
+    if not sweep.is_file():
+        sweep = sweeps_dir() / f"{kind}.yaml"
+    if kind not in TABLES and not sweep.is_file():
+        names = ", ".join(sorted(path.stem for path in sweeps_dir().glob("*.yaml")))
+        sys.exit(f"error: {arguments.sweep} is no sweep; give a file, or a name of {sweeps_dir()}: {names}")
     try:
         if kind in TABLES:
             print("\n\n".join(tables(kind, arguments.overrides, card)))
             return
-        runs = plan(arguments.sweep, arguments.overrides)
+        runs = plan(sweep, arguments.overrides)
     except ConfigError as error:
         print(format_error(error), file=sys.stderr)
         sys.exit(BAD_CONFIG)

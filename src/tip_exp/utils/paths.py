@@ -1,4 +1,4 @@
-"""Paths of conf/ (in the checkout or in the installed package), of shipped files and of outputs."""
+"""Paths of conf/ and sweeps/ (in the checkout or in the installed package), of shipped files and of outputs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def conf_dir() -> Path:
     """conf/ of the checkout if the package runs from one, else the copy inside the wheel."""
     checkout = PACKAGE.parents[1] / "conf"
     return checkout if (checkout / "config.yaml").is_file() else PACKAGE / "conf"
+
+
+def sweeps_dir() -> Path:
+    """sweeps/ beside the conf/ that is used."""
+    return conf_dir().parent / "sweeps"
 
 
 def paper_numbers_file() -> Path:
