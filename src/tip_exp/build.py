@@ -229,6 +229,7 @@ class TrainingParts(Parts):
         self.saved.load(self.pair.student.module, self.learner.optimizer)
         if self.ahead is not None:
             self.ahead.restore(self.saved.rollouts)
+            self.sampler.sync()  # now: the thread would copy weights that the learner is updating
         return self.saved.step
 
     def save(self, step: int) -> None:

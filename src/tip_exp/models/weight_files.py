@@ -95,7 +95,7 @@ def plain_copy(module: PreTrainedModel, device: torch.device, dtype: torch.dtype
     model.tie_weights()
     for name, buffer in module.named_buffers():
         model.get_buffer(name).copy_(buffer)
-    return model.eval().requires_grad_(False)
+    return model.eval()  # parameters without gradient would give other rounding than the learner's module
 
 
 @contextmanager
