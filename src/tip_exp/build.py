@@ -177,14 +177,10 @@ class TrainingParts(Parts):
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)
         dtypes = self.backend.dtype, config.pair.student.dtype, config.learner.compute_dtype
         given = rollout.max_logprob_mismatch
-        self.check_mismatch = MismatchCheck(
-            limits_for(*dtypes, **given), later=limits_for(**given) if rollout.staleness else None
-        )
-        self.ahead: RolloutsAhead | None = None
-        if rollout.staleness:
-            self.ahead = stack.enter_context(
-                closing(RolloutsAhead(self.generate, config.learner.num_steps, self.device))
-            )
+        later = limits_for(**given) if rollout.staleness else None
+        self.check_mismatch = MismatchCheck(limits_for(*dtypes, **given), later)
+        ahead = RolloutsAhead(self.generate, config.learner.num_steps, self.device) if rollout.staleness else None
+        self.ahead = ahead and stack.enter_context(closing(ahead))
 
     @cached_property
     def generator(self) -> Sampler:

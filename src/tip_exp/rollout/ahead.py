@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 
 import torch
 
@@ -27,8 +28,8 @@ class RolloutsAhead:
 
     def take(self, step: int) -> tuple[list[Rollout], float]:
         """Rollouts of `step` and the seconds that sampling took; starts on those of the step after it."""
-        result = (self._next or self._pool.submit(self._sample, step)).result()
-        self._next = None if step == self.last_step else self._pool.submit(self._sample, step + 1)
+        result = (self._next or self._start(step)).result()
+        self._next = None if step == self.last_step else self._start(step + 1)
         return result
 
     def wait(self) -> list[Rollout] | None:
@@ -44,11 +45,14 @@ class RolloutsAhead:
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 
+    def _start(self, step: int) -> Future[tuple[list[Rollout], float]]:
+        if self._stream is not None:  # the weights are being copied on the learner's stream
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        return self._pool.submit(self._sample, step)
+
     def _sample(self, step: int) -> tuple[list[Rollout], float]:
         started = time.perf_counter()
-        if self._stream is None:
-            return self.generate(step), time.perf_counter() - started
         # A stream of its own, so that sampling does not queue behind the learner's kernels. Reading the tokens waits
         # for it, so nothing is left on it afterwards.
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             return self.generate(step), time.perf_counter() - started
