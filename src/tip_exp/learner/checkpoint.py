@@ -207,7 +207,7 @@ class _Writer(FileSystemWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
-        extra = {_BACKEND: self.backend}
+        extra: dict[str, Any] = {_BACKEND: self.backend}
         if self.rollouts is not None:
             extra[_ROLLOUTS] = [[getattr(r, field.name) for field in fields(r)] for r in self.rollouts]
         for name, value in extra.items():

@@ -38,8 +38,9 @@ class RolloutsAhead:
 
     def restore(self, rollouts: list[Rollout] | None) -> None:
         """Take `rollouts`, those of a checkpoint, as the next step's."""
-        self._next = None if rollouts is None else Future()
-        if self._next is not None:
+        self._next = None
+        if rollouts is not None:
+            self._next = Future()
             self._next.set_result((rollouts, 0.0))
 
     def close(self) -> None:
