@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tip_exp.build import TrainingParts, pick_device, pick_threads
 from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
 from tip_exp.data.training_set import TrainingSet
+from tip_exp.learner.device import pick_device, pick_threads
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import load_pair
 from tip_exp.records.folder import RunFolder
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.run import run, run_eval
+from tip_exp.types import Sampling
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import read_rows
 
@@ -71,10 +73,14 @@ def test_each_step_samples_with_a_seed_of_its_own(
     tmp_path: Path, compose_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[int] = []
-    generate = TrainingParts.generate
-    monkeypatch.setattr(
-        TrainingParts, "generate", lambda parts, prompts, seed: seeds.append(seed) or generate(parts, prompts, seed)
-    )
+    generate = HfSampler.generate
+
+    def recording(self: HfSampler, prompts: Any, sampling: Sampling, seed: int, *part: Any) -> Any:
+        if sampling.temperature > 0:  # evaluations are greedy here
+            seeds.append(seed)
+        return generate(self, prompts, sampling, seed, *part)
+
+    monkeypatch.setattr(HfSampler, "generate", recording)
     few = ["learner.num_steps=2", "learner.warmup_steps=0", "learner.prompts_per_step=2", "eval.samples=0"]
     for seed in (0, 1):
         train(compose_run, tmp_path / str(seed), *few, "eval.benchmarks.word_sums.num_problems=2", f"seed={seed}")
@@ -153,7 +159,7 @@ def test_small_models_run_on_one_thread_unless_told(compose_run: Run, monkeypatc
     pair = load_pair(compose_run().pair, torch.device("cpu"))
     assert pick_threads(None, pair) == 1
     assert pick_threads(3, pair) == 3
-    monkeypatch.setattr("tip_exp.build.SINGLE_THREAD_PARAMETERS", 1000)
+    monkeypatch.setattr("tip_exp.learner.device.SINGLE_THREAD_PARAMETERS", 1000)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert pick_threads(None, pair) == 7
 

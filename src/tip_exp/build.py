@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from contextlib import ExitStack, closing, nullcontext, redirect_stdout
 from dataclasses import asdict
 from functools import cached_property
@@ -20,29 +19,28 @@ from tip_exp.envs.sampler import episode_metrics
 from tip_exp.estimate.memory_check import check_memory
 from tip_exp.eval.evaluate import Evaluations
 from tip_exp.learner.checkpoint import Checkpoints
-from tip_exp.learner.distributed import Ranks, local_device, start
+from tip_exp.learner.device import pick_device, pick_threads
+from tip_exp.learner.distributed import start
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.model_folder import export
 from tip_exp.learner.on_policy import MismatchCheck, limits_for
-from tip_exp.learner.sharding import Sharding
+from tip_exp.learner.sharding import lowered_dtype, make_sharding
 from tip_exp.learner.sharing import SharedSampler
 from tip_exp.learner.teacher import Teacher
-from tip_exp.models.load import Shard, check_context, load_pair
-from tip_exp.models.pair import Model, Pair
+from tip_exp.models.load import check_context, load_pair
+from tip_exp.models.pair import Model
 from tip_exp.models.sources import load_tokenizer
 from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.records.result import write_card, write_result
 from tip_exp.records.writer import RunLogger, start_wandb
+from tip_exp.rollout.ahead import RolloutsAhead
 from tip_exp.rollout.backends import choose
 from tip_exp.selector.selector import Quadrants, Selector
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
 from tip_exp.utils.errors import ConfigError
-from tip_exp.utils.gpus import visible_gpus
-
-# Below this many parameters one CPU thread is faster than two.
-SINGLE_THREAD_PARAMETERS = 10_000_000
+from tip_exp.utils.seeds import seed_for
 
 
 class Parts:
@@ -156,10 +154,14 @@ class Parts:
         if self.train_data:
             longest = max(longest, data.max_prompt_tokens + data.max_response_tokens)
         role: Model = getattr(self.pair, model)
-        sampler = self.backend.make(role, self.pair, self.config.rollout, longest)
-        gathered = role.gathered if self.backend.name == "hf" else nullcontext  # an engine has its own weights
-        is_whole = self.ranks.size == 1 and role.shards is None
-        return sampler if is_whole else SharedSampler(sampler, self.ranks, gathered)
+        copies = model == "student" and self.train_data is not None and self.config.rollout.staleness > 0
+        copy_to = self.device if copies else None
+        sampler = self.backend.make(role, self.pair, self.config.rollout, longest, copy_to)
+        if self.ranks.size == 1 and role.shards is None:
+            return sampler
+        has_weights = copies or self.backend.name == "vllm"
+        ranks = self.ranks.apart() if copies else self.ranks  # a copy samples while the learner gathers
+        return SharedSampler(sampler, ranks, nullcontext if has_weights else role.gathered)
 
 
 class TrainingParts(Parts):
@@ -174,7 +176,11 @@ class TrainingParts(Parts):
         samples = config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)
         dtypes = self.backend.dtype, config.pair.student.dtype, config.learner.compute_dtype
-        self.check_mismatch = MismatchCheck(limits_for(*dtypes, **rollout.max_logprob_mismatch))
+        given = rollout.max_logprob_mismatch
+        later = limits_for(**given) if rollout.staleness else None
+        self.check_mismatch = MismatchCheck(limits_for(*dtypes, **given), later)
+        ahead = RolloutsAhead(self.generate, config.learner.num_steps, self.device) if rollout.staleness else None
+        self.ahead = ahead and stack.enter_context(closing(ahead))
 
     @cached_property
     def generator(self) -> Sampler:
@@ -182,10 +188,29 @@ class TrainingParts(Parts):
         assert self.train_data is not None
         return with_tools(self.sampler, self.pair, self.train_data, self.config.agent)
 
-    def generate(self, prompts: list[list[int]], seed: int) -> list[Rollout]:
-        """`samples_per_prompt` rollouts of each prompt, prompt-major."""
+    def generate(self, step: int) -> list[Rollout]:
+        """`samples_per_prompt` rollouts of each prompt of a step, prompt-major."""
+        prompts, _ = self.train.batch(step)
+        return self.generator.generate(prompts, self.sampling, seed_for("rollout", self.config.seed, step))
+
+    def rollouts(self, step: int) -> list[Rollout]:
+        """A step's rollouts. Afterwards the device's memory is the learner's, or the next step's are being written."""
+        if self.ahead is not None:
+            rollouts, seconds = self.ahead.take(step)
+            self.meter.add("rollout", seconds)
+            return rollouts
         with self.meter.span("rollout"):
-            return self.generator.generate(prompts, self.sampling, seed)
+            rollouts = self.generate(step)
+        self.sampler.rest()
+        return rollouts
+
+    def sync(self) -> None:
+        """Give the sampler the updated weights, once it has written what the old ones shall write."""
+        if self.ahead is not None:
+            with self.meter.span("wait"):
+                self.ahead.wait()
+        with self.meter.span("sync"):
+            self.sampler.sync()
 
     def resume(self) -> int:
         """Restore student and optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
@@ -198,11 +223,15 @@ class TrainingParts(Parts):
                 "start a run under another name"
             )
         self.saved.load(self.pair.student.module, self.learner.optimizer)
+        if self.ahead is not None:
+            self.ahead.restore(self.saved.rollouts)
+            self.sampler.sync()  # now: the thread would copy weights that the learner is updating
         return self.saved.step
 
     def save(self, step: int) -> None:
         """Start to write a checkpoint, once the one before is written."""
-        self.checkpoints.save(step, self.pair.student.module, self.learner.optimizer, self.backend.name)
+        rollouts = None if self.ahead is None else self.ahead.wait()
+        self.checkpoints.save(step, self.pair.student.module, self.learner.optimizer, self.backend.name, rollouts)
 
     def export(self) -> None:
         """Write the student as a Hugging Face folder, in place of the one before."""
@@ -218,41 +247,3 @@ class TrainingParts(Parts):
 def make_selector(config: RunConfig) -> Selector:
     quadrants = Quadrants(**config.quadrants.model_dump())
     return Selector(**config.selector.model_dump(exclude={"label"}), quadrants=quadrants)
-
-
-def make_sharding(config: RunConfig, ranks: Ranks, device: torch.device) -> dict[str, Shard] | None:
-    """How each model is spread over the ranks; None if one rank holds and computes in whole, unconverted weights."""
-    ranks.check_replicas(config.learner.replicas)
-    compute_dtype = lowered_dtype(config)
-    if ranks.size == 1 and compute_dtype is None:
-        return None
-    mesh = ranks.mesh(device, config.learner.replicas)
-    shard: dict[str, Shard] = {"student": Sharding(mesh, device, compute_dtype)}
-    if ranks.size > 1:
-        shard["teacher"] = Sharding(mesh, device, offload=config.pair.teacher.placement == "offload")
-    return shard
-
-
-def lowered_dtype(config: RunConfig) -> torch.dtype | None:
-    """The dtype of the student's passes, if its weights have a wider one."""
-    lowers = (config.pair.student.dtype, config.learner.compute_dtype) == ("float32", "bfloat16")
-    return torch.bfloat16 if lowers else None
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a config's `device`, for this rank; auto takes CUDA where there is one and never skips a GPU."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ConfigError("device=cuda, but torch finds no CUDA device; use device=cpu or device=auto")
-    if name == "auto" and not available and (gpus := visible_gpus(os.environ)):
-        raise ConfigError(
-            f"device=auto: this machine has GPU {', '.join(gpus)}, but torch {torch.__version__} cannot use it; "
-            "install its CUDA build (constraints-cuda.txt) with a driver that supports it, or choose device=cpu"
-        )
-    return local_device(("cuda" if available else "cpu") if name == "auto" else name)
-
-
-def pick_threads(num_threads: int | None, pair: Pair) -> int:
-    """`num_threads` if given, else one for small models, else torch's default."""
-    size = sum(parameter.numel() for parameter in pair.teacher.module.parameters())
-    return num_threads or (1 if size < SINGLE_THREAD_PARAMETERS else torch.get_num_threads())

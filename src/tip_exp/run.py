@@ -12,7 +12,6 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.learner.samples import measure_top_tokens, sample_rows
 from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.seeds import seed_for
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -31,16 +30,14 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             num_shown = config.logger.rollouts_per_sample if is_eval_step else 0
             meter.count_allocations = is_eval_step
             with meter.span("step"):
-                prompts, problems = parts.train.batch(step)
-                rollouts = parts.generate(prompts, seed_for("rollout", config.seed, step))  # the student writes
-                parts.sampler.rest()  # the device's memory is the learner's
+                _, problems = parts.train.batch(step)
+                rollouts = parts.rollouts(step)  # the student writes, with rollout.staleness=1 a step ahead
                 teacher_hidden = parts.teacher.hidden(rollouts, problems)  # the teacher reads
                 shown = list(zip(rollouts, problems, strict=True))[:num_shown]
                 top_tokens = measure_top_tokens(parts.teacher, shown) if shown else None
                 report = parts.learner.step(step, rollouts, teacher_hidden)  # statistics → mask → loss → update
                 parts.check_mismatch(report.metrics, step)
-                with meter.span("sync"):
-                    parts.sampler.sync()  # the next rollouts are the updated student's
+                parts.sync()  # the next rollouts are the updated student's
             metrics = report.metrics | parts.rollout_metrics(rollouts)
             if is_eval_step:
                 metrics |= parts.evaluate("student", step)

@@ -106,6 +106,13 @@ BAD = {
         "learner.estimator=sampled_k1 rollout.temperature=0.7",
         "it needs rollout.temperature=1",
     ),
+    "two steps stale": ("rollout.staleness=2", "rollout.staleness: input should be 0 or 1; got 2"),
+    "stale vLLM": ("rollout.staleness=1 rollout=vllm", "rollout.staleness=1 with rollout.backend=vllm: the engine"),
+    "stale episodes": ("rollout.staleness=1 data=calculator agent=default", "rollout.staleness=1 with tool tasks"),
+    "stale policy gradient": (
+        "rollout.staleness=1 learner.estimator=sampled_k1",
+        "rollout.staleness=1 with learner.estimator=sampled_k1",
+    ),
     "JSD at its end": ("learner.jsd_beta=1", "learner.jsd_beta: input should be less than 1; got 1"),
     "three betas": ("learner.betas=[0.9,0.99,0.999]", "learner.betas: list should have at most 2 items"),
     "unknown schedule": ("learner.schedule=step", "'constant', 'linear' or 'cosine'; got 'step'"),

@@ -142,6 +142,19 @@ def test_an_evaluation_holds_weights_and_what_sampling_needs(compose_run: Compos
     assert set(phases["evaluation"].device) == weights | {"KV cache", "sampling"}
 
 
+def test_sampling_ahead_is_held_while_the_learner_works(compose_run: Compose) -> None:
+    """A copy of the student and the KV cache of a step's rollouts, beside what each phase holds without it."""
+    plain, ahead = (RankMemory(compose_run(f"rollout.staleness={n}"), None).phases() for n in (0, 1))
+    student, sampling = plain["load"].device["student weights"], {"KV cache", "sampling"}
+    assert ahead["load"] == plain["load"]
+    for name in ("rollout", "teacher", "score", "backward", "update"):
+        expected = plain[name].device | {part: plain["rollout"].device[part] for part in sampling}
+        assert ahead[name].device == expected | {"sampler's weights": student}, name
+    assert ahead["evaluation"].device == plain["evaluation"].device | {"sampler's weights": student}
+    on_gpu = RankMemory(compose_run("experiment=tip_qwen3", "rollout.staleness=1"), H100, 2).phases()["backward"]
+    assert "sampler's weights" in on_gpu.device and "sampling engine asleep" not in on_gpu.device
+
+
 def test_the_fullest_micro_batch_is_as_full_as_the_budget(compose_run: Compose) -> None:
     """10,240 positions of a rollout leave 6,144 of 16,384 free, which two of 8,192 fill."""
     config = compose_run("experiment=tip_qwen3")

@@ -21,9 +21,9 @@ import torch
 from tests.helpers import gradients_of_step, in_float64, make_learner, train_step
 from torch import Tensor, nn
 
-from tip_exp.build import make_sharding
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.distributed import Ranks, start
+from tip_exp.learner.sharding import make_sharding
 from tip_exp.models.load import Shard, load_pair
 from tip_exp.models.lora import whole_tensor
 from tip_exp.models.pair import Model, Pair

@@ -26,9 +26,15 @@ from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.model_folder import export
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
+from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError
 
 ROOT, CPU = Path(__file__).parents[2], torch.device("cpu")
+
+ROLLOUTS = [
+    Rollout([5, 6, 2], [False, True, True], "stop", [-0.1, -1 / 3]),
+    Rollout([5, 7], [False, True], "length", []),
+]
 
 
 def checkpoints_in(folder: Path) -> Checkpoints:
@@ -97,12 +103,12 @@ def two_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, module = tmp_path_factory.mktemp("two"), nn.Linear(64, 64)
     checkpoints = checkpoints_in(folder)
     for step in (1, 2):
-        checkpoints.save(step, module, adamw(module), "hf")
+        checkpoints.save(step, module, adamw(module), "hf", ROLLOUTS)
     checkpoints.wait()
     return folder
 
 
-@pytest.mark.parametrize("victim", ["__0_0.distcp", ".metadata", "backend.json", "checksums.json"])
+@pytest.mark.parametrize("victim", ["__0_0.distcp", ".metadata", "backend.json", "rollouts.json", "checksums.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
 def test_a_torn_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, two_saved: Path, victim: str, damage: str
@@ -123,6 +129,16 @@ def test_a_torn_checkpoint_gives_way_to_the_one_before(
 def flipped(data: bytes) -> bytes:
     half = len(data) // 2
     return data[:half] + bytes([data[half] ^ 255]) + data[half + 1 :]
+
+
+def test_rollouts_of_the_next_step_return_as_they_were(tmp_path: Path, two_saved: Path) -> None:
+    newest = checkpoints_in(two_saved).newest()
+    assert newest is not None and newest.rollouts == ROLLOUTS
+    checkpoints, module = checkpoints_in(tmp_path), nn.Linear(2, 2)
+    checkpoints.save(1, module, adamw(module), "hf")
+    checkpoints.wait()
+    newest = checkpoints.newest()
+    assert newest is not None and newest.rollouts is None
 
 
 def test_no_whole_checkpoint_is_none(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from tests.learner.ranks_worker import state_of
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tip_exp.build import make_sharding
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.distributed import ALONE, Ranks, start
+from tip_exp.learner.sharding import make_sharding
 from tip_exp.models.load import load_pair
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run
@@ -52,6 +52,7 @@ RUNS = {
         ],
         "materialized": ["learner.loss_backend=materialized", "learner.average=token", "UNTIED"],
         "lora": [LORA, "eval.every=1"],
+        "ahead": ["rollout.staleness=1", "eval.every=1", "learner.checkpoint_every=1"],
     },
     3: {"random": ["selector=random", "selector.retention=0.2", "rollout.batch_size=4"], "resumed": EVALUATED},
     4: {

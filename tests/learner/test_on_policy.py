@@ -73,6 +73,19 @@ def test_the_coarsest_type_sets_the_limits_unless_they_are_given() -> None:
     assert limits_for("float32", mean=0.3, p999=None) == replace(limits_for("float32"), mean=0.3)
 
 
+def test_older_weights_are_checked_at_the_first_step_and_later_against_given_limits() -> None:
+    """As build.py makes the check for rollout.staleness=1: after step 1 the weights differ by an update."""
+    metrics = {MISMATCH_MEAN: 0.1, MISMATCH_P999: 5.0, MISMATCH_MAX: 9.0}
+    check = MismatchCheck(limits_for("float32"), later=limits_for(mean=None, p999=None, max=None))
+    with pytest.raises(SyncError, match="step 1"):
+        check(metrics, step=1)
+    check(metrics, step=2)
+    with pytest.raises(SyncError, match="nan"):
+        check(metrics | {MISMATCH_MEAN: math.nan}, step=2)
+    with pytest.raises(SyncError, match=r"step 2: .* allowed are 0\.05 and inf"):
+        MismatchCheck(limits_for("float32"), later=limits_for(mean=0.05, p999=None, max=None))(metrics, step=2)
+
+
 def test_a_sampler_without_log_probs_has_nothing_to_check() -> None:
     MismatchCheck(limits_for("float32"))({"train/loss": 1.0}, step=1)
 

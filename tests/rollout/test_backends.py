@@ -58,6 +58,12 @@ def test_choice_with_version_dtype_and_reason(
     assert str(backend).startswith(f"rollouts by {backend.name} {backend.version} in {backend.dtype}: ")
 
 
+def test_rollouts_ahead_of_the_learner_are_by_transformers(compose_run: Compose, machine: Callable[..., None]) -> None:
+    machine("vllm")
+    backend = choose(compose_run("rollout.staleness=1").rollout, CUDA, student_dtype="float32")
+    assert backend.name == "hf" and "rollout.staleness=1" in backend.reason
+
+
 def test_hf_computes_in_the_students_dtype(compose_run: Compose, machine: Callable[..., None]) -> None:
     machine()
     assert choose(compose_run("rollout=hf").rollout, CPU, student_dtype="bfloat16").dtype == "bfloat16"

@@ -15,6 +15,7 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
     """One message for each rule that the configuration breaks: key, value and remedy."""
     yield from selector_rules(config.selector)
     yield from _learner_rules(config)
+    yield from _staleness_rules(config)
     yield from _length_rules(config)
     yield from _dataset_rules(config)
     yield from _privileged_rules(config)
@@ -116,6 +117,27 @@ def _learner_rules(config: RunConfig) -> Iterator[str]:
                     f"learner.estimator=sampled_k1 with rollout.{key}={value}: tokens would not follow the student's "
                     f"distribution and the gradient would be biased; it needs rollout.{key}={neutral:g}"
                 )
+
+
+def _staleness_rules(config: RunConfig) -> Iterator[str]:
+    if not config.rollout.staleness:
+        return
+    key = f"rollout.staleness={config.rollout.staleness}"
+    if config.rollout.backend == "vllm":
+        yield (
+            f"{key} with rollout.backend=vllm: the engine sleeps while the learner works on the same device, so it "
+            "cannot sample then; choose rollout.backend=hf or rollout.staleness=0"
+        )
+    if isinstance(config.data.train, TOOL_TASKS):
+        yield (
+            f"{key} with tool tasks: the environments would run in the learner's process at the same time, which has "
+            "not been tried; choose rollout.staleness=0"
+        )
+    if config.learner.estimator == "sampled_k1":
+        yield (
+            f"{key} with learner.estimator=sampled_k1: tokens would not follow the present student's distribution and "
+            "the gradient would be biased; choose rollout.staleness=0, or learner.estimator=full or topk"
+        )
 
 
 def _length_rules(config: RunConfig) -> Iterator[str]:

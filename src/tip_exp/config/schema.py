@@ -149,6 +149,7 @@ class RolloutConfig(_Strict):
     top_p: Share
     top_k: CountOrZero
     batch_size: Count
+    staleness: Literal[0, 1]
     max_logprob_mismatch: dict[Literal["mean", "p999", "max"], Positive | None]
     vllm: VllmConfig
 

@@ -13,7 +13,8 @@ w bytes in the student and Q of v bytes in the teacher, V vocabulary parameters,
     evaluation  as rollout, at the lengths of eval
 
 With several ranks, or where c differs from w, two layers are gathered at a time, and from score to backward the
-vocabulary matrices are held whole. With LoRA gradients and moments are those of the float32 adapters. On a CPU device
+vocabulary matrices are held whole. With rollout.staleness=1 all phases but load also hold what sampling needs, and a
+whole copy of the student. With LoRA gradients and moments are those of the float32 adapters. On a CPU device
 and host are one memory. tests/estimate compares the phases with torch's allocations on a CPU; nothing here has been
 compared with a GPU.
 """
@@ -95,7 +96,7 @@ class RankMemory(Passes):
         on_gpu = card_gib is not None
         super().__init__(config, ranks or total_ranks(config), on_gpu=on_gpu, activation_bytes=activation_bytes)
         self.card_gib = card_gib
-        default = "vllm" if on_gpu else "hf"
+        default = "vllm" if on_gpu and not config.rollout.staleness else "hf"
         self.backend = next(name for name in (backend, config.rollout.backend, default) if name != "auto")
 
     def phases(self) -> dict[str, Phase]:
@@ -173,6 +174,7 @@ class RankMemory(Passes):
 
     def _add_engine(self, name: str, device: dict[str, float], host: dict[str, float]) -> None:
         awake, data, rollout = name in ("rollout", "evaluation"), self.config.data, self.config.rollout
+        ahead = rollout.staleness > 0 and self.config.mode == "train"
         if self.backend == "vllm" and self.on_gpu:
             if awake or rollout.vllm.sleep_level == 0:
                 device["sampling engine"] = max(self.engine_gib()) * GIB
@@ -180,15 +182,16 @@ class RankMemory(Passes):
             device["sampling engine asleep"] = ASLEEP_GIB * GIB
             if rollout.vllm.sleep_level == 1:
                 host["sampling engine asleep"] = self.student.parameters * ENGINE_WIDTH
-        elif awake:
+        elif awake or ahead:
             # A CPU engine of vLLM is counted like transformers.
-            response = data.max_response_tokens if name == "rollout" else self.config.eval.max_tokens
+            response = self.config.eval.max_tokens if name == "evaluation" else data.max_response_tokens
             evaluation = self.config.eval
             evaluated = num_problems(evaluation.model_dump()) * max(evaluation.samples, 1)
-            rows = min(rollout.batch_size, self.rollouts if name == "rollout" else math.ceil(evaluated / self.ranks))
+            responses = math.ceil(evaluated / self.ranks) if name == "evaluation" else self.rollouts
+            rows = min(rollout.batch_size, responses)
             device |= activations.generation_bytes(self.student, rows, data.max_prompt_tokens, response, self.width)
-            if self.gathers:
-                device["gathered student"] = self.student.parameters * self.width
+            if ahead or self.gathers:
+                device["sampler's weights" if ahead else "gathered student"] = self.student.parameters * self.width
 
 
 def _in_gib(sizes: dict[str, float]) -> dict[str, float]:

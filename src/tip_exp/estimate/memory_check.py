@@ -28,6 +28,7 @@ LOWERED_BY = {
     "sampling engine": "rollout.vllm.gpu_memory_utilization, rollout.vllm.sleep_level",
     "KV cache": "rollout.batch_size",
     "sampling": "rollout.batch_size",
+    "sampler's weights": "rollout.staleness",
     "checkpoint": "ranks",
 }
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")

@@ -1,7 +1,8 @@
 """Checkpoints to resume from.
 
 checkpoint/step_00040/ is a torch.distributed.checkpoint (DCP) folder of the trainable weights and the optimizer's state
-by parameter name, so that any number of ranks resumes it; backend.json, and checksums.json of all files, written last.
+by parameter name, so that any number of ranks resumes it; backend.json; with rollout.staleness=1 the
+next step's rollouts.json; and checksums.json of all files, written last.
 A checkpoint is written in the background to a temporary folder, checksummed, flushed and renamed; an incomplete one is
 skipped on reading. No random state is saved: every draw is a function of the run's seed and the step.
 """
@@ -16,7 +17,7 @@ import shutil
 import warnings
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as TorchFuture
 
 from tip_exp.learner.distributed import Ranks
+from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError
 
 log = logging.getLogger(__name__)
 NUM_KEPT = 2  # newest checkpoints that stay on disk
-_CHECKSUMS, _BACKEND = "checksums.json", "backend.json"
+_CHECKSUMS, _BACKEND, _ROLLOUTS = "checksums.json", "backend.json", "rollouts.json"
 _WEIGHTS = "model"  # keys are SLOT.PARAMETER: model, or a slot of the optimizer's state such as exp_avg
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP says so for every single process
 
@@ -56,6 +58,12 @@ class Checkpoint:
     def backend(self) -> str:
         """Sampling backend of the run that wrote it."""
         return json.loads((self.path / _BACKEND).read_text())
+
+    @property
+    def rollouts(self) -> list[Rollout] | None:
+        """Those of the next step, if they were written before it."""
+        path = self.path / _ROLLOUTS
+        return [Rollout(*row) for row in json.loads(path.read_text())] if path.exists() else None
 
     def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Overwrite trainable weights and optimizer state in place; raises ConfigError if names or shapes differ."""
@@ -97,9 +105,17 @@ class Checkpoints:
             log.warning("%s is incomplete (a checksum does not match); using the one before it", path)
         return None
 
-    def save(self, step: int, module: nn.Module, optimizer: torch.optim.Optimizer, backend: str) -> None:
+    def save(
+        self,
+        step: int,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        backend: str,
+        rollouts: list[Rollout] | None = None,
+    ) -> None:
         """Copy the state to host memory and start to write it, once the checkpoint before is written.
 
+        `rollouts`: the next step's, if they exist already.
         Then all but the newest NUM_KEPT are deleted. Raises CheckpointError if the one before could not be written.
         """
         self.wait()
@@ -113,7 +129,7 @@ class Checkpoints:
         with closing(DefaultStager(StagingOptions(False, False, False, False))) as stager:  # copies at once, keeps none
             future = async_save(
                 state,
-                storage_writer=_Writer(temporary, self.folder / f"step_{step:05d}", backend),
+                storage_writer=_Writer(temporary, self.folder / f"step_{step:05d}", backend, rollouts),
                 async_stager=stager,
                 process_group=self.ranks.background,
                 no_dist=self.ranks.size == 1,
@@ -168,10 +184,10 @@ class _Checksummed(WriteResult):
 class _Writer(FileSystemWriter):
     """DCP's files, checksummed by the rank that writes them; the main rank publishes them when all are written."""
 
-    def __init__(self, temporary: Path, final: Path, backend: str) -> None:
+    def __init__(self, temporary: Path, final: Path, backend: str, rollouts: list[Rollout] | None) -> None:
         # Copying ahead is for tensors on a device; these are staged. It would open a CUDA context on device 0.
         super().__init__(temporary, per_thread_copy_ahead=0)
-        self.temporary, self.final, self.backend = temporary, final, backend
+        self.temporary, self.final, self.backend, self.rollouts = temporary, final, backend, rollouts
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
         try:
@@ -191,14 +207,18 @@ class _Writer(FileSystemWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
-        (self.temporary / _BACKEND).write_text(json.dumps(self.backend))
+        extra: dict[str, Any] = {_BACKEND: self.backend}
+        if self.rollouts is not None:
+            extra[_ROLLOUTS] = [[getattr(r, field.name) for field in fields(r)] for r in self.rollouts]
+        for name, value in extra.items():
+            (self.temporary / name).write_text(json.dumps(value))
         checksums = {
             result.storage_data.relative_path: result.checksum
             for rank_results in results
             for result in rank_results
             if isinstance(result, _Checksummed)
         }
-        checksums |= {name: _checksum(self.temporary / name) for name in (".metadata", _BACKEND)}
+        checksums |= {name: _checksum(self.temporary / name) for name in (".metadata", *extra)}
         (self.temporary / _CHECKSUMS).write_text(json.dumps(checksums, indent=2))
         publish(self.temporary, self.final)
         for old in sorted(self.final.parent.glob("step_*"))[:-NUM_KEPT]:

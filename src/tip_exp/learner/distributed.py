@@ -35,6 +35,7 @@ class Ranks:
         """`alone`: this process alone, whatever the group."""
         grouped = not alone and dist.is_available() and dist.is_initialized()
         self.size, self.rank = (dist.get_world_size(), dist.get_rank()) if grouped else (1, 0)
+        self._group: dist.ProcessGroup | None = None  # of gather_objects; None: the default group
 
     @property
     def is_main(self) -> bool:
@@ -49,6 +50,12 @@ class Ranks:
         group = dist.new_group(backend="gloo", timeout=TIMEOUT)
         assert isinstance(group, dist.ProcessGroup), "all ranks are members"
         return group
+
+    def apart(self) -> Ranks:
+        """The same ranks for a background thread, which may only gather objects: by a group of its own."""
+        ranks = Ranks()
+        ranks._group = ranks.background
+        return ranks
 
     def gather(self, rows: Tensor, counts: list[int] | None = None) -> Tensor:
         """Rows of all ranks, concatenated in rank order; `counts`: how many each rank has, if the caller knows."""
@@ -66,7 +73,7 @@ class Ranks:
         if self.size == 1:
             return [value]
         gathered: list[T | None] = [None] * self.size
-        dist.all_gather_object(gathered, value)
+        dist.all_gather_object(gathered, value, group=self._group)
         return gathered  # pyright: ignore[reportReturnType]
 
     def broadcast(self, value: T) -> T:

@@ -1,7 +1,8 @@
 """Check that rollouts are on-policy: log-probs of the sampled tokens by the sampler against those by the learner.
 
 The learner scores the sampled tokens before it updates, so equal weights give equal log-probs up to rounding. Stale
-weights or a layer loaded wrongly do not.
+weights or a layer loaded wrongly do not. With rollout.staleness=1 the weights are equal at step 1 alone: afterwards the
+differences also hold one update, and only limits that the config gives apply.
 """
 
 from __future__ import annotations
@@ -41,10 +42,15 @@ LIMITS = {
     "bfloat16": MismatchLimits(0.06, 1.0, 4.0),
 }
 
+UNLIMITED = MismatchLimits(math.inf, math.inf, math.inf)
+
 
 def limits_for(*dtypes: str, **given: float | None) -> MismatchLimits:
-    """The `given` limits by name; where None, those of the coarsest dtype that sampler or learner computes in."""
-    coarsest = max((LIMITS[dtype] for dtype in dtypes), key=lambda limits: limits.mean)
+    """The `given` limits by name; where None, those of the coarsest dtype that sampler or learner computes in.
+
+    Without a dtype, as between different weights, there are no others.
+    """
+    coarsest = max((LIMITS[dtype] for dtype in dtypes), key=lambda limits: limits.mean, default=UNLIMITED)
     return replace(coarsest, **{name: limit for name, limit in given.items() if limit is not None})
 
 
@@ -76,15 +82,16 @@ class MismatchCheck:
     improbable tokens differ by chance.
     """
 
-    def __init__(self, limits: MismatchLimits) -> None:
-        self.limits, self._warned = limits, False
+    def __init__(self, limits: MismatchLimits, later: MismatchLimits | None = None) -> None:
+        """`later`: from step 2 on, if the rollouts are then by older weights."""
+        self.limits, self.later, self._warned = limits, later or limits, False
 
     def __call__(self, metrics: dict[str, float], step: int) -> None:
         """Raise SyncError above the limits; without log-probs of the sampler there is nothing to compare."""
         if MISMATCH_MEAN not in metrics:
             return
         mean, p999, largest = (metrics[name] for name in (MISMATCH_MEAN, MISMATCH_P999, MISMATCH_MAX))
-        limits = self.limits
+        limits = self.limits if step == 1 else self.later
         if not (mean <= limits.mean and p999 <= limits.p999):  # negated, so that NaN raises too
             raise SyncError(
                 f"step {step}: sampler and learner disagree on the log-probs of the sampled tokens: mean difference "

@@ -25,6 +25,9 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from tip_exp.config.schema import RunConfig
+from tip_exp.learner.distributed import Ranks
+from tip_exp.models import load
 from tip_exp.models.weight_files import WeightFiles
 from tip_exp.utils.errors import ConfigError
 
@@ -215,3 +218,22 @@ def _put(slots: list[Slot], parameter: nn.Parameter | None) -> None:
     """Register a parameter in its slots; None leaves them empty."""
     for module, name in slots:
         module._parameters[name] = parameter
+
+
+def make_sharding(config: RunConfig, ranks: Ranks, device: torch.device) -> dict[str, load.Shard] | None:
+    """How each model is spread over the ranks; None if one rank holds and computes in whole, unconverted weights."""
+    ranks.check_replicas(config.learner.replicas)
+    compute_dtype = lowered_dtype(config)
+    if ranks.size == 1 and compute_dtype is None:
+        return None
+    mesh = ranks.mesh(device, config.learner.replicas)
+    shard: dict[str, load.Shard] = {"student": Sharding(mesh, device, compute_dtype)}
+    if ranks.size > 1:
+        shard["teacher"] = Sharding(mesh, device, offload=config.pair.teacher.placement == "offload")
+    return shard
+
+
+def lowered_dtype(config: RunConfig) -> torch.dtype | None:
+    """The dtype of the student's passes, if its weights have a wider one."""
+    lowers = (config.pair.student.dtype, config.learner.compute_dtype) == ("float32", "bfloat16")
+    return torch.bfloat16 if lowers else None

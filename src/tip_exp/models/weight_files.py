@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,18 @@ def empty_model(
     if (folder / "generation_config.json").is_file():
         module.generation_config = GenerationConfig.from_pretrained(folder)
     return module, files
+
+
+def plain_copy(module: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of the same config whose parameters are allocated and not set: whole, without adapters, in eval mode."""
+    with _parameters_on_meta():
+        config = copy.deepcopy(module.config)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=config._attn_implementation)
+    model = model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+    model.tie_weights()
+    for name, buffer in module.named_buffers():
+        model.get_buffer(name).copy_(buffer)
+    return model.eval()  # parameters without gradient would give other rounding than the learner's module
 
 
 @contextmanager

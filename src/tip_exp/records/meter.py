@@ -63,6 +63,10 @@ class Meter:
             elif profile is not None:
                 self._raise_peak(metrics.extra_mib(name), _peak_allocation(profile) / MIB)
 
+    def add(self, name: str, seconds: float) -> None:
+        """Add seconds that another thread has measured to those of a span."""
+        self._seconds[metrics.seconds(name)] += seconds
+
     def drain_seconds(self) -> dict[str, float]:
         """{"time/rollout_s": …}: seconds in each span since the last call; waits for the device."""
         if self._events:

@@ -11,7 +11,7 @@ import torch
 
 from tip_exp.config.schema import RolloutConfig
 from tip_exp.models.pair import Model, Pair
-from tip_exp.rollout.hf import HfSampler
+from tip_exp.rollout.hf import CopySampler, HfSampler
 from tip_exp.rollout.vllm import VllmSampler, engine_version
 from tip_exp.types import PartSampler
 from tip_exp.utils.errors import ConfigError, first_line
@@ -37,10 +37,18 @@ class Backend:
     def __str__(self) -> str:
         return f"rollouts by {self.name} {self.version} in {self.dtype}: {self.reason}"
 
-    def make(self, model: Model, pair: Pair, settings: RolloutConfig, max_model_len: int) -> PartSampler:
-        """A sampler of `model`; `max_model_len`: most tokens of prompt and response together."""
+    def make(
+        self, model: Model, pair: Pair, settings: RolloutConfig, max_model_len: int, copy_to: torch.device | None = None
+    ) -> PartSampler:
+        """A sampler of `model`; `max_model_len`: most tokens of prompt and response together.
+
+        `copy_to`: where hf samples from a copy of the weights; None: from the learner's own.
+        """
         if self.name == "hf":
-            return HfSampler(model.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=settings.batch_size)
+            options = {"stop_ids": pair.stop_ids, "pad_id": pair.pad_id, "batch_size": settings.batch_size}
+            if copy_to is not None:
+                return CopySampler(model.module, copy_to, getattr(torch, self.dtype), **options)
+            return HfSampler(model.module, **options)
         return VllmSampler(
             model.module,
             stop_ids=pair.stop_ids,
@@ -58,6 +66,8 @@ def choose(settings: RolloutConfig, device: torch.device, student_dtype: str) ->
     if name == "auto":
         if device.type != "cuda":
             name, reason = "hf", f"{reason} takes transformers on a CPU, where it is faster for small models"
+        elif settings.staleness:
+            name, reason = "hf", f"{reason} takes transformers, as rollout.staleness={settings.staleness} needs it"
         elif "vllm" not in installed:
             name, reason = "hf", f"{reason} would take vllm on CUDA, but it is not installed: {INSTALL['cuda']}"
         else:

@@ -17,6 +17,8 @@ from transformers.generation.logits_process import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from tip_exp.models.lora import merged_tensors
+from tip_exp.models.weight_files import plain_copy
 from tip_exp.types import Part, Rollout, Sampling
 
 # The KV cache's name in a model's arguments and output: transformers 5.16 has past_key_values, 5.24 has cache.
@@ -117,6 +119,35 @@ class HfSampler:
             make_rollout(prompt, response[:length], values[:length], stopped=finished)
             for prompt, response, values, length, finished in rows
         ]
+
+
+class CopySampler(HfSampler):
+    """Samples from a plain copy of the learner's module: whole weights of the last `sync`, adapters merged.
+
+    The learner may update its module at the same time. With several ranks each has a whole copy.
+    """
+
+    def __init__(
+        self,
+        source: PreTrainedModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        stop_ids: list[int],
+        pad_id: int,
+        batch_size: int,
+    ) -> None:
+        super().__init__(plain_copy(source, device, dtype), stop_ids=stop_ids, pad_id=pad_id, batch_size=batch_size)
+        self.source = source
+        self.sync()
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Copy the learner's weights; with sharded weights every rank takes part."""
+        copies = dict(self.model.named_parameters())
+        for name, tensor in merged_tensors(self.source):
+            copies.pop(name).copy_(tensor)
+        assert not copies, "both models have the same parameters"
 
 
 class Draws:
