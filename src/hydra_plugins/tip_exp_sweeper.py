@@ -13,6 +13,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import env_override
+from omegaconf import open_dict
 
 
 class RunsSweeper(BasicSweeper):
@@ -25,7 +26,7 @@ class RunsSweeper(BasicSweeper):
         # Hydra imports this module for every command, so what a sweep alone needs is imported here.
         from tip_exp.launch.launch import State, state_of
         from tip_exp.launch.parallel import choose_jobs, run_all
-        from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
+        from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand, folder_name
         from tip_exp.utils.errors import ConfigError
 
         assert self.hydra_context is not None and self.config is not None
@@ -35,6 +36,8 @@ class RunsSweeper(BasicSweeper):
             raise ConfigError(
                 f"hydra.sweeper.jobs={self.jobs}: must be null or at least 1, and null with any but the basic launcher"
             )
+        with open_dict(config.hydra.job):  # names the folder of the runs
+            config.hydra.job.config_name = folder_name(config.hydra.job.config_name, arguments)
         composer = RunComposer(lambda chosen: loader.load_sweep_config(config, chosen))
         runs = expand(self.runs, self.params, arguments)
         checked = [composer.check(config.hydra.job.config_name, overrides) for overrides in runs]
