@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tip_exp"
 MAY_IMPORT = {
     "launch": "api run estimate report records config utils",
     "api": "models losses config selector types utils",
+    "integrations": "api",
     "run": "eval learner estimate rollout data models envs records config selector types utils",
     "report": "records config selector utils",
     "eval": "data models envs grading records config types utils",
