@@ -36,11 +36,10 @@ class RunsSweeper(BasicSweeper):
             raise ConfigError(
                 f"hydra.sweeper.jobs={self.jobs}: must be null or at least 1, and null with any but the basic launcher"
             )
-        with open_dict(config.hydra.job):  # names the folder of the runs
-            config.hydra.job.config_name = folder_name(config.hydra.job.config_name, arguments)
         composer = RunComposer(lambda chosen: loader.load_sweep_config(config, chosen))
         runs = expand(self.runs, self.params, arguments)
-        checked = [composer.check(config.hydra.job.config_name, overrides) for overrides in runs]
+        name = folder_name(config.hydra.job.config_name, arguments)
+        checked = [composer.check(name, overrides) for overrides in runs]
         if refused := [run for run in checked if isinstance(run, RefusedRun)]:
             problems = "\n".join(f"{' '.join(run.overrides)}: {run.error}" for run in refused)
             raise ConfigError(f"no run of this sweep was started:\n{problems}")
@@ -54,9 +53,12 @@ class RunsSweeper(BasicSweeper):
             with env_override(config.hydra.job.env_set):
                 run_all(to_run, choose_jobs([run.config for run in to_run], self.jobs))
             return []
-        # A task of another machine may have another working directory.
-        folder = f"hydra.sweep.dir='{Path(config.hydra.sweep.dir).absolute()}'"
-        self._unfinished = [[*run.overrides, folder] for run in to_run]
+        named = config.copy()
+        with open_dict(named), open_dict(config):
+            named.hydra.job.config_name = name
+            # Absolute, as a task of another machine may have another working directory.
+            config.hydra.sweep.dir = str(Path(named.hydra.sweep.dir).absolute())
+        self._unfinished = [[*run.overrides, f"hydra.sweep.dir='{config.hydra.sweep.dir}'"] for run in to_run]
         return super().sweep(arguments)
 
     def split_arguments(self, overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:  # pyright: ignore[reportIncompatibleMethodOverride]
