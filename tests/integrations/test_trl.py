@@ -73,15 +73,22 @@ def gkd_trainer(pair: Pair, folder: Path, beta: float = 1.0) -> Any:
 
 
 def first_step(trainer: Any, name: str) -> tuple[dict[str, Any], float, dict[str, Tensor]]:
-    """Train; the inputs and the loss of the first call of this method, and the gradients of the first update."""
+    """Train; the inputs and the loss of the first call of this method, and the gradients of the first update.
+
+    Both as means over the tokens that the student wrote, whatever number of tokens the trainer divides by.
+    """
     calls: list[tuple[dict[str, Any], float]] = []
     gradients: dict[str, Tensor] = {}
+    scales: list[float] = []
     compute = getattr(trainer, name)
 
     def recorded(model: Any, inputs: dict[str, Any], *args: Any, **options: Any) -> Any:
         copies = {key: value.clone() if isinstance(value, Tensor) else value for key, value in inputs.items()}
         result = compute(model, inputs, *args, **options)
-        calls.append((copies, float(result[0] if isinstance(result, tuple) else result)))
+        value = float(result[0] if isinstance(result, tuple) else result)
+        if (items := options.get("num_items_in_batch")) is not None:  # of GKDTrainer: those of the data set's responses
+            scales.append(float(items) / int((inputs["labels"][:, 1:] != -100).sum()))
+        calls.append((copies, value * (scales[0] if scales else 1.0)))
         return result
 
     def record(*_: Any) -> None:
@@ -94,7 +101,7 @@ def first_step(trainer: Any, name: str) -> tuple[dict[str, Any], float, dict[str
     trainer.create_optimizer().register_step_pre_hook(record)
     trainer.train()
     assert trainer.state.global_step == STEPS
-    return *calls[0], gradients
+    return *calls[0], {name: gradient * (scales[0] if scales else 1.0) for name, gradient in gradients.items()}
 
 
 def rollouts_of(inputs: dict[str, Any]) -> list[Rollout]:

@@ -201,7 +201,7 @@ def test_a_plain_sweep_has_a_folder_of_its_own(tmp_path: Path, compose_run: Call
         folder = tmp_path / "outputs" / "sweeps" / "seed" / config.name
         synthetic_runs.write_config(config, folder)
         synthetic_runs.finish(config, folder, 0.5)
-    done = tip_exp(tmp_path, "-m", "selector=full", "seed=0,1")
+    done = tip_exp(tmp_path, "-m", "selector=full", "seed=0,1", seconds=200)
     assert done.stdout == "2 of 2 runs are already finished in outputs/sweeps/seed\n", done.stderr
 
 
