@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from safetensors.torch import load_file
 
 from tip_exp import __version__
+from tip_exp.launch.cli import with_overrides
 from tip_exp.launch.help import nearest
 from tip_exp.launch.lock import holder
 from tip_exp.records.folder import RunFolder
@@ -118,6 +120,22 @@ def test_help_explains_options_and_the_keys_of_this_command(tmp_path: Path) -> N
 def test_the_version(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "tip_exp", "--version"]
     assert subprocess.run(line, capture_output=True, text=True, timeout=60).stdout == f"tip_exp {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("seed=1 -cd sweeps -cn demo", "seed=1 a=b -cd sweeps -cn demo"),
+        ("-cd sweeps seed=1 name=x -cn demo", "-cd sweeps seed=1 name=x a=b -cn demo"),
+        ("-m seed=1,2", "-m seed=1,2 a=b"),
+        ("-cn demo", "-cn demo a=b"),
+        ("", "a=b"),
+    ],
+)
+def test_overrides_of_the_program_stand_beside_those_of_the_user(typed: str, expected: str) -> None:
+    arguments = with_overrides(["tip-exp", *typed.split()], ["a=b"])
+    assert arguments == ["tip-exp", *expected.split()]
+    assert get_args_parser().parse_args(arguments[1:]).overrides[-1] == "a=b"
 
 
 @pytest.mark.parametrize("arguments", ["--help", "--cfg job", "show --help"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -124,10 +125,11 @@ def main() -> None:
     elif DRY in flags:
         body = _dry_run
     if body is _run:
-        sys.argv.append("+hydra.callbacks.refuse_early._target_=tip_exp.launch.cli.RefuseEarly")
+        added = ["+hydra.callbacks.refuse_early._target_=tip_exp.launch.cli.RefuseEarly"]
     else:
         sys.argv = [arg for arg in sys.argv if arg not in {DRY, *HELP, "-m", "--multirun"}]
-        sys.argv += ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # write nothing
+        added = ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # write nothing
+    sys.argv = with_overrides(sys.argv, added)
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
 
@@ -157,6 +159,13 @@ def main() -> None:
         if show_traceback:
             raise
         sys.exit(_print_error(error))
+
+
+def with_overrides(arguments: list[str], added: list[str]) -> list[str]:
+    """More overrides beside the user's: argparse takes overrides in one place of the command line only."""
+    given = get_args_parser().parse_known_args(arguments[1:])[0].overrides
+    end = arguments.index(given[-1]) + 1 if given else len(arguments)
+    return [*arguments[:end], *added, *arguments[end:]]
 
 
 def _print_error(error: Exception) -> int:
