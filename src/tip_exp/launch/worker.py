@@ -77,12 +77,10 @@ def end_at_first_signal() -> None:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    is_background = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a script's job, which no Ctrl-C shall end
+    numbers = [signal.SIGTERM] if is_background else [signal.SIGTERM, signal.SIGINT]
     for number in numbers:
-        if (
-            number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN
-        ):  # as in a script's background job
-            signal.signal(number, interrupt)
+        signal.signal(number, interrupt)
 
 
 def print_interrupted(folder: RunFolder) -> None:
