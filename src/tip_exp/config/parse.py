@@ -64,9 +64,9 @@ def _without_shortcuts(values: Any) -> Any:
     section = {key: value for key, value in section.items() if key not in shortcuts}
     only, limit = (values["eval"].get(key) for key in ("only", "max_problems"))
     names = list(benchmarks) if only is None else [only] if isinstance(only, str) else only
-    if not isinstance(names, list) or not names or (unknown := [name for name in names if name not in benchmarks]):
-        wrong = unknown if isinstance(names, list) and names else only
-        raise config_error([f"eval.only: a list of {', '.join(benchmarks)}; got {wrong}"])
+    unknown = [name for name in names if name not in benchmarks] if isinstance(names, list) else [only]
+    if not names or unknown:
+        raise config_error([f"eval.only: a list of {', '.join(benchmarks)}; got {unknown}"])
     if limit is not None:
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 2:
             raise config_error([f"eval.max_problems: at least 2, for a standard error, or null; got {limit}"])

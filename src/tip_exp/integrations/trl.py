@@ -70,7 +70,8 @@ class _Masked:
     """The loss of one micro-batch of a trainer, from hidden states of both models."""
 
     def __init__(self, trainer: Any, rule: Any, average: Literal["token", "rollout"], tile_mib: int) -> None:
-        self.trainer, self.rule, self.average, self.tile_mib = trainer, rule, average, tile_mib
+        self.trainer, self.rule, self.tile_mib = trainer, rule, tile_mib
+        self.average: Literal["token", "rollout"] = average
         beta = float(trainer.beta)
         self.divergence: dict[str, Any] = {"divergence": {0.0: "forward_kl", 1.0: "reverse_kl"}.get(beta, "jsd")}
         if self.divergence["divergence"] == "jsd":
@@ -91,7 +92,7 @@ class _Masked:
         num_items: completion tokens of the optimizer step over the number of processes; None: this micro-batch's.
         """
         for model in models:
-            if isinstance(model.get_output_embeddings().weight, torch.distributed.tensor.DTensor):
+            if hasattr(model.get_output_embeddings().weight, "full_tensor"):  # a DTensor
                 raise ValueError("trainer: output heads that FSDP2 shards are not supported; use DDP or one process")
         mask = mask.bool()
         hidden, teacher_hidden, sequence = hidden[mask], teacher_hidden[mask].to(hidden.device), mask.nonzero()[:, 0]
