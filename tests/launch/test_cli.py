@@ -336,7 +336,7 @@ def test_a_crash_stops_one_run_of_a_sweep_and_the_next_launch_repeats_it(tmp_pat
     second = sweep("hydra.sweeper.jobs=1")
     assert second.returncode == 0, second.stderr
     assert "1 of 2 runs are already finished" in second.stdout and "1 of 1  bad " in second.stdout
-    assert "bad   started, run 1 of 1\n" in second.stdout
+    assert "  bad  started, run 1 of 1\n" in second.stdout
     assert second.stdout.endswith("next: tip-report outputs/sweeps/two\n")
     assert "1/1" in second.stderr  # the progress bar
     alone, beside = (read_rows(RunFolder(runs / name).metrics) for name in ("bad", "good"))  # the same run but its name
