@@ -626,7 +626,18 @@ def test_the_snippets_of_the_library_page_run(tmp_path: Path, monkeypatch: pytes
             (tmp_path / "my_rules.py").write_text(snippet)
             continue
         exec(compile(snippet, "library.md", "exec"), names)
-    assert len(snippets) >= 5
+    assert len(snippets) >= 4
+
+
+def test_the_loops_of_the_integrations_page_give_one_gradient() -> None:
+    text = (DOCS / "integrations.md").read_text(encoding="utf-8")
+    snippets = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "with_selector" not in code]
+    names: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(compile(snippet, "integrations.md", "exec"), names)
+    assert names["mean"] == pytest.approx(float(names["loss"].detach()), rel=1e-5)
+    assert float(names["whole"].abs().max()) > 0
+    torch.testing.assert_close(names["split"], names["whole"], rtol=1e-4, atol=1e-6)
 
 
 def test_a_selector_and_its_error_types() -> None:

@@ -12,8 +12,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "tip_exp"
 # A package (or top-level module) may import those named after it, and nothing else of tip_exp.
 MAY_IMPORT = {
-    "launch": "api run estimate records config utils",
+    "launch": "api run estimate report records config utils",
     "api": "models losses config selector types utils",
+    "integrations": "api",
     "run": "eval learner estimate rollout data models envs records config selector types utils",
     "report": "records config selector utils",
     "eval": "data models envs grading records config types utils",
@@ -39,7 +40,7 @@ IMPORTERS = {
     "vllm": {"rollout.vllm"},
     "wandb": {"records.writer", "report.wandb"},
     "peft": {"models.lora"},
-    "hydra": {"launch.cli", "launch.sweep", "launch.plan"},
+    "hydra": {"launch.cli", "launch.help", "launch.sweep", "launch.plan"},
     "torch.distributed": {"learner.distributed", "learner.sharding", "learner.checkpoint", "launch.torchrun"},
     "triton": {"losses.kernels"},
 }

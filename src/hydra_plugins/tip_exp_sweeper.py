@@ -13,6 +13,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.utils import env_override
+from omegaconf import open_dict
 
 
 class RunsSweeper(BasicSweeper):
@@ -25,7 +26,7 @@ class RunsSweeper(BasicSweeper):
         # Hydra imports this module for every command, so what a sweep alone needs is imported here.
         from tip_exp.launch.launch import State, state_of
         from tip_exp.launch.parallel import choose_jobs, run_all
-        from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
+        from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand, folder_name
         from tip_exp.utils.errors import ConfigError
 
         assert self.hydra_context is not None and self.config is not None
@@ -37,7 +38,8 @@ class RunsSweeper(BasicSweeper):
             )
         composer = RunComposer(lambda chosen: loader.load_sweep_config(config, chosen))
         runs = expand(self.runs, self.params, arguments)
-        checked = [composer.check(config.hydra.job.config_name, overrides) for overrides in runs]
+        name = folder_name(config.hydra.job.config_name, arguments)
+        checked = [composer.check(name, overrides) for overrides in runs]
         if refused := [run for run in checked if isinstance(run, RefusedRun)]:
             problems = "\n".join(f"{' '.join(run.overrides)}: {run.error}" for run in refused)
             raise ConfigError(f"no run of this sweep was started:\n{problems}")
@@ -51,9 +53,12 @@ class RunsSweeper(BasicSweeper):
             with env_override(config.hydra.job.env_set):
                 run_all(to_run, choose_jobs([run.config for run in to_run], self.jobs))
             return []
-        # A task of another machine may have another working directory.
-        folder = f"hydra.sweep.dir='{Path(config.hydra.sweep.dir).absolute()}'"
-        self._unfinished = [[*run.overrides, folder] for run in to_run]
+        named = config.copy()
+        with open_dict(named), open_dict(config):
+            named.hydra.job.config_name = name
+            # Absolute, as a task of another machine may have another working directory.
+            config.hydra.sweep.dir = str(Path(named.hydra.sweep.dir).absolute())
+        self._unfinished = [[*run.overrides, f"hydra.sweep.dir='{config.hydra.sweep.dir}'"] for run in to_run]
         return super().sweep(arguments)
 
     def split_arguments(self, overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -15,19 +15,20 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.launch.plan import plan
 from tip_exp.launch.sweep import RefusedRun, SweepRun
 from tip_exp.utils.errors import ConfigError
-from tip_exp.utils.paths import conf_dir
+from tip_exp.utils.paths import conf_dir, resolve_model
 
 GROUPS = ("pair", "data", "agent", "rollout", "selector", "learner", "eval", "logger", "experiment")
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((conf_dir() / group).glob("*.yaml"))]
+TABLE = Path(__file__).parents[1] / "datasets" / "gsm8k_test.jsonl"
 FOLDER = Path(__file__).parents[1] / "envs" / "deepplanning" / "world"
-NEEDS = {  # overrides without which an option is refused: tool tasks need limits, official tasks a folder
-    "data=mini_travel": "agent=default",
-    "data=calculator": "agent=default",
-    "data=deepplanning": f"agent=base_code data.root={FOLDER}",
-    "eval=mini_travel": "agent=default",
-    "eval=calculator": "agent=default",
-    "eval=deepplanning": f"agent=base_code data.root={FOLDER}",
-    "eval=deepplanning_base_code": f"agent=base_code data.root={FOLDER}",
+OWN_MODEL = f"pair.teacher.path={resolve_model('package:tiny/teacher')} pair.student.path=package:tiny/student"
+NEEDS = {  # overrides without which an option is refused: own files and models, and the folder of official tasks
+    "data=jsonl": f"data.train.file={TABLE}",
+    "eval=jsonl": f"eval.file={TABLE}",
+    "pair=hf": OWN_MODEL,
+    "data=deepplanning": f"data.root={FOLDER}",
+    "eval=deepplanning": f"data.root={FOLDER}",
+    "eval=deepplanning_base_code": f"data.root={FOLDER}",
     "agent=default": "data=mini_travel",
     "agent=official": "data=calculator",
     "agent=base_code": "data=mini_travel",
@@ -139,6 +140,18 @@ BAD = {
         "evaluated on training problems",
     ),
     "one test problem": ("eval.benchmarks.word_sums.num_problems=1", "at least 2 problems"),
+    "a benchmark that there is not": (
+        "eval=math eval.only=[aime]",
+        "eval.only: a list of math500, aime24, aime25; got ['aime']",
+    ),
+    "no benchmark": ("eval=math eval.only=[]", "eval.only: a list of math500, aime24, aime25; got []"),
+    "one problem of each": (
+        "eval.max_problems=1",
+        "eval.max_problems: at least 2, for a standard error, or null; got 1",
+    ),
+    "file of no benchmark": ("eval=gsm8k +eval.file=x", "eval.file is not a key"),
+    "template that does not exist": ("pair.chat.template=x", "pair.chat.template: there is no file x"),
+    "stop tokens as a class": ("pair.stop=class", "pair.stop: input should be 'union' or 'refuse'; got 'class'"),
     "nothing evaluated": ("eval.greedy=false eval.samples=0", "evaluate nothing; set eval.greedy=true"),
     "key of LoRA": (
         "pair.student.lora={rank:4,alpha:8,target_modules:all-linear,ranks:4}",
@@ -157,7 +170,10 @@ BAD = {
     "bad interpolation": ("name=${nobody}", "Interpolation key 'nobody' not found"),
     "missing value": ("seed=???", "Missing mandatory value: seed"),
     "unknown W&B mode": ("logger.wandb=sometimes", "'off', 'offline' or 'online'; got 'sometimes'"),
-    "tools without limits": ("data=mini_travel", "data.train is a tool task, so it needs limits: choose agent=default"),
+    "tools without limits": (
+        "data=mini_travel agent=none",
+        "data.train is a tool task, so it needs limits: choose agent=default",
+    ),
     "limits without tools": (
         "agent=default",
         "agent has no effect: no data set of this run has tools",
@@ -262,6 +278,38 @@ def test_a_demo_sweep_is_the_papers_sweep_with_another_experiment(sweep: str) ->
 
     experiment = "backends" if sweep == "memory" else "demo"
     assert digests(sweep, f"experiment={experiment}") == digests(f"demo_{sweep}")
+
+
+def test_benchmarks_are_chosen_and_limited(compose_run: Callable[..., RunConfig]) -> None:
+    def chosen(*overrides: str) -> dict[str, int | None]:
+        benchmarks = compose_run(*overrides, f"data.root={TABLE.parent}").eval.benchmarks
+        return {name: benchmark.num_problems for name, benchmark in benchmarks.items()}
+
+    assert chosen("eval=math", "eval.only=[aime25,math500]") == {"math500": None, "aime25": None}
+    assert chosen("eval=math", "eval.only=aime24", "eval.max_problems=10") == {"aime24": 10}
+    assert chosen("eval=math_quick", "eval.max_problems=200") == {"math500": 100}
+    assert chosen("eval=aime24") == {"aime24": None}
+    assert chosen("eval.max_problems=8") == {"word_sums": 8}
+
+
+def test_a_benchmark_alone_is_evaluated_as_among_the_others(compose_run: Callable[..., RunConfig]) -> None:
+    among, alone = (compose_run(*eval_, f"data.root={TABLE.parent}") for eval_ in
+                    (["eval=math", "eval.only=[aime24]", "eval.label=aime24"], ["eval=aime24"]))  # fmt: skip
+    assert among == alone and digest(among) == digest(alone)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "turns"),
+    [
+        (["data=calculator"], 50),
+        (["eval=deepplanning", f"data.root={FOLDER}"], 50),
+        (["data=calculator", "agent.max_turns=7"], 7),
+        (["eval=calculator", "agent=official"], 400),
+    ],
+)
+def test_tool_tasks_bring_their_limits(compose_run: Callable[..., RunConfig], overrides: list[str], turns: int) -> None:
+    agent = compose_run(*overrides).agent
+    assert agent is not None and agent.max_turns == turns
 
 
 @pytest.mark.parametrize("option", OPTIONS)

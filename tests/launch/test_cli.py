@@ -13,12 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
 from safetensors.torch import load_file
 
+from tip_exp import __version__
+from tip_exp.launch.cli import with_overrides
+from tip_exp.launch.help import nearest
 from tip_exp.launch.lock import holder
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.io import read_rows
-from tip_exp.utils.paths import resolve_model
+from tip_exp.utils.paths import conf_dir, resolve_model
 
 SMALL = ["experiment=smoke", "logger=files", "eval.teacher=false", "num_threads=1", "learner.checkpoint_every=3"]
 
@@ -76,6 +82,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     folder = tmp_path_factory.mktemp("cli") / "whole"
     done = tip_exp(folder)
     assert done.returncode == 0, done.stderr
+    folder.with_suffix(".txt").write_text(done.stdout)
     return RunFolder(folder)
 
 
@@ -97,12 +104,69 @@ def test_a_wrong_key_needs_no_schema() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_help_lists_groups_and_the_keys_of_this_command(tmp_path: Path) -> None:
+def test_help_explains_options_and_the_keys_of_this_command(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "tip_exp", "selector=q3", "--help"]
     helped = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert helped.returncode == 0, helped.stderr
-    assert "  selector: divergence, entropy," in helped.stdout and "    label: q3\n" in helped.stdout
+    lines = helped.stdout.splitlines()
+    assert "    random           Uniformly drawn tokens: the baseline of equal budget." in lines
+    assert "    label: q3" in lines
+    assert "    rounding: floor  # of retention x tokens: floor (TIP, Eq. 8) | ceil | at_least_one" in lines
+    assert any(line.startswith("    lr: 0.002  # ") for line in lines), "comments of options count too"
+    assert {"  show", "  compare", "  score"} <= {line[:9].rstrip() for line in lines}
     assert not list(tmp_path.iterdir())
+
+
+def test_the_version(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "tip_exp", "--version"]
+    assert subprocess.run(line, capture_output=True, text=True, timeout=60).stdout == f"tip_exp {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("seed=1 -cd sweeps -cn demo", "seed=1 a=b -cd sweeps -cn demo"),
+        ("-cd sweeps seed=1 name=x -cn demo", "-cd sweeps seed=1 name=x a=b -cn demo"),
+        ("-m seed=1,2", "-m seed=1,2 a=b"),
+        ("-cn demo", "-cn demo a=b"),
+        ("", "a=b"),
+    ],
+)
+def test_overrides_of_the_program_stand_beside_those_of_the_user(typed: str, expected: str) -> None:
+    arguments = with_overrides(["tip-exp", *typed.split()], ["a=b"])
+    assert arguments == ["tip-exp", *expected.split()]
+    assert get_args_parser().parse_args(arguments[1:]).overrides[-1] == "a=b"
+
+
+@pytest.mark.parametrize("arguments", ["--help", "--cfg job", "show --help"])
+def test_a_reader_that_closes_early_leaves_no_message(tmp_path: Path, arguments: str) -> None:
+    """`tip-exp … | head`, with a reader that reads nothing."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    line = [sys.executable, "-m", "tip_exp", *arguments.split()]
+    ended = subprocess.run(line, stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=60, cwd=tmp_path)
+    os.close(write_end)
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "hint"),
+    [
+        ("selector.retenton=0.5", "did you mean selector.retention?"),
+        ("retention=0.5", "did you mean selector.retention?"),
+        ("lerner=tiny", "did you mean learner?"),
+        ("selector=entropi", "did you mean selector=entropy?"),
+        ("+exp=1", ""),
+    ],
+)
+def test_a_typo_gets_the_nearest_name(typed: str, hint: str) -> None:
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            compose("config", overrides=[typed])
+        error = Exception("accepted")
+    except HydraException as refused:
+        error = refused
+    assert nearest(error) == (f"\n{hint}" if hint else "")
 
 
 def test_a_wrong_key_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
@@ -110,8 +174,9 @@ def test_a_wrong_key_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: Could not override 'selector.retenton'")
     rule = tip_exp(tmp_path / "x", "selector=full", "selector.retention=0.5")
     assert rule.returncode == 2 and rule.stderr.startswith("error: this configuration cannot run: selector.score=full")
+    assert wrong.stderr.endswith("did you mean selector.retention?\n")
     assert "Traceback" not in wrong.stderr + rule.stderr
-    assert not RunFolder(tmp_path / "x").config.exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unwritable_output_is_one_message(tmp_path: Path) -> None:
@@ -146,13 +211,40 @@ def test_a_run_leaves_its_files(finished: RunFolder) -> None:
     assert {path.name for path in finished.checkpoints.iterdir()} == {"step_00009", "step_00010"}
 
 
+def test_a_run_says_what_it_will_do_and_what_it_reached(finished: RunFolder) -> None:
+    printed = finished.root.with_suffix(".txt").read_text().splitlines()
+    assert printed[0].startswith("smoke.tiny.word_sums.soft_or.r50.s0: student package:tiny/student learns from ")
+    assert printed[0].endswith(" on word_sums, 10 steps of 16 prompts x 1 response")
+    assert printed[1].startswith("  soft_or keeps 50 % of the tokens; evaluates word_sums; ")
+    assert printed[1].endswith("; writes whole")
+    rows = [row["eval/word_sums/mean@2"] for row in read_rows(finished.metrics) if "eval/word_sums/mean@2" in row]
+    change = f"word_sums/mean@2 {100 * rows[0]:.1f} % -> {100 * rows[-1]:.1f} %"
+    assert printed[-1] == f"smoke.tiny.word_sums.soft_or.r50.s0: {change}; in whole; next: tip-report whole"
+
+
 def test_the_same_command_skips_and_a_changed_config_is_refused(finished: RunFolder) -> None:
-    before = finished.result.read_bytes()
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in finished.root.rglob("*")}
+
+    before = files()
+    assert finished.root / ".hydra" / "overrides.yaml" in before
     again = tip_exp(finished.root)
     assert again.returncode == 0 and "already finished" in again.stdout
     changed = tip_exp(finished.root, "learner.lr=1e-3")
     assert changed.returncode == 2 and "learner.lr: 0.002 -> 0.001" in changed.stderr
-    assert finished.result.read_bytes() == before
+    assert {path: time for path, time in files().items() if path != finished.root} == {
+        path: time for path, time in before.items() if path != finished.root
+    }, "the folder itself holds a lock for a moment"
+
+
+def test_an_interrupt_of_the_launcher_alone_ends_its_run(tmp_path: Path) -> None:
+    """`kill -INT`, as a service manager does; a terminal interrupts both."""
+    process = start(command(tmp_path / "run", "learner.num_steps=5000"), tmp_path)
+    wait_for_step(tmp_path / "run", 1, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "resumes from the last checkpoint" in err and "Traceback" not in err
+    assert not holder(RunFolder(tmp_path / "run").lock)
 
 
 def test_killed_and_interrupted_runs_end_bit_for_bit_like_an_uninterrupted_one(
@@ -243,7 +335,9 @@ def test_a_crash_stops_one_run_of_a_sweep_and_the_next_launch_repeats_it(tmp_pat
     (broken / "model.safetensors").write_bytes(weights)
     second = sweep("hydra.sweeper.jobs=1")
     assert second.returncode == 0, second.stderr
-    assert "1 of 2 runs are already finished" in second.stdout and "1 of 1  " in second.stdout
+    assert "1 of 2 runs are already finished" in second.stdout and "1 of 1  bad " in second.stdout
+    assert "  bad  started, run 1 of 1\n" in second.stdout
+    assert second.stdout.endswith("next: tip-report outputs/sweeps/two\n")
     assert "1/1" in second.stderr  # the progress bar
     alone, beside = (read_rows(RunFolder(runs / name).metrics) for name in ("bad", "good"))  # the same run but its name
     assert [numbers(row) for row in alone] == [numbers(row) for row in beside]

@@ -119,23 +119,14 @@ def test_a_line_per_started_and_per_finished_run(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"3 runs, 2 at a time; logs in {runs[0].folder.root.parent}/*/worker.log"
     assert "word_sums/mean@4" in lines[1]
-    assert len([line for line in lines if line.endswith("started")]) == 3
+    started = [line for line in lines if " started, " in line]
+    assert sorted(line.split() for line in started) == [
+        f"{run.config.name} started, run {n} of 3".split() for n, run in enumerate(runs, 1)
+    ]
     finished = [line for line in lines if re.match(r" +\d of 3 ", line)]
     assert [line.split()[:3] for line in finished] == [[str(n), "of", "3"] for n in (1, 2, 3)]
-    (full,) = [line for line in finished if " full 100 % " in line]
-    assert "35.0 % ->  80.0 %" in full and full.endswith("42 s")  # synthetic_runs: starts at 0.35, takes 41.6 s
-
-
-def test_runs_that_differ_in_more_than_the_selector_go_by_their_names(
-    tmp_path: Path,
-    compose_run: Callable[..., RunConfig],
-    stub: Callable[[Launch], None],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    stub(finish)
-    run_all([SweepRun([], compose_run(f"seed={s}"), RunFolder(tmp_path / str(s))) for s in (0, 1)], 1)
-    printed = capsys.readouterr().out
-    assert "tiny.word_sums.soft_or.r50.s0" in printed and "tiny.word_sums.soft_or.r50.s1" in printed
+    (full,) = [line for line in finished if f" {runs[0].config.name} " in line]
+    assert "35.0 % -> 80.0 %" in full and full.endswith("42 s")  # synthetic_runs: starts at 0.35, takes 41.6 s
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -162,7 +153,7 @@ def test_a_failed_run_does_not_stop_the_others(
     assert [run.folder.result.exists() for run in runs] == [False, True, True]
     printed = capsys.readouterr()
     assert printed.err == f"error: {error}\n"
-    assert re.search(r"of 3 +full 100 % +failed\n", printed.out)
+    assert re.search(r"of 3 +tiny\.word_sums\.full\.r100\.s0 +failed\n", printed.out)
 
 
 def test_an_interrupt_stops_running_runs_and_starts_no_other(
@@ -208,3 +199,15 @@ def test_overrides_are_kept_for_the_report(runs: list[SweepRun], stub: Callable[
     run_all(runs, 2)
     kept = [(run.folder.root / ".hydra" / "overrides.yaml").read_text() for run in runs]
     assert kept == [f"- selector={selector}\n" for selector in SELECTORS]
+
+
+def test_a_run_that_is_refused_changes_nothing(
+    tmp_path: Path, compose_run: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthetic_runs.write_config(compose_run("learner.lr=1e-3"), tmp_path)
+    synthetic_runs.finish(compose_run("learner.lr=1e-3"), tmp_path, 0.5)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError):
+        run_all([SweepRun(["seed=0"], compose_run(), RunFolder(tmp_path))], 1)
+    assert "learner.lr: 0.001 -> 0.002" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -19,7 +19,7 @@ from tip_exp.estimate.cards import CARDS
 from tip_exp.launch.launch import State, launch, state_of
 from tip_exp.launch.plan import DONE_ELSEWHERE, format_duration, format_plan, main, plan
 from tip_exp.launch.reuse import finished_digests
-from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
+from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand, folder_name
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import read_runs
 from tip_exp.report.arms import summarize
@@ -180,6 +180,29 @@ def test_a_finished_sweep_starts_no_process(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "12 of 12 runs are already finished in outputs/sweeps/demo_seeds\n"
     assert not [folder for folder in folders if folder.log.exists() or folder.lock.exists()]
+
+
+@pytest.mark.parametrize(
+    ("config_name", "arguments", "expected"),
+    [
+        ("table5", "selector=full,q3", "table5"),
+        ("config", "selector=full,q3 selector.retention=0.2,0.5 seed=1", "selector-retention"),
+        ("config", "seed=range(3) sweep=mine", "mine"),
+        ("config", "seed=1", "config"),
+    ],
+)
+def test_the_folder_of_a_sweep(config_name: str, arguments: str, expected: str) -> None:
+    assert folder_name(config_name, arguments.split()) == expected
+
+
+def test_a_plain_sweep_has_a_folder_of_its_own(tmp_path: Path, compose_run: Callable[..., RunConfig]) -> None:
+    for seed in (0, 1):
+        config = compose_run("selector=full", f"seed={seed}")
+        folder = tmp_path / "outputs" / "sweeps" / "seed" / config.name
+        synthetic_runs.write_config(config, folder)
+        synthetic_runs.finish(config, folder, 0.5)
+    done = tip_exp(tmp_path, "-m", "selector=full", "seed=0,1", seconds=200)
+    assert done.stdout == "2 of 2 runs are already finished in outputs/sweeps/seed\n", done.stderr
 
 
 def test_a_run_that_another_sweep_finished_is_linked(

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from tip_exp import build
-from tip_exp.config.schema import ChatConfig, RunConfig
+from tip_exp.config.schema import ChatConfig, PairConfig, RunConfig
 from tip_exp.models.load import check_context, load_pair, make_head
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
@@ -73,7 +73,7 @@ def test_system_message_and_thinking_switch_reach_the_template(tiny_pair: Pair) 
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
         "{% if enable_thinking is defined %}[think {{ enable_thinking }}]{% endif %}"
     )
-    chat = ChatConfig(system="Be brief.", thinking=False, eval_thinking=True)
+    chat = ChatConfig(template=None, system="Be brief.", thinking=False, eval_thinking=True)
     pair = replace(tiny_pair, chat=chat)
     assert pair.decode(pair.prompt_ids("Hi")) == "[system]Be brief.[user]Hi[think False]"
     assert pair.decode(pair.prompt_ids("Hi", evaluating=True)) == "[system]Be brief.[user]Hi[think True]"
@@ -238,16 +238,56 @@ def test_the_tokenizer_loads_without_weights(tiny_config: RunConfig, tiny_pair: 
     assert (loaded.stop_ids, loaded.pad_id, loaded.vocab_size) == ([2], tiny_pair.pad_id, 406)
 
 
-def test_stop_token_mismatch_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:
+def pair_with_another_stop(tiny_config: RunConfig, tmp_path: Path) -> PairConfig:
+    """The student stops at 0 too, as a base model does that its teacher was tuned from."""
     student = tmp_path / "student"
     shutil.copytree(resolve_model("package:tiny/student"), student)
     generation = student / "generation_config.json"
     generation.write_text(generation.read_text().replace('"eos_token_id": 2', '"eos_token_id": [0, 2]'))
-    pair = tiny_config.pair.model_copy(
-        update={"student": tiny_config.pair.student.model_copy(update={"path": str(student)})}
-    )
-    with pytest.raises(ConfigError, match=r"teacher stops at token ids \[2\], the student at \[0, 2\]"):
+    changed = tiny_config.pair.student.model_copy(update={"path": str(student)})
+    return tiny_config.pair.model_copy(update={"student": changed})
+
+
+def test_other_stop_tokens_can_be_refused(tiny_config: RunConfig, tmp_path: Path) -> None:
+    pair = pair_with_another_stop(tiny_config, tmp_path).model_copy(update={"stop": "refuse"})
+    with pytest.raises(
+        ConfigError, match=r"pair.stop=refuse: the teacher stops at token ids \[2\], the student at \[0, 2\]"
+    ):
         load_pair(pair, CPU)
+
+
+def test_a_response_ends_at_the_stop_tokens_of_both_models(
+    tiny_config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = pair_with_another_stop(tiny_config, tmp_path)
+    pair = load_pair(config, CPU)
+    assert pair.stop_ids == [0, 2]
+    assert "pair.stop=union: the teacher stops at token ids [2], the student at [0, 2]" in capsys.readouterr().out
+    assert pair.student.module.generation_config is not None
+    assert pair.student.module.generation_config.eos_token_id == [0, 2]  # what an export of it says
+
+
+def test_a_student_learns_the_stop_token_of_its_teacher(tiny_config: RunConfig, tmp_path: Path) -> None:
+    """Teacher [0, 2], student [2]: its rollouts end at 0 as well, and so does the exported model."""
+    other = pair_with_another_stop(tiny_config, tmp_path).student.path
+    teacher = tiny_config.pair.teacher.model_copy(update={"path": other})
+    pair = load_pair(tiny_config.pair.model_copy(update={"teacher": teacher}), CPU)
+    assert pair.student.module.generation_config is not None
+    assert pair.student.module.generation_config.eos_token_id == pair.stop_ids == [0, 2]
+
+
+def test_equal_stop_tokens_leave_the_generation_config_alone(
+    tiny_pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny_pair.student.module.generation_config is not None
+    assert tiny_pair.student.module.generation_config.eos_token_id == 2 and not capsys.readouterr().out
+
+
+def test_a_chat_template_of_a_file(tiny_config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "plain.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}=")
+    chat = tiny_config.pair.chat.model_copy(update={"template": str(tmp_path / "plain.jinja")})
+    loaded = load_tokenizer(tiny_config.pair.model_copy(update={"chat": chat}))
+    assert loaded.decode(loaded.prompt_ids("1 + 2")) == "1 + 2="
 
 
 @pytest.mark.parametrize("missing", ["tokenizer.json", "config.json", "model.safetensors"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+from typing import Any
+
 import pytest
 import torch
 from scipy.stats import chisquare
+from tqdm import tqdm
 from transformers import GenerationConfig
 
 from tip_exp.models.pair import Pair
@@ -52,6 +56,28 @@ def test_logprobs_equal_those_of_a_forward_pass(tiny_pair: Pair) -> None:
             start = len(rollout.token_ids) - rollout.num_response_tokens
             expected = [float(logprobs[t - 1, rollout.token_ids[t]]) for t in range(start, len(rollout.token_ids))]
             assert rollout.sampler_logprobs == pytest.approx(expected, abs=2e-4)
+
+
+def test_a_bar_counts_the_responses_as_they_end(tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[Any] = []
+
+    class Bar(tqdm):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options | {"disable": False, "file": io.StringIO()})
+            self.counts: list[float] = []
+            bars.append(self)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            assert n is not None and n >= 0
+            self.counts.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(hf, "progress_bar", Bar)
+    prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
+    sampler(tiny_pair, batch_size=5).generate(prompts, Sampling(4, 1.0, 1.0, 0, 72), seed=0)
+    (bar,) = bars
+    assert (bar.total, bar.n) == (8, 8)
+    assert len([count for count in bar.counts if count > 0]) > 2, "not only when a batch ends"
 
 
 def test_truncated_responses_are_marked(tiny_pair: Pair) -> None:

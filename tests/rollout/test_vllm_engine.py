@@ -35,7 +35,7 @@ class FakeLLM:
         if self.fails and call.startswith(self.fails):
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-    def generate(self, requests: list[Any], params: list[Any], use_tqdm: bool) -> list[Any]:
+    def generate(self, requests: list[Any], params: list[Any], use_tqdm: Any) -> list[Any]:
         self._record("generate")
         self.params.extend(params)
         logprobs = SimpleNamespace(logprobs=[-0.5])

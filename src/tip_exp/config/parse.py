@@ -17,6 +17,9 @@ from tip_exp.config.rules import broken_rules, missing_models
 from tip_exp.config.schema import DATASETS, RunConfig, SelectorConfig
 from tip_exp.utils.errors import ConfigError, first_line
 
+EVAL_SHORTCUTS = ("only", "max_problems", "file")
+JSONL = "jsonl"  # the benchmark that eval.file is for
+
 
 def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
     """Turn a composed config into a typed one, or raise one ConfigError that lists every error in it.
@@ -46,9 +49,37 @@ def _typed(raw: DictConfig) -> RunConfig:
     except (OmegaConfBaseException, ValueError) as error:
         raise config_error([first_line(error)]) from error
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(_without_shortcuts(values))
     except ValidationError as error:
         raise config_error([_format_error(detail) for detail in error.errors()]) from None
+
+
+def _without_shortcuts(values: Any) -> Any:
+    """Apply eval.only, eval.max_problems and eval.file to the benchmarks: a run keeps what they say, not the keys."""
+    section = values.get("eval")
+    benchmarks = section.get("benchmarks") if isinstance(section, dict) else None
+    if not isinstance(section, dict) or not isinstance(benchmarks, dict):
+        return values  # the types are checked next
+    shortcuts = EVAL_SHORTCUTS if JSONL in benchmarks else EVAL_SHORTCUTS[:-1]
+    section = {key: value for key, value in section.items() if key not in shortcuts}
+    only, limit = (values["eval"].get(key) for key in ("only", "max_problems"))
+    names = list(benchmarks) if only is None else [only] if isinstance(only, str) else only
+    unknown = [name for name in names if name not in benchmarks] if isinstance(names, list) else [only]
+    if not names or unknown:
+        raise config_error([f"eval.only: a list of {', '.join(benchmarks)}; got {unknown}"])
+    if limit is not None:
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 2:
+            raise config_error([f"eval.max_problems: at least 2, for a standard error, or null; got {limit}"])
+        benchmarks = {name: _limited(benchmark, limit) for name, benchmark in benchmarks.items()}
+    return values | {"eval": section | {"benchmarks": {name: benchmarks[name] for name in benchmarks if name in names}}}
+
+
+def _limited(benchmark: Any, limit: int) -> Any:
+    """The benchmark with at most `limit` problems."""
+    if not isinstance(benchmark, dict):
+        return benchmark
+    number = benchmark.get("num_problems")
+    return benchmark | {"num_problems": min(number, limit) if isinstance(number, int) else limit}
 
 
 def typed_selector(values: dict[str, Any]) -> SelectorConfig:

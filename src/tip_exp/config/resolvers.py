@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ def register_resolvers() -> None:
         """ "my_module:rule" -> "rule"; other scores are names already."""
         return score.partition("@")[0].rpartition(":")[2]
 
+    def file_label(path: str | None) -> str:
+        """ "data/my.jsonl" -> "my", "org/Model-1.7B" -> "Model-1.7B"; "file" without a path."""
+        return re.sub(r"\.(jsonl|parquet|csv)$", "", Path(path).name) if path else "file"
+
+    OmegaConf.register_new_resolver("file_label", file_label, replace=True)
     OmegaConf.register_new_resolver("ranks_or", ranks_or, replace=True)
     OmegaConf.register_new_resolver("percent", percent, replace=True)
     OmegaConf.register_new_resolver("in_root", in_root, replace=True)

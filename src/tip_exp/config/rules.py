@@ -29,7 +29,10 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
 
 
 def missing_models(config: RunConfig) -> Iterator[str]:
-    """A local path must hold a model; hub ids ("org/name") are checked when they load."""
+    """A local path must hold a model, or a chat template; hub ids ("org/name") are checked when they load."""
+    template = config.pair.chat.template
+    if template is not None and not Path(template).expanduser().is_file():
+        yield f"pair.chat.template: there is no file {template}"
     for role, path in (("teacher", config.pair.teacher.path), ("student", config.pair.student.path)):
         folder = Path(resolve_model(path)).expanduser()
         is_local = path.startswith((SHIPPED, "/", "./", "../", "~"))
@@ -193,7 +196,9 @@ def _table_rules(key: str, dataset: TableConfig) -> Iterator[str]:
     if dataset.part is not None and dataset.part[0] >= dataset.part[1]:
         yield f"{key}.part is empty: start {dataset.part[0]} is not below stop {dataset.part[1]}"
     if dataset.hub is None and dataset.file is None:
-        yield f"{key} names no data: set {key}.file to a .jsonl, .parquet or .csv file, or {key}.hub"
+        file = "eval.file" if key == "eval.benchmarks.jsonl" else f"{key}.file"
+        hub = "" if dataset.fields.prompt == "auto" else f", or {key}.hub"
+        yield f"{key} names no data: set {file} to a .jsonl, .parquet or .csv file{hub}"
     if dataset.file is not None and not Path(dataset.file).expanduser().is_file():
         yield f"{key}.file: there is no file {dataset.file}"
 

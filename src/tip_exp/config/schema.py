@@ -40,6 +40,7 @@ class StudentConfig(ModelConfig):
 
 
 class ChatConfig(_Strict):
+    template: str | None
     system: str | None
     thinking: bool | None
     eval_thinking: bool | None
@@ -54,6 +55,7 @@ class PairConfig(_Strict):
     label: FileName
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     chat: ChatConfig
+    stop: Literal["union", "refuse"]
     privileged: PrivilegedConfig | None
     teacher: TeacherConfig
     student: StudentConfig
@@ -68,7 +70,7 @@ class WordSumsConfig(_Strict):
 
 
 class FieldsConfig(_Strict):
-    """Dotted paths into a row: "reward_model.ground_truth", "prompt.0.content"."""
+    """Dotted paths into a row: "reward_model.ground_truth", "prompt.0.content"; "auto": the first usual name."""
 
     id: str | None
     prompt: str

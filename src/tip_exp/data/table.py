@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tip_exp.data.dataset import Dataset
+from tip_exp.data.fields import with_fields
 from tip_exp.types import Problem
 from tip_exp.utils.errors import DataError
 
@@ -26,7 +27,9 @@ def load(config: TableConfig) -> Dataset:
     Of training problems with one prompt the first is kept; benchmarks are read as published.
     """
     path, source = _locate(config)
-    problems = [_problem(config, row, number, path) for number, row in enumerate(read_rows(path), 1)]
+    rows = read_rows(path)
+    config = with_fields(config, rows, path)
+    problems = [_problem(config, row, number, path) for number, row in enumerate(rows, 1)]
     if (part := config.part) is not None:
         problems = [problems[i] for i in part_of(len(problems), *part)]
     if config.split == "train":

@@ -1,59 +1,86 @@
 """`tip-exp`: compose one run (or a sweep), check it, and finish it in a child process.
 
 `tip-exp --dry …` computes the shapes and memory of one step instead: no weights, no network, nothing written.
-`tip-exp --help …` prints groups, options and keys. torch loads for `--dry` and in child processes only.
+`tip-exp --help …` prints groups, options and keys; `tip-exp COMMAND …` is one of COMMANDS. torch loads for `--dry`,
+`score` and in child processes only.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tip_exp.config.resolvers import register_resolvers
-from tip_exp.utils.errors import INTERRUPTED, ConfigError, RunFailedError, exit_code, format_error
+from tip_exp.utils.errors import (
+    INTERRUPTED,
+    ConfigError,
+    RunFailedError,
+    end_without_output,
+    exit_code,
+    format_error,
+    quiet_when_reader_closes,
+)
 from tip_exp.utils.paths import conf_dir, sweeps_dir
 
 DRY = "--dry"
+HELP = {"--help", "-h"}
 ERRORS = (ConfigError, HydraException, OmegaConfBaseException, RunFailedError, OSError)
-HELP = """\
-usage: tip-exp [group=option …] [key=value …]        one run
-       tip-exp -cd sweeps -cn NAME [key=value …]     every run of sweeps/NAME.yaml
-       tip-exp -m key=1,2 …                          every combination of the values
-       tip-exp score --help                          statistics of the tokens of a file, without training
-The same command again resumes what is unfinished.
 
-  --dry        compute the shapes and memory of one step, without weights; start nothing
-  --cfg job    print the composed config only
-  --help       this text, with the config that the other arguments give
-  ranks=N                          processes of one run, one per GPU (default: all GPUs, or 1 on a CPU)
-  hydra.sweeper.jobs=N             runs of a sweep at a time (default: GPUs / ranks, or one per core if memory allows)
-  hydra/launcher=slurm|…           start the runs of a sweep another way (docs/clusters.md)
 
-groups (group=option)
-{groups}
+def _score(arguments: list[str]) -> None:
+    from tip_exp.api.command import main
 
-keys (key=value) and their values
-{keys}"""
+    main(arguments)
+
+
+def _show(arguments: list[str]) -> None:
+    from tip_exp.launch.show import show
+
+    show(arguments)
+
+
+def _compare(arguments: list[str]) -> None:
+    from tip_exp.launch.show import compare
+
+    compare(arguments)
+
+
+# name -> (the command, what it does)
+COMMANDS = {
+    "show": (_show, "configuration, state and results of a run, or of each run of a folder"),
+    "compare": (_compare, "how two runs or sweeps differ: configuration and results"),
+    "score": (_score, "statistics of the tokens of a file, without training"),
+}
 
 
 def _run(raw: DictConfig) -> None:
     from tip_exp.config.parse import parse
-    from tip_exp.launch.launch import launch
+    from tip_exp.launch.announce import closing, opening
+    from tip_exp.launch.launch import State, launch, state_of
+    from tip_exp.launch.sweep import write_overrides
     from tip_exp.records.folder import RunFolder
 
-    config = parse(raw)
-    if note := launch(config, RunFolder(Path(HydraConfig.get().runtime.output_dir))):
+    config, hydra_config = parse(raw), HydraConfig.get()
+    folder = RunFolder(Path(hydra_config.runtime.output_dir))
+    state = state_of(config, folder)
+    if state in (State.TO_DO, State.UNFINISHED):
+        print(opening(config, folder, "writes" if state is State.TO_DO else "resumes"), flush=True)
+        write_overrides(folder, list(hydra_config.overrides.task))
+    if note := launch(config, folder):
         print(f"{config.name}: {note}")
+    print(closing(config, folder))
 
 
 def _dry_run(raw: DictConfig) -> None:
@@ -64,31 +91,46 @@ def _dry_run(raw: DictConfig) -> None:
 
 
 def _help(raw: DictConfig) -> None:
-    options: dict[str, set[str]] = {}
-    for source in GlobalHydra.instance().config_loader().get_sources():
-        for group in source.list("", ObjectType.GROUP) if source.available() else []:
-            options.setdefault(group, set()).update(source.list(group, ObjectType.CONFIG))
-    groups = [f"  {group}: {', '.join(sorted(names))}" for group, names in sorted(options.items()) if group != "hydra"]
-    keys = "".join(f"  {line}\n" for line in OmegaConf.to_yaml(raw).splitlines())
-    print(HELP.format(groups="\n".join(groups), keys=keys), end="")
+    from tip_exp.launch.help import help_text
+
+    print(help_text(raw, {name: meaning for name, (_, meaning) in COMMANDS.items()}))
 
 
+class RefuseEarly(Callback):
+    """Checks a single run before Hydra makes its folder, so that a refused command leaves nothing."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        from tip_exp.config.parse import parse
+
+        raw = config.copy()
+        with open_dict(raw):
+            del raw["hydra"]
+        try:
+            parse(raw)
+        except ConfigError as error:  # Hydra would turn any exception but SystemExit into a warning
+            sys.exit(_print_error(error))
+
+
+@quiet_when_reader_closes
 def main() -> None:
     """An error that a user can cause is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
-    if sys.argv[1:2] == ["score"]:
-        from tip_exp.api.command import main as score
-
-        return score(sys.argv[2:])
-    register_resolvers()
+    if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+        return COMMANDS[sys.argv[1]][0](sys.argv[2:])
     flags, body = set(sys.argv[1:]), _run
-    if flags & {"--help", "-h"}:
+    if "--version" in flags:
+        return print(f"tip_exp {version('tip_exp')}")
+    register_resolvers()
+    if flags & HELP:
         body = _help
     elif DRY in flags:
         body = _dry_run
-    if body is not _run:
-        sys.argv = [arg for arg in sys.argv if arg not in {DRY, "--help", "-h", "-m", "--multirun"}]
-        sys.argv += ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # write nothing
     _use_shipped_sweeps()
+    if body is _run:
+        added = ["+hydra.callbacks.refuse_early._target_=tip_exp.launch.cli.RefuseEarly"]
+    else:
+        sys.argv = [arg for arg in sys.argv if arg not in {DRY, *HELP, "-m", "--multirun"}]
+        added = ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # write nothing
+    sys.argv = with_overrides(sys.argv, added)
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
 
@@ -96,13 +138,15 @@ def main() -> None:
     def task(raw: DictConfig) -> None:
         try:
             body(raw)
+        except BrokenPipeError:
+            end_without_output()  # raised, Hydra would print a line of its own
         except ERRORS as error:
             if show_traceback:
                 raise
             code = _print_error(error)
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise  # Hydra finishes the other runs, then raises the first error
-            sys.exit(code)  # raised, Hydra would print a line of its own
+            sys.exit(code)
 
     try:
         if body is _dry_run and flags & {"-m", "--multirun"}:
@@ -110,6 +154,8 @@ def main() -> None:
         task()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        raise
     except ERRORS as error:
         if show_traceback:
             raise
@@ -123,6 +169,16 @@ def _use_shipped_sweeps() -> None:
             sys.argv[flag] = str(sweeps_dir())
 
 
+def with_overrides(arguments: list[str], added: list[str]) -> list[str]:
+    """More overrides beside the user's: argparse takes overrides in one place of the command line only."""
+    given = get_args_parser().parse_known_args(arguments[1:])[0].overrides
+    end = arguments.index(given[-1]) + 1 if given else len(arguments)
+    return [*arguments[:end], *added, *arguments[end:]]
+
+
 def _print_error(error: Exception) -> int:
-    print(format_error(error), file=sys.stderr)
+    from tip_exp.launch.help import nearest
+
+    message = format_error(error).partition("\nConfig search path")[0]
+    print(message + nearest(error), file=sys.stderr)
     return exit_code(error)

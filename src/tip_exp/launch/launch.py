@@ -173,7 +173,12 @@ def _run_in_child(command: list[str], environment: dict[str, str], log: Path, ba
         try:
             return child.wait()
         except KeyboardInterrupt:
-            child.wait()  # the terminal interrupts the child as well
+            child.terminate()  # a terminal has interrupted it as well: it ends at the first signal
+            try:
+                child.wait()
+            except KeyboardInterrupt:  # a second one: do not wait for it to close its files
+                child.kill()
+                child.wait()
             raise
     with log.open("a", encoding="utf-8") as log_file:
         child = subprocess.Popen(

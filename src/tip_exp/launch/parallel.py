@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-
-import yaml
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS, DEFAULT_CARD
 from tip_exp.estimate.forecast import Forecaster
 from tip_exp.estimate.memory_check import free_host_gib
-from tip_exp.launch.launch import Background, launch
+from tip_exp.launch.announce import accuracies, change
+from tip_exp.launch.launch import Background, State, launch, state_of
 from tip_exp.launch.ranks import cores, ranks_per_node
 from tip_exp.launch.reuse import read_result
-from tip_exp.launch.sweep import SweepRun
-from tip_exp.records.metrics import main_accuracy
+from tip_exp.launch.sweep import SweepRun, write_overrides
 from tip_exp.utils.errors import ConfigError, RunFailedError, format_error
 from tip_exp.utils.gpus import visible_gpus
 from tip_exp.utils.paths import OUTPUTS
@@ -63,7 +60,8 @@ def run_all(runs: list[SweepRun], jobs: int) -> None:
             return ""
         table.start(run)
         try:
-            _write_overrides(run)
+            if state_of(run.config, run.folder) in (State.TO_DO, State.UNFINISHED):  # a refused run changes nothing
+                write_overrides(run.folder, run.overrides)
             return launch(run.config, run.folder, background)
         except RUN_ERRORS as error:
             return error
@@ -89,47 +87,35 @@ def run_all(runs: list[SweepRun], jobs: int) -> None:
                 executor.shutdown(cancel_futures=True)
                 print("\ninterrupted; the same command resumes the sweep", file=sys.stderr)
                 raise
+    print(f"next: tip-report {runs[0].folder.root.parent}")
     if errors:
         kind = ConfigError if isinstance(errors[0], ConfigError) else RunFailedError
         raise kind(f"{len(errors)} of {len(runs)} runs failed; the same command runs them again")
 
 
 class _Table:
-    """Prints one line when a run starts and one when it ends."""
+    """Prints one line when a run starts and one when it ends, each with the run's name and number."""
 
     def __init__(self, runs: list[SweepRun], jobs: int) -> None:
-        self._labels = [f"{run.config.selector.label} {100 * run.config.selector.retention:g} %" for run in runs]
-        if len(set(self._labels)) < len(runs):
-            self._labels = [run.config.name for run in runs]
-        self._runs, self._finished = runs, 0
+        self._numbers = {run.config.name: number for number, run in enumerate(runs, 1)}
+        self._finished = 0
         folder = runs[0].folder
         print(f"{len(runs)} runs, {jobs} at a time; logs in {folder.root.parent}/*/{folder.log.name}")
-        self._print("finished", "run", f"{_accuracy(runs[0].config)}, start -> final")
+        self._print("finished", "run", f"{accuracies(runs[0].config)[0]}, start -> final")
 
     def start(self, run: SweepRun) -> None:
-        self._print("", self._labels[self._runs.index(run)], "started")
+        number = self._numbers[run.config.name]
+        self._print("", run.config.name, f"started, run {number} of {len(self._numbers)}")
 
     def finish(self, run: SweepRun, outcome: str | Exception) -> None:
         """`outcome`: a note beside the numbers, or the error of a failed run."""
         self._finished += 1
         text = "failed"
         if not isinstance(outcome, Exception) and (result := read_result(run.folder)):
-            name = _accuracy(run.config)
-            start, final = (100 * result[part].get(name, math.nan) for part in ("start", "final"))
-            text = f"{start:5.1f} % -> {final:5.1f} %  {result['totals']['wall_s']:6.0f} s   {outcome}".rstrip()
-        self._print(f"{self._finished} of {len(self._runs)}", self._labels[self._runs.index(run)], text)
+            accuracy = change(result, accuracies(run.config)[0])
+            text = f"{accuracy:>18}  {result['totals']['wall_s']:6.0f} s   {outcome}".rstrip()
+        self._print(f"{self._finished} of {len(self._numbers)}", run.config.name, text)
 
-    def _print(self, finished: str, label: str, text: str) -> None:
-        line = f"{finished:>10}  {label:<{max(map(len, self._labels))}}  {text}\n"
+    def _print(self, finished: str, name: str, text: str) -> None:
+        line = f"{finished:>10}  {name:<{max(map(len, self._numbers))}}  {text}\n"
         print(line, end="", flush=True)  # one write, so that lines of several threads do not mix
-
-
-def _accuracy(config: RunConfig) -> str:
-    return main_accuracy(next(iter(config.eval.benchmarks)), config.eval.samples)
-
-
-def _write_overrides(run: SweepRun) -> None:
-    """.hydra/overrides.yaml, as Hydra's launchers write it; the report reads it."""
-    path = run.folder.root / ".hydra" / "overrides.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(run.overrides), encoding="utf-8")

@@ -28,7 +28,7 @@ from tip_exp.estimate.tables import format_hours, memory_tables, time_tables
 from tip_exp.launch.launch import State, changes, state_of
 from tip_exp.launch.reuse import find_duplicate, finished_digests
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
-from tip_exp.utils.errors import BAD_CONFIG, ConfigError, format_error
+from tip_exp.utils.errors import BAD_CONFIG, ConfigError, format_error, quiet_when_reader_closes
 from tip_exp.utils.paths import OUTPUTS, conf_dir, sweeps_dir
 
 CANNOT_RUN, DONE_ELSEWHERE = "cannot run", "done elsewhere"  # beside the states of launch.State
@@ -123,6 +123,7 @@ def tables(kind: str, overrides: list[str], card: Card) -> list[str]:
     return memory_tables(config) if kind == "memory" else time_tables(config, card)
 
 
+@quiet_when_reader_closes
 def main() -> None:
     parser = argparse.ArgumentParser(description="Memory, time and state of runs before they start.")
     parser.add_argument(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -25,6 +26,8 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
+
+MAIN_CONFIG = "config"  # conf/config.yaml: the command names no sweep file
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,28 @@ class RunComposer:
             return SweepRun(overrides, parse(raw), RunFolder(folder))
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             return RefusedRun(overrides, str(error))
+
+
+def write_overrides(folder: RunFolder, overrides: list[str]) -> None:
+    """.hydra/overrides.yaml, what was typed for the run; the report reads it."""
+    path = folder.root / ".hydra" / "overrides.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(overrides), encoding="utf-8")
+
+
+def folder_name(config_name: str, overrides: Sequence[str]) -> str:
+    """The folder of a sweep: its file's name, or without a file `sweep=NAME`, else the swept keys.
+
+    folder_name("config", ["selector=full,q3", "selector.retention=0.2,0.5", "seed=1"]) -> "selector-retention"
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    if config_name != MAIN_CONFIG:
+        return config_name
+    named = [str(override.value()) for override in parsed if override.key_or_group == "sweep"]
+    if named and not any(override.key_or_group == "sweep" and override.is_sweep_override() for override in parsed):
+        return named[-1]
+    swept = [override.key_or_group.rpartition(".")[2] for override in parsed if override.is_sweep_override()]
+    return "-".join(dict.fromkeys(swept)) or config_name
 
 
 def _is_value(override: Override) -> bool:

@@ -42,7 +42,7 @@ def main() -> None:
         logging.basicConfig(stream=log_file, level=logging.INFO, format=LOG_FORMAT)
         logging.captureWarnings(True)
         faulthandler.enable(log_file)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a script's background job ignores SIGINT
+        end_at_first_signal()
         try:
             _run(folder)
         except KeyboardInterrupt:
@@ -67,6 +67,20 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before the call above
             sys.exit(INTERRUPTED)
+
+
+def end_at_first_signal() -> None:
+    """Raise KeyboardInterrupt at the first SIGINT or SIGTERM, and ignore those that follow while the run ends."""
+
+    def interrupt(*_: object) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    is_background = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a script's job, which no Ctrl-C shall end
+    numbers = [signal.SIGTERM] if is_background else [signal.SIGTERM, signal.SIGINT]
+    for number in numbers:
+        signal.signal(number, interrupt)
 
 
 def print_interrupted(folder: RunFolder) -> None:

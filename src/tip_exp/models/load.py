@@ -49,6 +49,7 @@ def load_pair(
     if teacher_only:
         return Pair(**shared, teacher=teacher, student=teacher, placement="resident")
     student = _load_model(config, "student", device, vocab_size, shards.get("student"))
+    _stop_at(student.module, tokenizer.stop_ids)
     with student.whole(), teacher.whole():
         try:
             check_same_tokens(student.head, teacher.head)
@@ -89,6 +90,14 @@ def max_positions(text_config: PretrainedConfig) -> int | None:
     """The most positions that a model accepts; None if its config names no limit."""
     limits = (getattr(text_config, key, None) for key in POSITION_KEYS)
     return next((limit for limit in limits if isinstance(limit, int)), None)
+
+
+def _stop_at(module: PreTrainedModel, stop_ids: list[int]) -> None:
+    """Let the exported student end where its rollouts do; changes nothing where the pair shares its stop tokens."""
+    settings = module.generation_config
+    stops = settings.eos_token_id if settings is not None else None
+    if settings is not None and sorted({stops} if isinstance(stops, int) else set(stops or [])) != stop_ids:
+        settings.eos_token_id = stop_ids
 
 
 def make_head(module: PreTrainedModel, vocab_size: int) -> Head:

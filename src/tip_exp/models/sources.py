@@ -23,17 +23,25 @@ def load_tokenizer(config: PairConfig) -> ChatTokenizer:
     vocab_size = shared_vocab(tokenizers["teacher"], tokenizers["student"], widths["teacher"], widths["student"])
     stops = {role: _stop_ids(config, role, tokenizers[role]) for role in ROLES}
     if stops["teacher"] != stops["student"]:
-        raise ConfigError(
-            f"pair: the teacher stops at token ids {stops['teacher']}, the student at {stops['student']}; on-policy "
-            "distillation would then teach the student never to stop. Use models that share their stop tokens"
-        )
+        differ = f"the teacher stops at token ids {stops['teacher']}, the student at {stops['student']}"
+        if config.stop == "refuse":
+            raise ConfigError(
+                f"pair.stop=refuse: {differ}; the teacher would teach the student not to end its responses. Use models "
+                "that share their stop tokens, or pair.stop=union: a response ends at any of them"
+            )
+        print(f"pair.stop=union: {differ}; a response ends at any of them")
     tokenizer = tokenizers["student"]
+    if config.chat.template is not None:
+        tokenizer.chat_template = Path(config.chat.template).expanduser().read_text(encoding="utf-8")
     if not tokenizer.chat_template:
-        raise ConfigError(f"pair.student.path: the tokenizer of {config.student.path} has no chat template")
+        raise ConfigError(
+            f"pair.student.path: the tokenizer of {config.student.path} has no chat template; set pair.chat.template "
+            "to a file with one"
+        )
     return ChatTokenizer(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
-        stop_ids=stops["student"],
+        stop_ids=sorted({*stops["teacher"], *stops["student"]}),
         pad_id=stops["student"][0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         chat=config.chat,
         privileged=config.privileged,
@@ -53,7 +61,8 @@ def shared_vocab(
         raise ConfigError(
             f"pair: teacher and student must share one tokenizer, but {len(different)} tokens differ; for example "
             f"{example!r} is id {teacher_vocab.get(example)} in the teacher and {student_vocab.get(example)} in the "
-            "student"
+            "student. A divergence needs equal ids: choose two models of one family, or make one of them with the "
+            "other's tokenizer"
         )
     shared, largest_id = min(teacher_width, student_width), max(student_vocab.values())
     if largest_id >= shared:

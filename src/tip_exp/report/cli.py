@@ -24,7 +24,7 @@ from tip_exp.report.overview import COMPACT, csv_text, legend, overviews
 from tip_exp.report.paper import LAYOUTS, paper_tables
 from tip_exp.report.results_page import write_results
 from tip_exp.report.tables import latex, markdown, write
-from tip_exp.utils.errors import DataError
+from tip_exp.utils.errors import DataError, quiet_when_reader_closes
 
 EPILOG = "Other commands, each with its own --help: tip-report results, tip-report wandb, tip-report sync."
 
@@ -129,6 +129,7 @@ def _sync(arguments: list[str]) -> None:
 COMMANDS = {"results": _results, "wandb": _wandb, "sync": _sync}
 
 
+@quiet_when_reader_closes
 def main() -> None:
     name, *arguments = sys.argv[1:] or [""]
     try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from hashlib import blake2b
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 from transformers import Cache, PreTrainedModel
 from transformers.generation.logits_process import (
     LogitsProcessorList,
@@ -25,6 +27,8 @@ from tip_exp.types import Part, Rollout, Sampling
 _CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 # Finished responses leave the batch once they are this share of it; each removal copies the remaining KV cache.
 MIN_FINISHED_SHARE = 0.1
+# A bar of responses, of rollouts and evaluations that take longer than the delay, in seconds.
+progress_bar = partial(tqdm, delay=5.0, leave=False, mininterval=1.0)
 
 
 class HfSampler:
@@ -57,10 +61,12 @@ class HfSampler:
         expanded = [prompt for prompt in prompts for _ in range(samples)]
         numbers = [i * samples + n for i in positions for n in range(samples)]
         rollouts: list[Rollout] = []
-        for start in range(0, len(expanded), self.batch_size):
-            batch = slice(start, start + self.batch_size)
-            draws = Draws(seed, numbers[batch], total, self.batch_size, self.model.device)
-            rollouts += self._generate_batch(expanded[batch], sampling, draws)
+        with progress_bar(total=len(expanded), desc="responses") as progress:
+            for start in range(0, len(expanded), self.batch_size):
+                batch = slice(start, start + self.batch_size)
+                draws = Draws(seed, numbers[batch], total, self.batch_size, self.model.device)
+                rollouts += self._generate_batch(expanded[batch], sampling, draws, progress)
+                progress.update(len(rollouts) - progress.n)
         return rollouts
 
     def rest(self) -> None:
@@ -72,7 +78,9 @@ class HfSampler:
     def close(self) -> None:
         pass
 
-    def _generate_batch(self, prompts: list[list[int]], sampling: Sampling, draws: Draws) -> list[Rollout]:
+    def _generate_batch(
+        self, prompts: list[list[int]], sampling: Sampling, draws: Draws, progress: tqdm
+    ) -> list[Rollout]:
         device, count, width, max_tokens = self.model.device, len(prompts), max(map(len, prompts)), sampling.max_tokens
         ids = torch.full((count, width), self.pad_id)
         mask = torch.ones(count, width + max_tokens, dtype=torch.long)
@@ -87,7 +95,7 @@ class HfSampler:
         stopped = torch.zeros(count, dtype=torch.bool, device=device)
         active = torch.arange(count, device=device)  # rows of the batch that the model still runs on
         cache: Cache | None = None
-        cached_length, warpers = 0, _warpers(sampling)
+        cached_length, warpers, num_before = 0, _warpers(sampling), progress.n
         for step in range(max_tokens):
             length = width + step
             output = self.model(
@@ -111,6 +119,7 @@ class HfSampler:
             if num_running == 0:
                 break
             if len(active) - num_running >= MIN_FINISHED_SHARE * len(active):
+                progress.update(num_before + count - num_running - progress.n)
                 assert cache is not None, "use_cache=True returns one"
                 cache.batch_select_indices(running.nonzero().squeeze(-1))
                 active, ids = active[running], ids[running]

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from tip_exp.config.schema import VllmConfig
 from tip_exp.models.lora import merged_tensors
-from tip_exp.rollout.hf import make_rollout
+from tip_exp.rollout.hf import make_rollout, progress_bar
 from tip_exp.rollout.vllm_options import engine_options
 from tip_exp.types import Part, Rollout, Sampling
 from tip_exp.utils.errors import first_line
@@ -98,7 +98,7 @@ class VllmSampler:
         with _named_errors("sampling"):
             self._wake_all()
             requests = [{"prompt_token_ids": prompt} for prompt in expanded]
-            outputs = [output.outputs[0] for output in self._llm.generate(requests, params, use_tqdm=False)]
+            outputs = [output.outputs[0] for output in self._llm.generate(requests, params, use_tqdm=progress_bar)]
         return [
             make_rollout(p, list(o.token_ids), list(o.logprobs.logprobs), stopped=o.finish_reason == "stop")
             for p, o in zip(expanded, outputs, strict=True)

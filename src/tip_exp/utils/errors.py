@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import NoReturn
+
 FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
 
 
@@ -33,3 +39,25 @@ def format_error(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """First line of the error's message; the name of its type if the message is empty."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def quiet_when_reader_closes(command: Callable[[], None]) -> Callable[[], None]:
+    """For the main function of a command: end without a message if its output's reader, such as `head`, has closed."""
+
+    @wraps(command)
+    def guarded() -> None:
+        try:
+            try:
+                command()
+            finally:
+                sys.stdout.flush()  # here, since an error at the interpreter's exit could not be caught
+        except BrokenPipeError:
+            end_without_output()
+
+    return guarded
+
+
+def end_without_output() -> NoReturn:
+    """End as failed; what is still to be printed is dropped."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(FAILED)

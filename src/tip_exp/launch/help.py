@@ -1,0 +1,159 @@
+"""The text of `tip-exp --help`, and the nearest names to a mistyped key or option; read from the comments in conf/."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from tip_exp.utils.paths import conf_dir
+
+TEXT = """\
+usage: tip-exp [group=option …] [key=value …]        one run
+       tip-exp -m key=1,2 …                          every combination of the values
+       tip-exp -cd sweeps -cn NAME [key=value …]     every run of sweeps/NAME.yaml
+       tip-exp COMMAND …
+The same command again resumes what is unfinished and does not repeat what is finished.
+
+examples
+  tip-exp experiment=smoke                                              ten small steps on the embedded pair
+  tip-exp selector=q3 selector.retention=0.1 seed=3                     one whole run on it
+  tip-exp -m selector=soft_or,random selector.retention=0.1,0.5 sweep=mine
+  tip-exp pair=hf pair.teacher.path=DIR pair.student.path=DIR data=jsonl data.train.file=my.jsonl \\
+          eval=jsonl eval.file=test.jsonl learner=paper                 your models on your data
+  tip-exp mode=eval eval=gsm8k name=after pair.student.path=DIR         evaluate without training
+  tip-report outputs/runs/NAME                                          tables of finished runs
+
+commands (`tip-exp COMMAND --help`)
+{commands}
+
+flags
+  --dry          compute the shapes and memory of one step, without weights; start nothing
+  --cfg job      print the composed config only
+  --help         this text, with the config that the other arguments give
+  --version      the version of this package
+  -cd, -cn, -m   a folder with configs of your own, the config to start from, a sweep
+
+runs side by side, and on clusters (docs/clusters.md)
+  ranks=N                                     processes of one run, one per GPU (default: all GPUs, or 1 on a CPU)
+  hydra.sweeper.jobs=N                        runs of a sweep at a time (default: GPUs / ranks, or one per core)
+  hydra/launcher=basic                        on this machine, as above
+  hydra/launcher=slurm | submitit_processes   jobs of SLURM; processes of this machine ([launchers] extra)
+  hydra/launcher=ray_cluster                  tasks of a Ray cluster ([ray] extra)
+
+groups (group=option)
+{groups}
+
+keys (key=value), the values that this command gives them, and their meaning
+{keys}"""
+_LINE = re.compile(r"^( *)([\w]+):(?:.*?)?(?: # (.*))?$")
+
+
+def help_text(raw: DictConfig, commands: dict[str, str]) -> str:
+    """All of it, for the composed config `raw` and the meaning of each command."""
+    groups: list[str] = []
+    for group, options in _options(_folders()).items():
+        width = max(map(len, options))
+        groups += [f"  {group}", *(f"    {name:<{width}}  {meaning_of(path)}" for name, path in options.items())]
+    return TEXT.format(
+        commands="\n".join(f"  {name:<13}  {meaning}" for name, meaning in commands.items()),
+        groups="\n".join(groups),
+        keys="\n".join(f"  {line}" for line in _explained(OmegaConf.to_yaml(raw))),
+    )
+
+
+def meaning_of(option: Path) -> str:
+    """The first comment of an option's file, without the command that follows it; "" without a comment."""
+    lines = option.read_text(encoding="utf-8").splitlines()
+    comments = [line[2:] for line in lines if line.startswith("# ") and not line.startswith("# @package")]
+    return comments[0].split("   ")[0] if comments else ""
+
+
+def nearest(error: Exception) -> str:
+    """A line "did you mean …?" for Hydra's errors of an unknown key or option; "" for others."""
+    text = str(error)
+    if match := re.search(r"Could not override '([\w.@]+)'", text):
+        return _did_you_mean(match[1], sorted(_keys()), "")
+    if match := re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text):
+        return _did_you_mean(match[2], list(_options([conf_dir()]).get(match[1], {})), f"{match[1]}=")
+    return ""
+
+
+def _did_you_mean(typed: str, names: list[str], prefix: str) -> str:
+    """A key that is right but for its section comes first: retention -> selector.retention."""
+    close = [name for name in names if name.rpartition(".")[2] == typed.rpartition(".")[2]]
+    close = close or difflib.get_close_matches(typed, names, n=1)
+    return f"\ndid you mean {prefix}{close[0]}?" if close else ""
+
+
+def _folders() -> list[Path]:
+    """Folders of options on Hydra's search path: conf/, and that of -cd."""
+    sources = GlobalHydra.instance().config_loader().get_sources()
+    return [Path(source.path) for source in sources if source.scheme() == "file" and source.available()]
+
+
+def _options(folders: list[Path]) -> dict[str, dict[str, Path]]:
+    """Group -> option -> file, without Hydra's own groups."""
+    files = [(folder, path) for folder in folders for path in sorted(folder.glob("*/*.yaml"))]
+    options: dict[str, dict[str, Path]] = {}
+    for folder, path in files:
+        group = path.parent.relative_to(folder).as_posix()
+        if group != "hydra":
+            options.setdefault(group, {}).setdefault(path.stem, path)
+    return dict(sorted(options.items()))
+
+
+def _keys() -> set[str]:
+    """Every dotted key of conf/config.yaml and of the options, and the names of the groups."""
+    trees: list[Any] = [yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))]
+    for group, options in _options([conf_dir()]).items():
+        section = "data.train" if group == "dataset" else group
+        for path in options.values() if group not in ("experiment",) else ():
+            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+            trees.append({group: None} | {f"{section}.{key}": value for key, value in tree.items()})
+    return {key for tree in trees for key in _dotted(tree) if not key.endswith("defaults")}
+
+
+def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def _explained(text: str) -> list[str]:
+    """The lines of a config with the comments that its keys have in conf/."""
+    comments = dict(_comments(conf_dir() / "config.yaml"))
+    for group, options in _options([conf_dir()]).items():
+        section = "data.train" if group == "dataset" else group
+        for path in options.values() if group != "experiment" else ():
+            for key, comment in _comments(path, f"{section}."):
+                comments.setdefault(key, comment)
+    lines = text.splitlines()
+    keys = [key for key, _ in _with_keys(lines)]
+    return [f"{line}  # {comments[key]}" if key in comments else line for line, key in zip(lines, keys, strict=True)]
+
+
+def _comments(path: Path, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, comment in _with_keys(path.read_text(encoding="utf-8").splitlines()):
+        if key and comment:
+            yield prefix + key, comment
+
+
+def _with_keys(lines: list[str]) -> Iterator[tuple[str, str]]:
+    """The dotted key and the comment of each line of a YAML file; "" for a line that starts no key."""
+    parents: list[tuple[int, str]] = []
+    for line in lines:
+        match = _LINE.match(line)
+        if match is None:
+            yield "", ""
+            continue
+        indent = len(match[1])
+        parents = [(width, name) for width, name in parents if width < indent] + [(indent, match[2])]
+        yield ".".join(name for _, name in parents), match[3] or ""

@@ -1,0 +1,192 @@
+"""`tip-exp show` and `tip-exp compare`: what runs are, how far they are, what they reached and how they differ."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tip_exp.config.parse import flatten, load
+from tip_exp.launch.announce import accuracies, change, opening
+from tip_exp.launch.lock import holder
+from tip_exp.records import metrics
+from tip_exp.records.folder import RunFolder
+from tip_exp.records.reader import RunRecord, find_runs, read_run
+from tip_exp.utils.errors import DataError, exit_code, format_error
+from tip_exp.utils.io import read_rows
+
+UNSHOWN = (metrics.EVAL, metrics.TEACHER, metrics.MEMORY, "time/", "step")  # metrics of a step with lines of their own
+UNCOMPARED = ("name", "sweep", "logger")  # sections of a config that say nothing of the numbers
+
+
+def show(arguments: list[str]) -> None:
+    """Print each run below the given folders: in full if it is one, else a line each."""
+    parser = argparse.ArgumentParser(prog="tip-exp show", description="Configuration, state and results of runs.")
+    parser.add_argument("folders", nargs="*", type=Path, default=[Path("outputs")], help="runs, or folders of runs")
+    given = parser.parse_args(arguments)
+    _print(lambda: _described(_runs(given.folders)))
+
+
+def compare(arguments: list[str]) -> None:
+    """Print the keys in which two runs or sweeps differ, and their results side by side."""
+    parser = argparse.ArgumentParser(
+        prog="tip-exp compare", description="How two runs or sweeps differ: configuration and results."
+    )
+    for name in "ab":
+        parser.add_argument(name, type=Path, metavar=name.upper(), help="a run's folder, or a folder of runs")
+    given = parser.parse_args(arguments)
+    _print(lambda: _compared([_records([given.a]), _records([given.b])]))
+
+
+def _print(make: Callable[[], str]) -> None:
+    try:
+        print(make())
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(format_error(error), file=sys.stderr)
+        sys.exit(exit_code(error))
+
+
+def _runs(folders: list[Path]) -> list[RunFolder]:
+    for folder in folders:
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder; give a run, such as outputs/runs/NAME, or a folder of runs")
+    runs = find_runs(folders)
+    if not runs:
+        raise DataError(f"no run (a folder with config.yaml) below {', '.join(map(str, folders))}")
+    return runs
+
+
+def _records(folders: list[Path]) -> list[RunRecord]:
+    return [read_run(folder) for folder in _runs(folders)]
+
+
+def _described(runs: list[RunFolder]) -> str:
+    if len(runs) == 1:
+        return _in_full(runs[0])
+    lines = [(str(run.root), _state(run), _reached(run)) for run in runs]
+    widths = [max(len(line[i]) for line in lines) for i in (0, 1)]
+    return "\n".join(f"{root:<{widths[0]}}  {state:<{widths[1]}}  {reached}" for root, state, reached in lines)
+
+
+def _in_full(run: RunFolder) -> str:
+    config, rows = load(run.config), read_rows(run.metrics)
+    lines = [opening(config, run), f"state: {_state(run)}"]
+    overrides = run.root / ".hydra" / "overrides.yaml"
+    if overrides.exists():
+        typed = yaml.safe_load(overrides.read_text(encoding="utf-8")) or []
+        lines.append(f"command: {shlex.join(['tip-exp', *map(str, typed)])}")
+    lines += [metrics.format_accuracies(row["step"], row) for row in rows if _is_evaluation(row)]
+    if steps := [row for row in rows if row["step"] > 0]:
+        names = sorted(name for name in steps[-1] if not name.startswith(UNSHOWN))
+        width = max(map(len, names))
+        lines.append(f"metrics of step {steps[-1]['step']}:")
+        lines += [f"  {name:<{width}}  {steps[-1][name]:.5g}" for name in names]
+    if run.result.exists():
+        result = read_run(run).result
+        assert result is not None, "result.json exists"
+        totals = ", ".join(f"{name} {value:.5g}" for name, value in result["totals"].items())
+        lines += [f"totals: {totals}", f"model: {run.model}" if run.model.exists() else ""]
+        lines.append(f"finished {result['finished_at']} on {result['hardware']}; next: tip-report {run.root}")
+    return "\n".join(line for line in lines if line)
+
+
+def _is_evaluation(row: dict[str, Any]) -> bool:
+    return any(name.startswith((metrics.EVAL, metrics.TEACHER)) for name in row)
+
+
+def _state(run: RunFolder) -> str:
+    """ "done", "running at step 7 of 40, by process 12 …", "stopped at step 7 of 40, resumes from step 5" """
+    if run.result.exists():
+        return "done"
+    rows, raw = read_rows(run.metrics), read_run(run).config
+    at = f"at step {rows[-1]['step'] if rows else 0} of {raw['learner']['num_steps']}"
+    if process := holder(run.lock):
+        return f"running {at}, by {process.partition(';')[0]}"
+    saved = max((int(path.name.removeprefix("step_")) for path in run.checkpoints.glob("step_*[0-9]")), default=0)
+    return f"stopped {at}, resumes from step {saved}"
+
+
+def _reached(run: RunFolder) -> str:
+    result = read_run(run).result
+    return (
+        "" if result is None else "; ".join(f"{name} {change(result, name)}" for name in accuracies(load(run.config)))
+    )
+
+
+def _compared(sides: list[list[RunRecord]]) -> str:
+    """Two tables: the keys with other values, and the results of the runs that correspond to each other."""
+    from tip_exp.report.tables import Table, markdown
+
+    flat = [[_settings(record) for record in records] for records in sides]
+    keys = sorted({key for configs in flat for config in configs for key in config})
+    values = {key: [_values(configs, key) for configs in flat] for key in keys}
+    rows = [[key, *texts] for key, texts in values.items() if texts[0] != texts[1]]
+    names = [f"{letter}: {_name(records)}" for letter, records in zip("AB", sides, strict=True)]
+    parts = [markdown(Table("Configuration", ["key", *names], rows))] if rows else ["The configurations are equal."]
+    results = _results(sides)
+    if results:
+        headings = ["arm", "benchmark", "A, %", "B, %", "B - A [95 %], points", "kept", "loss MiB", "seconds"]
+        notes = ["Accuracies ± standard error; differences are on the same problems. A -> B: kept, loss MiB, seconds."]
+        parts.append(markdown(Table("Results", headings, results, notes=notes)))
+    else:
+        parts.append("No arm is finished in both.")
+    return "\n\n".join(parts)
+
+
+def _results(sides: list[list[RunRecord]]) -> list[list[str]]:
+    """A row for each benchmark and two arms: the only arm of each side, else those of equal selector and retention."""
+    from tip_exp.report.arms import ArmResult, summarize
+    from tip_exp.report.overview import percent, points
+    from tip_exp.report.significance import compare as difference
+
+    arms = [[arm for arm in summarize(records) if arm.seeds] for records in sides]
+    alone = all(len({arm.identity for arm in of_side}) == 1 for of_side in arms)
+
+    def key(arm: ArmResult) -> tuple[Any, ...]:
+        return (arm.benchmark,) if alone else (arm.benchmark, arm.pair, arm.data, arm.selector, arm.retention)
+
+    def both(form: str, name: str, scale: float = 1.0) -> str:
+        numbers = [scale * getattr(arm, name) for arm in (a, b)]
+        return " -> ".join("-" if math.isnan(number) else form.format(number) for number in numbers)
+
+    rows: list[list[str]] = []
+    for a in arms[0]:
+        matches = [b for b in arms[1] if key(b) == key(a)]
+        for b in matches if len([other for other in arms[0] if key(other) == key(a)]) == 1 else []:
+            labels = dict.fromkeys(f"{arm.selector} {100 * arm.retention:g} %" for arm in (a, b))
+            rows.append(
+                [
+                    " -> ".join(labels) + (f" ({b.differs})" if len(matches) > 1 else ""),
+                    a.benchmark,
+                    percent(a.final),
+                    percent(b.final),
+                    points(difference(b.scores, a.scores)),
+                    both("{:.1f} %", "kept_frac", 100),
+                    both("{:.1f}", "loss_mib"),
+                    both("{:.0f}", "wall_s"),
+                ]
+            )
+    return rows
+
+
+def _settings(record: RunRecord) -> dict[str, Any]:
+    return flatten({key: value for key, value in record.config.items() if key not in UNCOMPARED})
+
+
+def _values(configs: list[dict[str, Any]], key: str) -> str:
+    """The distinct values in the order of the runs; "-" where no run has the key."""
+    texts = dict.fromkeys(json.dumps(config[key], ensure_ascii=False) for config in configs if key in config)
+    return ", ".join(text.strip('"') for text in texts) or "-"
+
+
+def _name(records: list[RunRecord]) -> str:
+    return records[0].config["name"] if len(records) == 1 else f"{Path(records[0].folder).parent} ({len(records)} runs)"

@@ -1,0 +1,88 @@
+"""Own tables: the fields that their rows have are guessed, printed, and can be set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tip_exp.config.schema import RunConfig, TableConfig
+from tip_exp.data.load import load
+from tip_exp.types import Problem
+from tip_exp.utils.errors import ConfigError, DataError
+
+Compose = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def own(tmp_path: Path, compose_run: Compose) -> Callable[..., TableConfig]:
+    def composed(rows: list[dict[str, Any]], *overrides: str) -> TableConfig:
+        """data=jsonl of a file with these rows."""
+        path = tmp_path / "my.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        train = compose_run("data=jsonl", f"data.train.file={path}", "data.train.suffix=''", *overrides).data.train
+        assert isinstance(train, TableConfig)
+        return train
+
+    return composed
+
+
+CASES = {
+    "usual names": ({"question": "1+1?", "answer": 2}, ("1+1?", "2", "")),
+    "a solution beside the answer": (
+        {"problem": "1+1?", "solution": "One and one.", "answer": "2"},
+        ("1+1?", "2", "One and one."),
+    ),
+    "a solution that is the answer": ({"input": "1+1?", "solution": "2"}, ("1+1?", "2", "")),
+    "target": ({"prompt": "1+1?", "target": "2"}, ("1+1?", "2", "")),
+    "one chat message": ({"prompt": [{"role": "user", "content": "1+1?"}], "label": "2"}, ("1+1?", "2", "")),
+    "GSM8K's mark": ({"question": "1+1?", "answer": "So.\n#### 2"}, ("1+1?", "2", "So.\n")),
+}
+
+
+@pytest.mark.parametrize(("row", "expected"), CASES.values(), ids=CASES.keys())
+def test_fields_are_guessed(own: Callable[..., TableConfig], row: dict[str, Any], expected: tuple[str, ...]) -> None:
+    second = row | {"question": "2+2?"} if "question" in row else row
+    problem = load(own([row, second])).problems[0]
+    assert (problem.prompt, problem.answer, problem.solution) == expected
+    assert problem.id == "my/0"
+
+
+def test_the_guess_is_printed_and_can_be_set(
+    own: Callable[..., TableConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"uuid": "a", "question": "1+1?", "text": "Sum 1 and 1.", "answer": "2"}]
+    assert load(own(rows)).problems == [Problem("my/a", "1+1?", "2")]
+    printed = capsys.readouterr().out
+    assert "my.jsonl: prompt from 'question', answer from 'answer', id from 'uuid' (fields.NAME=FIELD" in printed
+    assert load(own(rows, "data.train.fields.prompt=text")).problems[0].prompt == "Sum 1 and 1."
+    assert "prompt from" not in capsys.readouterr().out
+
+
+def test_a_field_must_be_in_every_row(own: Callable[..., TableConfig]) -> None:
+    rows = [{"question": "1+1?", "answer": "2", "target": "2"}, {"question": "1+2?", "answer": None, "target": "3"}]
+    assert [problem.answer for problem in load(own(rows)).problems] == ["2", "3"]
+
+
+def test_rows_without_usual_names_are_refused_with_their_fields(own: Callable[..., TableConfig]) -> None:
+    with pytest.raises(DataError, match=r"set fields.prompt of this data set to one of q, a$"):
+        load(own([{"q": "1+1?", "a": "2"}]))
+
+
+def test_a_run_on_own_files_is_named_after_them(own: Callable[..., TableConfig], compose_run: Compose) -> None:
+    path = str(own([{"question": "1+1?", "answer": "2"}]).file)
+    config = compose_run("data=jsonl", f"data.train.file={path}", "eval=jsonl", f"eval.file={path}")
+    assert config.name == "tiny.my.soft_or.r50.s0" and config.eval.label == "my"
+    benchmark = config.eval.benchmarks["jsonl"]
+    assert isinstance(benchmark, TableConfig) and (benchmark.file, benchmark.split) == (path, "test")
+    assert benchmark.hub is None
+
+
+@pytest.mark.parametrize("overrides", [["data=jsonl"], ["eval=jsonl"]])
+def test_without_a_file_the_message_names_the_key(compose_run: Compose, overrides: list[str]) -> None:
+    key = "data.train.file" if overrides == ["data=jsonl"] else "eval.file"
+    with pytest.raises(ConfigError, match=rf"names no data: set {key} to a .jsonl, .parquet or .csv file$"):
+        compose_run(*overrides)

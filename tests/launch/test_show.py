@@ -1,0 +1,102 @@
+"""`tip-exp show` and `tip-exp compare` on synthetic run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests import synthetic_runs
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.launch.show import compare, show
+from tip_exp.records.folder import RunFolder
+from tip_exp.utils.io import append_rows
+
+Make = Callable[..., RunFolder]
+Printed = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compose_run: Callable[..., RunConfig]) -> Make:
+    monkeypatch.chdir(tmp_path)
+
+    def made(folder: str, *overrides: str, final: float | None = None) -> RunFolder:
+        """A run with these overrides: finished with this accuracy, or unfinished."""
+        config, root = compose_run(*overrides), Path(folder)
+        synthetic_runs.write_config(config, root)
+        if final is not None:
+            synthetic_runs.finish(config, root, final)
+        return RunFolder(root)
+
+    return made
+
+
+def table_row(printed: str, first: str) -> list[str]:
+    (line,) = [line for line in printed.splitlines() if line.startswith(f"| {first} ")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_finished_run_is_shown_in_full(make: Make, capsys: Printed) -> None:
+    run = make("outputs/runs/a", "selector=q3", "name=a", final=0.8)
+    append_rows(run.metrics, [{"step": 40, "train/loss": 0.25, "time/step_s": 9.0, "eval/word_sums/greedy": 0.5,
+                               "eval/word_sums/greedy_se": 0.1}])  # fmt: skip
+    show([str(run.root)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(
+        "a: student package:tiny/student learns from package:tiny/teacher on word_sums, 40 steps"
+    )
+    assert "q3 keeps 10 % of the tokens" in lines[1] and lines[1].endswith("in outputs/runs/a")
+    assert lines[2] == "state: done"
+    assert "step    40   word_sums/greedy 50.0 %" in lines and "  train/loss  0.25" in lines
+    assert lines[-1].endswith("next: tip-report outputs/runs/a")
+
+
+def test_several_runs_are_a_line_each(make: Make, capsys: Printed) -> None:
+    make("outputs/runs/a", "name=a", final=0.8)
+    stopped = make("outputs/runs/b", "name=b")
+    append_rows(stopped.metrics, [{"step": step} for step in range(8)])
+    (stopped.checkpoints / "step_00005").mkdir(parents=True)
+    show([])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ["outputs/runs/a", "done", "word_sums/mean@4", "35.0", "%", "->", "80.0", "%"]
+    assert second.split(maxsplit=1)[1] == "stopped at step 7 of 40, resumes from step 5  "
+
+
+def test_two_runs_differ_in_their_keys_and_results(make: Make, capsys: Printed) -> None:
+    a, b = make("a", "name=a", final=0.6), make("b", "name=b", "learner.lr=1e-3", "selector=q3", final=0.7)
+    compare([str(a.root), str(b.root)])
+    printed = capsys.readouterr().out
+    assert table_row(printed, "learner.lr") == ["learner.lr", "0.002", "0.001"]
+    assert table_row(printed, "selector.score") == ["selector.score", "soft_or", "q3"]
+    assert "| name " not in printed and "learner.eps" not in printed
+    row = table_row(printed, "soft_or 50 % -> q3 10 %")
+    assert row[1:4] == ["word_sums", "60.0 ± 1.5", "70.0 ± 1.5"]
+    assert row[4].startswith("+10.0 [") and row[5:] == ["50.0 % -> 50.0 %", "13.5 -> 13.5", "42 -> 42"]
+
+
+def test_two_sweeps_compare_the_arms_that_both_have(make: Make, capsys: Printed) -> None:
+    for sweep, lr, final in (("x", "2e-3", 0.6), ("y", "1e-3", 0.5)):
+        for selector in ("entropy", "random"):
+            for seed in (0, 1):
+                settings = [f"selector={selector}", f"seed={seed}", f"learner.lr={lr}"]
+                make(f"{sweep}/{selector}{seed}", *settings, f"name={selector}{seed}", final=final)
+    make("x/q3", "selector=q3", "name=q3", final=0.9)
+    compare(["x", "y"])
+    printed = capsys.readouterr().out
+    assert table_row(printed, "key")[1:] == ["A: x (5 runs)", "B: y (4 runs)"]
+    assert table_row(printed, "learner.lr")[1:] == ["0.002", "0.001"]
+    assert "| seed " not in printed
+    for selector in ("entropy", "random"):
+        assert table_row(printed, f"{selector} 50 %")[4].startswith("-10.0 [")
+    assert "| q3 10 % " not in printed
+
+
+def test_a_folder_without_runs_is_one_message(make: Make, capsys: Printed) -> None:
+    for folder, message in (
+        ("nowhere", "nowhere is not a folder"),
+        (".", "no run (a folder with config.yaml) below ."),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            show([folder])
+        assert ended.value.code == 2 and message in capsys.readouterr().err
