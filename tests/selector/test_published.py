@@ -132,7 +132,7 @@ def test_ier_fusions_take_the_rank_of_ier_and_the_scale_of_the_others() -> None:
 
 
 def test_entropy_draws_by_micro_batch() -> None:
-    """Rollouts 0 and 1 share a micro-batch of 4 tokens, 2 has one of 1: floor(.5 x 4) and at least 1. H^2 = 0 is last."""
+    """Rollouts 0 and 1 share a micro-batch of 4 tokens, 2 has one of 1: floor(.5 x 4) and at least 1."""
     selection = select("tip_opsd", {"entropy": [0.0, 0.0, 1.0, 2.0, 0.0]}, 1, 3, 1)
     assert kept(selection) == [2, 3, 4] and selection.score.tolist() == [0, 0, 1, 4, 0]
 
