@@ -125,9 +125,17 @@ def token_statistics(
         "student_logprob": p[rows, token_ids].log(),
         "teacher_logprob": q[rows, token_ids].log(),
         "topk_overlap": torch.tensor(overlap, dtype=torch.float64),
-        "teacher_mass_topk": torch.stack([b[a.topk(min(16, len(a))).indices].sum() for a, b in zip(p, q, strict=True)]),
-        "teacher_rank": torch.stack([(b > b[a.argmax()]).sum().double() for a, b in zip(p, q, strict=True)]),
-        "ier": torch.tensor([ier(*row) for row in zip(p, q, token_ids.tolist(), strict=True)], dtype=torch.float64),
+        **top_token_statistics(p, q, token_ids),
+    }
+
+
+def top_token_statistics(p: Tensor, q: Tensor, token_ids: Tensor) -> dict[str, Tensor]:
+    """teacher_mass_topk, teacher_rank and ier from probabilities (N, V): (N,)."""
+    rows = list(zip(p, q, token_ids.tolist(), strict=True))
+    return {
+        "teacher_mass_topk": torch.stack([b[a.topk(min(16, len(a))).indices].sum() for a, b, _ in rows]),
+        "teacher_rank": torch.stack([(b > b[a.argmax()]).sum().double() for a, b, _ in rows]),
+        "ier": torch.tensor([ier(*row) for row in rows], dtype=torch.float64),
     }
 
 
