@@ -250,5 +250,5 @@ def test_a_row_names_the_statistics_and_the_tokens_that_the_teacher_must_read(na
     inputs += [f"`{key}`" for key in ("position", "response_length", "rollout") if key in positional]
     assert reads == (", ".join(inputs) or "-")
     needs_teacher = rule.required_stats - scores.STUDENT_STATISTICS
-    assert teacher == ("all" if needs_teacher or name == "full" else "kept")
+    assert teacher == ("all" if needs_teacher else "kept")
     assert depth in {"text", "code", "note", "ours"}

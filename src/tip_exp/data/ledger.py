@@ -34,7 +34,7 @@ ORDINALS = ("First", "Second", "Third", "Fourth")
 OPENERS = ("Start.", "Begin.", "Solution.", "Read.")
 LINKS = ("Now", "Then", "Next", "After")
 NUM_PEOPLE, MAX_BALANCE, MAX_PAYMENT = 4, 19, 5
-MIN_PAYMENTS, MAX_PAYMENTS = 3, 4  # in a problem; the embedded pair was trained on these
+MIN_PAYMENTS, MAX_PAYMENTS = 3, 4  # in a problem; the pair tiny_ledger is trained on these
 
 
 def load(config: LedgerConfig) -> Dataset:
