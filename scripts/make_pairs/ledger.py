@@ -1,8 +1,9 @@
 """The pair `tiny_ledger`: a teacher that carries balances forward and a student that reads stale ones.
 
 The student trains on the same ledgers as the teacher, except that 80 % of its lookups of a changed balance return the
-one of the first line. Seeds, declared before the first training: 31 for the teacher, 32 for the student. Of the recipe, only the
-scale of the first embeddings and the number of steps were changed, by the training loss; no token rule was run on it.
+one of the first line. Seeds, declared before the first training: 31 for the teacher, 32 for the student. Of the recipe,
+only the scale of the first embeddings and the number of steps were changed, by the training loss; no token rule was run
+on the pair.
 """
 
 from __future__ import annotations
