@@ -102,9 +102,15 @@ outputs/students/.made: | install
 	$(BIN)/python -m scripts.make_pairs students --out outputs/students
 	@touch $@
 
+ledger: outputs/tiny_ledger/.made ## pretrain the pair tiny_ledger
+
+outputs/tiny_ledger/.made: | install
+	$(BIN)/python -m scripts.make_pairs ledger --out outputs/tiny_ledger
+	@touch $@
+
 clean: ## remove the caches of tests and tools (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 .PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check lint check plan sweep demos demos-quick results report \
-	bench pairs students clean
+	bench pairs students ledger clean

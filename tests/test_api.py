@@ -65,6 +65,7 @@ def naive_statistics(student: Any, teacher: Any, ids: list[int], columns: list[i
         "student_logprob": p.log().gather(-1, token_ids[:, None])[:, 0],
         "teacher_logprob": q.log().gather(-1, token_ids[:, None])[:, 0],
         "topk_overlap": torch.tensor([len(a & b) / 10 for a, b in zip(*top, strict=True)], dtype=torch.float64),
+        **reference.top_token_statistics(p, q, token_ids),
     }
 
 

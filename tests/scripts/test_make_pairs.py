@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from scripts.make_pairs import calculator, common, word_sums
+from scripts.make_pairs import calculator, common, ledger, word_sums
+from tip_exp.data.ledger import NAMES, stream
 from tip_exp.envs.chat import Chat
 from tip_exp.types import Rollout
 from tip_exp.utils.paths import resolve_model
@@ -131,3 +132,20 @@ def test_student_keeps_the_tens_digit_when_it_should_borrow() -> None:
             probs = AutoModelForCausalLM.from_pretrained(FOLDERS[role])(ids).logits[0, -1].softmax(-1)
         assert tokenizer.decode([int(probs.argmax())]) == tens, role
         assert float(probs.max()) > 0.7
+
+
+def test_a_ledger_pair_has_a_token_for_every_name_and_learns_from_few_steps() -> None:
+    """`tiny_ledger` is made on demand: 4,000 names, so a vocabulary above 4,000 and no name in two tokens."""
+    tokenizer = ledger.build_tokenizer()
+    assert 4000 < len(tokenizer) < 5000
+    assert all(len(tokenizer.encode(f" {name}")) == 1 for name in NAMES)
+    assert tokenizer.decode(tokenizer.encode(" Albabel 12 - 3 = 9. \\boxed{9}")) == " Albabel 12 - 3 = 9. \\boxed{9}"
+    assert ledger.build_tokenizer().backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    recipe = replace(ledger.RECIPES["student"], hidden_size=32, num_layers=1, num_steps=6, warmup_steps=2, batch_size=4)
+    model, untrained = (ledger.pretrain(replace(recipe, num_steps=steps), tokenizer) for steps in (6, 0))
+    ids = torch.tensor([tokenizer.encode("Start. First Albabel pays 3 to Cordobel. Albabel 12 - 3 = 9, Cordobel")])
+    with torch.no_grad():
+        losses = [float(trained(ids, labels=ids).loss) for trained in (model, untrained)]
+    assert losses[0] < losses[1]
+    problems = list(islice(stream("validation", 0), 2))
+    assert 0 <= common.greedy_accuracy(model, tokenizer, problems, 8) <= 1

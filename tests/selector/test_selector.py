@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -332,7 +333,8 @@ def test_a_quadrant_rule_keeps_its_quadrant(quadrant: str, score: str) -> None:
 
 @pytest.mark.parametrize("score", scores.SCORES)
 def test_every_rule_runs_with_its_required_statistics_alone(score: str) -> None:
-    rule = selector(score=score, order="positive" if score in scores.UNBUDGETED else "top")
+    parameters = {p.name: 0.5 for p in signature(scores.SCORES[score]).parameters.values() if p.kind == p.KEYWORD_ONLY}
+    rule = selector(score=score, order="positive" if score in scores.UNBUDGETED else "top", parameters=parameters)
     statistics = {name: values for name, values in random_statistics(8).items() if name in rule.required_stats}
     assert statistics.keys() == rule.required_stats
     assert rule(statistics, tokens_of(8), seeded()).score.shape == (8,)
