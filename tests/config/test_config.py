@@ -120,7 +120,10 @@ BAD = {
         "pair.teacher.placement: input should be 'resident' or 'offload'; got 'disk'",
     ),
     "unknown backend": ("learner.loss_backend=magic", "'fused' or 'materialized'; got 'magic'"),
-    "temperature 0 in training": ("rollout.temperature=0", "rollout.temperature: input should be greater than 0"),
+    "temperature 0 in training": (
+        "rollout.temperature=0",
+        "rollout.temperature: input should be greater than or equal to 0.01",
+    ),
     "top-p of 0": ("rollout.top_p=0", "rollout.top_p: input should be greater than 0"),
     "unknown device": ("device=tpu", "device: input should be 'auto', 'cpu' or 'cuda'; got 'tpu'"),
     "missing model folder": ("pair.student.path=./nowhere", "pair.student.path: no model in nowhere"),

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tip_exp.config.resolvers import register_resolvers
-from tip_exp.utils.errors import INTERRUPTED, ConfigError, RunFailedError, exit_code, format_error
+from tip_exp.utils.errors import INTERRUPTED, ConfigError, RunFailedError, exit_code, first_line, format_error
 from tip_exp.utils.paths import conf_dir
 
 DRY = "--dry"
@@ -91,8 +91,12 @@ def main() -> None:
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
 
+    composed = False
+
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def task(raw: DictConfig) -> None:
+        nonlocal composed
+        composed = True
         try:
             body(raw)
         except ERRORS as error:
@@ -113,6 +117,11 @@ def main() -> None:
         if show_traceback:
             raise
         sys.exit(_print_error(error))
+    except (ValueError, RecursionError) as error:  # Hydra raises them for overrides such as selector=null
+        if show_traceback or composed:
+            raise
+        message = f"these overrides cannot be composed: {first_line(error)[:400]}; tip-exp --help lists groups and keys"
+        sys.exit(_print_error(ConfigError(message)))
 
 
 def _print_error(error: Exception) -> int:

@@ -41,12 +41,13 @@ def _tables(arguments: list[str]) -> None:
     parser.add_argument("--html", type=Path, help="also write one page with plots and the token viewer")
     parser.add_argument("--png", type=Path, help="also draw the page's figures into this folder (needs a Chromium)")
     given = parser.parse_args(arguments)
-    records = read_records(given.roots)
+    records, damaged = read_records(given.roots)
     arms = summarize(records)
     tables = paper_tables(given.table, arms, arms) if given.table else [overview(arms)]
     if not tables:
         raise DataError(f"no finished run below {', '.join(map(str, given.roots))} belongs to {given.table}")
-    text = "\n\n".join([*map(markdown, tables), NOTES]) + "\n"
+    text = "\n\n".join([*map(markdown, [*tables, *filter(None, [damaged])]), NOTES]) + "\n"
+    text = text.encode(errors="backslashreplace").decode()  # half characters, which no terminal prints
     print(text, end="")
     if given.markdown:
         write(given.markdown, text)
@@ -57,7 +58,7 @@ def _tables(arguments: list[str]) -> None:
     if given.html:
         from tip_exp.report.page import page
 
-        write(given.html, page(records, arms))
+        write(given.html, page(records, arms, damaged))
     if given.png:
         from tip_exp.report.page import write_pictures
 
@@ -69,7 +70,10 @@ def _results(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("results"), help="where README.md and the tables go")
     given = parser.parse_args(arguments)
     roots = " ".join(map(str, given.roots))
-    write_results(read_records(given.roots), given.out, f"tip-report results {roots} --out {given.out}")
+    records, damaged = read_records(given.roots)
+    if damaged:
+        print(markdown(damaged))
+    write_results(records, given.out, f"tip-report results {roots} --out {given.out}")
     print(f"{given.out / 'README.md'} written")
 
 
@@ -79,7 +83,11 @@ def _wandb(arguments: list[str]) -> None:
     parser.add_argument("--project", help="default: logger.project of the runs")
     parser.add_argument("--print", action="store_true", help="print the workspace instead of saving it")
     given = parser.parse_args(arguments)
-    records = read_records(given.roots)
+    records, damaged = read_records(given.roots)
+    if damaged:
+        print(markdown(damaged), file=sys.stderr)
+    if not records:
+        raise DataError("no whole run is left")
     made = wandb.workspace(records, given.entity, given.project or records[0].config["logger"]["project"])
     if given.print:
         print(made._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2))

@@ -20,16 +20,17 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from tip_exp.records import metrics
-from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import RunRecord
+from tip_exp.records.whole import is_finite, without_nan
 from tip_exp.report import figures
 from tip_exp.report.arms import ArmResult, differing_keys, group_by
 from tip_exp.report.colours import colour_of
 from tip_exp.report.overlaps import overlaps
 from tip_exp.report.overview import NOTES, overview
+from tip_exp.report.run_files import RunFiles, read_files
+from tip_exp.report.tables import Table
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.utils.errors import DataError
-from tip_exp.utils.io import read_rows
 from tip_exp.utils.paths import PACKAGE
 
 SHOWN_SAMPLES = 2  # rollouts of an arm in the viewer from its first evaluation, and as many from its last
@@ -58,16 +59,6 @@ CAPTIONS = {
 
 
 @dataclass(frozen=True)
-class RunFiles:
-    """A finished run with the rows of its files."""
-
-    arm: str  # "entropy 50 %"
-    config: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    samples: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
 class Setting:
     """All arms that differ in the selector only, with their finished runs and figures ("accuracy-math500", …)."""
 
@@ -75,20 +66,26 @@ class Setting:
     arms: list[ArmResult]
     runs: list[RunFiles]
     figures: dict[str, go.Figure]
+    unread: list[list[str]]  # folder and damage of finished runs whose rows cannot be read
 
 
-def page(records: list[RunRecord], arms: list[ArmResult]) -> str:
-    """The whole page as text, with one section per setting."""
+def page(records: list[RunRecord], arms: list[ArmResult], damaged: Table | None = None) -> str:
+    """The whole page as text, with one section per setting; runs whose rows are damaged join the table `damaged`."""
     plots: dict[str, Any] = {}
     sections: list[str] = []
     rollouts: list[dict[str, Any]] = []
+    unread: list[list[str]] = []
     for number, setting in enumerate(settings(records, arms)):
         by_id = {f"s{number}-{kind}": figure for kind, figure in setting.figures.items()}
         plots |= {plot_id: json.loads(figure.to_json() or "") for plot_id, figure in by_id.items()}
         rollouts += _viewer_rollouts(setting)
         sections.append(_section(setting, by_id))
+        unread += setting.unread
+    if damaged or unread:
+        rows = [*(damaged.rows if damaged else []), *unread]
+        sections.append(f"<section><h2>Damaged runs</h2>{_table(['folder', 'state'], rows)}</section>")
     sections.append(f"<section>{_paragraphs(NOTES.splitlines())}</section>")
-    data = {"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS)}
+    data = without_nan({"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS)})
     parts = {
         "<!--sections-->": "\n".join(sections),
         "<!--data-->": _packed(json.dumps(data)),
@@ -150,14 +147,8 @@ def settings(records: list[RunRecord], arms: list[ArmResult]) -> Iterator[Settin
         keys = differing_keys(similar, ignored=("selector.", "pair.", "data."))
         name = ", ".join([first.pair, first.data, *first.values_of(keys)])
         folders = dict.fromkeys(folder for arm in group for folder in arm.folders if by_folder[folder].is_done)
-        runs = [_run_files(by_folder[folder]) for folder in folders]
-        yield Setting(name, group, runs, _figures(group, runs, colours))
-
-
-def _run_files(record: RunRecord) -> RunFiles:
-    folder, selector = RunFolder(Path(record.folder)), record.config["selector"]
-    arm = f"{selector['label']} {100 * selector['retention']:g} %"
-    return RunFiles(arm, record.config, read_rows(folder.metrics), read_rows(folder.samples))
+        runs, unread = read_files([by_folder[folder] for folder in folders])
+        yield Setting(name, group, runs, _figures(group, runs, colours), unread)
 
 
 def _figures(arms: list[ArmResult], runs: list[RunFiles], colours: dict[str, str]) -> dict[str, go.Figure]:
@@ -182,7 +173,7 @@ def _curves(runs: list[RunFiles], benchmark: str) -> dict[str, dict[int, list[fl
     for run in runs:
         key = metrics.EVAL + metrics.main_accuracy(benchmark, run.config["eval"]["samples"])
         for row in run.metrics:
-            if key in row:
+            if row.get(key) is not None:
                 curves.setdefault(run.arm, {}).setdefault(row["step"], []).append(row[key])
     return curves
 
@@ -194,10 +185,11 @@ def _quadrant_shares(runs: list[RunFiles]) -> dict[str, dict[str, float]]:
     for run in runs:
         for row in run.metrics:
             for name in metrics.QUADRANTS:
-                if metrics.quadrant_share(name) in row:
-                    tokens = row[metrics.quadrant_share(name)] * row[metrics.RESPONSE_TOKENS]
-                    totals[run.arm][name] += tokens
-                    kept[run.arm][name] += tokens * row[metrics.quadrant_kept_frac(name)]
+                keys = metrics.quadrant_share(name), metrics.RESPONSE_TOKENS, metrics.quadrant_kept_frac(name)
+                share, tokens, kept_frac = (row.get(key) for key in keys)
+                if share is not None and tokens is not None and kept_frac is not None:
+                    totals[run.arm][name] += share * tokens
+                    kept[run.arm][name] += share * tokens * kept_frac
     return {
         arm: {name: kept[arm][name] / total[name] if total[name] else 0.0 for name in metrics.QUADRANTS}
         for arm, total in totals.items()
@@ -208,9 +200,15 @@ def _reference_rollouts(runs: list[RunFiles]) -> list[dict[str, Any]]:
     """Rollouts of the first evaluation that have all statistics, of full-token runs if there are any."""
     rows: list[dict[str, Any]] = []
     for run in sorted(runs, key=lambda run: run.config["selector"]["score"] != "full"):
-        complete = [row for row in run.samples if all(name in row for name in STATISTICS)]
+        complete = [
+            row for row in run.samples if all(map(is_finite, (v for s in STATISTICS for v in row.get(s, [None]))))
+        ]
         rows += [row for row in complete if row["step"] == complete[0]["step"]]
     return rows[:MAX_REFERENCE]
+
+
+def _is_complete(row: dict[str, Any]) -> bool:
+    return all(is_finite(value) for name in STATISTICS for value in row.get(name, [None]))
 
 
 def _viewer_rollouts(setting: Setting) -> list[dict[str, Any]]:
@@ -232,14 +230,16 @@ def _viewer_rollouts(setting: Setting) -> list[dict[str, Any]]:
 
 def _section(setting: Setting, plots_by_id: dict[str, go.Figure]) -> str:
     table = overview(setting.arms)
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in table.headings)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
     notes = _paragraphs(table.notes)
     plots = "".join(_plot(plot_id, figure, len(table.rows)) for plot_id, figure in plots_by_id.items())
-    return (
-        f'<section><h2>{html.escape(setting.name)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f'<tbody>{body}</tbody></table></div>{notes}<div class="grid">{plots}</div></section>'
-    )
+    shown = _table(table.headings, table.rows)
+    return f'<section><h2>{html.escape(setting.name)}</h2>{shown}{notes}<div class="grid">{plots}</div></section>'
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _paragraphs(texts: list[str]) -> str:
