@@ -12,7 +12,8 @@ import pytest
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.writer import SAMPLE_COLUMNS, RunLogger, keep_rows_upto, start_wandb
+from tip_exp.records.tracker import start_wandb
+from tip_exp.records.writer import SAMPLE_COLUMNS, RunLogger, keep_rows_upto
 from tip_exp.utils.io import append_rows, read_rows
 
 
