@@ -38,7 +38,7 @@ def test_a_bin_file_is_refused_with_the_remedy(tiny_config: RunConfig, student: 
     weights.unlink()
     with pytest.raises(ConfigError, match=r"pair\.student\.path: cannot load the model .* convert it once"):
         load_pair(with_student(tiny_config, student).pair, torch.device("cpu"))
-    with pytest.raises(ValueError, match="student: cannot load a model .* convert it once"):
+    with pytest.raises(ValueError, match=r"student: cannot load a model .* convert it once"):
         module_of(str(student), "student", "cpu", torch.float32)
 
 

@@ -42,7 +42,8 @@ def markdown(table: Table) -> str:
     title = f"### {table.title}\n\n" if table.title else ""
     rows = _with_bold(table.rows, table.best, "**", "**")
     rows = [[_markdown_cell(cell) for cell in row] for row in rows]
-    text = tabulate(rows, table.headings, tablefmt="pipe", disable_numparse=True)
+    headings = list(map(_markdown_cell, table.headings))
+    text = tabulate(rows, headings, tablefmt="pipe", disable_numparse=True)
     return title + text + "".join(f"\n\n{note}" for note in table.notes)
 
 
