@@ -150,8 +150,11 @@ BAD = {
     "name with a slash": ("name=a/b", "one path component"),
     "empty name": ("name=''", "one path component"),
     "seed negative": ("seed=-1", "seed: input should be greater than or equal to 0; got -1"),
-    "bad interpolation": ("name=${nobody}", "Interpolation key 'nobody' not found"),
-    "missing value": ("seed=???", "Missing mandatory value: seed"),
+    "bad interpolation": (
+        "name=${nobody}",
+        "name cannot be resolved: Interpolation key 'nobody' not found; name an existing",
+    ),
+    "missing value": ("seed=???", "seed has no value (???); set seed=VALUE"),
     "unknown W&B mode": ("logger.wandb=sometimes", "'off', 'offline' or 'online'; got 'sometimes'"),
     "tools without limits": ("data=mini_travel", "data.train is a tool task, so it needs limits: choose agent=default"),
     "limits without tools": (

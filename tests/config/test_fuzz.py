@@ -144,12 +144,12 @@ def check_message(text: str, keys: set[str]) -> None:
 
 def fuzz(cases: int, seed: int) -> Counter[str]:
     rng = random.Random(seed)
-    known_keys = {key for base in bases() for key in (*flatten(base), *base)}
+    schema_keys = {key for base in bases() for key in (*flatten(base), *base)}
     counts: Counter[str] = Counter()
     for case in range(cases):
         resolved = rng.random() < 0.85  # OmegaConf takes most of the time
         values = damaged(rng, resolved)
-        keys = known_keys | set(map(str, flatten(values))) | {".".join(path) for path in paths_of_any(values)}
+        keys = schema_keys | set(map(str, flatten(values))) | {".".join(path) for path in paths_of_any(values)}
         try:
             counts[outcome(values, keys, resolved)] += 1
         except Exception as error:

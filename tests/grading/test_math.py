@@ -299,7 +299,7 @@ def test_solutions_of_the_real_sets_are_right() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "reference", "outcome"),
+    ("answer", "reference", "outcome"),
     [
         ("i", r"\sqrt{-1}", "same"),
         (r"\sqrt{-1}", "i", "same"),
@@ -312,5 +312,5 @@ def test_solutions_of_the_real_sets_are_right() -> None:
         (r"2\sqrt{-1}", "i", "different"),
     ],
 )
-def test_i_is_the_imaginary_unit_unless_both_have_a_variable_i(given: str, reference: str, outcome: str) -> None:
-    assert compare(given, reference) == outcome
+def test_i_is_the_imaginary_unit_unless_both_have_a_variable_i(answer: str, reference: str, outcome: str) -> None:
+    assert math_grader.compare(answer, reference) == outcome

@@ -58,13 +58,13 @@ def _resolved(raw: DictConfig) -> Any:
     """Plain values, every interpolation replaced by what it names."""
     try:
         return OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
+    except MissingMandatoryValue:
         missing = sorted(OmegaConf.missing_keys(raw))
-        raise config_error([f"{key} has no value (???); set {key}=VALUE" for key in missing]) from error
+        raise config_error([f"{key} has no value (???); set {key}=VALUE" for key in missing]) from None
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
         key = getattr(error, "full_key", None) or "a value"
         remedy = "name an existing key in ${…}, or write the value itself"
-        raise config_error([f"{key} cannot be resolved: {first_line(error)}; {remedy}"]) from error
+        raise config_error([f"{key} cannot be resolved: {first_line(error)}; {remedy}"]) from None
 
 
 def _typed(values: Any) -> RunConfig:

@@ -103,7 +103,9 @@ def _started(config: RunConfig, folder: RunFolder, run_id: str, mode: str) -> Tr
         try:
             import wandb
 
-            options: dict[str, Any] = {"init_timeout": START_S, "login_timeout": START_S, "finish_timeout": FINISH_S}
+            limits: dict[str, Any] = {"init_timeout": START_S, "login_timeout": START_S, "finish_timeout": FINISH_S}
+            accepted = getattr(wandb.Settings, "model_fields", ())  # older versions lack some
+            limits = {name: seconds for name, seconds in limits.items() if name in accepted}
             outcome.put(
                 wandb.init(
                     mode=mode,  # pyright: ignore[reportArgumentType]
@@ -115,7 +117,7 @@ def _started(config: RunConfig, folder: RunFolder, run_id: str, mode: str) -> Tr
                     tags=[config.pair.label, config.data.label, config.selector.label],
                     config=config.model_dump(),
                     dir=str(folder.root),
-                    settings=wandb.Settings(silent=True, console="off", disable_git=True, **options),
+                    settings=wandb.Settings(silent=True, console="off", disable_git=True, **limits),
                 )
             )
         except BaseException as error:
