@@ -40,7 +40,7 @@ class Tracker:
     def log(self, values: dict[str, Any], step: int) -> None:
         self._send(lambda: self._run.log(values, step=step))
 
-    def table(self, name: str, columns: list[str], rows: list[list[Any]], step: int) -> None:
+    def table(self, name: str, columns: list[Any], rows: list[Any], step: int) -> None:
         import wandb
 
         self._send(lambda: self._run.log({name: wandb.Table(columns=columns, data=rows)}, step=step))
