@@ -57,6 +57,15 @@ test-gpu: install ## run the tests that need a CUDA device
 gpu-check: install ## check this package on this machine's GPUs, 15 minutes; writes results/gpu/DEVICE.md
 	$(BIN)/python -m benchmarks gpu_check
 
+lock: install ## write requirements.lock: every package with its hashes (needs the package index)
+	$(BIN)/pip install --quiet $(PIP_ARGS) uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --constraint constraints.txt --python-version 3.11 --universal \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --output-file requirements.lock --custom-compile-command "make lock"
+
+audit: install ## compare requirements.lock with the published advisories (needs the internet)
+	$(BIN)/pip install --quiet $(PIP_ARGS) pip-audit
+	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
+
 lint: install ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -112,5 +121,5 @@ clean: ## remove the caches of tests and tools (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-.PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check lint check plan sweep demos demos-quick results report \
+.PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check lock audit lint check plan sweep demos demos-quick results report \
 	bench pairs students ledger clean

@@ -38,7 +38,7 @@ ONLY = {("config", "selector"): {"selector.scores"}, ("losses", "selector"): {"s
 # Modules that may import a library.
 IMPORTERS = {
     "vllm": {"rollout.vllm"},
-    "wandb": {"records.writer", "report.wandb"},
+    "wandb": {"records.tracker", "report.wandb"},
     "peft": {"models.lora"},
     "hydra": {"launch.cli", "launch.help", "launch.sweep", "launch.plan"},
     "torch.distributed": {"learner.distributed", "learner.sharding", "learner.checkpoint", "launch.torchrun"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -66,3 +67,20 @@ def test_both_environments_have_the_same_versions() -> None:
     cpu, cuda = pins("constraints.txt"), pins("constraints-cuda.txt")
     assert {name: cuda[name] for name in cpu.keys() & cuda.keys()} == {n: cpu[n] for n in cpu.keys() & cuda.keys()}
     assert {"torch", "transformers", "numpy", "tokenizers"} <= cpu.keys() & cuda.keys()
+
+
+def test_every_package_of_the_lock_has_hashes_and_comes_from_no_named_host() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    assert "://" not in text and "@ " not in text and "--index" not in text and "--find-links" not in text
+    blocks = re.split(r"\n(?=[a-zA-Z])", "\n".join(line for line in text.splitlines() if not line.startswith("#")))
+    locked: dict[str, set[str]] = {}
+    for block in blocks:
+        requirement = Requirement(block.split("\\")[0].split(" --hash")[0].strip())
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", block), requirement
+        locked.setdefault(canonicalize_name(requirement.name), set()).add(version(requirement.specifier))
+    constraints = pins("constraints.txt")
+    assert {name: {version(pin)} for name, pin in constraints.items() if name in locked} == {
+        name: versions for name, versions in locked.items() if name in constraints
+    }
+    needed = PROJECT["dependencies"] + [line for line in PROJECT["optional-dependencies"]["dev"] if "[" not in line]
+    assert {canonicalize_name(Requirement(line).name) for line in needed} <= locked.keys()

@@ -34,7 +34,8 @@ from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.records.result import write_card, write_result
-from tip_exp.records.writer import RunLogger, start_wandb
+from tip_exp.records.tracker import start_wandb
+from tip_exp.records.writer import RunLogger
 from tip_exp.rollout.ahead import RolloutsAhead
 from tip_exp.rollout.backends import choose
 from tip_exp.selector.selector import Quadrants, Selector

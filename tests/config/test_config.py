@@ -128,7 +128,10 @@ BAD = {
         "pair.teacher.placement: input should be 'resident' or 'offload'; got 'disk'",
     ),
     "unknown backend": ("learner.loss_backend=magic", "'fused' or 'materialized'; got 'magic'"),
-    "temperature 0 in training": ("rollout.temperature=0", "rollout.temperature: input should be greater than 0"),
+    "temperature 0 in training": (
+        "rollout.temperature=0",
+        "rollout.temperature: input should be greater than or equal to 0.01",
+    ),
     "top-p of 0": ("rollout.top_p=0", "rollout.top_p: input should be greater than 0"),
     "unknown device": ("device=tpu", "device: input should be 'auto', 'cpu' or 'cuda'; got 'tpu'"),
     "missing model folder": ("pair.student.path=./nowhere", "pair.student.path: no model in nowhere"),
@@ -167,8 +170,11 @@ BAD = {
     "name with a slash": ("name=a/b", "one path component"),
     "empty name": ("name=''", "one path component"),
     "seed negative": ("seed=-1", "seed: input should be greater than or equal to 0; got -1"),
-    "bad interpolation": ("name=${nobody}", "Interpolation key 'nobody' not found"),
-    "missing value": ("seed=???", "Missing mandatory value: seed"),
+    "bad interpolation": (
+        "name=${nobody}",
+        "name cannot be resolved: Interpolation key 'nobody' not found; name an existing",
+    ),
+    "missing value": ("seed=???", "seed has no value (???); set seed=VALUE"),
     "unknown W&B mode": ("logger.wandb=sometimes", "'off', 'offline' or 'online'; got 'sometimes'"),
     "tools without limits": (
         "data=mini_travel agent=none",

@@ -55,6 +55,12 @@ def test_a_benchmark_of_one_problem_is_refused(tiny_config: RunConfig, tiny_pair
         Evaluations(tiny_config.eval, {"shop": dataset}, tiny_pair, None)
 
 
+def test_answers_that_the_grader_cannot_find_right_are_refused(tiny_config: RunConfig, tiny_pair: Pair) -> None:
+    dataset = Dataset([Problem("a", "1+1?", "2"), Problem("b", "1/2?", "0.5")], "shop.jsonl", "")
+    with pytest.raises(ConfigError, match=r"eval\.benchmarks\.word_sums\.grader=boxed_integer .* b has '0\.5'"):
+        Evaluations(tiny_config.eval, {"word_sums": dataset}, tiny_pair, None)
+
+
 def test_the_sequence_kl_of_sampled_responses_is_in_their_rows_and_in_the_metrics(
     tiny_pair: Pair, compose_run: Callable[..., RunConfig]
 ) -> None:

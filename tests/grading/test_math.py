@@ -296,3 +296,21 @@ def test_solutions_of_the_real_sets_are_right() -> None:
     for name in ("aime2024", "aime2025"):
         assert_aime_answers_are_integers(REAL, name)
     assert_gsm8k_solutions_are_right(REAL, "gsm8k_test")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "outcome"),
+    [
+        ("i", r"\sqrt{-1}", "same"),
+        (r"\sqrt{-1}", "i", "same"),
+        ("2i", r"\sqrt{-4}", "same"),
+        (r"e^{i\pi}", "-1", "same"),
+        (r"\{i, -i\}", r"\{\sqrt{-1}, -\sqrt{-1}\}", "same"),
+        ("-i", "i", "different"),
+        ("i", "1", "different"),
+        ("x+i", "x", "different"),
+        (r"2\sqrt{-1}", "i", "different"),
+    ],
+)
+def test_i_is_the_imaginary_unit_unless_both_have_a_variable_i(answer: str, reference: str, outcome: str) -> None:
+    assert math_grader.compare(answer, reference) == outcome

@@ -179,6 +179,13 @@ def test_a_wrong_key_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("override", ["selector=null", "seed=" + "9" * 5000])
+def test_what_hydra_itself_cannot_read_is_one_message(tmp_path: Path, override: str) -> None:
+    result = tip_exp(tmp_path / "run", override)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert result.stderr.startswith("error: ") and len(result.stderr) < 700
+
+
 def test_an_unwritable_output_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = [sys.executable, "-m", "tip_exp", f"hydra.run.dir={tmp_path}/file/x"]

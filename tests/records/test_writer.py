@@ -12,7 +12,8 @@ import pytest
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.writer import SAMPLE_COLUMNS, RunLogger, keep_rows_upto, start_wandb
+from tip_exp.records.tracker import start_wandb
+from tip_exp.records.writer import SAMPLE_COLUMNS, RunLogger, keep_rows_upto
 from tip_exp.utils.io import append_rows, read_rows
 
 
@@ -77,8 +78,13 @@ def test_a_crash_is_reported_to_wandb(tmp_path: Path) -> None:
     assert run.calls == [("finish", 1)]
 
 
-def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(tmp_path: Path, tiny_config: RunConfig) -> None:
+def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(
+    tmp_path: Path, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Read back by W&B's own tool: all metrics, config, group, tags, samples and memory peaks, and the run's id."""
+    secrets = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_ThisIsASecret0123456789"}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
     folder = RunFolder(tmp_path)
     config = tiny_config.model_copy(update={"sweep": "demo"})
     sample = {"prompt": "1+1?", "answer": "2", "finish": "stop", "tokens": ["2", "!"], "kept": [True, False]}
@@ -108,6 +114,8 @@ def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(tmp_path: Path, tin
     for text in ("demo", "soft_or", "word_sums", "tiny", "memory/process_peak_gib", "retention"):
         assert text in listing.stdout, text
     assert '"outcomes"' not in listing.stdout
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [value for value in secrets.values() if any(value.encode() in content for content in written)]
 
 
 def test_logger_wandb_off_starts_nothing(tmp_path: Path, tiny_config: RunConfig) -> None:

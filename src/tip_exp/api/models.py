@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from tip_exp.losses.head import Head, LazyLogits, check_same_tokens
 from tip_exp.models.load import head_of, make_head
 from tip_exp.models.pair import Model
-from tip_exp.models.sources import shared_vocab
-from tip_exp.utils.errors import first_line
+from tip_exp.models.sources import SAFE, SAFE_WEIGHTS, reason_of, shared_vocab
 from tip_exp.utils.paths import resolve_model
 
 ROLES = ("student", "teacher")
@@ -27,9 +26,9 @@ def module_of(model: Any, role: str, device: Any, dtype: Any) -> PreTrainedModel
     if isinstance(model, str | os.PathLike):
         path = resolve_model(os.fspath(model))
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(os.path.expanduser(path), dtype=dtype)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(os.path.expanduser(path), dtype=dtype, **SAFE_WEIGHTS)
         except (OSError, ValueError, ImportError) as error:
-            raise ValueError(f"{role}: cannot load a model from {path}: {first_line(error)}") from error
+            raise ValueError(f"{role}: cannot load a model from {path}: {reason_of(error)}") from error
         return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
@@ -45,7 +44,7 @@ def find_tokenizer(models: dict[str, Any], tokenizer: Any, widths: dict[str, int
     tokenizer is there. Raises ValueError if teacher and student have different ones.
     """
     if isinstance(tokenizer, str | os.PathLike):
-        return AutoTokenizer.from_pretrained(os.path.expanduser(resolve_model(os.fspath(tokenizer))))
+        return AutoTokenizer.from_pretrained(os.path.expanduser(resolve_model(os.fspath(tokenizer))), **SAFE)
     if tokenizer is not None:
         return tokenizer
     loaded: dict[str, PreTrainedTokenizerBase] = {}
@@ -54,7 +53,7 @@ def find_tokenizer(models: dict[str, Any], tokenizer: Any, widths: dict[str, int
         path = resolve_model(os.fspath(model)) if is_path else getattr(model, "name_or_path", "")
         try:
             if path:
-                loaded[role] = AutoTokenizer.from_pretrained(os.path.expanduser(path))
+                loaded[role] = AutoTokenizer.from_pretrained(os.path.expanduser(path), **SAFE)
         except (OSError, ValueError, ImportError):
             continue
     if len(loaded) == 2:

@@ -10,10 +10,16 @@ from pydantic import AfterValidator
 
 from tip_exp.selector.scores import STATISTICS, with_code
 
+MAX_NAME = 200  # bytes; file systems allow 255, and files beside a folder have longer names
+
 
 def _file_name(value: str) -> str:
-    if not value or value != Path(value).name or value.startswith("."):
-        raise ValueError("names a folder, so it must be one path component without a leading dot")
+    if not value or value != Path(value).name or value.startswith(".") or not value.isprintable():
+        raise ValueError(
+            "names a folder, so it must be one path component of printable characters, without a leading dot"
+        )
+    if len(value.encode()) > MAX_NAME:
+        raise ValueError(f"names a folder, so it must have at most {MAX_NAME} bytes")
     return value
 
 

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
+
+def _in_float32(value: float) -> float:
+    """Refuse what float32 rounds to zero or infinity: losses and updates are computed in it."""
+    if value and not 1.2e-38 <= abs(value) <= 3.4e38:
+        raise ValueError("should be within the range of float32, 1.2e-38 to 3.4e38")
+    return value
+
+
+def _inside_unit(value: float) -> float:
+    """Refuse what float32 rounds to 0 or 1."""
+    if not value >= 1e-30 or struct.unpack("f", struct.pack("f", value))[0] == 1:
+        raise ValueError("should be between 0 and 1 in float32 as well, 1e-30 to 1 - 1e-7")
+    return value
+
+
+Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrZero = Annotated[int, Field(ge=0, le=2**32 - 1)]  # also of seeds: numpy takes 32 bits, torch 64 of derived ones
+Positive = Annotated[float, Field(gt=0), AfterValidator(_in_float32)]
+NonNegative = Annotated[float, Field(ge=0), AfterValidator(_in_float32)]
+Temperature = Annotated[float, Field(ge=0.01, le=100)]  # logits are divided by it; vLLM rounds lower ones up to 0.01
+Share = Annotated[float, Field(gt=0, le=1), AfterValidator(_in_float32)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-InsideUnit = Annotated[float, Field(gt=0, lt=1)]
+InsideUnit = Annotated[float, Field(gt=0, lt=1), AfterValidator(_inside_unit)]

@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
+from yaml import YAMLError
 
-from tip_exp.config.rules import broken_rules, missing_models
-from tip_exp.config.schema import DATASETS, RunConfig, SelectorConfig
+from tip_exp.config.machine_rules import missing_models
+from tip_exp.config.rules import broken_rules
+from tip_exp.config.schema import DATASETS, FieldsConfig, RunConfig, SelectorConfig
 from tip_exp.utils.errors import ConfigError, first_line
 
 EVAL_SHORTCUTS = ("only", "max_problems", "file")
 JSONL = "jsonl"  # the benchmark that eval.file is for
+MAX_PROBLEMS, MAX_LENGTH, MAX_SHOWN = 6, 600, 100  # errors listed; characters of each, and of a value in it
 
 
 def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
@@ -26,7 +29,12 @@ def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
 
     `with_weights=False` accepts local models that do not exist, as a dry run does.
     """
-    config = _typed(raw)
+    return accept(_resolved(raw), with_weights=with_weights)
+
+
+def accept(values: Any, *, with_weights: bool = True) -> RunConfig:
+    """`parse` for plain values, without interpolations."""
+    config = _typed(values)
     problems = [*broken_rules(config), *(missing_models(config) if with_weights else [])]
     if problems:
         raise config_error(problems)
@@ -36,18 +44,32 @@ def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
 def load(path: Path) -> RunConfig:
     """Read the config.yaml that a run wrote. Its types are checked; the rules were checked when it was written.
 
-    So a run whose model or selection rule has gone since can still be read and compared.
+    So a run whose model or selection rule has gone since can still be read and compared. Raises ConfigError if the file
+    is torn or holds something else, OSError if it cannot be read.
     """
-    raw = OmegaConf.load(path)
-    assert isinstance(raw, DictConfig)
-    return _typed(raw)
-
-
-def _typed(raw: DictConfig) -> RunConfig:
     try:
-        values = OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise config_error([first_line(error)]) from error
+        raw = OmegaConf.load(path)
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{path} is damaged: {first_line(error)}") from error
+    if not isinstance(raw, DictConfig) or not raw:
+        raise ConfigError(f"{path} is damaged: it holds no configuration")
+    return _typed(_resolved(raw))
+
+
+def _resolved(raw: DictConfig) -> Any:
+    """Plain values, every interpolation replaced by what it names."""
+    try:
+        return OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue:
+        missing = sorted(OmegaConf.missing_keys(raw))
+        raise config_error([f"{key} has no value (???); set {key}=VALUE" for key in missing]) from None
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        key = getattr(error, "full_key", None) or "a value"
+        remedy = "name an existing key in ${…}, or write the value itself"
+        raise config_error([f"{key} cannot be resolved: {first_line(error)}; {remedy}"]) from None
+
+
+def _typed(values: Any) -> RunConfig:
     try:
         return RunConfig.model_validate(_without_shortcuts(values))
     except ValidationError as error:
@@ -146,27 +168,45 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_error(problems: list[str]) -> ConfigError:
-    """One error that lists them all."""
+    """One error that lists the first MAX_PROBLEMS, each of at most MAX_LENGTH characters."""
+    listed = [_cut(problem, MAX_LENGTH) for problem in problems[:MAX_PROBLEMS]]
     if len(problems) == 1:
-        return ConfigError(f"this configuration cannot run: {problems[0]}")
-    return ConfigError("this configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in problems))
+        return ConfigError(f"this configuration cannot run: {listed[0]}")
+    if len(problems) > MAX_PROBLEMS:
+        listed.append(f"{len(problems) - MAX_PROBLEMS} more errors; correct these first")
+    return ConfigError("this configuration cannot run:\n" + "\n".join(f"  - {problem}" for problem in listed))
+
+
+def _cut(text: str, length: int) -> str:
+    """The text on one line; of a longer one its beginning and its end."""
+    text = text.replace("\n", " ")
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]} … {text[len(text) - half + 3 :]}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, in at most MAX_SHOWN characters."""
+    try:
+        return _cut(repr(value), MAX_SHOWN)
+    except (ValueError, RecursionError):  # more digits than Python prints
+        return f"a value of the type {type(value).__name__} that is too long to show"
 
 
 def _format_error(detail: Any) -> str:
     """One pydantic error as key, what is allowed, and the value given."""
-    path = _without_kind([str(part) for part in detail["loc"] if part != "[key]"])
+    path = _without_kind([_cut(str(part), MAX_SHOWN) for part in detail["loc"] if part != "[key]"])
     key, message, value = ".".join(path), detail["msg"].removeprefix("Value error, "), detail["input"]
     if detail["type"] == "missing":
-        return f"{key} is missing"
+        return f"{key} is missing; set +{key}=VALUE"
     if detail["type"] == "extra_forbidden":
         siblings = _sibling_keys(path)
         close = difflib.get_close_matches(path[-1], siblings, n=1)
         hint = f"did you mean {'.'.join([*path[:-1], close[0]])}?" if close else f"there are {', '.join(siblings)}"
         return f"{key} is not a key; {hint}"
     allowed = re.findall(r"'(\w+)'", message) if detail["type"] == "literal_error" else []
-    close = difflib.get_close_matches(str(value), allowed, n=1)
+    close = difflib.get_close_matches(value, allowed, n=1) if isinstance(value, str) else []
     hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{key}: {message[0].lower()}{message[1:]}; got {value!r}{hint}"
+    return f"{key or 'the configuration'}: {message[0].lower()}{message[1:]}; got {_shown(value)}{hint}"
 
 
 def _without_kind(path: list[str]) -> list[str]:
@@ -179,6 +219,8 @@ def _without_kind(path: list[str]) -> list[str]:
 def _sibling_keys(path: list[str]) -> list[str]:
     """The keys allowed beside the last one of `path`."""
     parents = path[:-1]
+    if parents[-1:] == ["fields"]:
+        return list(FieldsConfig.model_fields)
     if parents[:2] in (["data", "train"], ["eval", "benchmarks"]):
         return sorted({field for kind in DATASETS for field in kind.model_fields})
     model: Any = RunConfig

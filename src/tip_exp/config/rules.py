@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tip_exp.config.machine_rules import machine_rules
 from tip_exp.config.schema import TOOL_TASKS, RunConfig, TableConfig, TravelConfig
 from tip_exp.selector.scores import (
     SCORES,
@@ -16,7 +17,9 @@ from tip_exp.selector.scores import (
     parameter_errors,
     required_stats,
 )
-from tip_exp.utils.paths import SHIPPED, resolve_model
+from tip_exp.utils.paths import is_file, is_folder
+
+TABLE_FILES = (".jsonl", ".parquet", ".csv")
 
 
 def broken_rules(config: RunConfig) -> Iterator[str]:
@@ -27,25 +30,16 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
     yield from _length_rules(config)
     yield from _dataset_rules(config)
     yield from _privileged_rules(config)
+    yield from machine_rules(config)
     if config.pair.student.per_seed and str(config.seed) not in config.pair.student.path:
         yield (
             f"pair.student.per_seed=true needs a path that contains ${{seed}}; got {config.pair.student.path} for seed "
             f"{config.seed}"
         )
+    if config.eval.sequence_kl and config.eval.samples == 0:
+        yield "eval.sequence_kl=true measures sampled responses, but eval.samples is 0; choose eval.samples above 0"
     if not config.eval.greedy and config.eval.samples == 0:
         yield "eval.greedy=false and eval.samples=0 evaluate nothing; set eval.greedy=true or eval.samples above 0"
-
-
-def missing_models(config: RunConfig) -> Iterator[str]:
-    """A local path must hold a model, or a chat template; hub ids ("org/name") are checked when they load."""
-    template = config.pair.chat.template
-    if template is not None and not Path(template).expanduser().is_file():
-        yield f"pair.chat.template: there is no file {template}"
-    for role, path in (("teacher", config.pair.teacher.path), ("student", config.pair.student.path)):
-        folder = Path(resolve_model(path)).expanduser()
-        is_local = path.startswith((SHIPPED, "/", "./", "../", "~"))
-        if is_local and not (folder / "config.json").is_file():
-            yield f"pair.{role}.path: no model in {folder} (it has no config.json)"
 
 
 def selector_rules(selector: Any) -> Iterator[str]:
@@ -68,7 +62,7 @@ def selector_rules(selector: Any) -> Iterator[str]:
         marks = "of its quadrant" if score in SCORES else "whose score is positive, by selector.order=positive"
         what = "trains on every response token" if score == "full" else f"keeps every token {marks}"
         yield (
-            f"selector.score={score} {what}, but selector.retention is {selector.retention}; "
+            f"selector.score={score} {what}, but selector.retention is {selector.retention}, not 1; "
             "for a baseline of the same budget choose selector=random"
         )
     if not budgeted and order != "positive":
@@ -89,7 +83,10 @@ def selector_rules(selector: Any) -> Iterator[str]:
     if score in UNNORMALIZED and normalizers - {"none"}:
         yield f"selector.score={score} reads values in nats: selector.normalizer must be none, not {normalizer}"
     for statistic in sorted(set(selector.clip) - required):
-        yield f"selector.clip.{statistic} has no effect: selector.score={score} does not read {statistic}"
+        yield (
+            f"selector.clip.{statistic} has no effect: selector.score={score} does not read {statistic}; "
+            f"remove it with ~selector.clip.{statistic}"
+        )
     for statistic in sorted(set(selector.normalizer_of) - required):
         yield f"selector.normalizer_of.{statistic} has no effect: selector.score={score} does not read {statistic}"
     if order == "sample" and normalizer == "rank":
@@ -97,10 +94,15 @@ def selector_rules(selector: Any) -> Iterator[str]:
             "selector.order=sample draws in proportion to the score, but selector.normalizer=rank replaces the "
             "statistic by its rank; choose selector.normalizer=none"
         )
-    if selector.scope == "batch" and selector.normalize_over == "rollout" and normalizer != "none":
+    if (
+        selector.scope == "batch"
+        and (group := selector.normalize_over) != "batch"
+        and normalizer != "none"
+        and required
+    ):
         yield (
-            "selector.scope=batch compares scores between rollouts, but selector.normalize_over=rollout scales each "
-            "rollout separately; choose selector.normalize_over=batch"
+            f"selector.scope=batch compares scores of a whole step, but selector.normalize_over={group} scales each "
+            f"{group} separately; choose selector.normalize_over=batch"
         )
 
 
@@ -158,7 +160,14 @@ def _staleness_rules(config: RunConfig) -> Iterator[str]:
 
 
 def _length_rules(config: RunConfig) -> Iterator[str]:
-    data, agent = config.data, config.agent
+    data, agent, selector = config.data, config.agent, config.selector
+    floors = selector.scope == "rollout" and selector.rounding == "floor" and selector.order != "positive"
+    if floors and selector.retention * data.max_response_tokens < 1 - 1e-9:
+        yield (
+            f"selector.retention={selector.retention:g} with selector.rounding=floor keeps no token of a response "
+            f"of data.max_response_tokens ({data.max_response_tokens}); choose selector.rounding=at_least_one, or a "
+            "larger selector.retention"
+        )
     sampled_tokens = trained_tokens = data.max_prompt_tokens + data.max_response_tokens
     if agent is not None and agent.max_train_tokens is not None:
         trained_tokens = min(sampled_tokens, agent.max_train_tokens)
@@ -213,13 +222,15 @@ def _table_rules(key: str, dataset: TableConfig) -> Iterator[str]:
         file = "eval.file" if key == "eval.benchmarks.jsonl" else f"{key}.file"
         hub = "" if dataset.fields.prompt == "auto" else f", or {key}.hub"
         yield f"{key} names no data: set {file} to a .jsonl, .parquet or .csv file{hub}"
-    if dataset.file is not None and not Path(dataset.file).expanduser().is_file():
-        yield f"{key}.file: there is no file {dataset.file}"
+    if dataset.file is not None and not is_file(dataset.file):
+        yield f"{key}.file: there is no file {dataset.file}; set it to a {', '.join(TABLE_FILES)} file"
+    elif dataset.file is not None and Path(dataset.file).suffix.lower() not in TABLE_FILES:
+        yield f"{key}.file must be a {', '.join(TABLE_FILES)} file; got {dataset.file}"
 
 
 def _travel_rules(key: str, dataset: TravelConfig) -> Iterator[str]:
     if dataset.world == "official":
-        if dataset.root is None or not Path(dataset.root).expanduser().is_dir():
+        if dataset.root is None or not is_folder(dataset.root):
             yield f"{key}: data.root must be the folder of the official queries and databases; got {dataset.root}"
         return
     if dataset.num_problems is None:
@@ -238,6 +249,10 @@ def _privileged_rules(config: RunConfig) -> Iterator[str]:
         yield f"{key}.template needs {{prompt}}, and {{solution}} or {{answer}}; got {template!r}"
     if isinstance(config.data.train, TOOL_TASKS):
         yield f"{key}: tool tasks have no solution text; choose another data set or pair.privileged=null"
+    train = config.data.train
+    has_no_solution = isinstance(train, TableConfig) and train.answer_after is None and train.fields.solution is None
+    if "{solution}" in template and has_no_solution:
+        yield f"{key}.template needs {{solution}}, but data.train.fields.solution is null; set it, or use {{answer}}"
     teacher_tokens = privileged.max_tokens + config.data.max_response_tokens
     if config.learner.micro_batch_tokens < teacher_tokens:
         yield (

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from tip_exp.config.names import FileName, Grader, HubFile, Layers, Rule, Split, Statistic, UpstreamBug
-from tip_exp.config.numbers import Count, CountOrZero, Fraction, InsideUnit, NonNegative, Positive, Share
+from tip_exp.config.numbers import Count, CountOrZero, Fraction, InsideUnit, NonNegative, Positive, Share, Temperature
 from tip_exp.selector.scores import Group, Normalizer, Order, Rounding, Scope
 
 
@@ -152,12 +152,12 @@ class VllmConfig(_Strict):
     gpu_memory_utilization: Share
     max_model_len: Count | None
     sleep_level: Literal[0, 1, 2]
-    engine_args: dict[str, Any]
+    engine_args: dict[str, JsonValue]
 
 
 class RolloutConfig(_Strict):
     backend: Literal["auto", "hf", "vllm"]
-    temperature: Positive
+    temperature: Temperature
     top_p: Share
     top_k: CountOrZero
     batch_size: Count
@@ -223,7 +223,7 @@ class EvalConfig(_Strict):
     greedy: bool
     samples: CountOrZero
     sequence_kl: bool
-    temperature: Positive
+    temperature: Temperature
     top_p: Share
     top_k: CountOrZero
     max_tokens: Count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from functools import partial
 from itertools import islice
@@ -40,13 +41,14 @@ def load_calculator(config: CalculatorConfig) -> Dataset:
 
 def load_travel(config: TravelConfig) -> Dataset:
     """The tasks of the configured split, language by language, in the order of the query file."""
+    digests: dict[Path, str] = {}
     if config.world == "official":
         assert config.root is not None, "rules.py requires data.root for official tasks"
         root = Path(config.root).expanduser()
         task_ids = read_split()["train" if config.split == "train" else "test"]
         tasks = [task for lang in config.langs for task in load_tasks(root, lang) if task.id in task_ids]
     else:
-        root = _generated(config)
+        root, digests = _generated(config)
         tasks = [task for lang in config.langs for task in load_tasks(root, lang)]
     tasks = tasks[: config.num_problems]
     if not tasks:
@@ -60,6 +62,7 @@ def load_travel(config: TravelConfig) -> Dataset:
         corrected=config.corrected,
         show_schemas=config.show_schemas,
         official_join=config.official_join,
+        digests=digests,
     )
     text = json.dumps([[task.id, task.lang, task.query, task.meta] for task in tasks], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -77,12 +80,24 @@ def _system_prompt(config: TravelConfig, lang: str, root: Path) -> str:
     return COMPACT_PROMPTS[lang] if config.prompt == "compact" else official_prompt(root, lang)
 
 
-def _generated(config: TravelConfig) -> Path:
-    """The folder of generated tasks and databases. Its name holds the settings and a hash of the generator's code."""
+def _generated(config: TravelConfig) -> tuple[Path, dict[Path, str]]:
+    """The folder of generated tasks and databases, named by the settings, and the SHA-256 of its tables."""
     assert config.num_problems is not None, "rules.py requires num_problems for generated tasks"
     seed, count = f"{config.split}/{DATA_SEED}", config.num_problems
-    version = hashlib.sha256(Path(errands.__file__).read_bytes()).hexdigest()[:8]
-    cache = Path(tempfile.gettempdir()) / f"tip_exp_{os.getuid()}"
-    root = cache / f"{config.world}-{seed.replace('/', '-')}-{count}-{version}"
-    errands.write(root, errands.stream(seed, count))
-    return root
+    root = private_folder() / f"{config.world}-{seed.replace('/', '-')}-{count}"
+    return root, errands.write(root, errands.stream(seed, count))
+
+
+def private_folder() -> Path:
+    """A folder of this user in the system's temporary folder, where any user can write. Raises DataError if it is not.
+
+    Readable and writable by this user alone, and no link.
+    """
+    folder = Path(tempfile.gettempdir()) / f"tip_exp_data_{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise DataError(f"{folder} is a link or belongs to another user; set TMPDIR to a folder of your own")
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        folder.chmod(0o700)
+    return folder

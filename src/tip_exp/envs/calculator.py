@@ -77,7 +77,7 @@ def _observation(call: Call) -> str:
         return error_observation(f"tool '{call.name}' not found")
     try:
         arguments = json.loads(call.arguments) if isinstance(call.arguments, str) else call.arguments
-    except ValueError:
+    except (ValueError, RecursionError):
         return error_observation("the arguments are not valid JSON")
     if not isinstance(arguments, dict) or not isinstance(arguments.get("expression"), str):
         return error_observation('calculate takes {"expression": string}')

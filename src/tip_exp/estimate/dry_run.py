@@ -25,7 +25,7 @@ from tip_exp.models.load import check_context, head_of, max_positions
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.pair import Model
 from tip_exp.models.privileged import with_prompt
-from tip_exp.models.sources import ROLES
+from tip_exp.models.sources import ROLES, SAFE
 from tip_exp.selector.selector import budgets
 from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError, first_line
@@ -161,7 +161,8 @@ def _model_config(role: str, model: ModelConfig) -> tuple[PretrainedConfig, str]
     if config_and_source is not None:
         return AutoConfig.for_model(**config_and_source[0]), config_and_source[1]
     try:
-        return AutoConfig.from_pretrained(resolve_model(model.path), revision=model.revision or "main"), "the hub"
+        path, revision = resolve_model(model.path), model.revision or "main"
+        return AutoConfig.from_pretrained(path, revision=revision, **SAFE), "the hub"
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"pair.{role}.path: no config.json for {model.path} in a folder, in the hub's cache or on the hub "

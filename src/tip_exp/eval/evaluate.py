@@ -12,7 +12,7 @@ from tip_exp.data.dataset import Dataset
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.sampler import EpisodeSampler
 from tip_exp.eval.metrics import Graded, repetition_rate, summarize, summarize_episodes, summarize_sequence_kl
-from tip_exp.grading import GradeAll, open_grader, string_match
+from tip_exp.grading import GradeAll, boxed, open_grader, string_match
 from tip_exp.models.pair import ChatTokenizer
 from tip_exp.records.metrics import GREEDY, NO_TOOL_BASELINE, SEQ_KL, mean_at, standard_error_of
 from tip_exp.records.writer import RunLogger
@@ -42,6 +42,13 @@ class Evaluations:
                     f"eval.benchmarks.{name}: a standard error needs at least 2 problems; {dataset.source} has "
                     f"{len(dataset.problems)}"
                 )
+            if getattr(config.benchmarks[name], "grader", None) == "boxed_integer":
+                for problem in dataset.problems:
+                    if not boxed.is_integer(problem.answer):
+                        raise ConfigError(
+                            f"eval.benchmarks.{name}.grader=boxed_integer needs whole numbers as answers; {problem.id} "
+                            f"has {problem.answer[:80]!r}; choose grader=math"
+                        )
         self._config, self._datasets, self._tokenizer, self._agent = config, datasets, tokenizer, agent
         self._grades = grades
         self._prompts = {

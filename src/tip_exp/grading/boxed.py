@@ -6,6 +6,7 @@ import re
 
 from tip_exp.grading.types import Verdict
 
+_INTEGER = re.compile(r"[+-]?\d+")
 _BOXED_INTEGER = re.compile(r"\\boxed\{\s*(-?\d+)\s*\}")
 
 
@@ -14,4 +15,16 @@ def grade(text: str, answer: str) -> Verdict:
     boxes = _BOXED_INTEGER.findall(text)
     if not boxes:
         return Verdict(right=False, extracted=None, rule="unparsed")
-    return Verdict(right=int(boxes[-1]) == int(answer), extracted=boxes[-1], rule="boxed")
+    right = is_integer(answer) and _digits(boxes[-1]) == _digits(answer.strip())
+    return Verdict(right=right, extracted=boxes[-1], rule="boxed")
+
+
+def is_integer(answer: str) -> bool:
+    """Whether this grader can find any response right."""
+    return _INTEGER.fullmatch(answer.strip()) is not None
+
+
+def _digits(integer: str) -> str:
+    """The integer's one spelling: "07" -> "7", "-0" -> "0". Python's int() refuses more than 4,300 digits."""
+    digits = "".join(str(int(digit)) for digit in integer.lstrip("+-")).lstrip("0") or "0"
+    return f"-{digits}" if integer.startswith("-") and digits != "0" else digits

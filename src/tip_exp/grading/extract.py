@@ -4,8 +4,8 @@ r"""Extraction of the answer from a response. Rules, in order; the first that ma
     boxed_unclosed   the last box, if a brace is missing before the end of its formula or line: $\boxed{\frac{1}{2}$
     hash_mark        a line `#### 18`
     answer_phrase    "the answer is ...", "Answer: ..."
-    last_formula     the last $...$, \(...\) or \[...\], unless a plain number follows it
-    last_number      the last number
+    last_formula     the last $...$, \(...\) or \[...\] that is not denied ("not $5$"), unless a plain number follows it
+    last_number      the last number that is not denied
     unparsed         nothing
 
 If the text ends inside a box, the result is "unparsed": the answer was not finished, and 12 may have become 123.
@@ -45,6 +45,8 @@ _ANSWER_PHRASE = re.compile(
 )
 _SENTENCE_END = re.compile(r"\n|。|[.!?](?=\s|\**\s|\**$)")
 _DENIAL = re.compile(r"\b(?:not|cannot|never)\b|n't\b", re.IGNORECASE)
+# What precedes a number or formula that is denied: "not ", "isn't equal to $".
+_DENIED = re.compile(r"(?:\b(?:not|cannot|never)|n['’]t)\s+(?:[a-z]+\s+){0,3}[$\\(\[]{0,2}$", re.IGNORECASE)
 _WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|exp|inf)\b)[a-zA-Z]{3,}")
 
 
@@ -137,13 +139,20 @@ def _read_sentence(text: str) -> str | None:
 
 
 def _last_formula_or_number(tail: str, *, whole: bool) -> Extraction:
-    formula = [None, *_FORMULA.finditer(tail)][-1]
-    number = [None, *_LAST_NUMBER.finditer(tail)][-1]
+    formula, number = _last(_FORMULA, tail), _last(_LAST_NUMBER, tail)
     if number and not whole and number.start() == 0:
         number = None  # its first digits may be before the tail
     if formula and not (number and number.start() >= formula.end()):
         return Extraction(_inside(formula), "last_formula")
     return Extraction(number.group(), "last_number") if number else UNPARSED
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """The last match that is not denied: the answer is not 5 in "The answer is not 5"."""
+    for match in reversed(list(pattern.finditer(text))):
+        if not _DENIED.search(text[max(0, match.start() - 60) : match.start()]):
+            return match
+    return None
 
 
 def _inside(formula: re.Match[str]) -> str:

@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 import math_verify
+import sympy
 from latex2sympy2_extended import NormalizationConfig
 
 from tip_exp.grading.types import Outcome
@@ -152,6 +153,10 @@ def _same_mathematics(given: str, reference: str) -> bool:
     reference_value, given_value = _parse(reference), _parse(given)
     if not reference_value or not given_value:
         return False
+    reference_value, given_value = (
+        _with_imaginary_unit(reference_value, given_value),
+        _with_imaginary_unit(given_value, reference_value),
+    )
     same = math_verify.verify(
         reference_value,
         given_value,
@@ -160,6 +165,17 @@ def _same_mathematics(given: str, reference: str) -> bool:
         raise_on_error=True,
     )
     return same and not _far_apart(reference_value[0], given_value[0])
+
+
+def _with_imaginary_unit(values: list[Any], other_values: list[Any]) -> list[Any]:
+    r"""i as the imaginary unit where the other answer has no variable i: i equals \sqrt{-1}, e^{i\pi} equals -1."""
+    variables = [s for s in getattr(values[0], "free_symbols", ()) if s.name == "i"]
+    if not variables or any(s.name == "i" for s in getattr(other_values[0], "free_symbols", ())):
+        return values
+    try:
+        return [values[0].subs(variables[0], sympy.I), *values[1:]]
+    except TypeError:  # an inequality of complex numbers
+        return values
 
 
 def _parse(answer: str) -> list[Any]:

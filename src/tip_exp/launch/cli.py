@@ -29,6 +29,7 @@ from tip_exp.utils.errors import (
     RunFailedError,
     end_without_output,
     exit_code,
+    first_line,
     format_error,
     quiet_when_reader_closes,
 )
@@ -134,8 +135,12 @@ def main() -> None:
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
 
+    composed = False
+
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def task(raw: DictConfig) -> None:
+        nonlocal composed
+        composed = True
         try:
             body(raw)
         except BrokenPipeError:
@@ -160,6 +165,11 @@ def main() -> None:
         if show_traceback:
             raise
         sys.exit(_print_error(error))
+    except (ValueError, RecursionError) as error:  # Hydra raises them for overrides such as selector=null
+        if show_traceback or composed:
+            raise
+        message = f"these overrides cannot be composed: {first_line(error)[:400]}; tip-exp --help lists groups and keys"
+        sys.exit(_print_error(ConfigError(message)))
 
 
 def _use_shipped_sweeps() -> None:

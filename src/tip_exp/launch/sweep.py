@@ -24,7 +24,6 @@ from omegaconf.errors import OmegaConfBaseException
 from tip_exp.config.parse import parse
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
 
 MAIN_CONFIG = "config"  # conf/config.yaml: the command names no sweep file
@@ -97,7 +96,7 @@ class RunComposer:
                 folder = Path(raw.hydra.sweep.dir) / raw.hydra.sweep.subdir
                 del raw["hydra"]
             return SweepRun(overrides, parse(raw), RunFolder(folder))
-        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        except (ValueError, HydraException, OmegaConfBaseException) as error:  # ConfigError, or ValueError of Hydra
             return RefusedRun(overrides, str(error))
 
 

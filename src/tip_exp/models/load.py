@@ -15,7 +15,7 @@ from tip_exp.config.schema import PairConfig, RunConfig
 from tip_exp.losses.head import Head, check_same_tokens
 from tip_exp.models import lora
 from tip_exp.models.pair import ChatTokenizer, Model, Pair, Shards
-from tip_exp.models.sources import ROLES, load_part, load_tokenizer, source, text_config
+from tip_exp.models.sources import ROLES, SAFE_WEIGHTS, load_part, load_tokenizer, source, text_config
 from tip_exp.models.weight_files import WeightFiles, empty_model
 from tip_exp.utils.errors import ConfigError
 
@@ -161,7 +161,7 @@ def _load_model(
 ) -> Model:
     """One role's model: whole on `device`, or this rank's share of it. A LoRA student gets its adapters."""
     dtype, settings = getattr(torch, getattr(config, role).dtype), config.student.lora if role == "student" else None
-    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention}
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention, **SAFE_WEIGHTS}
     empty = None
     if shard is not None and settings is None:  # adapters are drawn on whole layers
         empty = empty_model(

@@ -14,6 +14,8 @@ from tip_exp.utils.errors import ConfigError, first_line
 from tip_exp.utils.paths import resolve_model
 
 ROLES = ("teacher", "student")
+SAFE = {"trust_remote_code": False}  # a model's own code is never run
+SAFE_WEIGHTS = SAFE | {"use_safetensors": True}  # a .bin file is a pickle, which can run code
 
 
 def load_tokenizer(config: PairConfig) -> ChatTokenizer:
@@ -59,10 +61,10 @@ def shared_vocab(
     if different := sorted({token for token, _ in student_vocab.items() ^ teacher_vocab.items()}):
         example = different[0]
         raise ConfigError(
-            f"pair: teacher and student must share one tokenizer, but {len(different)} tokens differ; for example "
-            f"{example!r} is id {teacher_vocab.get(example)} in the teacher and {student_vocab.get(example)} in the "
-            "student. A divergence needs equal ids: choose two models of one family, or make one of them with the "
-            "other's tokenizer"
+            "pair: teacher and student must share one tokenizer (pair.teacher.path, pair.student.path), but "
+            f"{len(different)} tokens differ; for example {example[:80]!r} is id {teacher_vocab.get(example)} in the "
+            f"teacher and {student_vocab.get(example)} in the student. A divergence needs equal ids: choose two models "
+            "of one family, or make one of them with the other's tokenizer"
         )
     shared, largest_id = min(teacher_width, student_width), max(student_vocab.values())
     if largest_id >= shared:
@@ -83,9 +85,22 @@ def load_part(loader: Any, what: str, config: PairConfig, role: str, **options: 
     """`loader.from_pretrained` for one role's model; raises ConfigError if `what` cannot be loaded."""
     path, revision = source(config, role)
     try:
-        return loader.from_pretrained(path, revision=revision, **options)
+        return loader.from_pretrained(path, revision=revision, **(SAFE | options))
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ConfigError(f"pair.{role}.path: cannot load the {what} of {path}: {first_line(error)}") from error
+        raise ConfigError(f"pair.{role}.path: cannot load the {what} of {path}: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """Why a model cannot be loaded; what SAFE_WEIGHTS refuses comes with its remedy."""
+    text = str(error)
+    if "trust_remote_code" in text:
+        return "it comes with code of its own, which is never run; choose an architecture that transformers has"
+    if "safetensors" in text and "no file named" in text:
+        return (
+            "it has no .safetensors file, and a .bin file can run code; if you trust it, convert it once: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+        )
+    return first_line(error)
 
 
 def text_config(config: PairConfig, role: str) -> PretrainedConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +17,12 @@ from typing import Any
 import yaml
 
 from tip_exp.records.folder import RunFolder
+from tip_exp.records.whole import check_config, check_result
+from tip_exp.utils.errors import first_line
 from tip_exp.utils.io import read_rows, to_json_lines, write_atomic
 
 INDEX = ".tip_index.jsonl"
+MARKS = {"config.yaml", "metrics.jsonl", "result.json"}  # a folder with one of them is a run, if only a damaged one
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's loader is ten times faster
 # benchmark -> {"samples": k, "right": {problem id: sum of the scores of its k responses}}, of the sampled responses if
 # there are any, else of the greedy ones; "start": the same of step 0; and where measured {"greedy": {problem id: score
@@ -29,13 +32,17 @@ Outcomes = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One run folder: config.yaml, result.json (None while unfinished), and the final scores by problem."""
+    """One run folder: config.yaml, result.json (None while unfinished), and the final scores by problem.
+
+    `damage` says why its files cannot be read; the other fields are then empty.
+    """
 
     folder: str
     stamp: list[int]  # size and time of config.yaml and, if it exists, of result.json
     config: dict[str, Any]
     result: dict[str, Any] | None
     outcomes: Outcomes
+    damage: str = ""
 
     @property
     def is_done(self) -> bool:
@@ -43,11 +50,16 @@ class RunRecord:
 
 
 def find_runs(roots: list[Path]) -> list[RunFolder]:
-    """All folders below the roots that hold a run's config.yaml, sorted; folders inside a run are not searched."""
+    """All folders below the roots that hold files of a run, sorted; folders inside a run are not searched."""
     return [RunFolder(path) for path in sorted({path for root in roots for path in _walk(root)})]
 
 
 def read_runs(roots: list[Path]) -> list[RunRecord]:
+    """The records of all whole runs below the roots, as of `read_all`."""
+    return [record for record in read_all(roots) if not record.damage]
+
+
+def read_all(roots: list[Path]) -> list[RunRecord]:
     """The records of all runs below the roots, sorted by folder; reads and updates the index of each root.
 
     Evaluations of a teacher alone are left out: the runs that share them hold their numbers.
@@ -63,35 +75,62 @@ def read_runs(roots: list[Path]) -> list[RunRecord]:
 
 
 def read_run(folder: RunFolder) -> RunRecord:
-    """Read one run from its files."""
-    config = yaml.load(folder.config.read_text(encoding="utf-8"), Loader=_Loader)
-    result = json.loads(folder.result.read_text(encoding="utf-8")) if folder.result.exists() else None
+    """Read one run from its files. Raises ValueError or OSError if they are damaged."""
+    config = _parsed(folder.config, lambda text: yaml.load(text, Loader=_Loader))
+    check_config(config)
+    result = _parsed(folder.result, json.loads) if folder.result.exists() else None
+    if result is not None:
+        check_result(result)
     outcomes = result.pop("outcomes") if result else {}
     return RunRecord(str(folder.root), _stamp(folder), config, result, outcomes)
 
 
+def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
+    if not path.exists():
+        raise ValueError(f"{path.name} is missing")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path.name} is empty")
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is torn ({first_line(error)})") from None
+
+
 def _record(folder: RunFolder, indexed: dict[str, RunRecord]) -> RunRecord:
     record = indexed.get(str(folder.root))
-    return record if record and record.stamp == _stamp(folder) else read_run(folder)
+    if record and record.stamp == _stamp(folder):
+        return record
+    try:
+        return read_run(folder)
+    except (ValueError, OSError) as error:
+        return RunRecord(str(folder.root), _stamp(folder), {}, None, {}, damage=first_line(error))
 
 
 def _stamp(folder: RunFolder) -> list[int]:
     stamp: list[int] = []
     for path in (folder.config, folder.result):
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             status = path.stat()
             stamp += [status.st_size, status.st_mtime_ns]
     return stamp
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    entries = list(os.scandir(root))
-    if any(entry.name == "config.yaml" for entry in entries):
-        yield root
+def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """`above`: device and inode of the folders above this one; a link to one of them is not followed."""
+    try:
+        status = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError:  # a link to itself, or a folder that may not be read
+        return
+    identity = status.st_dev, status.st_ino
+    if identity in above:
+        return
+    if any(entry.name in MARKS for entry in entries):
+        yield folder
         return
     for entry in entries:
-        if entry.is_dir() and not entry.name.startswith("."):
-            yield from _walk(Path(entry.path))
+        if not entry.name.startswith(".") and os.path.isdir(entry.path):
+            yield from _walk(Path(entry.path), above | {identity})
 
 
 def _load_index(root: Path) -> dict[str, RunRecord]:

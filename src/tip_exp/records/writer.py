@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.metrics import TEACHER
-from tip_exp.utils.errors import first_line
+from tip_exp.records.tracker import Tracker
 from tip_exp.utils.io import append_rows, read_rows, to_json_lines, write_atomic
-
-if TYPE_CHECKING:
-    import wandb
 
 SAMPLE_COLUMNS = ("step", "problem", "answer", "response", "finish", "tokens", "kept", "mean_entropy", "most_divergent")
 
@@ -25,7 +19,7 @@ class RunLogger(AbstractContextManager):
     """Writes metrics.jsonl, eval.jsonl and samples.jsonl of a run; with a W&B run, sends metrics and samples there."""
 
     def __init__(
-        self, folder: RunFolder, wandb_run: wandb.Run | None, *, resume_at: int | None, writes: bool = True
+        self, folder: RunFolder, wandb_run: Tracker | None, *, resume_at: int | None, writes: bool = True
     ) -> None:
         """`resume_at`: step of the checkpoint; rows of later steps are dropped. None: drop all rows.
 
@@ -54,10 +48,7 @@ class RunLogger(AbstractContextManager):
         numbered = [{"step": step, **row} for row in rows]
         self._append(self._folder.samples, numbered)
         if self._wandb_run is not None:
-            import wandb
-
-            table = wandb.Table(columns=list(SAMPLE_COLUMNS), data=[sample_cells(row) for row in numbered])
-            self._wandb_run.log({"samples": table}, step=step)
+            self._wandb_run.table("samples", list(SAMPLE_COLUMNS), [sample_cells(row) for row in numbered], step)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Make W&B's summary of the result; memory peaks become top-level keys, which plots can use as axes."""
@@ -74,34 +65,6 @@ class RunLogger(AbstractContextManager):
     def __exit__(self, *exception: object) -> None:
         if self._wandb_run is not None:
             self._wandb_run.finish(exit_code=1)
-
-
-def start_wandb(config: RunConfig, folder: RunFolder) -> wandb.Run | None:
-    """The W&B run, which keeps its id on resume; None if logger.wandb is off. Raises OSError if W&B does not start."""
-    if config.logger.wandb == "off":
-        return None
-    os.environ.setdefault("WANDB_SILENT", "true")
-    import wandb
-    from wandb.errors import Error
-
-    run_id = folder.wandb_id.read_text().strip() if folder.wandb_id.exists() else secrets.token_hex(4)
-    try:
-        wandb_run = wandb.init(
-            mode=config.logger.wandb,
-            project=config.logger.project,
-            id=run_id,
-            resume="allow" if config.logger.wandb == "online" else None,
-            name=config.name,
-            group=config.sweep,
-            tags=[config.pair.label, config.data.label, config.selector.label],
-            config=config.model_dump(),
-            dir=str(folder.root),
-            settings=wandb.Settings(silent=True, console="off", disable_git=True),
-        )
-    except Error as error:
-        raise OSError(f"logger.wandb={config.logger.wandb}: W&B did not start: {first_line(error)}") from error
-    folder.wandb_id.write_text(run_id + "\n")
-    return wandb_run
 
 
 def sample_cells(row: dict[str, Any]) -> list[Any]:

@@ -18,8 +18,9 @@ import numpy as np
 
 from tip_exp.config.parse import deciding, flatten
 from tip_exp.records import metrics
-from tip_exp.records.reader import RunRecord, read_runs
+from tip_exp.records.reader import RunRecord, read_all
 from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, holm
+from tip_exp.report.tables import Table
 from tip_exp.utils.errors import DataError
 
 LEAKS = ("exact", "13gram")  # in_train_… of result.json
@@ -83,15 +84,20 @@ class ArmResult:
         return [f"{key}={self.config.get(key)}".replace("\n", "\\n") for key in keys]
 
 
-def read_records(roots: list[Path]) -> list[RunRecord]:
-    """The records of all runs below the roots. Raises DataError if a root is no folder or no run is found."""
+def read_records(roots: list[Path]) -> tuple[list[RunRecord], Table | None]:
+    """The records of all whole runs below the roots, and a table of those that are damaged.
+
+    Raises DataError if a root is no folder or no run is found.
+    """
     for root in roots:
         if not root.is_dir():
             raise DataError(f"{root} is not a folder; give folders that hold runs, such as outputs/sweeps/demo")
-    records = read_runs(roots)
+    records = read_all(roots)
     if not records:
         raise DataError(f"no run (a folder with config.yaml) below {', '.join(map(str, roots))}")
-    return records
+    rows = [[record.folder, f"damaged: {record.damage}"] for record in records if record.damage]
+    damaged = Table("Damaged runs, which no other table counts", ["folder", "state"], rows) if rows else None
+    return [record for record in records if not record.damage], damaged
 
 
 def summarize(records: list[RunRecord]) -> list[ArmResult]:
@@ -229,14 +235,16 @@ def _final(results: list[dict[str, Any]], name: str, scores: ArmScores | None) -
 
 def _mean(results: list[dict[str, Any]], part: str, *names: str) -> float:
     """Mean over the runs of the first of these values that this part of a run's result has; nan if none has any."""
-    values = [next((result[part][name] for name in names if name in result[part]), math.nan) for result in results]
+    values = [
+        next((value for name in names if (value := result[part].get(name)) is not None), math.nan) for result in results
+    ]
     measured = [value for value in values if not math.isnan(value)]
     return float(np.mean(measured)) if measured else math.nan
 
 
 def _ratio(results: list[dict[str, Any]], numerator: str, denominator: str) -> float:
     """Of two totals, each summed over the runs that have both; nan if there is nothing to divide by."""
-    totals = [result["totals"] for result in results if numerator in result["totals"]]
+    totals = [result["totals"] for result in results if {numerator, denominator} <= result["totals"].keys()]
     total = sum(of_run[denominator] for of_run in totals)
     return sum(of_run[numerator] for of_run in totals) / total if total else math.nan
 

@@ -51,7 +51,7 @@ def _tables(arguments: list[str]) -> None:
     parser.add_argument("--html", type=Path, help="also write one page with plots and the token viewer")
     parser.add_argument("--png", type=Path, help="also draw the page's figures into this folder (needs a Chromium)")
     given = parser.parse_args(arguments)
-    records = read_records(given.roots)
+    records, damaged = read_records(given.roots)
     arms = summarize(records)
     arms = select_arms(arms, given.where)
     if given.sort:
@@ -61,13 +61,14 @@ def _tables(arguments: list[str]) -> None:
     if not tables:
         chosen = f" belongs to {given.table}" if given.table else f" has {' and '.join(given.where)}"
         raise DataError(f"no finished run below {', '.join(map(str, given.roots))}{chosen}")
-    text = "\n\n".join([*map(markdown, tables), legend(tables)]) + "\n"
+    text = "\n\n".join([*map(markdown, [*tables, *filter(None, [damaged])]), legend(tables)]) + "\n"
+    text = text.encode(errors="backslashreplace").decode()  # half characters, which no terminal prints
     print(text, end="")
     files: dict[Path | None, Callable[[], str]] = {
         given.markdown: lambda: text,
         given.latex: lambda: "\n\n".join(map(latex, tables)) + "\n",
         given.csv: lambda: csv_text(arms),
-        given.html: lambda: _page(records, arms),
+        given.html: lambda: _page(records, arms, damaged),
     }
     for path, content in files.items():
         if path is not None:
@@ -80,10 +81,10 @@ def _tables(arguments: list[str]) -> None:
         print(f"{len(pictures)} pictures written to {given.png}", file=sys.stderr)
 
 
-def _page(records: list[RunRecord], arms: list[ArmResult]) -> str:
+def _page(records: list[RunRecord], arms: list[ArmResult], damaged: Table | None) -> str:
     from tip_exp.report.page import page  # plotly takes a second
 
-    return page(records, arms)
+    return page(records, arms, damaged)
 
 
 def _results(arguments: list[str]) -> None:
@@ -91,7 +92,10 @@ def _results(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("results"), help="where README.md and the tables go")
     given = parser.parse_args(arguments)
     roots = " ".join(map(str, given.roots))
-    write_results(read_records(given.roots), given.out, f"tip-report results {roots} --out {given.out}")
+    records, damaged = read_records(given.roots)
+    if damaged:
+        print(markdown(damaged))
+    write_results(records, given.out, f"tip-report results {roots} --out {given.out}")
     print(f"{given.out / 'README.md'} written")
 
 
@@ -101,7 +105,11 @@ def _wandb(arguments: list[str]) -> None:
     parser.add_argument("--project", help="default: logger.project of the runs")
     parser.add_argument("--print", action="store_true", help="print the workspace instead of saving it")
     given = parser.parse_args(arguments)
-    records = read_records(given.roots)
+    records, damaged = read_records(given.roots)
+    if damaged:
+        print(markdown(damaged), file=sys.stderr)
+    if not records:
+        raise DataError("no whole run is left")
     made = wandb.workspace(records, given.entity, given.project or records[0].config["logger"]["project"])
     if given.print:
         print(made._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2))

@@ -109,9 +109,13 @@ def csv_text(arms: list[ArmResult]) -> str:
     import pandas as pd  # takes a second
 
     keys = differing_keys(arms, ignored=("pair.label", "data.label", "selector.label", "selector.retention"))
-    return pd.DataFrame([_csv_row(arm) | {key: arm.config.get(key) for key in keys} for arm in arms]).to_csv(
-        index=False
-    )
+    rows = [_csv_row(arm) | {key: arm.config.get(key) for key in keys} for arm in arms]
+    return pd.DataFrame([{key: _csv_cell(value) for key, value in row.items()} for row in rows]).to_csv(index=False)
+
+
+def _csv_cell(value: Any) -> Any:
+    """A quote before text that a spreadsheet would run as a formula: "=1+1" -> "'=1+1"."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _csv_row(arm: ArmResult) -> dict[str, Any]:

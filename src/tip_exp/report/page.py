@@ -16,6 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from tip_exp.records import metrics
 from tip_exp.records.reader import RunRecord
+from tip_exp.records.whole import without_nan
 from tip_exp.report import figures
 from tip_exp.report.arms import ArmResult, group_by, setting_names
 from tip_exp.report.colours import colour_of
@@ -23,7 +24,9 @@ from tip_exp.report.columns import LEGEND
 from tip_exp.report.overlaps import Overlaps, overlaps
 from tip_exp.report.overview import csv_text, overview
 from tip_exp.report.results_page import SINGLE, run_facts
-from tip_exp.report.viewer import RunFiles, reference_rollouts, viewer_rollouts
+from tip_exp.report.run_files import RunFiles, read_files
+from tip_exp.report.tables import Table
+from tip_exp.report.viewer import reference_rollouts, viewer_rollouts
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.utils.paths import PACKAGE
 
@@ -63,14 +66,16 @@ class Setting:
     runs: list[RunFiles]
     tokens: Overlaps  # the tokens of `reference_rollouts` and what each arm keeps of them
     figures: dict[str, go.Figure]
+    unread: list[list[str]]  # folder and damage of finished runs whose rows cannot be read
 
 
-def page(records: list[RunRecord], arms: list[ArmResult]) -> str:
-    """The whole page as text, with one section per setting."""
+def page(records: list[RunRecord], arms: list[ArmResult], damaged: Table | None = None) -> str:
+    """The whole page as text, with one section per setting; runs whose rows are damaged join the table `damaged`."""
     plots: dict[str, Any] = {}
     sections: list[str] = []
     rollouts: list[dict[str, Any]] = []
     downloads: list[dict[str, str]] = []
+    unread: list[list[str]] = []
     for number, setting in enumerate(settings(records, arms)):
         by_id = {f"s{number}-{kind}": figure for kind, figure in setting.figures.items()}
         plots |= {plot_id: json.loads(figure.to_json() or "") for plot_id, figure in by_id.items()}
@@ -78,8 +83,12 @@ def page(records: list[RunRecord], arms: list[ArmResult]) -> str:
         sections.append(_section(setting, number, by_id))
         configs = {f"{arm.selector} {100 * arm.retention:g} %": arm.config for arm in setting.arms}
         downloads.append({"csv": csv_text(setting.arms), "json": json.dumps(configs, indent=2)})
+        unread += setting.unread
+    if damaged or unread:
+        rows = [*(damaged.rows if damaged else []), *unread]
+        sections.append(f"<section><h2>Damaged runs</h2>{_table(['folder', 'state'], rows)}</section>")
     sections.append(f"<section>{_paragraphs(LEGEND.values())}</section>")
-    data = {"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS), "downloads": downloads}
+    data = without_nan({"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS), "downloads": downloads})
     parts = {
         "<!--sections-->": "\n".join(sections),
         "<!--data-->": _packed(json.dumps(data)),
@@ -104,9 +113,9 @@ def settings(records: list[RunRecord], arms: list[ArmResult]) -> Iterator[Settin
     for group, name in zip(groups, setting_names(groups), strict=True):
         folders = dict.fromkeys(folder for arm in group for folder in arm.folders if by_folder[folder].is_done)
         of_setting = [by_folder[folder] for folder in folders]
-        runs = [RunFiles.of(record) for record in of_setting]
+        runs, unread = read_files(of_setting)
         tokens = overlaps(reference_rollouts(runs), {run.arm: run.config for run in runs})
-        yield Setting(name, group, of_setting, runs, tokens, _figures(group, runs, tokens, colours))
+        yield Setting(name, group, of_setting, runs, tokens, _figures(group, runs, tokens, colours), unread)
 
 
 def _figures(
@@ -132,7 +141,7 @@ def _curves(runs: list[RunFiles], benchmark: str) -> dict[str, dict[int, list[fl
     for run in runs:
         key = metrics.EVAL + metrics.main_accuracy(benchmark, run.config["eval"]["samples"])
         for row in run.metrics:
-            if key in row:
+            if row.get(key) is not None:
                 curves.setdefault(run.arm, {}).setdefault(row["step"], []).append(row[key])
     return curves
 
@@ -144,10 +153,11 @@ def _quadrant_shares(runs: list[RunFiles]) -> dict[str, dict[str, float]]:
     for run in runs:
         for row in run.metrics:
             for name in metrics.QUADRANTS:
-                if metrics.quadrant_share(name) in row:
-                    tokens = row[metrics.quadrant_share(name)] * row[metrics.RESPONSE_TOKENS]
-                    totals[run.arm][name] += tokens
-                    kept[run.arm][name] += tokens * row[metrics.quadrant_kept_frac(name)]
+                keys = metrics.quadrant_share(name), metrics.RESPONSE_TOKENS, metrics.quadrant_kept_frac(name)
+                share, tokens, kept_frac = (row.get(key) for key in keys)
+                if share is not None and tokens is not None and kept_frac is not None:
+                    totals[run.arm][name] += share * tokens
+                    kept[run.arm][name] += share * tokens * kept_frac
     return {
         arm: {name: kept[arm][name] / total[name] if total[name] else 0.0 for name in metrics.QUADRANTS}
         for arm, total in totals.items()
@@ -156,8 +166,6 @@ def _quadrant_shares(runs: list[RunFiles]) -> dict[str, dict[str, float]]:
 
 def _section(setting: Setting, number: int, plots_by_id: dict[str, go.Figure]) -> str:
     table = overview(setting.arms)
-    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in table.headings)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
     notes = _paragraphs(table.notes)
     plots = "".join(_plot(plot_id, figure, len(table.rows)) for plot_id, figure in plots_by_id.items())
     buttons = "".join(
@@ -172,10 +180,16 @@ def _section(setting: Setting, number: int, plots_by_id: dict[str, go.Figure]) -
         for sweep, records in by_sweep.items()
     )
     return (
-        f'<section><h2>{html.escape(setting.name)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
-        f'<tbody>{body}</tbody></table></div>{notes}<div class="choices">{buttons}</div><details>'
+        f"<section><h2>{html.escape(setting.name)}</h2>{_table(table.headings, table.rows)}{notes}"
+        f'<div class="choices">{buttons}</div><details>'
         f'<summary>commands, versions, hardware</summary>{facts}</details><div class="grid">{plots}</div></section>'
     )
+
+
+def _table(headings: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _paragraphs(texts: Iterable[str]) -> str:

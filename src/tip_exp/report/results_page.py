@@ -120,11 +120,20 @@ def command_of(sweep: str, records: list[RunRecord]) -> str:
     """The command that makes these runs: the sweep, its seeds, and the overrides that all runs have in common."""
     seeds = ",".join(map(str, sorted({record.config["seed"] for record in records})))
     files = [Path(record.folder, ".hydra", "overrides.yaml") for record in records]
-    overrides = [yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else [] for path in files]
+    overrides = list(map(_overrides, files))
     common = [
         text for text in overrides[0] if not text.startswith(SWEPT) and all(text in of_run for of_run in overrides)
     ]
     return shlex.join(["tip-exp", "-cd", "sweeps", "-cn", sweep, f"seed={seeds}", *common])
+
+
+def _overrides(path: Path) -> list[str]:
+    """The overrides that Hydra has written there; none if the file is absent or torn."""
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    return [text for text in read if isinstance(text, str)] if isinstance(read, list) else []
 
 
 def _revision(result: dict[str, Any]) -> str:

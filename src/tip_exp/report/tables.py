@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from tip_exp.utils.io import write_atomic
+
 _LATEX = str.maketrans(
     {character: "\\" + character for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -39,8 +41,15 @@ def markdown(table: Table) -> str:
     """The title, the table, the notes."""
     title = f"### {table.title}\n\n" if table.title else ""
     rows = _with_bold(table.rows, table.best, "**", "**")
-    text = tabulate(rows, table.headings, tablefmt="pipe", disable_numparse=True)
+    rows = [[_markdown_cell(cell) for cell in row] for row in rows]
+    headings = list(map(_markdown_cell, table.headings))
+    text = tabulate(rows, headings, tablefmt="pipe", disable_numparse=True)
     return title + text + "".join(f"\n\n{note}" for note in table.notes)
+
+
+def _markdown_cell(text: str) -> str:
+    """One line without a bar that would end the cell."""
+    return " ".join(text.replace("|", "\\|").splitlines())
 
 
 def latex(table: Table) -> str:
@@ -61,7 +70,7 @@ def latex(table: Table) -> str:
 
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_atomic(path, text)
 
 
 def _with_bold(rows: list[list[str]], best: frozenset[tuple[int, int]], before: str, after: str) -> list[list[str]]:

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tip_exp.records.folder import RunFolder
-from tip_exp.records.reader import RunRecord
+from tip_exp.records.whole import is_finite
 from tip_exp.report.overlaps import Overlaps
+from tip_exp.report.run_files import RunFiles
 from tip_exp.selector.scores import STATISTICS
-from tip_exp.utils.io import read_rows
 
 SHOWN_SAMPLES = 2  # rollouts of an arm from its first evaluation, and as many from its last
 MAX_REFERENCE = 64  # rollouts on which the selectors are compared
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """A finished run with the rows of its files."""
-
-    arm: str  # "entropy 50 %"
-    config: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    samples: list[dict[str, Any]]
-
-    @classmethod
-    def of(cls, record: RunRecord) -> RunFiles:
-        folder, selector = RunFolder(Path(record.folder)), record.config["selector"]
-        arm = f"{selector['label']} {100 * selector['retention']:g} %"
-        return cls(arm, record.config, read_rows(folder.metrics), read_rows(folder.samples))
 
 
 def reference_rollouts(runs: list[RunFiles]) -> list[dict[str, Any]]:
     """Rollouts of the first evaluation that have all statistics, of full-token runs if there are any."""
     rows: list[dict[str, Any]] = []
     for run in sorted(runs, key=lambda run: run.config["selector"]["score"] != "full"):
-        complete = [row for row in run.samples if all(name in row for name in STATISTICS)]
+        complete = [row for row in run.samples if _is_complete(row)]
         rows += [
             row | {"run": f"compared selectors: {run.arm}, seed {run.config['seed']}"}
             for row in complete
@@ -68,3 +49,7 @@ def viewer_rollouts(runs: list[RunFiles], tokens: Overlaps) -> list[dict[str, An
             rollouts += [row | {"run": name} for row in run.samples if row["step"] == step][:SHOWN_SAMPLES]
     thresholds = runs[0].config["quadrants"] if runs else {}
     return [row | {"thresholds": thresholds} for row in rollouts]
+
+
+def _is_complete(row: dict[str, Any]) -> bool:
+    return all(is_finite(value) for name in STATISTICS for value in row.get(name, [None]))

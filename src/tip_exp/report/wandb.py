@@ -87,8 +87,10 @@ def save(made: Workspace) -> str:
 def group_of(record: RunRecord) -> str | None:
     """The W&B group that holds a run's metrics: its sweep, or for a linked run the sweep of the original."""
     original = RunFolder(Path((record.result or {}).get("reused_from", record.folder)))
-    config = read_run(original).config if original.config.exists() else record.config
-    return config["sweep"]
+    try:
+        return read_run(original).config["sweep"]
+    except (ValueError, OSError):  # it was removed or damaged since
+        return record.config["sweep"]
 
 
 def pending_uploads(roots: list[Path]) -> list[Path]:

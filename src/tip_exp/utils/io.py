@@ -11,10 +11,11 @@ from typing import Any
 def write_atomic(path: Path, text: str) -> None:
     """Write beside `path`, then rename: readers see the old file or the new one, never a part.
 
-    Processes that write the same file at once do not disturb each other; the last rename wins.
+    Processes that write the same file at once do not disturb each other; the last rename wins. Half characters, which
+    UTF-8 cannot hold, are escaped as in JSON.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     temporary.replace(path)
 
 
@@ -33,4 +34,5 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def to_json_lines(rows: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return text.encode(errors="backslashreplace").decode()  # half characters, which UTF-8 cannot hold, as in JSON

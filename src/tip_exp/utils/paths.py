@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -37,3 +38,20 @@ def paper_numbers_file() -> Path:
 def resolve_model(path: str) -> str:
     """`package:tiny/teacher` -> the folder of that model inside the package; any other path is returned unchanged."""
     return str(PACKAGE / "assets" / path.removeprefix(SHIPPED)) if path.startswith(SHIPPED) else path
+
+
+def is_file(path: str) -> bool:
+    """Whether a file can be found at a path of any text: False for one that cannot be read."""
+    return _exists(path, Path.is_file)
+
+
+def is_folder(path: str) -> bool:
+    """The same of a folder."""
+    return _exists(path, Path.is_dir)
+
+
+def _exists(path: str, check: Callable[[Path], bool]) -> bool:
+    try:
+        return check(Path(path).expanduser())
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: ~ of an unknown user
+        return False

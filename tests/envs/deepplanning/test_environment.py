@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer
 
 from scripts.make_pairs.scripted import Policy, ScriptedSampler, respond
 from tip_exp.config.schema import AgentConfig
+from tip_exp.data import tool_tasks
 from tip_exp.envs.base import Call
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.deepplanning import errands
@@ -25,6 +27,7 @@ from tip_exp.envs.deepplanning.score.tables import TaskTables
 from tip_exp.envs.deepplanning.split import no_tool_baseline
 from tip_exp.envs.episodes import Episode, play
 from tip_exp.types import Sampling
+from tip_exp.utils.errors import DataError
 from tip_exp.utils.paths import resolve_model
 
 NUM_TRIPS = 24
@@ -94,9 +97,67 @@ def test_the_same_seed_writes_the_same_files(tmp_path: Path, errands_root: Path)
     assert all((errands_root / file).read_bytes() == (same / file).read_bytes() for file in files)
     queries = [(root / "data" / "travelplanning_query_en.json").read_bytes() for root in (errands_root, different)]
     assert queries[0] != queries[1]
-    errands.write(same, errands.stream("train", 60))  # an existing folder is kept
-    assert (same / "data" / "travelplanning_query_en.json").read_bytes() == queries[0]
+    errands.write(same, errands.stream("train", 60))  # other files are replaced
+    assert (same / "data" / "travelplanning_query_en.json").read_bytes() == queries[1]
     assert not list(tmp_path.glob(".*"))
+
+
+def damage(root: Path, how: str) -> None:
+    table = root / "database" / "database_en" / "id_3" / "hotels" / "hotels.csv"
+    if how == "a deleted table":
+        table.unlink()
+    elif how == "a changed table":
+        table.write_bytes(table.read_bytes().replace(b"2", b"3"))
+    elif how == "a further file":
+        (root / "database" / "database_en" / "id_3" / "trains.csv").write_text("x")
+    elif how == "a linked table":
+        copy = root.with_name("copy.csv")
+        table.rename(copy)
+        table.symlink_to(copy)
+    else:  # the whole world is a link to another, which must stay as it is
+        root.rename(root.with_name("elsewhere"))
+        root.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize(
+    "how", ["a deleted table", "a changed table", "a further file", "a linked table", "a link in its place"]
+)
+def test_a_damaged_world_is_written_again(tmp_path: Path, how: str) -> None:
+    root = tmp_path / "world"
+    digests = errands.write(root, errands.stream("test", 5))
+    files = {path: path.read_bytes() for path in root.rglob("*.*") if path.is_file()}
+    assert len(digests) == 10
+    damage(root, how)
+    assert errands.write(root, errands.stream("test", 5)) == digests
+    assert not root.is_symlink()
+    assert {path: path.read_bytes() for path in root.rglob("*.*") if not path.is_dir()} == files
+    assert not any(path.is_symlink() for path in root.rglob("*"))
+    assert (tmp_path / "elsewhere").is_dir() == (how == "a link in its place")
+
+
+@pytest.mark.parametrize("how", ["a deleted table", "a changed table"])
+def test_a_table_that_changes_during_a_run_ends_it(tmp_path: Path, how: str) -> None:
+    root = tmp_path / "world"
+    digests = errands.write(root, errands.stream("test", 5))
+    environment = TravelEnvironment(find_databases(root), {}, digests=digests)
+    tasks = load_tasks(root, "en")
+    damage(root, how)
+    assert environment.reset(tasks[2]).messages
+    with pytest.raises(DataError, match=r"id_3/hotels/hotels\.csv has changed since the run started"):
+        environment.reset(tasks[3])
+
+
+def test_generated_worlds_are_in_a_folder_of_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tool_tasks.private_folder()
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    assert tool_tasks.private_folder().stat().st_mode & 0o777 == 0o700
+    folder.rmdir()
+    (tmp_path / "theirs").mkdir()
+    folder.symlink_to("theirs")
+    with pytest.raises(DataError, match="is a link or belongs to another user; set TMPDIR"):
+        tool_tasks.private_folder()
 
 
 def test_scripted_policies_score_as_computed(errands_root: Path) -> None:

@@ -9,6 +9,8 @@ the third answer, so the no-tool baseline is 1/3.
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import os
 import random
@@ -33,6 +35,7 @@ HOTELS = ("Inn", "Hotel", "Lodge", "House")
 SIGHTS = ("Tower", "Garden", "Bridge", "Gallery", "Fort", "Lake")
 STARS = ("2", "3", "4", "5")
 DAY, NEXT_DAY = "2025-11-12", "2025-11-13"  # departure of 116 of the 120 official tasks
+_QUERIES = "data/travelplanning_query_en.json"
 # All official columns, in the official order; the tasks fill only some of them.
 _HOTEL_COLUMNS = "city name address latitude longitude decoration_time hotel_star price score brand services"
 _SIGHT_COLUMNS = (
@@ -52,33 +55,55 @@ class TaskFiles:
     tables: dict[str, list[dict[str, str]]]
 
 
-def write(root: Path, tasks: Iterable[TaskFiles]) -> None:
-    """ROOT/data/travelplanning_query_en.json and ROOT/database/database_en/id_<id>/….
+def write(root: Path, tasks: Iterable[TaskFiles]) -> dict[Path, str]:
+    """ROOT/data/travelplanning_query_en.json and ROOT/database/database_en/id_<id>/…; path -> SHA-256 of each table.
 
-    The folder is written aside and renamed, so it is complete or absent. An existing folder is kept as it is.
+    The folder is written aside and renamed, so it is complete or absent. An existing one is kept if it holds these
+    files and nothing else, else replaced.
     """
-    if root.exists():
-        return
-    building = root.with_name(f".{root.name}.{os.getpid()}")
+    files = _contents(tasks)
+    if not _holds(root, files):
+        building, damaged = (root.with_name(f".{root.name}.{os.getpid()}{end}") for end in ("", ".damaged"))
+        for name, content in files.items():
+            path = building / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        try:
+            building.rename(root)
+        except OSError:  # a folder or a link of this name
+            if _holds(root, files):  # another process was first
+                shutil.rmtree(building)
+            else:
+                root.rename(damaged)  # a link is renamed, not followed
+                building.rename(root)
+                damaged.unlink() if damaged.is_symlink() else shutil.rmtree(damaged, ignore_errors=True)
+    return {root / name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name != _QUERIES}
+
+
+def _contents(tasks: Iterable[TaskFiles]) -> dict[str, bytes]:
+    """Path below the root -> content, of all files of a world."""
+    files: dict[str, bytes] = {}
     queries = []
     for task in tasks:
         queries.append(task.query)
         for table, rows in task.tables.items():
-            path = building / "database" / "database_en" / f"id_{task.query['id']}" / TABLES[table][0]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-    (building / "data").mkdir()
-    text = json.dumps(queries, ensure_ascii=False, indent=1)
-    (building / "data" / "travelplanning_query_en.json").write_text(text, encoding="utf-8")
-    try:
-        building.rename(root)
-    except OSError:  # another process was first and wrote the same tasks
-        shutil.rmtree(building)
-        if not root.exists():
-            raise
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+            files[f"database/database_en/id_{task.query['id']}/{TABLES[table][0]}"] = text.getvalue().encode()
+    return files | {_QUERIES: json.dumps(queries, ensure_ascii=False, indent=1).encode()}
+
+
+def _holds(root: Path, files: dict[str, bytes]) -> bool:
+    """Whether a folder holds exactly these files, none of them or of their folders a link."""
+    if root.is_symlink() or not root.is_dir():
+        return False
+    existing = list(root.rglob("*"))
+    if any(path.is_symlink() for path in existing):
+        return False
+    names = {str(path.relative_to(root)) for path in existing if not path.is_dir()}
+    return names == files.keys() and all((root / name).read_bytes() == content for name, content in files.items())
 
 
 def make(task_id: str, seed: str) -> TaskFiles:

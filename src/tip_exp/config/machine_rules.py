@@ -1,0 +1,90 @@
+"""Rules on what a run finds or leaves on a machine: model folders, processors, arguments of vLLM, secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tip_exp.config.schema import RunConfig
+from tip_exp.utils.paths import SHIPPED, is_file, resolve_model
+
+MAX_PROCESSORS = 1024  # threads, processes or machines
+
+# Arguments of vllm.LLM that `engine_args` cannot override: why.
+RESERVED = {
+    "trust_remote_code": "a model's own code is never run; choose a model whose architecture transformers has",
+    "model": "the student is sampled; set pair.student.path",
+    "tokenizer": "prompts are sent as token ids; set pair.student.path",
+    "load_format": "the engine gets the learner's weights; remove it",
+    "skip_tokenizer_init": "prompts are sent as token ids; remove it",
+    "worker_extension_cls": "the engine gets the learner's weights through it; remove it",
+    "logprobs_mode": "the learner compares raw log-probabilities; remove it",
+    "hf_token": "a run writes its configuration to config.yaml; set the environment variable HF_TOKEN",
+}
+_SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIALS?)$", re.IGNORECASE)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_LOCAL = (SHIPPED, "/", "./", "../", "~")
+_MIN_SECRET = 8  # shorter values are words
+
+
+def machine_rules(config: RunConfig) -> Iterator[str]:
+    """One message for each rule that the configuration breaks."""
+    for key in ("ranks", "nodes", "num_threads"):
+        if isinstance(value := getattr(config, key), int) and value > MAX_PROCESSORS:
+            yield f"{key} must be at most {MAX_PROCESSORS}; got {value}"
+    replicas = config.learner.replicas
+    if isinstance(config.ranks, int) and config.ranks * config.nodes % replicas:
+        yield (
+            f"learner.replicas={replicas} does not divide ranks x nodes = {config.ranks * config.nodes}; choose a "
+            "divisor, 1 to shard over all ranks"
+        )
+    yield from _vllm_rules(config.rollout.vllm.engine_args)
+    yield from _secret_rules(config)
+
+
+def missing_models(config: RunConfig) -> Iterator[str]:
+    """A local path must hold a model, or a chat template; hub ids ("org/name") are checked when they load."""
+    template = config.pair.chat.template
+    if template is not None and not is_file(template):
+        yield f"pair.chat.template: there is no file {template}; set it to a Jinja template, or to null"
+    for role, model in (("teacher", config.pair.teacher), ("student", config.pair.student)):
+        key, folder = f"pair.{role}.path", Path(resolve_model(model.path))
+        if model.path.startswith(_LOCAL):
+            if not is_file(f"{folder}/config.json"):
+                yield f"{key}: no model in {folder} (it has no config.json); choose a folder of a model, or a hub id"
+            elif model.revision is not None:
+                yield f"pair.{role}.revision={model.revision} has no effect: {key} is a folder; set it to null"
+        elif not _HUB_ID.fullmatch(model.path) and not is_file(f"{folder}/config.json"):
+            yield f"{key} must be a folder, a hub id (org/name) or {SHIPPED}NAME; got {model.path!r}"
+
+
+def _vllm_rules(engine_args: Mapping[str, Any]) -> Iterator[str]:
+    """`rollout.vllm.engine_args` must leave the arguments of RESERVED as they are."""
+    for name in engine_args:
+        if (reason := RESERVED.get(name.lstrip("-").replace("-", "_"))) is not None:
+            yield f"rollout.vllm.engine_args.{name} cannot be set: {reason}"
+
+
+def _secret_rules(config: RunConfig) -> Iterator[str]:
+    """No value may contain that of an environment variable named like a secret; the message does not show it."""
+    secrets = {
+        name: value
+        for name, value in os.environ.items()
+        if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET and not value.isalpha()
+    }
+    if secrets:
+        yield from _with_secret(config.model_dump(), "", secrets)
+
+
+def _with_secret(value: Any, key: str, secrets: dict[str, str]) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _with_secret(inner, f"{key}.{name}" if key else str(name), secrets)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _with_secret(inner, f"{key}[{number}]", secrets)
+    elif isinstance(value, str) and (name := next((n for n, secret in secrets.items() if secret in value), None)):
+        yield f"{key} holds the value of the environment variable {name}, and a run writes it to config.yaml; remove it"

@@ -1,0 +1,52 @@
+"""The rows of finished runs, for plots and the token viewer; a run whose rows are damaged is left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tip_exp.records.folder import RunFolder
+from tip_exp.records.reader import RunRecord
+from tip_exp.records.whole import check_metrics, check_samples
+from tip_exp.utils.errors import first_line
+from tip_exp.utils.io import read_rows
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A finished run with the rows of its files."""
+
+    arm: str  # "entropy 50 %"
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+
+def read_files(records: list[RunRecord]) -> tuple[list[RunFiles], list[list[str]]]:
+    """The files of the runs, and folder and damage of those that cannot be read."""
+    runs: list[RunFiles] = []
+    unread: list[list[str]] = []
+    for record in records:
+        try:
+            runs.append(_read(record))
+        except (OSError, ValueError) as error:
+            unread.append([record.folder, f"damaged: {first_line(error)}; not in plots and viewer"])
+    return runs, unread
+
+
+def _read(record: RunRecord) -> RunFiles:
+    """Raises ValueError or OSError if the rows cannot be read."""
+    folder, selector = RunFolder(Path(record.folder)), record.config["selector"]
+    arm = f"{selector['label']} {100 * selector['retention']:g} %"
+    metric_rows, samples = _rows(folder.metrics), _rows(folder.samples)
+    check_metrics(metric_rows)
+    check_samples(samples)
+    return RunFiles(arm, record.config, metric_rows, samples)
+
+
+def _rows(path: Path) -> list[Any]:
+    try:
+        return read_rows(path)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is torn ({first_line(error)})") from None
