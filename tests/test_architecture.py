@@ -12,8 +12,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "tip_exp"
 # A package (or top-level module) may import those named after it, and nothing else of tip_exp.
 MAY_IMPORT = {
-    "launch": "api run estimate records config utils",
-    "api": "models losses config selector types utils",
+    "launch": "probe api run estimate records config utils",
+    "probe": "api run report learner losses models records config selector types utils",
+    "api": "learner models losses config selector types utils",
     "run": "eval learner estimate rollout data models envs records config selector types utils",
     "report": "records config selector utils",
     "eval": "data models envs grading records config types utils",
