@@ -196,11 +196,11 @@ def test_on_the_embedded_pair_in_float32_large_tokens_agree_to_a_ten_thousandth(
     rollouts = sample_rollouts(tiny_pair)[:2]
     batches = micro_batches(rollouts, 512, pad_id=tiny_pair.pad_id, packing=True)
     num_tokens = sum(batch.num_tokens for batch in batches)
-    own = gradient_of(tiny_pair.student, tiny_pair.teacher, batches, select([True] * num_tokens))
-    values = measured(tiny_pair.student, tiny_pair.teacher, batches, "reverse_kl", own)
+    direction = gradient_of(tiny_pair.student, tiny_pair.teacher, batches, select([True] * num_tokens))
+    values = measured(tiny_pair.student, tiny_pair.teacher, batches, "reverse_kl", direction)
     exact = in_float64(tiny_pair)
     expected = {
-        key: naive_dot(grads, own)
+        key: naive_dot(grads, direction)
         for key, grads in gradients_of_tokens(exact.student, exact.teacher, rollouts, "reverse_kl").items()
     }
     mean_size = sum(map(abs, expected.values())) / num_tokens
@@ -208,7 +208,7 @@ def test_on_the_embedded_pair_in_float32_large_tokens_agree_to_a_ten_thousandth(
     assert len(large) >= 3
     assert [values[key] for key in large] == pytest.approx([expected[key] for key in large], rel=1e-4)
     # mean_n <g_n, g> = <g, g>
-    assert sum(values.values()) / num_tokens == pytest.approx(dot(own, own), rel=1e-4)
+    assert sum(values.values()) / num_tokens == pytest.approx(dot(direction, direction), rel=1e-4)
 
 
 def test_second_moments_are_adams_and_precondition_as_its_denominator_does() -> None:

@@ -71,8 +71,8 @@ def score(
     input_ids  token ids instead of texts, rows of any length or a padded tensor (B, T) with its `attention_mask`.
         `response_mask` is True on the tokens to score; without it all but the first of a row.
     statistics  columns to measure, of COLUMNS; None: all. What only the student needs leaves the teacher out.
-        "influence", on request only: <g_n, g>, g_n the gradient of token n's reverse KL and g the mean of them all, over
-        the parameters with requires_grad; it costs a backward and about two forward passes more.
+        "influence", on request only: <g_n, g>, g_n the gradient of token n's reverse KL and g the mean of all g_n, over
+        the parameters with requires_grad; costs a backward pass and about two forward passes more.
     quadrants  thresholds of entropy and reverse KL in nats, at or above which a token is high; None: conf/config.yaml.
     micro_batch_tokens, tile_mib  memory: positions per forward pass, and the largest temporary of vocabulary size.
     device, dtype  of models that are loaded from a path; by default CUDA where there is one, and the saved dtype.

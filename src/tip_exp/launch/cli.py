@@ -30,6 +30,7 @@ usage: tip-exp [group=option …] [key=value …]        one run
        tip-exp -cd sweeps -cn NAME [key=value …]     every run of sweeps/NAME.yaml
        tip-exp -m key=1,2 …                          every combination of the values
        tip-exp score --help                          statistics of the tokens of a file, without training
+       tip-exp influence --help, advise --help       what a few batches say of tokens and rules, before training
 The same command again resumes what is unfinished.
 
   --dry        compute the shapes and memory of one step, without weights; start nothing
@@ -80,7 +81,13 @@ def main() -> None:
 
         return score(sys.argv[2:])
     register_resolvers()
-    flags, body = set(sys.argv[1:]), _run
+    body = _run
+    if sys.argv[1:2] in (["influence"], ["advise"]):
+        from tip_exp.probe.command import command
+
+        body, overrides = command(sys.argv[1], sys.argv[2:])
+        sys.argv = [sys.argv[0], *overrides]
+    flags = set(sys.argv[1:])
     if flags & {"--help", "-h"}:
         body = _help
     elif DRY in flags:

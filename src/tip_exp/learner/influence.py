@@ -55,7 +55,7 @@ def gradient(
     `selection` is of the tokens of all micro-batches in order; `teacher_hidden` has a tensor (n, E) for each of them.
     """
     parameters = parameters_of(student)
-    with _own_gradients(parameters), torch.enable_grad():
+    with _without_grads(parameters), torch.enable_grad():
         stop = 0
         for batch, hidden_of_teacher in zip(batches, teacher_hidden, strict=True):
             start, stop = stop, stop + batch.num_tokens
@@ -170,7 +170,7 @@ def _logit_gradient(logits: Tensor, teacher_logits: Tensor, objective: Objective
 
 
 @contextmanager
-def _own_gradients(parameters: dict[str, nn.Parameter]) -> Iterator[None]:
+def _without_grads(parameters: dict[str, nn.Parameter]) -> Iterator[None]:
     """Inside the block `.grad` starts as None; after it `.grad` is what it was."""
     held = {name: parameter.grad for name, parameter in parameters.items()}
     try:
