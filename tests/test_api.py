@@ -61,6 +61,7 @@ def naive_statistics(student: Any, teacher: Any, ids: list[int], columns: list[i
         "teacher_entropy": -(q * q.log()).sum(-1),
         "reverse_kl": reference.divergence("reverse_kl", p, q),
         "forward_kl": reference.divergence("forward_kl", p, q),
+        "grad_norm": reference.grad_norm(z[before], t[before]),
         "jsd": reference.divergence("jsd", p, q),
         "student_logprob": p.log().gather(-1, token_ids[:, None])[:, 0],
         "teacher_logprob": q.log().gather(-1, token_ids[:, None])[:, 0],

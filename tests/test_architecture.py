@@ -42,7 +42,7 @@ IMPORTERS = {
     "peft": {"models.lora"},
     "hydra": {"launch.cli", "launch.sweep", "launch.plan"},
     "torch.distributed": {"learner.distributed", "learner.sharding", "learner.checkpoint", "launch.torchrun"},
-    "triton": {"losses.kernels"},
+    "triton": {"losses.kernels", "losses.gradient_kernel"},
 }
 
 
