@@ -81,8 +81,7 @@ class Probe:
                 jsd_beta=config.learner.jsd_beta,
             )
             measured.append(stats.values)
-            measured[-1]["grad_norm"] = _grad_norm(student, LazyLogits(hidden_of_teacher, parts.pair.teacher.head))
-        statistics = {name: torch.cat([values[name] for values in measured]).cpu() for name in measured[0]}
+        statistics = {name: torch.cat([values[name] for values in measured]).cpu() for name in STATISTICS}
         budget, packing = config.learner.micro_batch_tokens, config.learner.packing
         tokens = StepTokens.of(rollouts, ALONE, budget, packing=packing).tokens
         return Batch(step, rollouts, problems, batches, teacher_hidden, tokens, statistics)
@@ -104,17 +103,6 @@ class Probe:
         """What the selector keeps of a batch, with the draws of a run's step."""
         generator = torch.Generator().manual_seed(seed_for("select", self.config.seed, batch.step))
         return selector(batch.statistics, batch.tokens, generator)
-
-
-@torch.no_grad()
-def _grad_norm(student: LazyLogits, teacher: LazyLogits) -> Tensor:
-    norms = []
-    for rows in torch.arange(len(student)).split(256):
-        z, t = (m[rows].head.logits(m[rows].hidden).log_softmax(-1) for m in (student, teacher))
-        ratio = z - t
-        kl = (z.exp() * ratio).sum(-1, keepdim=True)
-        norms.append((z.exp() * (ratio - kl)).norm(dim=-1))
-    return torch.cat(norms)
 
 
 @contextmanager

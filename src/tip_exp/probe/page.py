@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
+from tabulate import tabulate
 
 from tip_exp.learner.learner import StepReport
 from tip_exp.learner.samples import measure_top_tokens, sample_rows
 from tip_exp.probe.batches import Probe
 from tip_exp.report.colours import colour_of
-from tip_exp.report.figures import with_axes
-from tip_exp.report.page import render, table_html
+from tip_exp.report.page import render
 from tip_exp.report.tables import Table, markdown, write
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ def curves(points: list[dict[str, Any]], value: str, label: str) -> go.Figure:
             x=[100 * point["kept"] for point in of_rule], y=[point[value] for point in of_rule],
             mode="lines+markers", name=name, line_color=colour, hovertemplate=f"{name}, %{{x:.3g}} %: %{{y:.3g}}",
         )  # fmt: skip
-    figure.update_xaxes(type="log")
-    return with_axes(figure, "kept, % of response tokens", label)
+    figure.update_xaxes(type="log", title_text="kept, % of response tokens")
+    figure.update_yaxes(title_text=label)
+    return figure.update_layout(template="none", margin={"l": 60, "r": 16, "t": 16, "b": 48})
 
 
 def influence_page(
@@ -68,5 +69,9 @@ def _page(
 ) -> str:
     sections = [f"<section><h2>{html.escape(title)}</h2><p>{html.escape(head)}</p>"]
     sections += ['<figure class="whole"><div class="plot" style="height:460px" id="curves"></div></figure></section>']
-    sections += [f"<section><h3>{html.escape(table.title)}</h3>{table_html(table)}</section>" for table in tables]
-    return render(sections, {"curves": json.loads(figure.to_json() or "")}, rows, statistics)
+    for table in tables:
+        text = tabulate(table.rows, table.headings, tablefmt="html", disable_numparse=True)
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
+        sections.append(f'<section><h3>{html.escape(table.title)}</h3><div class="wide">{text}</div>{notes}</section>')
+    plots = {"curves": json.loads(figure.to_json() or "")}
+    return render(sections, {"plots": plots, "rollouts": rows, "statistics": statistics})

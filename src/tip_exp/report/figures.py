@@ -53,7 +53,7 @@ def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
             hovertemplate="%{x:g} % of tokens: %{y:.1f} ± %{customdata[0]:.1f} (n=%{customdata[1]})",
         )  # fmt: skip
     _limit_axis(figure, arms)
-    return with_axes(figure, RETENTION, ACCURACY)
+    return _with_axes(figure, RETENTION, ACCURACY)
 
 
 def memory(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
@@ -66,7 +66,7 @@ def memory(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
             hovertemplate="%{x:g} %: loss %{y:.1f} MiB",
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
-    return with_axes(figure, RETENTION, "peak of the loss, MiB")
+    return _with_axes(figure, RETENTION, "peak of the loss, MiB")
 
 
 def learning_curves(
@@ -109,7 +109,7 @@ def learning_curves(
     for text, dash in dashes.items():
         line = {"color": GREY, "dash": dash, "width": 2.5}
         figure.add_scatter(x=[None], y=[None], mode="lines", name=f"{text} of tokens", line=line, row=1, col=1)
-    with_axes(figure, "", "")
+    _with_axes(figure, "", "")
     figure.update_xaxes(showticklabels=True, matches="x")
     figure.update_yaxes(matches="y")
     figure.update_xaxes(title_text="step", row=num_rows)
@@ -155,7 +155,7 @@ def plane(
         )  # fmt: skip
     figure.update_xaxes(type="log", exponentformat="power", dtick=1)
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, title_standoff=14)
-    with_axes(figure, f"student's entropy, nats (below {MIN_LOG:g} on the axis)", "KL(student ‖ teacher), nats")
+    _with_axes(figure, f"student's entropy, nats (below {MIN_LOG:g} on the axis)", "KL(student ‖ teacher), nats")
     return figure.update_layout(legend={"x": 1, "xanchor": "right"})
 
 
@@ -180,7 +180,7 @@ def _heatmap(values: list[list[float]], x: list[str], y: list[str], hover: str, 
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(tickangle=-45 if len(x) > 4 else 0)
-    return with_axes(figure, "", "")
+    return _with_axes(figure, "", "")
 
 
 def _by_selector(arms: list[ArmResult]) -> dict[str, list[ArmResult]]:
@@ -226,7 +226,7 @@ def _symbols(colours: dict[str, str]) -> dict[str, str]:
     return {selector: SYMBOLS[i % len(SYMBOLS)] for i, selector in enumerate(colours)}
 
 
-def with_axes(figure: go.Figure, x: str, y: str) -> go.Figure:
+def _with_axes(figure: go.Figure, x: str, y: str) -> go.Figure:
     figure.update_layout(
         template="none", margin={"l": 60, "r": 16, "t": 40, "b": 48}, hovermode="closest",
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},

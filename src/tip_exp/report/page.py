@@ -27,7 +27,6 @@ from tip_exp.report.arms import ArmResult, differing_keys, group_by
 from tip_exp.report.colours import colour_of
 from tip_exp.report.overlaps import overlaps
 from tip_exp.report.overview import NOTES, overview
-from tip_exp.report.tables import Table
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.utils.errors import DataError
 from tip_exp.utils.io import read_rows
@@ -89,12 +88,12 @@ def page(records: list[RunRecord], arms: list[ArmResult]) -> str:
         rollouts += _viewer_rollouts(setting)
         sections.append(_section(setting, by_id))
     sections.append(f"<section>{_paragraphs(NOTES.splitlines())}</section>")
-    return render(sections, plots, rollouts, list(STATISTICS))
+    data = {"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS)}
+    return render(sections, data)
 
 
-def render(sections: list[str], plots: dict[str, Any], rollouts: list[dict[str, Any]], statistics: list[str]) -> str:
-    """The page of some sections in HTML, plots by the id of their element, and rows of the viewer."""
-    data = {"plots": plots, "rollouts": rollouts, "statistics": statistics}
+def render(sections: list[str], data: dict[str, Any]) -> str:
+    """The page of some sections; `data`: plots by the id of their element, rollouts of the viewer, statistics."""
     parts = {
         "<!--sections-->": "\n".join(sections),
         "<!--data-->": _packed(json.dumps(data)),
@@ -238,16 +237,14 @@ def _viewer_rollouts(setting: Setting) -> list[dict[str, Any]]:
 
 def _section(setting: Setting, plots_by_id: dict[str, go.Figure]) -> str:
     table = overview(setting.arms)
-    plots = "".join(_plot(plot_id, figure, len(table.rows)) for plot_id, figure in plots_by_id.items())
-    return f'<section><h2>{html.escape(setting.name)}</h2>{table_html(table)}<div class="grid">{plots}</div></section>'
-
-
-def table_html(table: Table) -> str:
-    """The table and its notes, without its title."""
     head = "".join(f"<th>{html.escape(heading)}</th>" for heading in table.headings)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
-    text = f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    return text + _paragraphs(table.notes)
+    notes = _paragraphs(table.notes)
+    plots = "".join(_plot(plot_id, figure, len(table.rows)) for plot_id, figure in plots_by_id.items())
+    return (
+        f'<section><h2>{html.escape(setting.name)}</h2><div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f'<tbody>{body}</tbody></table></div>{notes}<div class="grid">{plots}</div></section>'
+    )
 
 
 def _paragraphs(texts: list[str]) -> str:
