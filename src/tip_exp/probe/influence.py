@@ -76,12 +76,13 @@ def quadrant_table(measured: Measured) -> Table:
     for name, inside in measured.quadrants().items():
         density = float(influence[inside].mean() / influence.mean()) if bool(inside.any()) else float("nan")
         values = [float(inside.double().mean()), *(share(v, inside) for v in (kl, norm, influence.clamp(min=0)))]
-        values += [share((-influence).clamp(min=0), inside)]
+        values += [float((-influence[inside]).clamp(min=0).sum() / influence.clamp(min=0).sum())]
         above = float((influence[inside] > 0).double().mean()) if bool(inside.any()) else float("nan")
         rows.append([name.upper(), *map(percent, values), f"{density:.3g}", percent(above)])
     note = (
-        "Shares of all tokens, of the summed reverse KL, of the summed norms of the logits' gradients, of the summed "
-        "positive and of the summed negative influence. Density: mean influence over that of all tokens."
+        "Shares of all tokens, of the summed reverse KL, of the summed norms of the logits' gradients and of the summed "
+        "positive influence I. Negative: sum of the quadrant's I < 0 over the same sum of positive I. Density: mean I "
+        "over that of all tokens."
     )
     return Table("Quadrants", headings, rows, notes=[note])
 
