@@ -80,9 +80,9 @@ def quadrant_table(measured: Measured) -> Table:
         above = float((influence[inside] > 0).double().mean()) if bool(inside.any()) else float("nan")
         rows.append([name.upper(), *map(percent, values), f"{density:.3g}", percent(above)])
     note = (
-        "Shares of all tokens, of the summed reverse KL, of the summed norms of the logits' gradients and of the summed "
-        "positive influence I. Negative: sum of the quadrant's I < 0 over the same sum of positive I. Density: mean I "
-        "over that of all tokens."
+        "Shares of all tokens, of the summed reverse KL, of the summed norms of the logits' gradients and of the "
+        "summed positive influence I. Negative: sum of the quadrant's I < 0 over the same sum of positive I. Density: "
+        "mean I over that of all tokens."
     )
     return Table("Quadrants", headings, rows, notes=[note])
 
