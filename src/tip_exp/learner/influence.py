@@ -97,7 +97,7 @@ def influence(
         with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
             dual = {n: forward_ad.make_dual(p.detach(), direction[n]) for n, p in parameters.items() if n in direction}
             hidden = functional_call(call, {f"module.{name}": tensor for name, tensor in dual.items()}, (batch,))
-            by_parameter = {parameters[name]: tensor for name, tensor in dual.items()}
+            by_parameter: dict[Tensor, Tensor] = {parameters[name]: tensor for name, tensor in dual.items()}
             head, objective = _with_tangents(student.head, by_parameter), objective_of(batch.token_ids)
             height = max(1, tile_bytes // (LIVE_TILES * head.vocab_size * head.dtype.itemsize))
             for rows in torch.arange(len(hidden), device=hidden.device).split(height):
@@ -156,9 +156,9 @@ class _Hidden(nn.Module):
         return self.model.hidden(batch)
 
 
-def _with_tangents(head: Head, dual_of: dict[nn.Parameter, Tensor]) -> Head:
-    bias = None if head.bias is None else dual_of.get(head.bias, head.bias.detach())  # pyright: ignore[reportArgumentType]
-    return replace(head, weight=dual_of.get(head.weight, head.weight.detach()), bias=bias)  # pyright: ignore[reportArgumentType]
+def _with_tangents(head: Head, dual_of: dict[Tensor, Tensor]) -> Head:
+    bias = None if head.bias is None else dual_of.get(head.bias, head.bias.detach())
+    return replace(head, weight=dual_of.get(head.weight, head.weight.detach()), bias=bias)
 
 
 def _logit_gradient(logits: Tensor, teacher_logits: Tensor, objective: Objective) -> Tensor:
