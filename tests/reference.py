@@ -107,11 +107,20 @@ def masked_loss(student: LazyLogits, teacher: LazyLogits, token_weights: Tensor,
     return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
+def grad_norm(z: Tensor, t: Tensor) -> Tensor:
+    """Norm of the gradient of KL(p || q) at the student's logits z (n, V), by autograd in float64: (n,)."""
+    z, t = z.detach().double().requires_grad_(), t.detach().double()
+    logp = z.log_softmax(-1)
+    (gradient,) = torch.autograd.grad((logp.exp() * (logp - t.log_softmax(-1))).sum(), z)
+    return gradient.norm(dim=-1)
+
+
 def token_statistics(
     student: LazyLogits, teacher: LazyLogits, token_ids: Tensor, jsd_beta: float, k: int
 ) -> dict[str, Tensor]:
     """Every name in scores.STATISTICS -> (N,), float64."""
-    p, q = (whole_logits(x.hidden, x.head.weight, x.head.bias, x.head).detach().softmax(-1) for x in (student, teacher))
+    z, t = (whole_logits(x.hidden, x.head.weight, x.head.bias, x.head).detach() for x in (student, teacher))
+    p, q = z.softmax(-1), t.softmax(-1)
     rows = torch.arange(len(token_ids))
     overlap = [
         len(set(a.topk(k).indices.tolist()) & set(b.topk(k).indices.tolist())) / k for a, b in zip(p, q, strict=True)
@@ -121,6 +130,7 @@ def token_statistics(
         "teacher_entropy": -(q * q.log()).sum(-1),
         "reverse_kl": divergence("reverse_kl", p, q),
         "forward_kl": divergence("forward_kl", p, q),
+        "grad_norm": grad_norm(z, t),
         "jsd": divergence("jsd", p, q, jsd_beta),
         "student_logprob": p[rows, token_ids].log(),
         "teacher_logprob": q[rows, token_ids].log(),

@@ -61,6 +61,7 @@ def naive_statistics(student: Any, teacher: Any, ids: list[int], columns: list[i
         "teacher_entropy": -(q * q.log()).sum(-1),
         "reverse_kl": reference.divergence("reverse_kl", p, q),
         "forward_kl": reference.divergence("forward_kl", p, q),
+        "grad_norm": reference.grad_norm(z[before], t[before]),
         "jsd": reference.divergence("jsd", p, q),
         "student_logprob": p.log().gather(-1, token_ids[:, None])[:, 0],
         "teacher_logprob": q.log().gather(-1, token_ids[:, None])[:, 0],
@@ -176,6 +177,26 @@ def test_only_what_is_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch) -> 
     alone = tip_exp.score(student, teacher, input_ids=ids, statistics="entropy")
     assert fail_for_second_hidden.calls == [student]
     pd.testing.assert_series_equal(alone["entropy"], everything["entropy"])
+
+
+def test_influence_is_measured_on_request_against_the_mean_gradient_of_all_tokens() -> None:
+    student, teacher = random_model(0), random_model(1)
+    rows, masks = [[11, 12, 13], [22, 23, 24, 25, 26]], [[0, 1, 1], [0, 1, 0, 1, 1]]
+    frame = tip_exp.score(
+        student, teacher, input_ids=rows, response_mask=masks, statistics=["influence", "reverse_kl"], tile_mib=1
+    )
+    assert list(frame) == ["sequence", "position", "token_id", "reverse_kl", "influence"]
+    gradients: list[Tensor] = []
+    for row, mask in zip(rows, masks, strict=True):
+        p, q = (model(torch.tensor([row])).logits[0].softmax(-1) for model in (student, teacher))
+        divergences = reference.divergence("reverse_kl", p, q.detach())
+        for n in (n for n, written in enumerate(mask) if written):
+            grads = torch.autograd.grad(divergences[n - 1], list(student.parameters()), retain_graph=True)
+            gradients.append(torch.cat([grad.flatten() for grad in grads]))
+    matrix = torch.stack(gradients)
+    values = torch.tensor(frame["influence"].to_numpy())  # Qwen3's norms compute in float32: not 1e-9
+    torch.testing.assert_close(values, matrix @ matrix.mean(0), rtol=1e-5, atol=1e-5)
+    assert all(parameter.grad is None for parameter in student.parameters())
 
 
 class CountingModels:

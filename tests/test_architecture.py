@@ -12,8 +12,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "tip_exp"
 # A package (or top-level module) may import those named after it, and nothing else of tip_exp.
 MAY_IMPORT = {
-    "launch": "api run estimate report records config utils",
-    "api": "models losses config selector types utils",
+    "launch": "probe api run estimate report records config utils",
+    "probe": "api run report learner losses models records config selector types utils",
+    "api": "learner models losses config selector types utils",
     "integrations": "api",
     "run": "eval learner estimate rollout data models envs records config selector types utils",
     "report": "records config selector utils",
@@ -42,7 +43,7 @@ IMPORTERS = {
     "peft": {"models.lora"},
     "hydra": {"launch.cli", "launch.help", "launch.sweep", "launch.plan"},
     "torch.distributed": {"learner.distributed", "learner.sharding", "learner.checkpoint", "launch.torchrun"},
-    "triton": {"losses.kernels"},
+    "triton": {"losses.kernels", "losses.gradient_kernel"},
 }
 
 

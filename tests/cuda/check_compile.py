@@ -1,4 +1,4 @@
-"""Compiles losses/kernels.py for GPUs that are not here, by the ptxas of Triton's wheel: no spills, wide loads.
+"""Compiles the kernels for GPUs that are not here, by the ptxas of Triton's wheel: no spills, wide loads.
 
 Run by test_kernels.py in a process of its own.
 """
@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tip_exp.losses import kernels
+from tip_exp.losses import gradient_kernel, kernels
 from tip_exp.losses.tiling import GROUP
 
 ROWS = {"num_columns": "i32", "stride": "i32"}
@@ -41,6 +41,11 @@ KERNELS: dict[str, tuple[Any, dict[str, str], dict[str, Any]]] = {
         kernels.mixture_sum_kernel,
         MIXTURE,
         {"TINY": torch.finfo(torch.float32).tiny, "BLOCK": kernels.ROW_BLOCK},
+    ),
+    "logit_gradient": (
+        gradient_kernel.logit_gradient_kernel,
+        {"Z": "*fp32", "T": "*fp32", "SUMS": "*fp64", **ROWS},
+        {"BLOCK": gradient_kernel.GAP_BLOCK},
     ),
     "reverse_kl": (
         kernels.kl_grad_kernel,

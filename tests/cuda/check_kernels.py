@@ -5,6 +5,7 @@ Run by test_kernels.py in a process of its own with TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +20,10 @@ from tests.reference import random_logits, random_pair
 from torch import Tensor
 from triton.runtime.interpreter import interpreter_builder
 
-from tip_exp.losses import fused, kernels, masked_loss, online_softmax
+from tip_exp.losses import fused, gradient_kernel, kernels, masked_loss, online_softmax
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.head import LOWEST, Head, LazyLogits
+from tip_exp.losses.logit_gradient import LogitGradientSums
 from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, _as_rows, _as_stats, tile_stats
 from tip_exp.losses.tiling import GROUP, LIVE_TILES, Workspace, tiling
 from tip_exp.losses.token_stats import token_stats
@@ -43,6 +45,7 @@ def narrow_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("ROW_BLOCK", "GRAD_BLOCK"):
             patch.setattr(kernels, name, GROUP)
+        patch.setattr(gradient_kernel, "GAP_BLOCK", GROUP)
         for module in (online_softmax, masked_loss):
             patch.setattr(module, "kernels", lambda _: kernels)
         yield
@@ -72,6 +75,19 @@ def test_sums_of_tiles_equal_those_of_whole_rows(dtype: torch.dtype, seed: int, 
         torch.testing.assert_close(getattr(computed, name), reference.divergence(name, p, q), **CLOSE[dtype])
     entropies = torch.stack([stats.entropy for stats in _as_stats(sums, 2)])
     torch.testing.assert_close(entropies, torch.stack([-(x * x.log()).sum(-1) for x in (p, q)]), **CLOSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", CLOSE)
+@EXAMPLES
+@given(seed=st.integers(0, 1000), n=st.integers(1, 2), widths=st.lists(WIDTHS, min_size=1, max_size=3))
+def test_gradient_norms_of_tiles_equal_autograd(dtype: torch.dtype, seed: int, n: int, widths: list[int]) -> None:
+    z, t = (tensor.to(dtype) for tensor in random_logits(seed, n, sum(widths)))
+    z[:, 0] += 12  # p -> 1
+    tiles = zip(z.split(widths, 1), t.split(widths, 1), strict=True)
+    first, *rest = [LogitGradientSums.of_rows(kernels.logit_gradient_sums(*tile)) for tile in tiles]
+    norm = functools.reduce(LogitGradientSums.merge, rest, first).norm
+    rtol = 1e-9 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(norm, reference.grad_norm(z, t), rtol=rtol, atol=1e-12)
 
 
 @pytest.mark.parametrize("vocab", [64, 130, 200])
@@ -242,6 +258,8 @@ def test_bytes_moved(moved: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> 
     assert bytes_of(kernels.add_tile, running, z, t, group_maxima=None) == (8 * pairs + sums + two_maxima_again, sums)
     maxima = torch.empty(2, n, vocab // GROUP)
     assert bytes_of(kernels.add_tile, None, z, t, group_maxima=maxima) == (8 * pairs, sums + 4 * maxima.numel())
+    monkeypatch.setattr(gradient_kernel, "GAP_BLOCK", 1024)
+    assert bytes_of(kernels.logit_gradient_sums, z, t) == (8 * pairs, sums)
     row = z[:, 0].contiguous()
     assert bytes_of(kernels.mixture_sum, z, t, row, row, row) == (8 * pairs + 3 * 4 * n, 4 * n)
     normalizers = LogNormalizers.of(*torch_sums(z, t))

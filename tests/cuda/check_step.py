@@ -35,12 +35,12 @@ from tip_exp.models.pair import Model, Pair
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.types import Problem, Rollout, Sampling
 
-KERNELS = ("add_tile", "mixture_sum", "kl_grad")
+KERNELS = ("add_tile", "logit_gradient_sums", "mixture_sum", "kl_grad")
 MICRO_BATCH = {"micro_batch_tokens": 45}  # two rollouts each
 SHAPE: dict[str, Any] = {"vocab_size": 406, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
 # Waits of a step: one copy to the host per statistic, the gradient's norm, the loss and the norm of the update.
-STATISTICS, UPDATE = 8, 3
+STATISTICS, UPDATE = 9, 3
 launches: list[str] = []
 
 

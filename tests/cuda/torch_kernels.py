@@ -15,7 +15,7 @@ from tip_exp.losses.tiling import Workspace, tiling
 
 def workspace_for(tile: Tensor) -> Workspace:
     """Scratch blocks for one tile."""
-    return Workspace(tiling(*tile.shape, tile.dtype, 1 << 24, whole_rows=True), tile.dtype, tile.device, num_scratch=3)
+    return Workspace(tiling(*tile.shape, tile.dtype, 1 << 24, whole_rows=True), tile.dtype, tile.device, num_scratch=4)
 
 
 def add_tile(running: Tensor | None, z: Tensor, t: Tensor | None = None, *, group_maxima: Tensor | None) -> Tensor:
@@ -24,6 +24,15 @@ def add_tile(running: Tensor | None, z: Tensor, t: Tensor | None = None, *, grou
     rows = online_softmax._as_rows(online_softmax.add_tile(sums, tiles, workspace_for(z), group_maxima))
     assert rows is not None, "a tile was added"
     return rows
+
+
+def logit_gradient_sums(z: Tensor, t: Tensor) -> Tensor:
+    (stats, _) = online_softmax.tile_stats([z, t], workspace_for(z), with_gradient=True)
+    sums = stats.gradient
+    assert sums is not None, "they are wanted"
+    gap = sums.top_gap
+    squares = sums.square_sum, sums.square_gap_sum, sums.square_gap2_sum
+    return torch.stack([sums.max, sums.total, gap, gap, sums.gap_sum, *squares])
 
 
 def mixture_sum(z: Tensor, t: Tensor, z_max: Tensor, t_max: Tensor, ratio: Tensor) -> Tensor:

@@ -80,6 +80,16 @@ def test_low_precision_weights_are_accumulated_in_float32(dtype: torch.dtype, to
             torch.testing.assert_close(values[name].double(), expected[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
+def test_the_gradient_norm_changes_no_bit_of_the_statistics_beside_it() -> None:
+    pair_and_ids = random_tokens(0, 40, 500, torch.float32)
+    values, with_norm = (
+        token_stats(*pair_and_ids, wanted=wanted, tile_bytes=10_000) for wanted in (ALL - {"grad_norm"}, ALL)
+    )
+    assert with_norm.log_normalizers is not None and values.log_normalizers is not None
+    assert all(a.equal(b) for a, b in zip(values.log_normalizers, with_norm.log_normalizers, strict=True))
+    assert all(with_norm.values[name].equal(values.values[name]) for name in ALL - {"grad_norm"})
+
+
 def test_student_statistics_do_not_project_the_teacher() -> None:
     student, teacher, token_ids = random_tokens(0, 5, 8)
     nan_teacher = LazyLogits(torch.full_like(teacher.hidden, math.nan), teacher.head)

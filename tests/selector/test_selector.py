@@ -113,6 +113,15 @@ def test_every_order_has_the_same_budget(order: str) -> None:
     assert [int(selection.kept_mask[part].sum()) for part in (slice(0, 7), slice(7, 10))] == [3, 1]
 
 
+@pytest.mark.parametrize(
+    "scope, kept", [("rollout", [False, True, True, False]), ("batch", [True, True, False, False])]
+)
+def test_grad_norm_keeps_the_largest_gradients(scope: str, kept: list[bool]) -> None:
+    """Half of each rollout of two, or half of all four."""
+    statistics = {"grad_norm": torch.tensor([0.4, 0.9, 0.3, 0.1])}
+    assert selector(score="grad_norm", scope=scope)(statistics, tokens_of(2, 2), seeded()).kept_mask.tolist() == kept
+
+
 def test_batch_scope_can_leave_a_rollout_without_tokens() -> None:
     statistics = {"entropy": torch.tensor([9.0, 8, 1, 2])}
     selection = selector(score="entropy", scope="batch")(statistics, tokens_of(2, 2), seeded())

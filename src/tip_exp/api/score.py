@@ -20,11 +20,15 @@ from tip_exp.api.models import (
     width_of,
 )
 from tip_exp.api.select import thresholds
+from tip_exp.learner.influence import gradient, influence
+from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.head import LazyLogits, check_same_tokens
 from tip_exp.losses.token_stats import check_ids, token_stats
 from tip_exp.models.load import max_positions
-from tip_exp.models.micro_batch import micro_batches
+from tip_exp.models.micro_batch import MicroBatch, micro_batches
+from tip_exp.models.pair import Model
 from tip_exp.selector.scores import QUADRANTS, STATISTICS, STUDENT_STATISTICS
+from tip_exp.selector.selector import Selection
 from tip_exp.types import Rollout
 from tip_exp.utils.units import MIB
 
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 
 AnyModel = PreTrainedModel | str | os.PathLike[str]
 COLUMNS = (*STATISTICS, "quadrant")
+ON_REQUEST = ("influence",)  # columns that cost more than a forward pass
 QUADRANT_STATISTICS = frozenset({"entropy", "reverse_kl"})
 
 
@@ -66,6 +71,8 @@ def score(
     input_ids  token ids instead of texts, rows of any length or a padded tensor (B, T) with its `attention_mask`.
         `response_mask` is True on the tokens to score; without it all but the first of a row.
     statistics  columns to measure, of COLUMNS; None: all. What only the student needs leaves the teacher out.
+        "influence", on request only: <g_n, g>, g_n the gradient of token n's reverse KL and g the mean of all g_n, over
+        the parameters with requires_grad; costs a backward pass and about two forward passes more.
     quadrants  thresholds of entropy and reverse KL in nats, at or above which a token is high; None: conf/config.yaml.
     micro_batch_tokens, tile_mib  memory: positions per forward pass, and the largest temporary of vocabulary size.
     device, dtype  of models that are loaded from a path; by default CUDA where there is one, and the saved dtype.
@@ -76,8 +83,8 @@ def score(
 
     Raises ValueError or TypeError that names the argument.
     """
-    wanted = _wanted(statistics)
-    measured = wanted - {"quadrant"} | (QUADRANT_STATISTICS if "quadrant" in wanted else frozenset())
+    wanted = _wanted(COLUMNS if statistics is None else statistics, (*COLUMNS, *ON_REQUEST))
+    measured = wanted & set(STATISTICS) | (QUADRANT_STATISTICS if "quadrant" in wanted else frozenset())
     given: dict[str, Any] = {"student": student, "teacher": teacher}
     if (texts is None) == (input_ids is None):
         raise ValueError("give either texts or input_ids=")
@@ -100,12 +107,15 @@ def score(
         models = {role: make_model(module, min(widths.values())) for role, module in modules.items()}
         check_same_tokens(models["student"].head, models["teacher"].head)
         parts: list[dict[str, Tensor]] = []
+        held: list[tuple[MicroBatch, Tensor]] = []  # with the teacher's hidden states
         for batch in micro_batches(rollouts, micro_batch_tokens, pad_id=0) if rollouts else []:
             batch = batch.to(modules["student"].device)
             logits = LazyLogits(models["student"].hidden(batch), models["student"].head)
             teacher_logits = logits
-            if measured - STUDENT_STATISTICS:
+            if (measured | wanted & set(ON_REQUEST)) - STUDENT_STATISTICS:
                 teacher_logits = LazyLogits(models["teacher"].hidden(batch), models["teacher"].head)
+            if "influence" in wanted:
+                held.append((batch, teacher_logits.hidden))
             stats = token_stats(
                 logits,
                 teacher_logits,
@@ -117,9 +127,13 @@ def score(
             )
             index = {"sequence": batch.rollout, "position": batch.position, "token_id": batch.token_ids}
             parts.append(index | stats.values)
+        influences = _influence(models["student"], models["teacher"], held, tile_mib * MIB)
     names = ["sequence", "position", "token_id", *sorted(measured)]
     values = {name: torch.cat([part[name].cpu() for part in parts] or [torch.zeros(0)]) for name in names}
-    return _table(values, [name for name in COLUMNS if name in wanted], found_tokenizer, quadrants)
+    if "influence" in wanted:
+        values["influence"] = influences
+    columns = [name for name in (*COLUMNS, *ON_REQUEST) if name in wanted]
+    return _table(values, columns, found_tokenizer, quadrants)
 
 
 def statistics(
@@ -162,6 +176,18 @@ def statistics(
             *logits, token_ids.reshape(-1), wanted=wanted, tile_bytes=tile_mib * MIB, jsd_beta=jsd_beta, top_k=top_k
         )
     return {name: stats.values[name].reshape(shape) for name in STATISTICS if name in wanted}
+
+
+def _influence(student: Model, teacher: Model, held: list[tuple[MicroBatch, Tensor]], tile_bytes: int) -> Tensor:
+    """<g_n, mean of all g_n> of the tokens of some micro-batches, (N,), float64, in host memory."""
+    if not held:
+        return torch.zeros(0, dtype=torch.float64)
+    batches, teacher_hidden = zip(*held, strict=True)
+    ones = torch.ones(sum(batch.num_tokens for batch in batches))
+    arguments = student, teacher.head, batches, teacher_hidden
+    everything, objective = Selection(ones.bool(), ones), Divergence("reverse_kl")
+    direction = gradient(*arguments, everything, lambda _: objective, tile_bytes)
+    return influence(*arguments, direction, lambda _: objective, tile_bytes).cpu()
 
 
 def _wanted(names: Iterable[str] | None, allowed: tuple[str, ...] = COLUMNS) -> frozenset[str]:

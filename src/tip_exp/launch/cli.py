@@ -23,6 +23,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tip_exp.config.resolvers import register_resolvers
+from tip_exp.probe.command import PROBES, command
 from tip_exp.utils.errors import (
     INTERRUPTED,
     ConfigError,
@@ -94,7 +95,7 @@ def _dry_run(raw: DictConfig) -> None:
 def _help(raw: DictConfig) -> None:
     from tip_exp.launch.help import help_text
 
-    print(help_text(raw, {name: meaning for name, (_, meaning) in COMMANDS.items()}))
+    print(help_text(raw, {name: meaning for name, (_, meaning) in COMMANDS.items()} | PROBES))
 
 
 class RefuseEarly(Callback):
@@ -117,7 +118,11 @@ def main() -> None:
     """An error that a user can cause is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         return COMMANDS[sys.argv[1]][0](sys.argv[2:])
-    flags, body = set(sys.argv[1:]), _run
+    body = _run
+    if sys.argv[1:2] and sys.argv[1] in PROBES:
+        body, overrides = command(sys.argv[1], sys.argv[2:])
+        sys.argv = [sys.argv[0], *overrides]
+    flags = set(sys.argv[1:])
     if "--version" in flags:
         return print(f"tip_exp {version('tip_exp')}")
     register_resolvers()

@@ -33,9 +33,9 @@ def embed(embedding: nn.Embedding, ids: Int[Tensor, "*shape"]) -> Float[Tensor, 
     A token's gradients are summed in float32 or wider and rounded to the gradient's dtype once.
     """
     weight = embedding.weight
-    output = nn.functional.embedding(ids, weight.detach())
     if not (torch.is_grad_enabled() and weight.requires_grad):
-        return output
+        return nn.functional.embedding(ids, weight)  # not detached, which would drop a forward-mode tangent
+    output = nn.functional.embedding(ids, weight.detach())
 
     def add_rows(output_grad: Tensor) -> None:
         if ids.is_cuda:  # the host would wait for the number of unique ids: rows of repeated ids stay 0 instead

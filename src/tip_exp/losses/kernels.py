@@ -17,8 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tip_exp.losses.gradient_kernel import logit_gradient_sums as logit_gradient_sums
 from tip_exp.losses.online_softmax import LogNormalizers
-from tip_exp.losses.tiling import GROUP
+from tip_exp.losses.tiling import GROUP, block_width, tile_columns
 
 LOW = tl.constexpr(-3.0e38)  # below any logit; finite, so that LOW - LOW is 0
 ROW_BLOCK, GRAD_BLOCK = 2048, 1024  # columns in registers at a time: 8 a thread
@@ -189,14 +190,14 @@ def add_tile(running: Tensor | None, z: Tensor, t: Tensor | None = None, *, grou
         z if t is None else t,
         sums,
         maxima,
-        *_columns(z, z if t is None else t),
+        *tile_columns(z, z if t is None else t),
         maxima.shape[-1],
         *maxima.stride()[:2],
         HAS_TEACHER=t is not None,
         IS_FIRST=running is None,
         HAS_MAXIMA=maxima.shape[-1] > 0,
         GROUP=GROUP,
-        BLOCK=_block(z, ROW_BLOCK),
+        BLOCK=block_width(z, ROW_BLOCK),
         num_warps=ROW_WARPS,
     )
     return sums
@@ -204,8 +205,10 @@ def add_tile(running: Tensor | None, z: Tensor, t: Tensor | None = None, *, grou
 
 def mixture_sum(z: Tensor, t: Tensor, z_max: Tensor, t_max: Tensor, ratio: Tensor) -> Tensor:
     """As `online_softmax._mixture_sum`, (n,)."""
-    total, constants = torch.empty_like(z_max), {"TINY": torch.finfo(z.dtype).tiny, "BLOCK": _block(z, ROW_BLOCK)}
-    mixture_sum_kernel[(len(z),)](z, t, z_max, t_max, ratio, total, *_columns(z, t), **constants, num_warps=ROW_WARPS)
+    total, constants = torch.empty_like(z_max), {"TINY": torch.finfo(z.dtype).tiny, "BLOCK": block_width(z, ROW_BLOCK)}
+    mixture_sum_kernel[(len(z),)](
+        z, t, z_max, t_max, ratio, total, *tile_columns(z, t), **constants, num_warps=ROW_WARPS
+    )
     return total
 
 
@@ -220,14 +223,14 @@ def kl_grad(
     out: Tensor,
 ) -> None:
     """Gradient of a KL (a key of divergence.COLUMN_GRADS) at the logits before their soft cap; `out` may be z."""
-    block = _block(z, GRAD_BLOCK)
+    block = block_width(z, GRAD_BLOCK)
     kl_grad_kernel[(len(z), triton.cdiv(z.shape[1], block))](
         z,
         t,
         out,
         *normalizers[:3],
         z if weights is None else weights,
-        *_columns(z, t),
+        *tile_columns(z, t),
         out.stride(0),
         softcap or 1.0,
         IS_REVERSE=kl == "reverse_kl",
@@ -236,14 +239,3 @@ def kl_grad(
         BLOCK=block,
         num_warps=GRAD_WARPS,
     )
-
-
-def _columns(z: Tensor, t: Tensor) -> tuple[int, int]:
-    """Width and row stride of both models' tiles."""
-    assert z.stride() == t.stride() and z.stride(1) == 1, "tiles of one workspace"
-    return z.shape[1], z.stride(0)
-
-
-def _block(z: Tensor, largest: int) -> int:
-    """Columns of a program: a power of two, at least one group."""
-    return max(GROUP, min(largest, triton.next_power_of_2(z.shape[1])))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tip_exp.losses.logit_gradient import LogitGradientSums, block_sums
 from tip_exp.losses.tiling import GROUP, Workspace, exp, kernels
 
 
@@ -30,13 +31,16 @@ class OnlineSoftmaxStats:
     total: Tensor  # sum of e^(z - max)
     self_sum: Tensor  # sum of e^(z - max) (z - max)
     cross_sum: Tensor  # sum of e^(z - max) (x - cross_max)
+    gradient: LogitGradientSums | None = None  # of the student, where wanted
 
     def merge(self, stats: OnlineSoftmaxStats) -> OnlineSoftmaxStats:
         """The sums over the union of two disjoint sets of columns."""
         maxima = torch.maximum(self.max, stats.max), torch.maximum(self.cross_max, stats.cross_max)
         a, b = self._rescaled(*maxima), stats._rescaled(*maxima)
         totals = a.total + b.total, a.self_sum + b.self_sum, a.cross_sum + b.cross_sum
-        return OnlineSoftmaxStats(*maxima, *totals)
+        if self.gradient is None or stats.gradient is None:
+            return OnlineSoftmaxStats(*maxima, *totals)
+        return OnlineSoftmaxStats(*maxima, *totals, self.gradient.merge(stats.gradient))
 
     def _rescaled(self, new_max: Tensor, new_cross_max: Tensor) -> OnlineSoftmaxStats:
         """The same sums relative to new maxima."""
@@ -82,27 +86,40 @@ def add_tile(
     tiles: Sequence[Tensor],
     workspace: Workspace,
     group_maxima: Tensor | None = None,
+    *,
+    with_gradient: bool = False,
 ) -> list[OnlineSoftmaxStats]:
     """Each model's sums after one more tile of columns; `sums` is empty before the first. Else as `tile_stats`."""
     if device_kernels := kernels(tiles[0]):
-        return _as_stats(device_kernels.add_tile(_as_rows(sums), *tiles, group_maxima=group_maxima), len(tiles))
-    tile_sums = tile_stats(tiles, workspace, group_maxima)
+        rows = device_kernels.add_tile(_as_rows(sums), *tiles, group_maxima=group_maxima)
+        merged = _as_stats(rows, len(tiles))
+        if with_gradient:
+            gradient = LogitGradientSums.of_rows(device_kernels.logit_gradient_sums(*tiles))
+            previous = sums[0].gradient if sums else None
+            merged[0] = replace(merged[0], gradient=previous.merge(gradient) if previous else gradient)
+        return merged
+    tile_sums = tile_stats(tiles, workspace, group_maxima, with_gradient=with_gradient)
     return [a.merge(b) for a, b in zip(sums, tile_sums, strict=True)] if sums else tile_sums
 
 
 def tile_stats(
-    tiles: Sequence[Tensor], workspace: Workspace, group_maxima: Tensor | None = None
+    tiles: Sequence[Tensor],
+    workspace: Workspace,
+    group_maxima: Tensor | None = None,
+    *,
+    with_gradient: bool = False,
 ) -> list[OnlineSoftmaxStats]:
     """Each model's sums over one tile of logits (n, c): the student's and, if given, the teacher's.
 
     `group_maxima`, (models, n, c // GROUP or 0), receives the largest logit of each full group of columns.
-    Uses scratch blocks 0 to 2.
+    Uses scratch blocks 0 to 2, and 3 for the sums of the student's gradient, which `with_gradient` adds.
     """
     z, t = tiles if len(tiles) == 2 else (tiles[0], None)
     if group_maxima is None:
         group_maxima = z.new_empty(2, len(z), 0)
     sums = z.new_empty(8, len(z))
     z_max, z_total, z_self, z_cross, t_max, t_total, t_self, t_cross = sums.unbind()
+    gradient_sums = z.new_empty(8, len(z)) if with_gradient else None
     for rows in workspace.blocks(z):
         block = z[rows]
         z_shifted, weights = workspace.scratch(0, block), workspace.scratch(1, block)
@@ -116,11 +133,18 @@ def tile_stats(
         _row_max(block, t_max[rows], group_maxima[1][rows])
         torch.sub(block, t_max[rows, None], out=t_shifted)
         torch.linalg.vecdot(weights, t_shifted, out=z_cross[rows])
+        if gradient_sums is not None:
+            mean_gap = z_max[rows] - t_max[rows] + (z_self[rows] - z_cross[rows]) / z_total[rows]
+            gradient_sums[:2, rows] = sums[:2, rows]
+            block_sums(z[rows], block, weights, mean_gap, gradient_sums[:, rows], workspace.scratch(3, block))
         torch.sum(exp(t_shifted, out=weights), -1, out=t_total[rows])
         torch.linalg.vecdot(weights, t_shifted, out=t_self[rows])
         torch.linalg.vecdot(weights, z_shifted, out=t_cross[rows])
     # float64 from here: KLs are small differences of large sums, and there are only eight numbers per row.
-    return _as_stats(sums.double(), len(tiles))
+    stats = _as_stats(sums.double(), len(tiles))
+    if gradient_sums is not None:
+        stats[0] = replace(stats[0], gradient=LogitGradientSums.of_rows(gradient_sums))
+    return stats
 
 
 def _as_stats(rows: Tensor, num_models: int) -> list[OnlineSoftmaxStats]:

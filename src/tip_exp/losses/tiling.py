@@ -73,6 +73,17 @@ def kernels(logits: Tensor) -> Any:
     return kernels
 
 
+def tile_columns(z: Tensor, t: Tensor) -> tuple[int, int]:
+    """Width and row stride of both models' tiles, for a kernel."""
+    assert z.stride() == t.stride() and z.stride(1) == 1, "tiles of one workspace"
+    return z.shape[1], z.stride(0)
+
+
+def block_width(z: Tensor, largest: int) -> int:
+    """Columns of a kernel's program: a power of two, at least one group."""
+    return max(GROUP, min(largest, 1 << (z.shape[1] - 1).bit_length()))
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on `device`; from the host to CUDA through pinned memory, so that the host does not wait."""
     if tensor.device.type == "cpu" and device.type == "cuda":

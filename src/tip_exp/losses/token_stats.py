@@ -54,7 +54,9 @@ def token_stats(
         return TokenStats(dict.fromkeys(wanted, empty), LogNormalizers(*[empty] * 4) if needs_teacher else None)
     check_ids(token_ids, head.vocab_size)
     cut = tiling(len(token_ids), head.vocab_size, head.dtype, tile_bytes, whole_rows=whole_rows, device=device.type)
-    workspace = Workspace(cut, head.dtype, device, num_scratch=3, tiles=len(models))
+    with_gradient = "grad_norm" in wanted
+    num_scratch = 4 if with_gradient else 3
+    workspace = Workspace(cut, head.dtype, device, num_scratch=num_scratch, tiles=len(models))
     num_groups = cut.vocab_size // GROUP if wanted & TOP_TOKEN_STATISTICS else 0
     group_maxima = torch.empty(2, cut.height, num_groups, dtype=head.dtype, device=device)
     values: list[Statistics] = []
@@ -62,7 +64,9 @@ def token_stats(
     for rows in cut.rows():
         tile_ids = token_ids[rows]
         tile_maxima = group_maxima[:, : len(tile_ids)]
-        sums, tile_values = _row_sums([model[rows] for model in models], tile_ids, workspace, tile_maxima)
+        sums, tile_values = _row_sums(
+            [model[rows] for model in models], tile_ids, workspace, tile_maxima, with_gradient=with_gradient
+        )
         if needs_teacher:
             normalizers.append(LogNormalizers.of(*sums))
             tile_values["reverse_kl"] = normalizers[-1].reverse_kl.clamp(min=0)  # rounding can make it negative
@@ -104,7 +108,7 @@ def top_tokens(
 
 
 def _row_sums(
-    models: list[LazyLogits], token_ids: Tensor, workspace: Workspace, group_maxima: Tensor
+    models: list[LazyLogits], token_ids: Tensor, workspace: Workspace, group_maxima: Tensor, *, with_gradient: bool
 ) -> tuple[list[OnlineSoftmaxStats], Statistics]:
     """Each model's sums over the vocabulary at one tile's rows, and its statistics; fills `group_maxima`."""
     sums: list[OnlineSoftmaxStats] = []
@@ -112,13 +116,15 @@ def _row_sums(
     for columns in workspace.cut.columns():
         tiles = project(models, columns, workspace)
         groups = slice(columns.start // GROUP, columns.stop // GROUP)
-        sums = add_tile(sums, tiles, workspace, group_maxima[:, :, groups])
+        sums = add_tile(sums, tiles, workspace, group_maxima[:, :, groups], with_gradient=with_gradient)
         for logits, tile in zip(sampled_logits, tiles, strict=True):
             logits += _sampled_logit(tile, token_ids - columns.start)
     names = (("entropy", "student_logprob"), ("teacher_entropy", "teacher_logprob"))
     statistics: Statistics = {}
     for (entropy, logprob), model_sums, logits in zip(names, sums, sampled_logits, strict=False):
         statistics |= {entropy: model_sums.entropy, logprob: logits - model_sums.log_normalizer}
+    if sums[0].gradient is not None:
+        statistics["grad_norm"] = sums[0].gradient.norm
     return sums, statistics
 
 

@@ -89,6 +89,11 @@ def page(records: list[RunRecord], arms: list[ArmResult], damaged: Table | None 
         sections.append(f"<section><h2>Damaged runs</h2>{_table(['folder', 'state'], rows)}</section>")
     sections.append(f"<section>{_paragraphs(LEGEND.values())}</section>")
     data = without_nan({"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS), "downloads": downloads})
+    return render(sections, data)
+
+
+def render(sections: list[str], data: dict[str, Any]) -> str:
+    """The page of some sections; `data`: plots by the id of their element, rollouts of the viewer, statistics."""
     parts = {
         "<!--sections-->": "\n".join(sections),
         "<!--data-->": _packed(json.dumps(data)),

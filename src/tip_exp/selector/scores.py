@@ -28,6 +28,7 @@ STATISTICS = (
     "teacher_entropy",  # H(P_T)
     "reverse_kl",  # KL(P_S || P_T): TIP, Eq. 3
     "forward_kl",  # KL(P_T || P_S)
+    "grad_norm",  # norm of d reverse_kl / d student logits
     "jsd",  # generalized Jensen-Shannon divergence with learner.jsd_beta
     "student_logprob",  # log P_S of the sampled token
     "teacher_logprob",  # log P_T of the sampled token
@@ -82,6 +83,10 @@ def forward_kl(forward_kl: Tensor) -> Tensor:
     return forward_kl
 
 
+def grad_norm(grad_norm: Tensor) -> Tensor:
+    return grad_norm  # |P_S (log P_S/P_T - KL)|; not in the paper
+
+
 def jsd(jsd: Tensor) -> Tensor:
     return jsd
 
@@ -121,6 +126,7 @@ SCORES: dict[str, Rule] = {
     "entropy": entropy,
     "reverse_kl": reverse_kl,
     "forward_kl": forward_kl,
+    "grad_norm": grad_norm,
     "jsd": jsd,
     "teacher_entropy": teacher_entropy,
     "q1": quadrant_1,

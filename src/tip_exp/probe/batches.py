@@ -1,0 +1,150 @@
+"""A few batches of a config, each what one step of its run would train on, and gradients of their tokens."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor
+
+from tip_exp.api.select import make_selector as preset
+from tip_exp.build import TrainingParts, make_selector
+from tip_exp.config.schema import RunConfig
+from tip_exp.learner.checkpoint import Checkpoints
+from tip_exp.learner.distributed import ALONE
+from tip_exp.learner.influence import Direction, gradient, influence
+from tip_exp.learner.learner import objective
+from tip_exp.learner.sharing import StepTokens
+from tip_exp.learner.teacher import TeacherHidden, split
+from tip_exp.losses.head import LazyLogits
+from tip_exp.losses.token_stats import Statistics, token_stats
+from tip_exp.models.micro_batch import MicroBatch
+from tip_exp.records.folder import RunFolder
+from tip_exp.selector.scores import STATISTICS
+from tip_exp.selector.selector import Selection, Selector, Tokens
+from tip_exp.types import Problem, Rollout
+from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.paths import conf_dir
+from tip_exp.utils.seeds import seed_for
+from tip_exp.utils.units import MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rollouts of one step with their statistics, in the order of `tokens`, as its selector gets them."""
+
+    step: int
+    rollouts: list[Rollout]
+    problems: list[Problem]
+    micro_batches: list[MicroBatch]
+    teacher_hidden: TeacherHidden
+    tokens: Tokens
+    statistics: Statistics
+
+    def everything(self) -> Selection:
+        ones = torch.ones(len(self.tokens))
+        return Selection(ones.bool(), ones)
+
+
+class Probe:
+    """A config's pair, data and sampler, to read batches and to measure gradients; nothing is trained."""
+
+    def __init__(self, parts: TrainingParts, trained_steps: int) -> None:
+        self.parts, self.config, self.trained_steps = parts, parts.config, trained_steps
+        self._objective = partial(objective, parts.config.learner)
+        self._tile_bytes = parts.config.learner.tile_mib * MIB
+
+    def read(self, number: int) -> Batch:
+        """Batch `number` (from 0) after the steps that the student was trained for."""
+        parts, config, step = self.parts, self.config, self.trained_steps + 1 + number
+        prompts, problems = parts.train.batch(step)
+        rollouts = parts.generate(prompts, seed_for("rollout", config.seed, step))
+        parts.sampler.rest()
+        batches = split(rollouts, parts.pair, config.learner, ALONE)
+        teacher_hidden = parts.teacher.hidden(rollouts, problems)
+        measured: list[Statistics] = []
+        for batch, hidden_of_teacher in zip(batches, teacher_hidden, strict=True):
+            with torch.no_grad():
+                student = LazyLogits(parts.pair.student.hidden(batch), parts.pair.student.head)
+            stats = token_stats(
+                student,
+                LazyLogits(hidden_of_teacher, parts.pair.teacher.head),
+                batch.token_ids,
+                wanted=frozenset(STATISTICS),
+                tile_bytes=self._tile_bytes,
+                jsd_beta=config.learner.jsd_beta,
+            )
+            measured.append(stats.values)
+        statistics = {name: torch.cat([values[name] for values in measured]).cpu() for name in STATISTICS}
+        budget, packing = config.learner.micro_batch_tokens, config.learner.packing
+        tokens = StepTokens.of(rollouts, ALONE, budget, packing=packing).tokens
+        return Batch(step, rollouts, problems, batches, teacher_hidden, tokens, statistics)
+
+    def gradient(self, batch: Batch, selection: Selection) -> Direction:
+        """Of the kept tokens' weighted mean divergence."""
+        student, teacher = self.parts.pair.student, self.parts.pair.teacher
+        checkpointed = self.config.learner.activation_checkpointing
+        arguments = student, teacher.head, batch.micro_batches, batch.teacher_hidden, selection
+        return gradient(*arguments, self._objective, self._tile_bytes, checkpointed=checkpointed)
+
+    def influence(self, batch: Batch, direction: Direction) -> Tensor:
+        """<g_n, direction> of every token, (N,), float64, in host memory."""
+        student, teacher = self.parts.pair.student, self.parts.pair.teacher
+        arguments = student, teacher.head, batch.micro_batches, batch.teacher_hidden, direction
+        return influence(*arguments, self._objective, self._tile_bytes).cpu()
+
+    def select(self, selector: Selector, batch: Batch) -> Selection:
+        """What the selector keeps of a batch, with the draws of a run's step."""
+        generator = torch.Generator().manual_seed(seed_for("select", self.config.seed, batch.step))
+        return selector(batch.statistics, batch.tokens, generator)
+
+
+@contextmanager
+def opened(config: RunConfig, run: Path | None = None) -> Iterator[Probe]:
+    """The probe of a config; `run`: folder of a run, whose newest checkpoint gives weights and optimizer state.
+
+    Raises ConfigError as a run would, or if `run` has no checkpoint.
+    """
+    if config.mode != "train":
+        raise ConfigError(f"mode={config.mode}: batches to train on are those of mode=train")
+    # One process, whole weights, and an attention that has a forward mode.
+    learner = config.learner.model_copy(update={"compute_dtype": config.pair.student.dtype})
+    attention = "sdpa" if config.pair.attention == "flash_attention_2" else config.pair.attention
+    changes = {
+        "learner": learner,
+        "pair": config.pair.model_copy(update={"attention": attention}),
+        "logger": config.logger.model_copy(update={"wandb": "off"}),
+    }
+    transformers.utils.logging.disable_progress_bar()
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        parts = TrainingParts(config.model_copy(update=changes), RunFolder(scratch), stack)
+        steps = 0
+        if run is not None:
+            saved = Checkpoints(RunFolder(run).checkpoints, parts.ranks).newest()
+            if saved is None:
+                raise ConfigError(f"--run: {run} holds no complete checkpoint (checkpoint/step_…)")
+            saved.load(parts.pair.student.module, parts.learner.optimizer)
+            steps = saved.step
+        yield Probe(parts, steps)
+
+
+def selectors_of(config: RunConfig, names: list[str] | None) -> dict[str, Selector]:
+    """Selectors by name: the config's own, and those of conf/selector (or of `names`). Raises ConfigError."""
+    quadrants = config.quadrants.entropy, config.quadrants.divergence
+    options = names or sorted(path.stem for path in (conf_dir() / "selector").glob("*.yaml") if path.stem != "rule")
+    configured = {config.selector.label: make_selector(config)}
+    return {name: preset(name, quadrants) for name in options} | (configured if names is None else {})
+
+
+def at_ratios(selectors: dict[str, Selector], ratios: list[float]) -> Iterator[tuple[str, Selector]]:
+    """Every selector at every retention; one without a budget comes once."""
+    for name, selector in selectors.items():
+        for retention in [selector.retention] if selector.order == "positive" else ratios:
+            yield name, replace(selector, retention=retention)
