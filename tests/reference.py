@@ -135,7 +135,27 @@ def token_statistics(
         "student_logprob": p[rows, token_ids].log(),
         "teacher_logprob": q[rows, token_ids].log(),
         "topk_overlap": torch.tensor(overlap, dtype=torch.float64),
+        "teacher_mass_topk": torch.stack([b[a.topk(min(16, len(a))).indices].sum() for a, b in zip(p, q, strict=True)]),
+        "teacher_rank": torch.stack([(b > b[a.argmax()]).sum().double() for a, b in zip(p, q, strict=True)]),
+        "ier": torch.tensor([ier(*row) for row in zip(p, q, token_ids.tolist(), strict=True)], dtype=torch.float64),
     }
+
+
+def ier(p: Tensor, q: Tensor, token: int, k: int = 16) -> float:
+    """IER (2609.24432) at one position, with loops over the union of both top-k sets and the sampled token."""
+    k = min(k, len(p))
+    support = sorted({token, *p.topk(k).indices.tolist(), *q.topk(k).indices.tolist()})
+    p_sum, q_sum = sum(float(p[v]) for v in support), sum(float(q[v]) for v in support)
+    ps = [float(p[v]) / p_sum for v in support]
+    rs = [max(-30.0, min(30.0, math.log(a / (float(q[v]) / q_sum)))) for a, v in zip(ps, support, strict=True)]
+    mean = sum(a * r for a, r in zip(ps, rs, strict=True))
+    signal = sum(a * (r - mean) ** 2 for a, r in zip(ps, rs, strict=True))
+    ls = [1 / a - 1 for a in ps]
+    baseline = sum(a * r * w for a, r, w in zip(ps, rs, ls, strict=True)) / sum(
+        a * w for a, w in zip(ps, ls, strict=True)
+    )
+    second = sum(a * (r - baseline) ** 2 * w for a, r, w in zip(ps, rs, ls, strict=True))
+    return signal / max(second - signal, 1e-8)
 
 
 # --- selection -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What both embedded pairs share: the tokenizer, the Qwen3 model, the pretraining loop and the record of it."""
+"""What the embedded pairs share: the tokenizer, the Qwen3 model, the pretraining loop and the record of it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from tip_exp.types import Rollout
+from tip_exp.grading import boxed
+from tip_exp.rollout.hf import HfSampler
+from tip_exp.types import Problem, Rollout, Sampling
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -91,10 +93,19 @@ def cosine(angle: float) -> float:
 
 
 def pretrain(
-    recipe: Recipe, vocab_size: int, batches: Iterator[list[Rollout]], decay: Callable[[int], float]
+    recipe: Recipe,
+    vocab_size: int,
+    batches: Iterator[list[Rollout]],
+    decay: Callable[[int], float],
+    embedding_scale: float = 1.0,
 ) -> Qwen3ForCausalLM:
-    """Next-token cross-entropy on response tokens; AdamW with lr x warm-up x decay(step), steps counted from 1."""
+    """Next-token cross-entropy on response tokens; AdamW with lr x warm-up x decay(step), steps counted from 1.
+
+    `embedding_scale` multiplies the initial token embeddings.
+    """
     model = build_model(recipe, vocab_size).train()
+    if embedding_scale != 1.0:
+        model.model.embed_tokens.weight.data.mul_(embedding_scale)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01, betas=(0.9, 0.98))
     for step in range(1, recipe.num_steps + 1):
         for group in optimizer.param_groups:
@@ -112,6 +123,29 @@ def pretrain(
         if step % 100 == 0:
             print(f"width {recipe.hidden_size}, step {step}: loss {loss.item():.4f}", flush=True)
     return model.eval()
+
+
+def prompt(problem: Problem) -> str:
+    """A problem as the chat template writes it."""
+    return f"{START}user\n{problem.prompt}{END}\n{START}assistant\n"
+
+
+def example(problem: Problem, tokenizer: PreTrainedTokenizerFast) -> Rollout:
+    """A problem with its worked solution, to train on."""
+    prompt_ids, response_ids = tokenizer.encode(prompt(problem)), tokenizer.encode(problem.solution + END)
+    return Rollout(prompt_ids + response_ids, [False] * len(prompt_ids) + [True] * len(response_ids), "stop", [])
+
+
+def greedy_accuracy(
+    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, problems: list[Problem], max_tokens: int
+) -> float:
+    """Share of the problems that greedy decoding solves."""
+    sampler = HfSampler(model, stop_ids=[END_ID], pad_id=PAD_ID, batch_size=256)
+    prompts = [tokenizer.encode(prompt(problem)) for problem in problems]
+    rollouts = sampler.generate(prompts, Sampling(1, 0.0, 1.0, 0, max_tokens), seed=0)
+    texts = [str(tokenizer.decode(rollout.response_ids, skip_special_tokens=True)) for rollout in rollouts]
+    verdicts = [boxed.grade(text, problem.answer) for text, problem in zip(texts, problems, strict=True)]
+    return sum(verdict.right for verdict in verdicts) / len(problems)
 
 
 def write_record(folder: Path, pair: str, recipe: Recipe, model: Qwen3ForCausalLM, score: dict[str, float]) -> None:

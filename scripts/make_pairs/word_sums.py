@@ -16,11 +16,9 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from scripts.make_pairs import common
-from scripts.make_pairs.common import END, END_ID, PAD_ID, START, Recipe
+from scripts.make_pairs.common import END, Recipe
 from tip_exp.data import word_sums
-from tip_exp.grading import boxed
-from tip_exp.rollout.hf import HfSampler
-from tip_exp.types import Problem, Rollout, Sampling
+from tip_exp.types import Rollout
 
 # Each digit is one token, as in Qwen's tokenizer, so that a wrong borrow is one wrong token.
 PIECES = r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s"
@@ -54,7 +52,7 @@ def _make(recipe: Recipe, folder: Path, pair: str) -> None:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Trained on 3,000 stories of the train split."""
     stories = islice(word_sums.stream("train", 0, slip=0.0), 3000)
-    return common.build_tokenizer([f"{_prompt(story)}{story.solution}{END}\n" for story in stories], PIECES, 448)
+    return common.build_tokenizer([f"{common.prompt(story)}{story.solution}{END}\n" for story in stories], PIECES, 448)
 
 
 def pretrain(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
@@ -69,24 +67,10 @@ def pretrain(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCaus
 def greedy_accuracy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, num_problems: int) -> float:
     """Share of the first validation problems that greedy decoding solves: recipes are chosen by it, never by test."""
     problems = list(islice(word_sums.stream("validation", seed=0), num_problems))
-    sampler = HfSampler(model, stop_ids=[END_ID], pad_id=PAD_ID, batch_size=256)
-    prompts = [tokenizer.encode(_prompt(problem)) for problem in problems]
-    rollouts = sampler.generate(prompts, Sampling(1, 0.0, 1.0, 0, 80), seed=0)
-    texts = [str(tokenizer.decode(rollout.response_ids, skip_special_tokens=True)) for rollout in rollouts]
-    verdicts = [boxed.grade(text, problem.answer) for text, problem in zip(texts, problems, strict=True)]
-    return sum(verdict.right for verdict in verdicts) / num_problems
+    return common.greedy_accuracy(model, tokenizer, problems, 80)
 
 
 def _batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[Rollout]]:
     stories = word_sums.stream("train", recipe.seed, slip=recipe.slip)
     while True:
-        yield [_example(story, tokenizer) for story in islice(stories, recipe.batch_size)]
-
-
-def _example(story: Problem, tokenizer: PreTrainedTokenizerFast) -> Rollout:
-    prompt, response = tokenizer.encode(_prompt(story)), tokenizer.encode(story.solution + END)
-    return Rollout(prompt + response, [False] * len(prompt) + [True] * len(response), "stop", [])
-
-
-def _prompt(problem: Problem) -> str:
-    return f"{START}user\n{problem.prompt}{END}\n{START}assistant\n"
+        yield [common.example(story, tokenizer) for story in islice(stories, recipe.batch_size)]

@@ -111,8 +111,8 @@ def make_selector(
         rule = overrides.pop("score", values["score"])
     # A function is no value of a config; the name of another rule stands for it while the types are checked.
     config = typed_selector(values | overrides | {"score": rule if isinstance(rule, str) else "entropy"})
-    made = Selector(**config.model_dump(exclude={"label"}), quadrants=thresholds(quadrants))
-    made = made if isinstance(rule, str) else replace(made, score=rule)
+    settings = config.model_dump(exclude={"label"}) | ({} if isinstance(rule, str) else {"score": rule})
+    made = Selector(**settings, quadrants=thresholds(quadrants))
     if problems := list(selector_rules(made)):
         raise config_error(problems)
     return made

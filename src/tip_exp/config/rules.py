@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from tip_exp.config.schema import TOOL_TASKS, RunConfig, TableConfig, TravelConfig
-from tip_exp.selector.scores import SCORES, UNBUDGETED, UNIT_INTERVAL, required_stats
+from tip_exp.selector.scores import (
+    SCORES,
+    UNBUDGETED,
+    UNIT_INTERVAL,
+    UNNORMALIZED,
+    find_rule,
+    parameter_errors,
+    required_stats,
+)
 from tip_exp.utils.paths import SHIPPED, resolve_model
 
 
@@ -45,6 +53,7 @@ def selector_rules(selector: Any) -> Iterator[str]:
     except ValueError as error:
         yield f"selector.score: {error}"
         return
+    yield from parameter_errors(find_rule(selector.score), selector.parameters)
     if score not in SCORES and getattr(selector, "label", None) in SCORES:
         yield (
             f"selector.label={selector.label} would name the runs of selector.score={score} after a rule of this "
@@ -70,10 +79,15 @@ def selector_rules(selector: Any) -> Iterator[str]:
             "selector.weight_by_score=true needs selector.order=top and a ranked score; got "
             f"selector.score={score}, selector.order={order}"
         )
-    if score in UNIT_INTERVAL and normalizer == "none":
+    normalizers = {selector.normalizer_of.get(statistic, normalizer) for statistic in required}
+    if score in UNIT_INTERVAL and "none" in normalizers:
         yield f"selector.score={score} needs statistics in [0, 1]: selector.normalizer must not be none"
+    if score in UNNORMALIZED and normalizers - {"none"}:
+        yield f"selector.score={score} reads values in nats: selector.normalizer must be none, not {normalizer}"
     for statistic in sorted(set(selector.clip) - required):
         yield f"selector.clip.{statistic} has no effect: selector.score={score} does not read {statistic}"
+    for statistic in sorted(set(selector.normalizer_of) - required):
+        yield f"selector.normalizer_of.{statistic} has no effect: selector.score={score} does not read {statistic}"
     if order == "sample" and normalizer == "rank":
         yield (
             "selector.order=sample draws in proportion to the score, but selector.normalizer=rank replaces the "

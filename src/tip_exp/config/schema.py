@@ -67,6 +67,14 @@ class WordSumsConfig(_Strict):
     grader: ClassVar[Grader] = "boxed_integer"
 
 
+class LedgerConfig(_Strict):
+    kind: Literal["ledger"]
+    label: FileName
+    split: Split
+    num_problems: Count
+    grader: ClassVar[Grader] = "boxed_integer"
+
+
 class FieldsConfig(_Strict):
     """Dotted paths into a row: "reward_model.ground_truth", "prompt.0.content"."""
 
@@ -113,8 +121,10 @@ class CalculatorConfig(_Strict):
 
 
 TOOL_TASKS = (TravelConfig, CalculatorConfig)
-DATASETS = (WordSumsConfig, TableConfig, *TOOL_TASKS)
-DatasetConfig = Annotated[WordSumsConfig | TableConfig | TravelConfig | CalculatorConfig, Field(discriminator="kind")]
+DATASETS = (WordSumsConfig, LedgerConfig, TableConfig, *TOOL_TASKS)
+DatasetConfig = Annotated[
+    WordSumsConfig | LedgerConfig | TableConfig | TravelConfig | CalculatorConfig, Field(discriminator="kind")
+]
 
 
 class DataConfig(_Strict):
@@ -164,6 +174,8 @@ class SelectorConfig(_Strict):
     scope: Scope
     retention: Share
     weight_by_score: bool
+    parameters: dict[str, float]
+    normalizer_of: dict[Statistic, Normalizer]
 
 
 class TopKConfig(_Strict):

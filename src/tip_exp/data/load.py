@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tip_exp.data import table, tool_tasks, word_sums
+from tip_exp.data import ledger, table, tool_tasks, word_sums
 from tip_exp.data.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DATASETS: dict[str, Callable[[Any], Dataset]] = {
     "table": table.load,
     "word_sums": word_sums.load,
+    "ledger": ledger.load,
     "calculator": tool_tasks.load_calculator,
     "travel": tool_tasks.load_travel,
 }

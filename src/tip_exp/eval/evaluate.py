@@ -107,7 +107,7 @@ class Evaluations:
             return [episode.rollout for episode in player.last], rows, summary
         if not self._grades:
             return sampler.generate(prompts, sampling, self._config.seed), [], {}
-        assert benchmark.kind == "table" or benchmark.kind == "word_sums", "the other kinds have tools"
+        assert benchmark.kind in ("table", "word_sums", "ledger"), "the other kinds have tools"
         with open_grader(benchmark.grader) as grader:
             rollouts, graded = evaluate(
                 sampler,

@@ -11,11 +11,12 @@ from torch import Tensor
 from tip_exp.losses.head import Head, LazyLogits, check_same_tokens, project
 from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, add_tile, jsd
 from tip_exp.losses.tiling import GROUP, Workspace, tiling
+from tip_exp.losses.top_tokens import TOP_TOKEN_STATISTICS, top_token_statistics
 from tip_exp.selector.scores import STUDENT_STATISTICS
 
 Statistics = dict[str, Tensor]  # name in scores.STATISTICS -> (N,)
 
-WHOLE_ROW_STATISTICS = frozenset({"jsd", "topk_overlap"})  # need all logits of a token at once
+WHOLE_ROW_STATISTICS = TOP_TOKEN_STATISTICS | {"jsd"}  # need all logits of a token at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def token_stats(
     with_gradient = "grad_norm" in wanted
     num_scratch = 4 if with_gradient else 3
     workspace = Workspace(cut, head.dtype, device, num_scratch=num_scratch, tiles=len(models))
-    num_groups = cut.vocab_size // GROUP if "topk_overlap" in wanted else 0
+    num_groups = cut.vocab_size // GROUP if wanted & TOP_TOKEN_STATISTICS else 0
     group_maxima = torch.empty(2, cut.height, num_groups, dtype=head.dtype, device=device)
     values: list[Statistics] = []
     normalizers: list[LogNormalizers] = []
@@ -74,8 +75,8 @@ def token_stats(
             z, t = workspace.tiles(len(tile_ids), slice(0, cut.vocab_size))
             if "jsd" in wanted:
                 tile_values["jsd"] = jsd(z, t, sums[0], sums[1], jsd_beta, workspace).clamp(min=0)
-            if "topk_overlap" in wanted:
-                tile_values["topk_overlap"] = _top_k_overlap(z, t, tile_maxima, min(top_k, cut.vocab_size))
+            if wanted & TOP_TOKEN_STATISTICS:
+                tile_values |= top_token_statistics(z, t, sums[1].log_normalizer, tile_ids, tile_maxima, top_k)
         values.append({name: tile_values[name] for name in wanted})
     joined = {name: torch.cat([tile[name] for tile in values]).to(head.dtype) for name in wanted}
     log_normalizers = LogNormalizers(*map(torch.cat, zip(*normalizers, strict=True))) if needs_teacher else None
@@ -132,24 +133,3 @@ def _sampled_logit(tile: Tensor, ids: Tensor) -> Tensor:
     inside = (ids >= 0) & (ids < tile.shape[-1])
     logits = tile.gather(-1, ids.clamp(0, tile.shape[-1] - 1)[:, None]).squeeze(-1)
     return torch.where(inside, logits, 0)
-
-
-def _top_k_overlap(student_logits: Tensor, teacher_logits: Tensor, group_maxima: Tensor, k: int) -> Tensor:
-    """Fraction of the student's top-k tokens that are in the teacher's, (n,), from whole rows of logits (n, V)."""
-    student_top = _top_ids(student_logits, group_maxima[0], k)
-    teacher_top = _top_ids(teacher_logits, group_maxima[1], k)
-    in_both = (student_top[:, :, None] == teacher_top[:, None, :]).any(-1)
-    return in_both.double().mean(-1)
-
-
-def _top_ids(logits: Tensor, group_maxima: Tensor, k: int) -> Tensor:
-    """Token ids of each row's k largest logits, (n, k).
-
-    They lie in the k groups with the largest maxima (or the columns after the last full group), so only those are read.
-    """
-    num_groups, device = group_maxima.shape[1], logits.device
-    top_groups = group_maxima.topk(min(k, num_groups)).indices
-    grouped_ids = top_groups[:, :, None] * GROUP + torch.arange(GROUP, device=device)
-    ungrouped_ids = torch.arange(num_groups * GROUP, logits.shape[1], device=device).expand(len(logits), -1)
-    candidates = torch.cat([grouped_ids.flatten(1), ungrouped_ids], -1)
-    return candidates.gather(-1, logits.gather(-1, candidates).topk(k).indices)

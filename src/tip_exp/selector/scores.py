@@ -2,22 +2,22 @@
 
 A rule's parameters name the statistics it reads, clipped and normalized as the selector's config says; `high_entropy`
 and `high_divergence` are booleans, thresholded at the config's `quadrants`. The signature therefore lists what a run
-must measure. A rule need not be in this package: "my_module:rule" names a function by its module, and an installed
-package can name one in the entry-point group `tip_exp.selector_scores` (docs/library.md). This module does not import
-torch. CONTRIBUTING.md says how to add a rule here.
+must measure. Keyword-only parameters are numbers that the config sets in `selector.parameters`. TIP's rules are here,
+those of other papers in `published`. A rule need not be in this package: "my_module:rule" names a function by its
+module, and an installed package can name one in the entry-point group `tip_exp.selector_scores` (docs/library.md).
+This module does not import torch. CONTRIBUTING.md says how to add a rule.
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import importlib
 import inspect
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import TYPE_CHECKING, Literal
+
+from tip_exp.selector import published
+from tip_exp.selector.imports import import_function, source_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,16 +33,24 @@ STATISTICS = (
     "student_logprob",  # log P_S of the sampled token
     "teacher_logprob",  # log P_T of the sampled token
     "topk_overlap",  # fraction of the student's top-k tokens that are in the teacher's top-k
+    "teacher_mass_topk",  # P_T of the student's 16 likeliest tokens together
+    "teacher_rank",  # number of tokens that the teacher finds likelier than the student's likeliest
+    "ier",  # signal over noise of the sampled reverse-KL gradient, without a unit (2609.24432)
 )
 # Statistics of the student alone: a rule that reads no others projects the teacher on kept tokens only.
 STUDENT_STATISTICS = frozenset({"entropy", "student_logprob"})
-# What a rule's parameters may be called: a statistic, normalized, or one of
+# Inputs that are clipped and normalized.
+NORMALIZED = (*STATISTICS, "log_ratio")  # log P_T - log P_S of the sampled token
+# What a rule's parameters may be called: one of these, or
 INPUTS = (
-    *STATISTICS,
+    *NORMALIZED,
     "high_entropy",  # bool: entropy at or above quadrants.entropy
     "high_divergence",  # bool: reverse_kl at or above quadrants.divergence
     "noise",  # uniform in [0, 1), from the run's seed and step
     "ones",
+    "rollout",  # index of the response in the step: 0, 1, ...
+    "position",  # in the response: 0, 1, ...
+    "response_length",  # number of response tokens of the token's rollout
 )
 ENTRY_POINTS = "tip_exp.selector_scores"
 
@@ -52,7 +60,7 @@ Normalizer = Literal["minmax", "quantile", "rank", "none"]
 Group = Literal["batch", "micro_batch", "rollout"]
 Order = Literal["top", "bottom", "sample", "positive"]
 Rounding = Literal["floor", "ceil", "at_least_one"]
-Scope = Literal["rollout", "batch"]
+Scope = Literal["rollout", "micro_batch", "batch"]
 
 
 def soft_or(entropy: Tensor, reverse_kl: Tensor) -> Tensor:
@@ -127,11 +135,13 @@ SCORES: dict[str, Rule] = {
     "q4": quadrant_4,
     "random": random,
     "full": full,
+    **published.RULES,
 }
-# Rules that are defined for inputs in [0, 1] only.
-UNIT_INTERVAL = frozenset({"soft_or", "q3"})
+# Rules that are defined for inputs in [0, 1] only, and those of values in nats, which no normalizer may change.
+UNIT_INTERVAL = frozenset({"soft_or", "q3"}) | published.UNIT_INTERVAL
+UNNORMALIZED = published.UNNORMALIZED
 # Rules that decide per token; a budget does not apply to them.
-UNBUDGETED = frozenset({"q1", "q2", "q3_quadrant", "q4", "full"})
+UNBUDGETED = frozenset({"q1", "q2", "q3_quadrant", "q4", "full"}) | published.UNBUDGETED
 
 
 def required_stats(score: str | Rule) -> frozenset[str]:
@@ -139,12 +149,15 @@ def required_stats(score: str | Rule) -> frozenset[str]:
     names = set(rule_inputs(find_rule(score)))
     if names & {"high_entropy", "high_divergence"}:
         names |= {"entropy", "reverse_kl"}
+    if "log_ratio" in names:
+        names |= {"student_logprob", "teacher_logprob"}
     return frozenset(names & set(STATISTICS))
 
 
 def rule_inputs(rule: Rule) -> list[str]:
-    """The parameters of a rule, in order. Raises ValueError if one is not in INPUTS."""
-    names = list(inspect.signature(rule).parameters)
+    """The positional parameters of a rule, in order. Raises ValueError if one is not in INPUTS."""
+    parameters = inspect.signature(rule).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind != parameter.KEYWORD_ONLY]
     for name in names:
         if name not in INPUTS:
             close = difflib.get_close_matches(name, INPUTS, n=1)
@@ -154,6 +167,25 @@ def rule_inputs(rule: Rule) -> list[str]:
                 f"parameters can be {', '.join(INPUTS)}{hint}"
             )
     return names
+
+
+def parameter_errors(rule: Rule, values: Collection[str]) -> list[str]:
+    """What is wrong with the names in `selector.parameters`: those that the rule lacks, and those that it needs."""
+    parameters = inspect.signature(rule).parameters.values()
+    names = {p.name: p.default is p.empty for p in parameters if p.kind == p.KEYWORD_ONLY}
+    title = getattr(rule, "__name__", rule)
+    allowed = ", ".join(names) or "none"
+    unknown = [
+        f"selector.parameters.{name}: the rule {title} has no such parameter; it has {allowed}"
+        for name in values
+        if name not in names
+    ]
+    needed = [
+        f"selector.parameters lacks {name}, a parameter of the rule {title}"
+        for name, is_needed in names.items()
+        if is_needed and name not in values
+    ]
+    return unknown + needed
 
 
 @cache
@@ -170,7 +202,7 @@ def find_rule(score: str | Rule) -> Rule:
     name, _, digest = score.partition("@")
     if name in SCORES:
         return SCORES[name]
-    rule = _imported(_import_path(name))
+    rule = import_function(_import_path(name))
     rule_inputs(rule)
     if digest and digest != (current := _code_digest(name, rule)):
         raise ValueError(
@@ -203,33 +235,6 @@ def _import_path(name: str) -> str:
     raise ValueError(f"should be {', '.join(names)}, or a function as my_module:my_rule{hint}")
 
 
-def _imported(path: str) -> Rule:
-    """The function of "module:function"; the working directory is searched as by `python -m`."""
-    module_name, _, function_name = path.partition(":")
-    if (folder := os.getcwd()) not in sys.path:
-        sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    rule: Rule | None
-    try:
-        rule = getattr(importlib.import_module(module_name), function_name, None)
-    except Exception as error:
-        absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
-        reason = f"it is neither in {folder} nor installed" if absent else f"{type(error).__name__}: {error}"
-        raise ValueError(f"cannot import the module {module_name} of {path}: {reason}") from error
-    if rule is None or not callable(rule):
-        raise ValueError(f"the module {module_name} has no function of the name {function_name!r}")
-    return rule
-
-
 def _code_digest(name: str, rule: Rule) -> str:
-    """12 hex digits of the SHA-256 of the source of the module that is named, and of the one that defines the rule."""
-    modules = dict.fromkeys([_import_path(name).partition(":")[0], getattr(rule, "__module__", "")])
-    digest = hashlib.sha256()
-    for module in modules:
-        try:
-            digest.update(inspect.getsource(sys.modules[module]).encode())
-        except (OSError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"the source of {module or rule} cannot be read, so a change of {name} would go unseen"
-            ) from error
-    return digest.hexdigest()[:12]
+    """Of the module that is named and of the one that defines the rule."""
+    return source_digest([_import_path(name).partition(":")[0], getattr(rule, "__module__", "")], name)

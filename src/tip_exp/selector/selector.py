@@ -6,15 +6,15 @@ positions cannot be selected. No gradient flows through a selection.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tip_exp.selector.normalize import clip_high, normalize
 from tip_exp.selector.scores import (
-    STATISTICS,
+    NORMALIZED,
     Group,
     Normalizer,
     Order,
@@ -22,6 +22,7 @@ from tip_exp.selector.scores import (
     Rule,
     Scope,
     find_rule,
+    parameter_errors,
     required_stats,
     rule_inputs,
 )
@@ -110,9 +111,12 @@ class Selector:
     retention: float
     quadrants: Quadrants
     weight_by_score: bool
+    parameters: dict[str, float] = field(default_factory=dict)  # keyword arguments of the rule
+    normalizer_of: dict[str, Normalizer] = field(default_factory=dict)  # statistic -> its own normalizer
 
     def __post_init__(self) -> None:
-        find_rule(self.score)  # a ValueError now instead of at the first step
+        for message in parameter_errors(find_rule(self.score), self.parameters):
+            raise ValueError(message)  # now instead of at the first step
 
     @property
     def required_stats(self) -> frozenset[str]:
@@ -132,7 +136,7 @@ class Selector:
                 )
         rule = find_rule(self.score)
         inputs = [self._input(name, statistics, tokens, generator) for name in rule_inputs(rule)]
-        score = rule(*inputs)
+        score = rule(*inputs, **self.parameters)
         if not isinstance(score, Tensor) or score.shape != (len(tokens),):
             what = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise ValueError(f"the rule {self.score} returned {what}, not a score for each of {len(tokens)} tokens")
@@ -144,8 +148,14 @@ class Selector:
 
     def _input(self, name: str, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Tensor:
         """The value of a rule's parameter, (N,)."""
-        if name in STATISTICS:
-            return self._normalized(name, statistics[name], tokens.groups(self.normalize_over))
+        if name in NORMALIZED:
+            log_ratio = name == "log_ratio"
+            values = statistics["teacher_logprob"] - statistics["student_logprob"] if log_ratio else statistics[name]
+            return self._normalized(name, values, tokens.groups(self.normalize_over))
+        if name in ("position", "rollout"):
+            return getattr(tokens, name)
+        if name == "response_length":
+            return torch.bincount(tokens.rollout)[tokens.rollout]
         if name == "high_entropy":
             return statistics["entropy"] >= self.quadrants.entropy
         if name == "high_divergence":
@@ -158,10 +168,11 @@ class Selector:
     def _normalized(self, name: str, values: Tensor, groups: Tensor) -> Tensor:
         """A statistic's values, clipped and normalized within each group, in the tokens' order."""
         order, sizes = groups.argsort(stable=True), torch.bincount(groups).tolist()
+        normalizer = self.normalizer_of.get(name, self.normalizer)
         output = torch.empty_like(values)
         for rows in order.split(sizes):
             if len(rows):
-                output[rows] = normalize(clip_high(values[rows], self.clip.get(name)), self.normalizer)
+                output[rows] = normalize(clip_high(values[rows], self.clip.get(name)), normalizer)
         return output
 
     def _choose(self, score: Tensor, tokens: Tokens, generator: torch.Generator) -> Tensor:
@@ -175,28 +186,6 @@ class Selector:
             key = sampling_key(score, tokens.uniform_draws(generator))
         groups = tokens.groups(self.scope)
         return keep_top(key, groups, budgets(groups, self.retention, self.rounding))
-
-
-def clip_high(values: Float[Tensor, " n"], quantile: float | None) -> Float[Tensor, " n"]:
-    """Clamp values to their own `quantile` (TIP, Sec. 6: the top 2 % of entropies)."""
-    return values if quantile is None else values.clamp(max=_quantile(values, quantile))
-
-
-def normalize(values: Float[Tensor, " n"], normalizer: str) -> Float[Tensor, " n"]:
-    """Map one group's values to [0, 1]; equal values all become 0.
-
-    minmax: (v - min) / (max - min). quantile: the same with the 5th and 95th percentile, clamped to [0, 1].
-    rank: rank / (n - 1), ties share their mean rank. none: unchanged.
-    """
-    if normalizer == "none" or len(values) == 0:
-        return values
-    if normalizer == "rank":
-        ordered = values.sort().values
-        first, past_last = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
-        mean_rank = (first + past_last - 1).to(values.dtype) / 2
-        return torch.where(ordered[0] < ordered[-1], mean_rank / (len(values) - 1), 0)
-    low, high = (_quantile(values, 0.05), _quantile(values, 0.95)) if normalizer == "quantile" else values.aminmax()
-    return torch.where(low < high, ((values - low) / (high - low)).clamp(0, 1), 0)
 
 
 def budgets(groups: Int[Tensor, " n"], retention: float, rounding: str) -> Int[Tensor, " g"]:
@@ -239,11 +228,3 @@ def jaccard(a: Bool[Tensor, " n"], b: Bool[Tensor, " n"]) -> float:
     """|A and B| / |A or B|; 1 for two empty sets."""
     union = int((a | b).sum())
     return int((a & b).sum()) / union if union else 1.0
-
-
-def _quantile(values: Tensor, q: float) -> Tensor:
-    """numpy's linear quantile; torch.quantile fails above 2^24 values."""
-    ordered = values.sort().values
-    index = q * (len(values) - 1)
-    low, high = ordered[math.floor(index)], ordered[math.ceil(index)]
-    return low + (high - low) * (index - math.floor(index))

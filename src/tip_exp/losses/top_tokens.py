@@ -1,0 +1,73 @@
+"""Statistics of the tokens that each model finds most likely, from whole rows of logits (n, V)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tip_exp.losses.tiling import GROUP
+
+TOP_TOKEN_STATISTICS = frozenset({"topk_overlap", "teacher_mass_topk", "teacher_rank", "ier"})
+SUPPORT = 16  # K of teacher_mass_topk (TA-OPD) and of IER
+_MAX_LOG_RATIO = 30.0  # IER, code
+_MIN_NOISE = 1e-8  # IER, code
+
+
+def top_token_statistics(
+    student_logits: Float[Tensor, "n v"],
+    teacher_logits: Float[Tensor, "n v"],
+    teacher_log_normalizer: Float[Tensor, " n"],
+    token_ids: Int[Tensor, " n"],
+    group_maxima: Tensor,
+    overlap_k: int,
+) -> dict[str, Tensor]:
+    """Every name in TOP_TOKEN_STATISTICS -> (n,), float64; `group_maxima` (2, n, V // GROUP) as add_tile fills them."""
+    vocab_size = student_logits.shape[1]
+    overlap_k, support = min(overlap_k, vocab_size), min(SUPPORT, vocab_size)
+    tops = [
+        _top_ids(logits, maxima, max(overlap_k, support))
+        for logits, maxima in zip((student_logits, teacher_logits), group_maxima, strict=True)
+    ]
+    (student_k, teacher_k), (student_top, teacher_top) = ([top[:, :k] for top in tops] for k in (overlap_k, support))
+    teacher_logprobs = teacher_logits.gather(-1, student_top).double() - teacher_log_normalizer[:, None]
+    candidates = torch.cat([student_top, teacher_top, token_ids[:, None]], -1).sort(-1).values
+    return {
+        "topk_overlap": (student_k[:, :, None] == teacher_k[:, None, :]).any(-1).double().mean(-1),
+        "teacher_mass_topk": teacher_logprobs.exp().sum(-1).clamp(max=1),
+        "teacher_rank": (teacher_logits > teacher_logits.gather(-1, student_top[:, :1])).sum(-1).double(),
+        "ier": _ier(student_logits.gather(-1, candidates), teacher_logits.gather(-1, candidates), candidates),
+    }
+
+
+def _ier(student_logits: Tensor, teacher_logits: Tensor, candidates: Int[Tensor, "n c"]) -> Tensor:
+    """Signal over noise of the sampled reverse-KL gradient on the candidates, whose ids are sorted: (n,) float64.
+
+    IER (2609.24432): r = log p / q with p and q renormalized on the candidates, signal = Var_p[r], L = 1/p - 1,
+    b = E_p[r L] / E_p[L], noise = E_p[(r - b)^2 L] - signal.
+    """
+    repeated = torch.zeros_like(candidates, dtype=torch.bool)
+    repeated[:, 1:] = candidates[:, 1:] == candidates[:, :-1]
+    logp, logq = (
+        x.double().masked_fill(repeated, -torch.inf).log_softmax(-1) for x in (student_logits, teacher_logits)
+    )
+    p = logp.exp()
+    r = (logp - logq).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO).masked_fill(repeated, 0)
+    p_times_l = (1 - p).masked_fill(repeated, 0)
+    signal = (p * (r - (p * r).sum(-1, keepdim=True)) ** 2).sum(-1)
+    b = (p_times_l * r).sum(-1, keepdim=True) / p_times_l.sum(-1, keepdim=True).clamp(min=_MIN_NOISE)
+    noise = (p_times_l * (r - b) ** 2).sum(-1) - signal
+    return signal / noise.clamp(min=_MIN_NOISE)
+
+
+def _top_ids(logits: Tensor, group_maxima: Tensor, k: int) -> Tensor:
+    """Token ids of each row's k largest logits, (n, k), the largest first.
+
+    They lie in the k groups with the largest maxima (or the columns after the last full group), so only those are read.
+    """
+    num_groups, device = group_maxima.shape[1], logits.device
+    top_groups = group_maxima.topk(min(k, num_groups)).indices
+    grouped_ids = top_groups[:, :, None] * GROUP + torch.arange(GROUP, device=device)
+    ungrouped_ids = torch.arange(num_groups * GROUP, logits.shape[1], device=device).expand(len(logits), -1)
+    candidates = torch.cat([grouped_ids.flatten(1), ungrouped_ids], -1)
+    return candidates.gather(-1, logits.gather(-1, candidates).topk(k).indices)
