@@ -9,9 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tip_exp.config.names import FileName, Grader, HubFile, Layers, Rule, Split, Statistic, UpstreamBug
+from tip_exp.config.names import FileName, Grader, HubFile, Layers, Quantile, Rule, Split, Statistic, UpstreamBug
 from tip_exp.config.numbers import Count, CountOrZero, Fraction, InsideUnit, NonNegative, Positive, Share
-from tip_exp.selector.scores import Group, Normalizer, Order, Rounding, Scope
+from tip_exp.selector.scores import Group, Normalizer, Order, Rounding, Scope, Weight
 
 
 class _Strict(BaseModel):
@@ -173,7 +173,8 @@ class SelectorConfig(_Strict):
     rounding: Rounding
     scope: Scope
     retention: Share
-    weight_by_score: bool
+    weight: Weight
+    weight_offset: Positive | Quantile | None
     parameters: dict[str, float]
     normalizer_of: dict[Statistic, Normalizer]
 
