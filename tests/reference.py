@@ -16,7 +16,7 @@ from tip_exp.types import Rollout
 
 # --- losses and statistics -------------------------------------------------------------------------------------------
 
-DIVERGENCE_NAMES = ["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
+DIVERGENCE_NAMES = ["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl", "tv", "sqrt_kl"]
 
 
 def random_logits(seed: int, rows: int, vocab: int) -> tuple[Tensor, Tensor]:
@@ -71,6 +71,8 @@ def divergence(name: str, p: Tensor, q: Tensor, jsd_beta: float = 0.5, skew: flo
         "jsd": jsd_beta * kl(q, m) + (1 - jsd_beta) * kl(p, m),
         "skew_reverse_kl": kl(p, skew * p + (1 - skew) * q),
         "skew_forward_kl": kl(q, skew * q + (1 - skew) * p),
+        "tv": torch.where(p > q, p - q, q - p).sum(-1) / 2,
+        "sqrt_kl": (kl(p, q) + 0.01).sqrt() - 0.1,
     }[name]
 
 

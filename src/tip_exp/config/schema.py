@@ -189,7 +189,7 @@ class LearnerConfig(_Strict):
     num_steps: Count
     prompts_per_step: Count
     samples_per_prompt: Count
-    divergence: Literal["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
+    divergence: Literal["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl", "tv", "sqrt_kl"]
     jsd_beta: InsideUnit
     skew: InsideUnit
     average: Literal["rollout", "token"]
