@@ -21,7 +21,7 @@ from tip_exp.utils.units import MIB
 
 REVERSE_KL = Divergence("reverse_kl")
 EVERY_STATISTIC = frozenset(STATISTICS)
-SOFT_OR_STATISTICS = frozenset({"entropy", "reverse_kl"})
+SOFT_OR_STATISTICS, GRAD_NORM = frozenset({"entropy", "reverse_kl"}), frozenset({"grad_norm"})
 # (tokens, vocabulary) of TRL's tiles: its default, and the fastest of twelve measured on a CPU (results/LOG.md).
 TRL_DEFAULT_TILE, TRL_BEST_TILE = (4096, 32768), (2048, 512)
 SMALL_TILE_MIB, LARGE_TILE_MIB = 4, 128
@@ -113,6 +113,12 @@ def _fused_after_stats(case: Case, statistics: frozenset[str]) -> Gradients:
         log_normalizers = stats.log_normalizers
     result = fused(student, teacher, case.kept_mask, REVERSE_KL, case.tile_bytes, log_normalizers=log_normalizers)
     return _with_weight_grad(case, result.hidden_grad)
+
+
+def _stats_alone(case: Case, statistics: frozenset[str]) -> Gradients:
+    """The pass that measures these statistics of every token; the result is no gradient."""
+    token_stats(*case.logits, case.token_ids, wanted=statistics, tile_bytes=case.tile_bytes)
+    return Gradients(case.student_hidden, case.student_weight)
 
 
 def _fused(case: Case) -> Gradients:
@@ -224,6 +230,9 @@ IMPLEMENTATIONS: dict[str, Callable[[Case], Gradients]] = {
     "fused_large": lambda case: _fused(replace(case, tile_bytes=LARGE_TILE_MIB * MIB)),
     "fused_scored": lambda case: _fused_after_stats(case, EVERY_STATISTIC),
     "fused_soft_or": lambda case: _fused_after_stats(case, SOFT_OR_STATISTICS),
+    "fused_grad_norm": lambda case: _fused_after_stats(case, GRAD_NORM),
+    "stats_soft_or": lambda case: _stats_alone(case, SOFT_OR_STATISTICS),
+    "stats_grad_norm": lambda case: _stats_alone(case, GRAD_NORM),
     "materialized": _materialized,
     "trl": lambda case: _trl(case, TRL_DEFAULT_TILE),
     "trl_best": lambda case: _trl(case, TRL_BEST_TILE),
@@ -231,5 +240,6 @@ IMPLEMENTATIONS: dict[str, Callable[[Case], Gradients]] = {
     "liger": _liger,
     "naive": _naive,
 }
+NO_GRADIENT = frozenset({"floor", "stats_soft_or", "stats_grad_norm"})
 # The library that an implementation imports.
 REQUIRES = {"trl": "trl", "trl_best": "trl", "trl_kept_alone": "trl", "liger": "liger_kernel"}

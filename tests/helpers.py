@@ -16,6 +16,7 @@ from tip_exp.models.lora import whole_tensor
 from tip_exp.models.pair import Model, Pair
 from tip_exp.records.meter import Meter
 from tip_exp.rollout.hf import HfSampler
+from tip_exp.selector.scores import Weight
 from tip_exp.selector.selector import Quadrants, Selector
 from tip_exp.types import Problem, Rollout, Sampling
 
@@ -43,7 +44,7 @@ def make_learner(
     config: LearnerConfig,
     score: str = "soft_or",
     retention: float = 0.5,
-    weight_by_score: bool = False,
+    weight: Weight = "none",
     **changes: Any,
 ) -> Learner:
     rule = Selector(
@@ -56,7 +57,8 @@ def make_learner(
         scope="rollout",
         retention=retention,
         quadrants=Quadrants(0.3, 0.3),
-        weight_by_score=weight_by_score,
+        weight=weight,
+        weight_offset=None,
     )
     return Learner(pair, rule, config.model_copy(update=changes), seed=0, meter=Meter(pair.student.module.device))
 

@@ -16,7 +16,7 @@ from tip_exp.types import Rollout
 
 # --- losses and statistics -------------------------------------------------------------------------------------------
 
-DIVERGENCE_NAMES = ["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
+DIVERGENCE_NAMES = ["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl", "tv", "sqrt_kl"]
 
 
 def random_logits(seed: int, rows: int, vocab: int) -> tuple[Tensor, Tensor]:
@@ -71,6 +71,8 @@ def divergence(name: str, p: Tensor, q: Tensor, jsd_beta: float = 0.5, skew: flo
         "jsd": jsd_beta * kl(q, m) + (1 - jsd_beta) * kl(p, m),
         "skew_reverse_kl": kl(p, skew * p + (1 - skew) * q),
         "skew_forward_kl": kl(q, skew * q + (1 - skew) * p),
+        "tv": torch.where(p > q, p - q, q - p).sum(-1) / 2,
+        "sqrt_kl": (kl(p, q) + 0.01).sqrt() - 0.1,
     }[name]
 
 
@@ -188,7 +190,7 @@ def keep_top(keys: list[float], groups: list[int], retention: float) -> list[boo
 
 
 def step_by_autograd(
-    pair: Pair, rollouts: list[Rollout], report: StepReport, *, average: str, weight_by_score: bool = False
+    pair: Pair, rollouts: list[Rollout], report: StepReport, *, average: str, weight: str = "none"
 ) -> tuple[dict[str, Tensor], float]:
     """Gradients and loss of a step: each rollout alone, whole logits, reverse KL averaged over the kept tokens.
 
@@ -199,18 +201,23 @@ def step_by_autograd(
     for i, rollout in enumerate(rollouts):
         ids = torch.tensor([rollout.token_ids])
         positions = [t - 1 for t, is_response in enumerate(rollout.response_mask) if is_response]
-        logp = pair.student.module(ids).logits[0, positions].log_softmax(-1)
+        z = pair.student.module(ids).logits[0, positions]
         with torch.no_grad():
-            logq = pair.teacher.module(ids).logits[0, positions].log_softmax(-1)
+            t = pair.teacher.module(ids).logits[0, positions]
+        logp, logq = z.log_softmax(-1), t.log_softmax(-1)
         rows = report.tokens.rollout == i
         order = report.tokens.position[rows].argsort()
-        weight = report.selection.kept_mask[rows][order].double()
-        if weight_by_score:
-            weight = weight * report.selection.score[rows][order].double().clamp(min=0)
-        if average == "rollout" and weight.sum() > 0:
-            weight = weight / weight.sum()
-        total = total + ((logp.exp() * (logp - logq)).sum(-1) * weight).sum()
-        mass += float(weight.sum())
+        weights = report.selection.kept_mask[rows][order].double()
+        if weight == "score":
+            weights = weights * report.selection.score[rows][order].double().clamp(min=0)
+        if weight == "inverse_gradient":
+            weights = weights / (grad_norm(z, t) + 0.1)
+        if weight == "sqrt":
+            weights = weights / (grad_norm(z, t) + 0.05).sqrt()
+        if average == "rollout" and weights.sum() > 0:
+            weights = weights / weights.sum()
+        total = total + ((logp.exp() * (logp - logq)).sum(-1) * weights).sum()
+        mass += float(weights.sum())
     (total / mass).backward()
     named = pair.student.module.named_parameters()
     return {name: p.grad.clone() for name, p in named if p.grad is not None}, float(total.detach()) / mass

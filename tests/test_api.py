@@ -366,8 +366,8 @@ def test_a_mask_of_padded_tensors(stats: pd.DataFrame) -> None:
     padded = {name: torch.full((3, 5), torch.nan) for name in ("entropy", "reverse_kl")}
     for name, values in padded.items():
         values[mask] = torch.tensor(stats[name].to_numpy())
-    kept, weights = tip_exp.select(padded, retention=0.5, weight_by_score=True, response_mask=mask)
-    expected, expected_weights = tip_exp.select(stats, retention=0.5, weight_by_score=True)
+    kept, weights = tip_exp.select(padded, retention=0.5, weight="score", response_mask=mask)
+    expected, expected_weights = tip_exp.select(stats, retention=0.5, weight="score")
     assert kept.shape == (3, 5) and not kept[~mask].any() and kept[mask].tolist() == expected.tolist()
     assert weights[mask].tolist() == expected_weights.tolist() and not weights[~mask].any()
     assert expected.sum() == 2 + 1  # floor(4 / 2), floor(3 / 2), floor(1 / 2)

@@ -13,6 +13,7 @@ from benchmarks import e2e, loss, measuring, rollout, step, tiny
 from benchmarks.__main__ import main
 from benchmarks.implementations import (
     IMPLEMENTATIONS,
+    NO_GRADIENT,
     REQUIRES,
     exact_gradients,
     make_case,
@@ -48,7 +49,7 @@ def test_help_lists_every_benchmark_and_its_options(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize("retention", [1.0, 0.3])
-@pytest.mark.parametrize("name", [name for name in OWN if name != "floor"])
+@pytest.mark.parametrize("name", [name for name in OWN if name not in NO_GRADIENT])
 def test_own_implementations_give_the_float64_gradient(name: str, retention: float) -> None:
     case = replace(make_case(20, 150, 8, 8, 10_000), kept_mask=random_mask(20, retention))
     exact = exact_gradients(case, rows_per_chunk=7)

@@ -72,14 +72,16 @@ BAD = {
     ),
     "sampling by rank": ("selector.order=sample selector.normalizer=rank", "in proportion to the score"),
     "weights of a yes-or-no rule": (
-        "selector=q1 selector.weight_by_score=true",
+        "selector=q1 selector.weight=score",
         "got selector.score=q1, selector.order=positive",
     ),
     "weights of noise": (
-        "selector=random selector.weight_by_score=true",
+        "selector=random selector.weight=score",
         "got selector.score=random, selector.order=top",
     ),
-    "weights of the bottom": ("selector=soft_or_bottom selector.weight_by_score=true", "selector.order=bottom"),
+    "an offset of nothing": ("selector.weight_offset=0.1", "selector.weight_offset=0.1 has no effect"),
+    "an offset that is no quantile": ("selector.weight_offset=0.9q", "a quantile such as q0.9"),
+    "weights of the bottom": ("selector=soft_or_bottom selector.weight=score", "selector.order=bottom"),
     "steps 0": ("learner.num_steps=0", "learner.num_steps: input should be greater than or equal to 1; got 0"),
     "steps a fraction": ("learner.num_steps=2.5", "learner.num_steps: input should be a valid integer; got 2.5"),
     "lr negative": ("learner.lr=-1e-3", "learner.lr: input should be greater than 0; got -0.001"),
@@ -235,7 +237,9 @@ def test_bad_input_is_one_clear_message(overrides: str, message: str) -> None:
         "learner.estimator=sampled_k1",
         "learner.divergence=skew_forward_kl learner.skew=0.2",
         "learner.divergence=reverse_kl learner.jsd_beta=0.3",
-        "selector.weight_by_score=true selector.retention=1",
+        "selector.weight=score selector.retention=1",
+        "selector=full selector.weight=sqrt",
+        "selector=soft_or_bottom selector.weight=inverse_gradient selector.weight_offset=q0.9",
     ],
 )
 def test_meaningful_combinations_are_accepted(overrides: str) -> None:

@@ -33,6 +33,7 @@ from tip_exp.models.load import head_of
 from tip_exp.models.packed_attention import packed_inputs
 from tip_exp.models.pair import Model, Pair
 from tip_exp.rollout.hf import HfSampler
+from tip_exp.selector import scores
 from tip_exp.types import Problem, Rollout, Sampling
 
 KERNELS = ("add_tile", "logit_gradient_sums", "mixture_sum", "kl_grad")
@@ -40,7 +41,7 @@ MICRO_BATCH = {"micro_batch_tokens": 45}  # two rollouts each
 SHAPE: dict[str, Any] = {"vocab_size": 406, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
 # Waits of a step: one copy to the host per statistic, the gradient's norm, the loss and the norm of the update.
-STATISTICS, UPDATE = 9, 3
+STATISTICS, UPDATE = len(scores.STATISTICS), 3
 launches: list[str] = []
 
 
@@ -150,7 +151,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # changes of the
     "topk": ({}, {"estimator": "topk"}),
     "sampled_k1": ({}, {"estimator": "sampled_k1", "loss_backend": "materialized"}),
     "sampled_k1_fused": ({}, {"estimator": "sampled_k1"}),
-    "forward_kl": ({}, {"divergence": "forward_kl", "weight_by_score": True}),
+    "forward_kl": ({}, {"divergence": "forward_kl", "weight": "score"}),
     "jsd": ({}, {"divergence": "jsd", **MICRO_BATCH}),
     "few_statistics": ({}, {"diagnostics_every": 0, "score": "random"}),
     "lora": ({"adapters": True}, MICRO_BATCH),

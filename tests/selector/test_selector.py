@@ -37,7 +37,8 @@ DEFAULTS: dict[str, Any] = {
     "scope": "rollout",
     "retention": 0.5,
     "quadrants": Quadrants(0.3, 0.3),
-    "weight_by_score": False,
+    "weight": "none",
+    "weight_offset": None,
 }
 
 
@@ -267,11 +268,36 @@ def test_kept_tokens_are_weighted_by_their_score() -> None:
     """Entropies 0, 3, 4, 1 give scores 0, .75, 1, .25; the two kept tokens have mass 0.75 + 1 instead of 2."""
     statistics, tokens = {"entropy": torch.tensor([0.0, 3.0, 4.0, 1.0])}, tokens_of(4)
     unweighted = selector(score="entropy")(statistics, tokens, seeded())
-    weighted = selector(score="entropy", weight_by_score=True)(statistics, tokens, seeded())
+    weighted = selector(score="entropy", weight="score")(statistics, tokens, seeded())
     assert unweighted.weights is None and unweighted.mass == 2.0
     assert weighted.kept_mask.tolist() == unweighted.kept_mask.tolist() == [False, True, True, False]
     assert weighted.weights is not None and weighted.weights.tolist() == [0.0, 0.75, 1.0, 0.25]
     assert weighted.mass == 1.75
+
+
+@pytest.mark.parametrize(
+    "weight, offset, expected",
+    [
+        ("inverse_gradient", None, [1 / 0.1, 1 / 0.5, 1 / 1.0]),  # c = 0.1
+        ("sqrt", None, [0.05**-0.5, 0.45**-0.5, 0.95**-0.5]),  # c = 0.05
+        ("inverse_gradient", 0.6, [1 / 0.6, 1.0, 1 / 1.5]),
+        ("sqrt", "q0.5", [0.4**-0.5, 0.8**-0.5, 1.3**-0.5]),  # c = 0.4, the median
+    ],
+)
+def test_weights_fall_with_the_gradient(weight: str, offset: Any, expected: list[float]) -> None:
+    rule = selector(score="entropy", weight=weight, weight_offset=offset, retention=1.0)
+    statistics = {"entropy": torch.tensor([1.0, 2, 3]), "grad_norm": torch.tensor([0.0, 0.4, 0.9])}
+    assert rule.required_stats == {"entropy", "grad_norm"}
+    selection = rule(statistics, tokens_of(3), seeded())
+    assert selection.weights is not None and selection.weights.tolist() == pytest.approx(expected)
+    assert selection.mass == pytest.approx(sum(expected))
+    assert rule({name: values[:0] for name, values in statistics.items()}, tokens_of(), seeded()).mass == 0
+
+
+def test_weights_stay_finite_where_no_token_has_a_gradient() -> None:
+    rule = selector(score="entropy", weight="inverse_gradient", weight_offset="q0.9", retention=1.0)
+    selection = rule({"entropy": torch.ones(3), "grad_norm": torch.zeros(3)}, tokens_of(3), seeded())
+    assert selection.weights is not None and bool(selection.weights.isfinite().all())
 
 
 def test_a_mean_by_rollout_weighs_rollouts_alike() -> None:
@@ -291,7 +317,7 @@ def test_a_mean_by_rollout_weighs_rollouts_alike() -> None:
 
 def test_equal_scores_as_weights_have_no_mass() -> None:
     """All scores are 0, so the learner skips the step instead of dividing by zero."""
-    rule = selector(score="entropy", weight_by_score=True)
+    rule = selector(score="entropy", weight="score")
     assert rule({"entropy": torch.ones(4)}, tokens_of(4), seeded()).mass == 0.0
 
 

@@ -96,7 +96,7 @@ def _score(options: argparse.Namespace) -> None:
     )
     if selector is not None:
         kept = select(stats, selector)
-        stats["kept"] = kept[0] if selector.weight_by_score else kept
+        stats["kept"] = kept[0] if selector.weight != "none" else kept
     print(summary(stats))
     if options.out is not None:
         stats.to_parquet(options.out)

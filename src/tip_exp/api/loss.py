@@ -44,7 +44,8 @@ def loss(
     average  "token": mean over the kept tokens (with weights, a weighted mean). "rollout": mean in each sequence, then
         over the sequences with kept tokens, as training runs do by default; rows of (B, T), or `sequence` (N,).
         "sum": the sum, to be divided by a number that several micro-batches share.
-    divergence  reverse_kl = KL(student || teacher), forward_kl, jsd, skew_reverse_kl or skew_forward_kl.
+    divergence  reverse_kl = KL(student || teacher), forward_kl, jsd, skew_reverse_kl, skew_forward_kl, tv or
+        sqrt_kl.
 
     Gradients go to `student_hidden` and to the student's head (weight and bias), not to the teacher. They are computed
     with the value, tile by tile: vocabulary-sized memory is the head's gradient and `tile_mib`, and only kept tokens

@@ -48,7 +48,7 @@ def select(
     quadrants  thresholds of the rules q1 to q4, as in `score`.
     seed, step  of random rules: the draws of that step of a run with this seed.
 
-    With weight_by_score=True the result is (mask, weights). Raises ValueError for a wrong setting or a missing
+    With a weight but none the result is (mask, weights). Raises ValueError for a wrong setting or a missing
     statistic, FloatingPointError for NaN.
     """
     changes = overrides | ({} if retention is None else {"retention": retention})
@@ -88,7 +88,7 @@ def select(
 
         kept = pd.Series(kept.numpy(), index=stats.index, name="kept")
         weights = None if weights is None else pd.Series(weights.numpy(), index=stats.index, name="weight")
-    return (kept, weights) if rule.weight_by_score else kept
+    return (kept, weights) if rule.weight != "none" else kept
 
 
 def make_selector(

@@ -29,6 +29,12 @@ def _hub_file(value: str) -> str:
     return value
 
 
+def _quantile(value: str) -> str:
+    if not re.fullmatch(r"q0?\.\d+", value):
+        raise ValueError("a number, or a quantile such as q0.9")
+    return value
+
+
 def _layers(value: list[str] | str) -> list[str] | str:
     if isinstance(value, str) and value != "all-linear":
         raise ValueError("a list of layer names, or all-linear (every linear layer but the head)")
@@ -44,6 +50,7 @@ else:  # the names of a registry, which a type checker cannot read
 Rule = Annotated[str, AfterValidator(with_code)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 HubFile = Annotated[str, AfterValidator(_hub_file)]
+Quantile = Annotated[str, AfterValidator(_quantile)]
 Layers = Annotated[list[str] | str, AfterValidator(_layers)]
 Split = Literal["train", "validation", "test"]
 Grader = Literal["boxed_integer", "math", "strict"]

@@ -9,6 +9,7 @@ from typing import Any
 from tip_exp.config.machine_rules import machine_rules
 from tip_exp.config.schema import TOOL_TASKS, RunConfig, TableConfig, TravelConfig
 from tip_exp.selector.scores import (
+    FALLING,
     SCORES,
     UNBUDGETED,
     UNIT_INTERVAL,
@@ -72,9 +73,14 @@ def selector_rules(selector: Any) -> Iterator[str]:
             "selector.order=positive keeps every positive score, so it needs a score that is 0 or 1 "
             f"({', '.join(sorted(UNBUDGETED))}), not {score}; choose top, bottom or sample"
         )
-    if selector.weight_by_score and (order != "top" or score == "random" or not budgeted):
+    if selector.weight_offset is not None and selector.weight not in FALLING:
         yield (
-            "selector.weight_by_score=true needs selector.order=top and a ranked score; got "
+            f"selector.weight_offset={selector.weight_offset} has no effect: selector.weight={selector.weight} has no "
+            f"offset; {' and '.join(FALLING)} have"
+        )
+    if selector.weight == "score" and (order != "top" or score == "random" or not budgeted):
+        yield (
+            "selector.weight=score needs selector.order=top and a ranked score; got "
             f"selector.score={score}, selector.order={order}"
         )
     normalizers = {selector.normalizer_of.get(statistic, normalizer) for statistic in required}

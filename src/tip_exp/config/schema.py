@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from tip_exp.config.names import FileName, Grader, HubFile, Layers, Rule, Split, Statistic, UpstreamBug
+from tip_exp.config.names import FileName, Grader, HubFile, Layers, Quantile, Rule, Split, Statistic, UpstreamBug
 from tip_exp.config.numbers import Count, CountOrZero, Fraction, InsideUnit, NonNegative, Positive, Share, Temperature
-from tip_exp.selector.scores import Group, Normalizer, Order, Rounding, Scope
+from tip_exp.selector.scores import Group, Normalizer, Order, Rounding, Scope, Weight
 
 
 class _Strict(BaseModel):
@@ -176,7 +176,8 @@ class SelectorConfig(_Strict):
     rounding: Rounding
     scope: Scope
     retention: Share
-    weight_by_score: bool
+    weight: Weight
+    weight_offset: Positive | Quantile | None
     parameters: dict[str, float]
     normalizer_of: dict[Statistic, Normalizer]
 
@@ -191,7 +192,7 @@ class LearnerConfig(_Strict):
     num_steps: Count
     prompts_per_step: Count
     samples_per_prompt: Count
-    divergence: Literal["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl"]
+    divergence: Literal["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl", "tv", "sqrt_kl"]
     jsd_beta: InsideUnit
     skew: InsideUnit
     average: Literal["rollout", "token"]

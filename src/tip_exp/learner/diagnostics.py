@@ -26,6 +26,9 @@ def token_metrics(
     if len(tokens) == 0:
         return metrics
     metrics |= {names.score_mean(name): float(values.mean()) for name, values in statistics.items()}
+    for statistic, mass in (("grad_norm", names.GRADIENT_MASS), ("reverse_kl", names.KL_MASS)):
+        if statistic in statistics:
+            metrics[mass] = _share_within(statistics[statistic], kept_mask)
     if "entropy" in statistics:
         normalized_entropy = statistics["entropy"] / math.log(vocab_size)  # H / ln V: TIP, Eq. 2
         metrics[names.ENTROPY_NORM_MEAN] = float(normalized_entropy.mean())

@@ -16,6 +16,7 @@ from tip_exp.losses.tiling import exp
 
 LogProbs = Float[Tensor, "n v"]
 PerToken = Float[Tensor, " n"]
+SQRT_KL_SCALE = 0.1  # c of sqrt_kl, in nats^(1/2)
 
 
 def reverse_kl(student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
@@ -44,6 +45,16 @@ def skew_forward_kl(student_logprobs: LogProbs, teacher_logprobs: LogProbs, skew
     return reverse_kl(teacher_logprobs, _mixture(student_logprobs, teacher_logprobs, skew))
 
 
+def tv(student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
+    """Total variation, sum |P_S - P_T| / 2, in [0, 1]: its gradient is bounded."""
+    return 0.5 * (student_logprobs.exp() - teacher_logprobs.exp()).abs().sum(-1)
+
+
+def sqrt_kl(student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
+    """sqrt(KL(P_S || P_T) + c^2) - c: reverse KL weighted by 1 / (2 sqrt(KL + c^2)), which falls with the KL."""
+    return (reverse_kl(student_logprobs, teacher_logprobs) + SQRT_KL_SCALE**2).sqrt() - SQRT_KL_SCALE
+
+
 def _mixture(student_logprobs: Tensor, teacher_logprobs: Tensor, teacher_weight: float) -> Tensor:
     """Log-probabilities of teacher_weight P_T + (1 - teacher_weight) P_S, (n, v)."""
     return torch.logaddexp(teacher_logprobs + math.log(teacher_weight), student_logprobs + math.log1p(-teacher_weight))
@@ -56,6 +67,8 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "jsd": jsd,
     "skew_reverse_kl": skew_reverse_kl,
     "skew_forward_kl": skew_forward_kl,
+    "tv": tv,
+    "sqrt_kl": sqrt_kl,
 }
 
 

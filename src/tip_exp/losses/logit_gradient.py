@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LOWERING = 1e6  # argmax takes as long as all sums together
+
 
 @dataclass(frozen=True, slots=True)
 class LogitGradientSums:
@@ -70,17 +72,18 @@ class LogitGradientSums:
         return squared.clamp(min=0).sqrt() / self.total
 
 
-def block_sums(z: Tensor, t: Tensor, weights: Tensor, mean_gap: Tensor, rows: Tensor, scratch: Tensor) -> None:
+def block_sums(z: Tensor, t: Tensor, z_shifted: Tensor, weights: Tensor, rows: Tensor, scratch: Tensor) -> None:
     """Fill `rows` (8, n): max z, sum of `weights`, u at the largest z, the center c, and four sums with d = u - c.
 
-    z, t: logits (n, c). The first two rows are filled already; `weights` = e^(z - max z). c is `mean_gap`, E_p u
-    rounded, or u at the largest z where that token has more than half of the weight: either keeps the sums' digits.
+    z, t: logits (n, c); z_shifted = z - max z, weights = e^z_shifted. The first two rows are filled already, and c
+    holds E_p u, rounded. It becomes u at the largest z where that token has more than half of the weight: either keeps
+    the sums' digits.
     """
-    _, total, top_gap, center, gap_sum, square_sum, square_gap_sum, square_gap2_sum = rows.unbind()
-    gap = torch.sub(z, t, out=scratch)
-    top_gap.copy_(gap.gather(-1, z.argmax(-1, keepdim=True)).squeeze(-1))
-    center.copy_(torch.where(total < 2, top_gap, mean_gap))
-    weighted_gap = gap.sub_(center[:, None]).mul_(weights)
+    z_max, total, top_gap, center, gap_sum, square_sum, square_gap_sum, square_gap2_sum = rows.unbind()
+    # t at the largest z: any other token is lowered, but for those as likely, of which none has half of the weight.
+    torch.sub(z_max, torch.add(t, z_shifted, alpha=LOWERING, out=scratch).amax(-1), out=top_gap)
+    center.copy_(torch.where(total < 2, top_gap, center))
+    weighted_gap = torch.sub(z, t, out=scratch).sub_(center[:, None]).mul_(weights)
     torch.sum(weighted_gap, -1, out=gap_sum)
     torch.linalg.vecdot(weights, weights, out=square_sum)
     torch.linalg.vecdot(weights, weighted_gap, out=square_gap_sum)

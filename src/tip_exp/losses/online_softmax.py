@@ -134,9 +134,9 @@ def tile_stats(
         torch.sub(block, t_max[rows, None], out=t_shifted)
         torch.linalg.vecdot(weights, t_shifted, out=z_cross[rows])
         if gradient_sums is not None:
-            mean_gap = z_max[rows] - t_max[rows] + (z_self[rows] - z_cross[rows]) / z_total[rows]
             gradient_sums[:2, rows] = sums[:2, rows]
-            block_sums(z[rows], block, weights, mean_gap, gradient_sums[:, rows], workspace.scratch(3, block))
+            gradient_sums[3, rows] = z_max[rows] - t_max[rows] + (z_self[rows] - z_cross[rows]) / z_total[rows]
+            block_sums(z[rows], block, z_shifted, weights, gradient_sums[:, rows], workspace.scratch(3, block))
         torch.sum(exp(t_shifted, out=weights), -1, out=t_total[rows])
         torch.linalg.vecdot(weights, t_shifted, out=t_self[rows])
         torch.linalg.vecdot(weights, z_shifted, out=t_cross[rows])

@@ -23,6 +23,7 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | train/skipped                   | 1 if no token was kept: no update, no loss                        | 0 or 1        |
 | select/response_tokens, kept_…  | response tokens of a step; those the loss uses                    | tokens        |
 | select/kept_frac                | kept_tokens over response_tokens                                  | fraction      |
+| select/gradient_mass, kl_mass   | grad_norm, reverse KL summed over kept tokens, over that of all   | fraction      |
 | select/overlap_entropy          | Jaccard index with as many top-entropy tokens of each rollout     | fraction      |
 | select/score_at_…, kept_at_…    | mean score, kept share at these response positions                | -, fraction   |
 | score/<statistic>_mean          | mean over the response tokens (entropy, reverse_kl, …)            | nats          |
@@ -65,6 +66,7 @@ UPDATE_RATIO = "train/update_ratio"
 
 RESPONSE_TOKENS, KEPT_TOKENS, KEPT_FRAC = "select/response_tokens", "select/kept_tokens", "select/kept_frac"
 OVERLAP_ENTROPY = "select/overlap_entropy"
+GRADIENT_MASS, KL_MASS = "select/gradient_mass", "select/kl_mass"
 
 RESPONSE_LEN, TRUNCATED_FRAC = "rollout/response_len", "rollout/truncated_frac"
 TOKENS_PER_S = "rollout/tokens_per_s"

@@ -46,7 +46,7 @@ def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Ove
         options = {key: value for key, value in config["selector"].items() if key != "label"}
         try:
             selector = Selector(**options, quadrants=Quadrants(**config["quadrants"]))
-        except ValueError:
+        except (ValueError, TypeError):  # the rule, or a key of its selector, is gone
             continue
         kept[name] = selector(statistics, tokens, torch.Generator().manual_seed(0)).kept_mask
     return Overlaps(

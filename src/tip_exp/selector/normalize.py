@@ -11,7 +11,7 @@ from torch import Tensor
 
 def clip_high(values: Float[Tensor, " n"], quantile: float | None) -> Float[Tensor, " n"]:
     """Clamp values to their own `quantile` (TIP, Sec. 6: the top 2 % of entropies)."""
-    return values if quantile is None else values.clamp(max=_quantile(values, quantile))
+    return values if quantile is None else values.clamp(max=quantile_of(values, quantile))
 
 
 def normalize(values: Float[Tensor, " n"], normalizer: str) -> Float[Tensor, " n"]:
@@ -27,11 +27,11 @@ def normalize(values: Float[Tensor, " n"], normalizer: str) -> Float[Tensor, " n
         first, past_last = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
         mean_rank = (first + past_last - 1).to(values.dtype) / 2
         return torch.where(ordered[0] < ordered[-1], mean_rank / (len(values) - 1), 0)
-    low, high = (_quantile(values, 0.05), _quantile(values, 0.95)) if normalizer == "quantile" else values.aminmax()
+    low, high = (quantile_of(values, 0.05), quantile_of(values, 0.95)) if normalizer == "quantile" else values.aminmax()
     return torch.where(low < high, ((values - low) / (high - low)).clamp(0, 1), 0)
 
 
-def _quantile(values: Tensor, q: float) -> Tensor:
+def quantile_of(values: Tensor, q: float) -> Tensor:
     """numpy's linear quantile; torch.quantile fails above 2^24 values."""
     ordered = values.sort().values
     index = q * (len(values) - 1)

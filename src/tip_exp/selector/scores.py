@@ -61,6 +61,9 @@ Group = Literal["batch", "micro_batch", "rollout"]
 Order = Literal["top", "bottom", "sample", "positive"]
 Rounding = Literal["floor", "ceil", "at_least_one"]
 Scope = Literal["rollout", "micro_batch", "batch"]
+Weight = Literal["none", "score", "inverse_gradient", "sqrt"]
+# Weights that fall with the gradient's norm: their offset unless selector.weight_offset is set, measured on one pair.
+FALLING = {"inverse_gradient": 0.1, "sqrt": 0.05}
 
 
 def soft_or(entropy: Tensor, reverse_kl: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tip_exp.selector.normalize import clip_high, normalize
 from tip_exp.selector.scores import (
+    FALLING,
     NORMALIZED,
     Group,
     Normalizer,
@@ -21,11 +22,13 @@ from tip_exp.selector.scores import (
     Rounding,
     Rule,
     Scope,
+    Weight,
     find_rule,
     parameter_errors,
     required_stats,
     rule_inputs,
 )
+from tip_exp.selector.weights import token_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,8 @@ class Selector:
     scope: Scope  # what the budget applies to
     retention: float
     quadrants: Quadrants
-    weight_by_score: bool
+    weight: Weight
+    weight_offset: float | str | None  # of falling weights, as weights.token_weights takes it
     parameters: dict[str, float] = field(default_factory=dict)  # keyword arguments of the rule
     normalizer_of: dict[str, Normalizer] = field(default_factory=dict)  # statistic -> its own normalizer
 
@@ -121,7 +125,7 @@ class Selector:
     @property
     def required_stats(self) -> frozenset[str]:
         """Names of the statistics that `__call__` needs."""
-        return required_stats(self.score)
+        return required_stats(self.score) | ({"grad_norm"} if self.weight in FALLING else frozenset())
 
     @torch.no_grad()
     def __call__(self, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Selection:
@@ -143,7 +147,7 @@ class Selector:
         score = score.float()
         if num_bad := int(score.isnan().sum()):
             raise FloatingPointError(f"the rule {self.score} returned NaN at {num_bad} of {len(tokens)} tokens")
-        weights = score.clamp(min=0) if self.weight_by_score else None
+        weights = token_weights(self.weight, self.weight_offset, score, statistics)
         return Selection(self._choose(score, tokens, generator), score, weights)
 
     def _input(self, name: str, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Tensor:
