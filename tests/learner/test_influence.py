@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ from tip_exp.selector.selector import Selection
 from tip_exp.types import Rollout
 
 VOCAB, TILE_BYTES = 40, 8 * 8 * 40 * 3  # three tokens a tile in float64
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 16,
     "intermediate_size": 24,
