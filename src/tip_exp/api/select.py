@@ -111,7 +111,9 @@ def make_selector(
         rule = overrides.pop("score", values["score"])
     # A function is no value of a config; the name of another rule stands for it while the types are checked.
     config = typed_selector(values | overrides | {"score": rule if isinstance(rule, str) else "entropy"})
-    settings = config.model_dump(exclude={"label"}) | ({} if isinstance(rule, str) else {"score": rule})
+    settings: dict[str, Any] = config.model_dump(exclude={"label"})
+    if not isinstance(rule, str):
+        settings["score"] = rule
     made = Selector(**settings, quadrants=thresholds(quadrants))
     if problems := list(selector_rules(made)):
         raise config_error(problems)
