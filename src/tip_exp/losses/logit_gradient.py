@@ -75,14 +75,12 @@ class LogitGradientSums:
 def block_sums(z: Tensor, t: Tensor, z_shifted: Tensor, weights: Tensor, rows: Tensor, scratch: Tensor) -> None:
     """Fill `rows` (8, n): max z, sum of `weights`, u at the largest z, the center c, and four sums with d = u - c.
 
-    z, t: logits (n, c); z_shifted = z - max z, weights = e^z_shifted. The first two rows are filled already, and c
-    holds E_p u, rounded. It becomes u at the largest z where that token has more than half of the weight: either keeps
-    the sums' digits.
+    z, t: logits (n, c); z_shifted = z - max z, weights = e^z_shifted. The first two rows are filled already, and so is
+    c, E_p u rounded: far from it, a sum of squares would be a small difference of large ones.
     """
-    z_max, total, top_gap, center, gap_sum, square_sum, square_gap_sum, square_gap2_sum = rows.unbind()
-    # t at the largest z: any other token is lowered, but for those as likely, of which none has half of the weight.
+    z_max, _, top_gap, center, gap_sum, square_sum, square_gap_sum, square_gap2_sum = rows.unbind()
+    # t at the largest z: any other token is lowered, except where it is as likely: then any gap will do.
     torch.sub(z_max, torch.add(t, z_shifted, alpha=LOWERING, out=scratch).amax(-1), out=top_gap)
-    center.copy_(torch.where(total < 2, top_gap, center))
     weighted_gap = torch.sub(z, t, out=scratch).sub_(center[:, None]).mul_(weights)
     torch.sum(weighted_gap, -1, out=gap_sum)
     torch.linalg.vecdot(weights, weights, out=square_sum)
