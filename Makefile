@@ -57,6 +57,12 @@ test-gpu: install ## run the tests that need a CUDA device
 gpu-check: install ## check this package on this machine's GPUs, 15 minutes; writes results/gpu/DEVICE.md
 	$(BIN)/python -m benchmarks gpu_check
 
+chaos: install ## disturb 500 small runs at random (kills, signals, moves, damaged files); writes results/chaos.md
+	$(BIN)/python -m scripts.chaos --cases 500 --out results/chaos.md
+
+chaos-quick: install ## the same for two minutes, with fewer cases
+	$(BIN)/python -m scripts.chaos --cases 500 --seconds 120
+
 lint: install ## check format, style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -106,5 +112,5 @@ clean: ## remove the caches of tests and tools (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-.PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check lint check plan sweep demos demos-quick results report \
+.PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check chaos chaos-quick lint check plan sweep demos demos-quick results report \
 	bench pairs students clean

@@ -40,7 +40,13 @@ IMPORTERS = {
     "wandb": {"records.writer", "report.wandb"},
     "peft": {"models.lora"},
     "hydra": {"launch.cli", "launch.sweep", "launch.plan"},
-    "torch.distributed": {"learner.distributed", "learner.sharding", "learner.checkpoint", "launch.torchrun"},
+    "torch.distributed": {
+        "learner.distributed",
+        "learner.sharding",
+        "learner.checkpoint",
+        "learner.checkpoint_files",
+        "launch.torchrun",
+    },
     "triton": {"losses.kernels"},
 }
 

@@ -20,8 +20,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tip_exp.config.resolvers import register_resolvers
-from tip_exp.utils.errors import INTERRUPTED, ConfigError, RunFailedError, exit_code, format_error
+from tip_exp.utils import termination
+from tip_exp.utils.errors import INTERRUPTED, TERMINATED, ConfigError, RunFailedError, exit_code, format_error
 from tip_exp.utils.paths import conf_dir
+from tip_exp.utils.termination import Terminated
 
 DRY = "--dry"
 ERRORS = (ConfigError, HydraException, OmegaConfBaseException, RunFailedError, OSError)
@@ -104,11 +106,12 @@ def main() -> None:
             sys.exit(code)  # raised, Hydra would print a line of its own
 
     try:
+        termination.handle()
         if body is _dry_run and flags & {"-m", "--multirun"}:
             raise ConfigError(f"{DRY} computes one run; `tip-plan sweeps/x.yaml` checks a sweep")
         task()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
     except ERRORS as error:
         if show_traceback:
             raise

@@ -20,7 +20,9 @@ from tip_exp.launch.sweep import SweepRun
 from tip_exp.records.metrics import main_accuracy
 from tip_exp.utils.errors import ConfigError, RunFailedError, format_error
 from tip_exp.utils.gpus import visible_gpus
+from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import OUTPUTS
+from tip_exp.utils.termination import Terminated
 
 RUN_ERRORS = (ConfigError, RunFailedError, OSError)  # each ends one run; the others go on
 
@@ -84,10 +86,11 @@ def run_all(runs: list[SweepRun], jobs: int) -> None:
                 futures = {executor.submit(attempt, run, background): run for run in runs}
                 for future in as_completed(futures):
                     finish(futures[future], future.result())
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 background.stop.set()
                 executor.shutdown(cancel_futures=True)
-                print("\ninterrupted; the same command resumes the sweep", file=sys.stderr)
+                how = "terminated" if isinstance(stop, Terminated) else "interrupted"
+                print(f"\n{how}; the same command resumes the sweep", file=sys.stderr)
                 raise
     if errors:
         kind = ConfigError if isinstance(errors[0], ConfigError) else RunFailedError
@@ -132,4 +135,4 @@ def _write_overrides(run: SweepRun) -> None:
     """.hydra/overrides.yaml, as Hydra's launchers write it; the report reads it."""
     path = run.folder.root / ".hydra" / "overrides.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(run.overrides), encoding="utf-8")
+    write_atomic(path, yaml.safe_dump(run.overrides))

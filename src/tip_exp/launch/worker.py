@@ -14,13 +14,16 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from tip_exp.config.parse import load
-from tip_exp.launch.lock import joined
+from tip_exp.launch.lock import check_held, joined
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.errors import BAD_CONFIG, FAILED, INTERRUPTED, ConfigError, format_error
+from tip_exp.utils import termination
+from tip_exp.utils.errors import BAD_CONFIG, FAILED, INTERRUPTED, TERMINATED, ConfigError, format_error
 from tip_exp.utils.io import write_atomic
+from tip_exp.utils.termination import Terminated
 
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 _PR_SET_PDEATHSIG = 1
@@ -33,8 +36,10 @@ def main() -> None:
     rank, report = int(os.environ.get("RANK", "0")), os.environ.get("TORCHELASTIC_ERROR_FILE")
     log_path = folder.log_of(rank)
     with ExitStack() as stack, log_path.open("a", encoding="utf-8") as log_file:
-        for lock in locks:
-            stack.enter_context(joined(Path(lock)))
+        for lock in map(Path, locks):
+            stack.enter_context(joined(lock))
+            if lock == folder.lock:
+                folder.check_held = partial(check_held, lock)
         if rank > 0:  # rank 0 alone prints
             os.environ["TQDM_DISABLE"] = "1"
             os.dup2(log_file.fileno(), sys.stdout.fileno())
@@ -42,13 +47,14 @@ def main() -> None:
         logging.basicConfig(stream=log_file, level=logging.INFO, format=LOG_FORMAT)
         logging.captureWarnings(True)
         faulthandler.enable(log_file)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a script's background job ignores SIGINT
         try:
+            termination.handle()
             _run(folder)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
             if report is None:
-                print_interrupted(folder)
-            sys.exit(INTERRUPTED)
+                print_stopped(folder, code)
+            sys.exit(code)
         except Exception as error:
             code = BAD_CONFIG if isinstance(error, ConfigError) else FAILED
             message = f"{format_error(error)} (traceback in {log_path})"
@@ -69,8 +75,9 @@ def end_with(parent: int) -> None:
             sys.exit(INTERRUPTED)
 
 
-def print_interrupted(folder: RunFolder) -> None:
-    print(f"\ninterrupted; the same command resumes from the last checkpoint in {folder.checkpoints}", file=sys.stderr)
+def print_stopped(folder: RunFolder, code: int) -> None:
+    how = "terminated" if code == TERMINATED else "interrupted"
+    print(f"\n{how}; the same command resumes from the last checkpoint in {folder.checkpoints}", file=sys.stderr)
 
 
 def _run(folder: RunFolder) -> None:

@@ -59,6 +59,7 @@ class ArmResult:
     process_gib: float
     wall_s: float
     no_tool_baseline: float
+    unhealthy: list[str] = field(repr=False)  # of each run that is not healthy: its verdict (records/result.py)
     in_train: tuple[int, int]  # test problems in the training set: whole, by 13 words alone
     scores: ArmScores | None = field(repr=False)  # None if a run has other problems than the others
     kl_scores: ArmScores | None = field(repr=False)  # log KL of a response
@@ -166,6 +167,7 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
     scores = _scores(done, benchmark, "right")
     described = [result.get("datasets", {}).get(benchmark, {}) for result in results]
     in_train = [{problem for of_run in described for problem in of_run.get(f"in_train_{how}", [])} for how in LEAKS]
+    verdicts = [result.get("health", metrics.HEALTHY) for result in results]
     return ArmResult(
         pair=config["pair.label"],
         data=config["data.label"],
@@ -196,6 +198,7 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
         process_gib=_mean(results, "memory", metrics.PROCESS_PEAK_GIB),
         wall_s=_mean(results, "totals", "wall_s"),
         no_tool_baseline=_mean(results, "final", f"{benchmark}/{metrics.NO_TOOL_BASELINE}"),
+        unhealthy=[verdict for verdict in verdicts if verdict != metrics.HEALTHY],
         in_train=(len(in_train[0]), len(in_train[1] - in_train[0])),
         scores=scores,
         kl_scores=_scores(done, benchmark, metrics.SEQ_KL),
@@ -220,7 +223,9 @@ def _final(results: list[dict[str, Any]], name: str, scores: ArmScores | None) -
 
 def _mean(results: list[dict[str, Any]], part: str, *names: str) -> float:
     """Mean over the runs of the first of these values that this part of a run's result has; nan if none has any."""
-    values = [next((result[part][name] for name in names if name in result[part]), math.nan) for result in results]
+    values = [
+        next((value for name in names if (value := result[part].get(name)) is not None), math.nan) for result in results
+    ]
     measured = [value for value in values if not math.isnan(value)]
     return float(np.mean(measured)) if measured else math.nan
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
+FAILED, BAD_CONFIG, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 class ConfigError(ValueError):
