@@ -65,6 +65,11 @@ lock: install ## write requirements.lock: every package with its hashes (needs t
 audit: install ## compare requirements.lock with the published advisories (needs the internet)
 	$(BIN)/pip install --quiet $(PIP_ARGS) pip-audit
 	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
+chaos: install ## disturb 500 small runs at random (kills, signals, moves, damaged files); writes results/chaos.md
+	$(BIN)/python -m scripts.chaos --cases 500 --out results/chaos.md
+
+chaos-quick: install ## the same for two minutes, with fewer cases
+	$(BIN)/python -m scripts.chaos --cases 500 --seconds 120
 
 lint: install ## check format, style and types
 	$(BIN)/ruff format --check .
@@ -121,5 +126,5 @@ clean: ## remove the caches of tests and tools (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-.PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check lock audit lint check plan sweep demos demos-quick results report \
-	bench pairs students ledger clean
+.PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check chaos chaos-quick lock audit lint check plan sweep demos \
+	demos-quick results report bench pairs students ledger clean

@@ -42,7 +42,13 @@ IMPORTERS = {
     "wandb": {"records.tracker", "report.wandb"},
     "peft": {"models.lora"},
     "hydra": {"launch.cli", "launch.help", "launch.sweep", "launch.plan"},
-    "torch.distributed": {"learner.distributed", "learner.sharding", "learner.checkpoint", "launch.torchrun"},
+    "torch.distributed": {
+        "learner.distributed",
+        "learner.sharding",
+        "learner.checkpoint",
+        "learner.checkpoint_files",
+        "launch.torchrun",
+    },
     "triton": {"losses.kernels", "losses.gradient_kernel"},
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack, closing, nullcontext, redirect_stdout
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from io import StringIO
 
 import torch
@@ -31,16 +31,17 @@ from tip_exp.models.load import check_context, load_pair
 from tip_exp.models.pair import Model
 from tip_exp.models.sources import load_tokenizer
 from tip_exp.records import metrics as names
-from tip_exp.records.folder import RunFolder
+from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.records.meter import Meter
-from tip_exp.records.result import write_card, write_result
+from tip_exp.records.result import write_result
 from tip_exp.records.tracker import start_wandb
-from tip_exp.records.writer import RunLogger
+from tip_exp.records.writer import RunLogger, missing_rows
 from tip_exp.rollout.ahead import RolloutsAhead
 from tip_exp.rollout.backends import choose
 from tip_exp.selector.selector import Quadrants, Selector
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
 from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.io import write_atomic
 from tip_exp.utils.seeds import seed_for
 
 
@@ -76,16 +77,18 @@ class Parts:
                     f"hold the longest evaluation prompt + eval.max_tokens = {longest}"
                 )
         check_context(config, longest)
-        self.checkpoints = Checkpoints(folder.checkpoints, self.ranks)
-        self.saved = self.checkpoints.newest() if training else None
+        self.checkpoints = Checkpoints(folder.checkpoints, self.ranks, folder.check_held)
+        self.saved = self.checkpoints.newest(partial(missing_rows, folder)) if training else None
+        if self.saved is None and numbered_checkpoints(folder.checkpoints):
+            print(f"no checkpoint in {folder.checkpoints} is whole; the run starts again at step 0")
         shard = make_sharding(config, self.ranks, self.device)
         self.pair = load_pair(config.pair, self.device, tokenizer=tokenizer, shard=shard, teacher_only=self._alone)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         self.teacher = Teacher(self.pair, config.learner, self.meter)
-        resume_at = self.saved.step if self.saved else None
+        rows = self.saved.rows if self.saved else None
         wandb_run = start_wandb(config, folder) if is_main else None
-        self.logger = stack.enter_context(RunLogger(folder, wandb_run, resume_at=resume_at, writes=is_main))
+        self.logger = stack.enter_context(RunLogger(folder, wandb_run, rows=rows, writes=is_main))
 
         first_prompts = self._train.first_prompts(tokenizer) if self._train else {}
         if is_main:
@@ -124,9 +127,8 @@ class Parts:
         self.checkpoints.wait()
         if not self.ranks.is_main:
             return
+        self.logger.record()
         result = write_result(self.config, self.folder, self._datasets, asdict(self.backend))
-        if self.folder.model.exists():
-            write_card(self.config, result, self.folder.model)
         self.logger.finish(result)
 
     def _evaluate_teacher(self) -> dict[str, float]:
@@ -148,7 +150,7 @@ class Parts:
     def _write_prompts(self, prompts: dict[str, list[int]]) -> None:
         """Write the first prompt of each use as the models get it, so that a wrong template is seen at a glance."""
         rendered = {use: self.pair.decode(ids, with_special=True) for use, ids in prompts.items()}
-        self.folder.prompts.write_text(json.dumps(rendered, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomic(self.folder.prompts, json.dumps(rendered, indent=2, ensure_ascii=False) + "\n")
 
     def _make_sampler(self, model: str) -> Sampler:
         data, longest = self.config.data, self.evaluations.longest
@@ -172,7 +174,8 @@ class TrainingParts(Parts):
         super().__init__(config, folder, stack)
         assert self._train is not None, "config.mode is train"
         self.train = self._train
-        self.learner = Learner(self.pair, make_selector(config), config.learner, seed=config.seed, meter=self.meter)
+        selector, options = make_selector(config), {"seed": config.seed, "meter": self.meter}
+        self.learner = Learner(self.pair, selector, config.learner, **options, keep_batch=self.logger.non_finite)
         rollout, max_tokens = config.rollout, config.data.max_response_tokens
         samples = config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)
@@ -231,8 +234,8 @@ class TrainingParts(Parts):
 
     def save(self, step: int) -> None:
         """Start to write a checkpoint, once the one before is written."""
-        rollouts = None if self.ahead is None else self.ahead.wait()
-        self.checkpoints.save(step, self.pair.student.module, self.learner.optimizer, self.backend.name, rollouts)
+        rollouts, rows = None if self.ahead is None else self.ahead.wait(), self.logger.record()
+        self.checkpoints.save(step, self.pair.student.module, self.learner.optimizer, self.backend.name, rows, rollouts)
 
     def export(self) -> None:
         """Write the student as a Hugging Face folder, in place of the one before."""

@@ -12,6 +12,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.learner.samples import measure_top_tokens, sample_rows
 from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder
+from tip_exp.utils.termination import Terminated, defer, is_requested
 
 
 def run(config: RunConfig, folder: RunFolder) -> None:
@@ -23,6 +24,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         if start == 0:
             parts.evaluate_start()
 
+        defer()  # from here on SIGTERM waits for the end of a step
         steps, silent = range(start + 1, last + 1), not parts.ranks.is_main
         progress = tqdm(steps, initial=start, total=last, desc=config.name, mininterval=1.0, disable=silent)
         for step in progress:
@@ -47,8 +49,12 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 parts.logger.samples(step, sample_rows(parts.teacher, shown, report, top_tokens))
             parts.log(step, metrics)
             progress.set_postfix(loss=f"{metrics.get(names.LOSS, math.nan):.3f}", refresh=False)
-            if step == last or step % config.learner.checkpoint_every == 0:
+            ends = step < last and any(parts.ranks.gather_objects(is_requested()))
+            if ends or step == last or step % config.learner.checkpoint_every == 0:
                 parts.save(step)
+            if ends:
+                parts.checkpoints.wait()
+                raise Terminated(f"after step {step}")
 
         parts.finish()  # result.json last
 

@@ -22,7 +22,7 @@ from tip_exp import __version__
 from tip_exp.launch.cli import with_overrides
 from tip_exp.launch.help import nearest
 from tip_exp.launch.lock import holder
-from tip_exp.records.folder import RunFolder
+from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.utils.io import read_rows
 from tip_exp.utils.paths import conf_dir, resolve_model
 
@@ -261,6 +261,12 @@ def test_killed_and_interrupted_runs_end_bit_for_bit_like_an_uninterrupted_one(
     killed = kill_at(folder.root, 5, signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL and not folder.result.exists()
     wait_until_free(folder)
+    terminated = kill_at(folder.root, 4, signal.SIGTERM)
+    assert terminated.returncode == 143 and "Traceback" not in terminated.stderr
+    assert terminated.stderr.endswith(
+        f"\nterminated; the same command resumes from the last checkpoint in {folder.checkpoints}\n"
+    )
+    assert read_rows(folder.metrics)[-1]["step"] == max(numbered_checkpoints(folder.checkpoints))
     interrupted = kill_at(folder.root, 7, signal.SIGINT)
     assert interrupted.returncode == 130 and "resumes from the last checkpoint" in interrupted.stderr
     assert "Traceback" not in interrupted.stderr

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from tip_exp.launch import lock
-from tip_exp.launch.lock import holder, joined, lock_or_holder
+from tip_exp.launch.lock import check_held, holder, joined, lock_or_holder
+from tip_exp.utils.errors import RunFailedError
 
 
 @pytest.fixture(autouse=True, params=["flock", "ENOSYS"])
@@ -109,6 +110,26 @@ def test_a_child_that_joined_keeps_the_lock(tmp_path: Path, sleeper: subprocess.
         sleeper.kill()
         sleeper.wait()
     assert not path.exists()  # the last process removes the file
+
+
+def test_a_process_notices_that_its_lock_is_gone(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    """The folder is moved, removed, or locked by another launch."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with lock_or_holder(folder / "lock"):
+        check_held(folder / "lock")
+        folder.rename(tmp_path / "moved")
+        with pytest.raises(RunFailedError, match=r"run/lock no longer names this process .* moved or removed, or"):
+            check_held(folder / "lock")
+        folder.mkdir()
+        for content in ("", "{}"):
+            (folder / "lock").write_text(content)
+            with pytest.raises(RunFailedError):
+                check_held(folder / "lock")
+        write(folder / "lock", [[str(sleeper.pid), start_time(sleeper.pid)]])
+        with pytest.raises(RunFailedError):
+            check_held(folder / "lock")
+    assert (folder / "lock").exists()  # it belongs to the other process
 
 
 RACE = """

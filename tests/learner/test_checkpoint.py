@@ -27,7 +27,7 @@ from tip_exp.learner.model_folder import export
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
 from tip_exp.types import Rollout
-from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.errors import ConfigError, RunFailedError
 
 ROOT, CPU = Path(__file__).parents[2], torch.device("cpu")
 
@@ -98,17 +98,113 @@ def test_the_newest_two_are_kept(tmp_path: Path, tiny_pair: Pair) -> None:
     assert newest_step(tmp_path) == 3
 
 
+def saved_steps(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_steps_are_numbers_and_copies_do_not_count(tmp_path: Path) -> None:
+    """As text step_100000 comes before step_99999."""
+    checkpoints, module = checkpoints_in(tmp_path), nn.Linear(4, 4)
+    for step in (99_998, 99_999, 100_000):
+        checkpoints.save(step, module, adamw(module), "hf")
+        checkpoints.wait()
+        if step == 99_998:
+            shutil.copytree(tmp_path / "step_99998", tmp_path / "step_99998_backup")
+    assert saved_steps(tmp_path) == ["step_100000", "step_99998_backup", "step_99999"]
+    assert newest_step(tmp_path) == 100_000
+
+
+def test_a_kill_while_pruning_leaves_nothing_that_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, module = checkpoints_in(tmp_path), nn.Linear(4, 4)
+    for step in (1, 2):
+        checkpoints.save(step, module, adamw(module), "hf")
+    rmtree = shutil.rmtree
+
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if ignore_errors:
+            return rmtree(path, ignore_errors=True)
+        next(Path(path).iterdir()).unlink()
+        raise OSError("killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        checkpoints.save(3, module, adamw(module), "hf")
+        with pytest.raises(CheckpointError, match="killed"):
+            checkpoints.wait()
+    assert saved_steps(tmp_path) == [".removing_step_00001", "step_00002", "step_00003"]
+    checkpoints = checkpoints_in(tmp_path)
+    checkpoints.save(4, module, adamw(module), "hf")
+    checkpoints.wait()
+    assert saved_steps(tmp_path) == ["step_00003", "step_00004"]
+
+
+def test_later_checkpoints_than_the_one_resumed_from_are_replaced(tmp_path: Path, two_saved: Path) -> None:
+    shutil.copytree(two_saved, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(two_saved / "step_00002", tmp_path / "step_00009")
+    (tmp_path / "step_00009" / "rows.json").unlink()
+    checkpoints, module = checkpoints_in(tmp_path), nn.Linear(64, 64)
+    newest = checkpoints.newest()
+    assert newest is not None and newest.step == 2
+    checkpoints.save(3, module, adamw(module), "hf")
+    checkpoints.wait()
+    assert saved_steps(tmp_path) == ["step_00002", "step_00003"]
+
+
+def test_a_checkpoint_without_its_rows_gives_way_or_is_refused(two_saved: Path) -> None:
+    checkpoints = checkpoints_in(two_saved)
+    newest = checkpoints.newest(lambda rows: "x.jsonl is empty" if rows["x.jsonl"][0] > 10 else "")
+    assert newest is not None and newest.step == 1
+    expected = r"holds whole checkpoints, but the rows before them are damaged \(step_00002: x is empty\). Restore"
+    with pytest.raises(RunFailedError, match=expected):
+        checkpoints.newest(lambda _: "x is empty")
+
+
+@pytest.mark.parametrize("where", ["weight", "exp_avg_sq"])
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_what_is_not_finite_is_not_saved(tmp_path: Path, where: str, value: float) -> None:
+    checkpoints, module = checkpoints_in(tmp_path), nn.Linear(4, 4)
+    optimizer = adamw(module)
+    module(torch.ones(4)).sum().backward()
+    optimizer.step()
+    checkpoints.save(1, module, optimizer, "hf")
+    victim = module.weight if where == "weight" else optimizer.state[module.weight][where]
+    with torch.no_grad():
+        victim[1, 2] = value
+    with pytest.raises(FloatingPointError, match="not finite after step 2"):
+        checkpoints.save(2, module, optimizer, "hf")
+    checkpoints.wait()
+    assert saved_steps(tmp_path) == ["step_00001"]
+
+
+def test_a_process_that_lost_the_folder_publishes_no_checkpoint(tmp_path: Path) -> None:
+    """The folder is moved while the background thread writes: the second call of the check fails."""
+    calls: list[int] = []
+
+    def check_held() -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RunFailedError("the lock is lost")
+
+    checkpoints, module = Checkpoints(tmp_path, Ranks(), check_held), nn.Linear(4, 4)
+    checkpoints.save(1, module, adamw(module), "hf")
+    with pytest.raises(CheckpointError, match="the lock is lost"):
+        checkpoints.wait()
+    assert saved_steps(tmp_path) == []
+
+
 @pytest.fixture(scope="module")
 def two_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, module = tmp_path_factory.mktemp("two"), nn.Linear(64, 64)
     checkpoints = checkpoints_in(folder)
     for step in (1, 2):
-        checkpoints.save(step, module, adamw(module), "hf", ROLLOUTS)
+        checkpoints.save(step, module, adamw(module), "hf", {"x.jsonl": [10 * step, "hash"]}, ROLLOUTS)
     checkpoints.wait()
     return folder
 
 
-@pytest.mark.parametrize("victim", ["__0_0.distcp", ".metadata", "backend.json", "rollouts.json", "checksums.json"])
+@pytest.mark.parametrize(
+    "victim", ["__0_0.distcp", ".metadata", "backend.json", "rows.json", "rollouts.json", "checksums.json"]
+)
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
 def test_a_torn_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, two_saved: Path, victim: str, damage: str

@@ -157,10 +157,51 @@ def test_a_nan_gradient_stops_the_run_and_keeps_the_weights(tiny_pair: Pair, tin
     with torch.no_grad():
         next(tiny_pair.teacher.module.parameters()).fill_(float("nan"))
     learner = make_learner(tiny_pair, tiny_config.learner, "full", 1.0, diagnostics_every=0)
-    with pytest.raises(FloatingPointError, match="gradient norm of step 1 is nan"):
+    with pytest.raises(FloatingPointError, match=r"step 1: the gradient norm is nan, the loss nan\. Its"):
         train_step(learner, rollouts)
     for name, value in tiny_pair.student.module.state_dict().items():
         assert value.equal(before[name])
+
+
+@pytest.mark.parametrize("score", ["full", "soft_or"])  # the gradient is NaN; the selector refuses its statistics
+def test_a_step_that_is_not_finite_is_skipped_at_most_five_times_in_a_row(
+    tiny_pair: Pair, tiny_config: RunConfig, score: str
+) -> None:
+    before = copy.deepcopy(tiny_pair.student.module.state_dict())
+    rollouts, weight = sample_rollouts(tiny_pair), next(tiny_pair.teacher.module.parameters())
+    whole = weight.detach().clone()
+    kept: list[int] = []
+    changes = {"diagnostics_every": 0} if score == "full" else {}
+    learner = make_learner(tiny_pair, tiny_config.learner, score, 0.5, non_finite="skip", **changes)
+    learner.keep_batch = lambda step, batch, fault: kept.append(step) if batch is rollouts and fault else None
+
+    def fill(value: float | Tensor) -> None:
+        with torch.no_grad():
+            weight.copy_(torch.as_tensor(value))
+
+    fill(torch.nan)
+    for step in range(1, 5):
+        metrics = train_step(learner, rollouts, step).metrics
+        assert (metrics["train/skipped"], metrics["train/non_finite"]) == (1, 1)
+        assert "rollout/logprob_mismatch_mean" not in metrics
+    assert all(value.equal(before[name]) for name, value in tiny_pair.student.module.state_dict().items())
+    fill(whole)
+    metrics = train_step(learner, rollouts, 5).metrics  # the count starts again
+    assert metrics["train/skipped"] == 0 and "train/non_finite" not in metrics
+    assert metrics["rollout/logprob_mismatch_mean"] < 1e-4
+    fill(torch.nan)
+    for step in range(6, 11):
+        train_step(learner, rollouts, step)
+    with pytest.raises(FloatingPointError, match=r"^step 11: .*skip leaves out at most 5 such steps in a row$"):
+        train_step(learner, rollouts, 11)
+    assert kept == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("lr", [1e38, 1e20])  # weights that overflow, and finite ones whose products do
+def test_an_update_that_destroys_the_weights_stops_the_run(tiny_pair: Pair, tiny_config: RunConfig, lr: float) -> None:
+    learner = make_learner(tiny_pair, tiny_config.learner, lr=lr, warmup_steps=0, eps=1e-8, non_finite="skip")
+    with pytest.raises(FloatingPointError, match=r"^step 1, learner.lr=1e\+\d\d: the norm of the updated weights is"):
+        train_step(learner, sample_rollouts(tiny_pair))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.result import final_outcomes, totals, write_card, write_result
+from tip_exp.records.result import final_outcomes, health, totals, write_card, write_result
 from tip_exp.utils.io import append_rows
 
 
@@ -87,6 +87,29 @@ def test_the_result_has_both_evaluations_totals_and_peaks(folder: RunFolder, tin
     assert result["memory"] == {"memory/x_peak_gib": 3.0}  # of an earlier process
     assert result["datasets"] == {"train": {"rows": 9}} and result["rollout"] == {"name": "hf"}
     assert [path.name for path in folder.root.iterdir() if path.name.startswith(".")] == []
+
+
+def test_health_says_what_went_wrong() -> None:
+    def rows(*losses: float | None) -> list[dict[str, Any]]:
+        steps = [{"step": n, "train/loss": loss, "train/skipped": 0} for n, loss in enumerate(losses, 1)]
+        return [{"step": 0}, *steps]
+
+    assert health([{"step": 0}]) == "healthy"
+    assert health(rows(1.0, 1.2, 0.9, 1.9, 1.8)) == "healthy"
+    assert health(rows(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.0, 2.0)) == "loss rose 3.0-fold"  # 3 / 1, two steps each
+    skipped, not_finite = {"train/skipped": 1}, {"train/skipped": 1, "train/non_finite": 1}
+    assert health([{}, skipped, skipped]) == "skipped 2 of 2 steps (nothing kept)"
+    expected = "skipped 1 of 3 steps (not finite); skipped 1 of 3 steps (nothing kept)"
+    assert health([*rows(None), skipped, not_finite]) == expected
+
+
+def test_a_result_is_valid_json_and_has_the_sizes_of_the_rows(folder: RunFolder, tiny_config: RunConfig) -> None:
+    append_rows(folder.eval_rows, [eval_row(0, "a", True)])
+    result = write_result(tiny_config, folder, {"x": math.nan}, {})
+    read = json.loads(folder.result.read_text(), parse_constant=pytest.fail)
+    assert read["datasets"] == {"x": None} and read["health"] == "healthy"
+    sizes = {path.name: path.stat().st_size for path in (folder.metrics, folder.eval_rows)}
+    assert result["row_bytes"] == sizes and min(sizes.values()) > 100
 
 
 def test_the_model_card_has_the_result_and_the_settings(folder: RunFolder, tiny_config: RunConfig) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.tracker import start_wandb
-from tip_exp.records.writer import SAMPLE_COLUMNS, RunLogger, keep_rows_upto
+from tip_exp.records.writer import SAMPLE_COLUMNS, RowsRecord, RunLogger, missing_rows
+from tip_exp.utils.errors import RunFailedError
 from tip_exp.utils.io import append_rows, read_rows
 
 
@@ -23,9 +26,13 @@ def test_a_torn_last_line_is_not_a_row(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 2, "x"')
     assert [row["step"] for row in read_rows(path)] == [0, 1]
-    keep_rows_upto(path, 1)
-    append_rows(path, [{"step": 2, "x": 3.5}])
-    assert [row["step"] for row in read_rows(path)] == [0, 1, 2]
+
+
+def test_rows_are_valid_json_whatever_is_measured(tmp_path: Path) -> None:
+    row = {"step": 1, "loss": math.nan, "top": [["a", math.inf], ("b", 0.5)]}
+    append_rows(tmp_path / "x.jsonl", [row])
+    (line,) = (tmp_path / "x.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail) == {"step": 1, "loss": None, "top": [["a", None], ["b", 0.5]]}
 
 
 def test_text_with_other_line_separators_stays_one_row(tmp_path: Path) -> None:
@@ -35,17 +42,81 @@ def test_text_with_other_line_separators_stays_one_row(tmp_path: Path) -> None:
     assert read_rows(path) == [{"step": 0, "text": text}]
 
 
-def test_resuming_drops_rows_after_the_checkpoint_and_a_new_start_drops_all(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    with RunLogger(folder, None, resume_at=None) as logger:
-        for step in range(4):
+def written(folder: RunFolder, steps: int) -> list[RowsRecord]:
+    """The record after each step, as its checkpoint keeps it."""
+    records: list[RowsRecord] = []
+    with RunLogger(folder, None, rows=None) as logger:
+        for step in range(steps):
             logger.log(step, {"x": float(step)})
             logger.eval_rows(step, "student", "b", [{"text": "t"}])
-    with RunLogger(folder, None, resume_at=2):
+            records.append(logger.record())
+    return records
+
+
+def test_resuming_drops_rows_after_the_checkpoint_and_a_new_start_drops_all(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    records = written(folder, 4)
+    assert not missing_rows(folder, records[2])
+    with RunLogger(folder, None, rows=records[2]) as logger:
         assert [row["step"] for row in read_rows(folder.metrics)] == [0, 1, 2]
         assert [row["step"] for row in read_rows(folder.eval_rows)] == [0, 1, 2]
-    with RunLogger(folder, None, resume_at=None):
+        logger.log(3, {"x": 3.0})
+        logger.eval_rows(3, "student", "b", [{"text": "t"}])
+        assert logger.record() == records[3]
+    with RunLogger(folder, None, rows=None):
         assert read_rows(folder.metrics) == []
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flip", "zeros", "remove"])
+def test_rows_that_are_not_those_of_the_checkpoint_are_noticed(tmp_path: Path, damage: str) -> None:
+    folder = RunFolder(tmp_path)
+    first, _, third = written(folder, 3)
+    data, size = folder.metrics.read_bytes(), first["metrics.jsonl"][0]
+    damaged = {
+        "empty": b"",
+        "cut": data[:-1],
+        "flip": data[:-5] + bytes([data[-5] ^ 1]) + data[-4:],
+        "zeros": data[:size] + bytes(len(data) - size),
+    }
+    folder.metrics.unlink() if damage == "remove" else folder.metrics.write_bytes(damaged[damage])
+    assert missing_rows(folder, third).split()[0] in ("metrics.jsonl", "the")
+    assert bool(missing_rows(folder, first)) == (damage in ("empty", "remove"))
+
+
+def test_a_second_writer_is_noticed_at_the_next_row(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with RunLogger(folder, None, rows=None) as logger:
+        logger.log(0, {"x": 0.0})
+        with RunLogger(RunFolder(tmp_path), None, rows=None) as second:
+            second.log(0, {"y": 123.0})
+        with pytest.raises(RunFailedError, match=r"metrics.jsonl has 24 bytes, but this process wrote 22: another"):
+            logger.log(1, {"x": 1.0})
+
+
+def test_nothing_is_written_once_the_lock_is_lost(tmp_path: Path) -> None:
+    def lost() -> None:
+        if held == "no":
+            raise RunFailedError("lost")
+
+    held, folder = "yes", RunFolder(tmp_path, check_held=lost)
+    with RunLogger(folder, None, rows=None) as logger:
+        held = "no"
+        with pytest.raises(RunFailedError, match="lost"):
+            logger.log(0, {})
+    assert folder.metrics.read_bytes() == b""
+
+
+def test_a_new_start_leaves_the_rows_of_a_run_that_links_them(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    records = written(folder, 2)
+    linked, before = tmp_path / "linked.jsonl", folder.metrics.read_bytes()
+    for rows in (records[0], None):
+        linked.unlink(missing_ok=True)
+        os.link(folder.metrics, linked)
+        before = linked.read_bytes()
+        with RunLogger(folder, None, rows=rows):
+            assert len(read_rows(folder.metrics)) == (1 if rows else 0)
+        assert linked.read_bytes() == before
 
 
 class FakeWandbRun:
@@ -64,7 +135,7 @@ class FakeWandbRun:
 
 def test_wandb_gets_each_row_once(tmp_path: Path) -> None:
     run: Any = FakeWandbRun()
-    with RunLogger(RunFolder(tmp_path), run, resume_at=None) as logger:
+    with RunLogger(RunFolder(tmp_path), run, rows=None) as logger:
         logger.log(0, {"x": 1.0})
         logger.finish({"final": 2.0, "outcomes": {}, "memory": {"memory/process_peak_gib": 0.5}})
     assert run.calls == [(0, {"x": 1.0}), ("finish", 0)]
@@ -73,7 +144,7 @@ def test_wandb_gets_each_row_once(tmp_path: Path) -> None:
 
 def test_a_crash_is_reported_to_wandb(tmp_path: Path) -> None:
     run: Any = FakeWandbRun()
-    with pytest.raises(RuntimeError), RunLogger(RunFolder(tmp_path), run, resume_at=None):
+    with pytest.raises(RuntimeError), RunLogger(RunFolder(tmp_path), run, rows=None):
         raise RuntimeError("a crash")
     assert run.calls == [("finish", 1)]
 
@@ -89,7 +160,7 @@ def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(
     config = tiny_config.model_copy(update={"sweep": "demo"})
     sample = {"prompt": "1+1?", "answer": "2", "finish": "stop", "tokens": ["2", "!"], "kept": [True, False]}
     sample |= {"entropy": [0.25, 0.75], "reverse_kl": [0.5, 4.0]}
-    with RunLogger(folder, start_wandb(config, folder), resume_at=None) as logger:
+    with RunLogger(folder, start_wandb(config, folder), rows=None) as logger:
         for step in range(3):
             if step == 2:
                 logger.samples(step, [sample])

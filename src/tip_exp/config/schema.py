@@ -206,6 +206,7 @@ class LearnerConfig(_Strict):
     weight_decay: NonNegative
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)]
     grad_clip: Positive
+    non_finite: Literal["stop", "skip"]
     loss_backend: Literal["fused", "materialized"]
     tile_mib: Count
     micro_batch_tokens: Count

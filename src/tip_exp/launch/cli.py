@@ -24,8 +24,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tip_exp.config.resolvers import register_resolvers
 from tip_exp.probe.command import PROBES, command
+from tip_exp.utils import termination
 from tip_exp.utils.errors import (
     INTERRUPTED,
+    TERMINATED,
     ConfigError,
     RunFailedError,
     end_without_output,
@@ -35,6 +37,7 @@ from tip_exp.utils.errors import (
     quiet_when_reader_closes,
 )
 from tip_exp.utils.paths import conf_dir, sweeps_dir
+from tip_exp.utils.termination import Terminated
 
 DRY = "--dry"
 HELP = {"--help", "-h"}
@@ -159,11 +162,12 @@ def main() -> None:
             sys.exit(code)
 
     try:
+        termination.handle()
         if body is _dry_run and flags & {"-m", "--multirun"}:
             raise ConfigError(f"{DRY} computes one run; `tip-plan sweeps/x.yaml` checks a sweep")
         task()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
     except BrokenPipeError:
         raise
     except ERRORS as error:

@@ -12,13 +12,17 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from threading import Event
+from threading import Event, current_thread, main_thread
+from types import FrameType
+from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from tip_exp.config.parse import differences, digest, load
 from tip_exp.config.schema import RunConfig
@@ -26,6 +30,7 @@ from tip_exp.launch.gpu_lock import locked_gpus
 from tip_exp.launch.lock import holder, lock_or_holder
 from tip_exp.launch.ranks import cores, ranks_per_node, this_node, torchrun_options
 from tip_exp.launch.reuse import (
+    damage,
     find_duplicate,
     finished_digests,
     link_from,
@@ -33,10 +38,12 @@ from tip_exp.launch.reuse import (
     remove_stale,
     teacher_config,
 )
-from tip_exp.records.folder import RunFolder
-from tip_exp.utils.errors import ConfigError, RunFailedError, first_line
+from tip_exp.records.folder import RunFolder, numbered_checkpoints
+from tip_exp.utils import termination
+from tip_exp.utils.errors import TERMINATED, ConfigError, RunFailedError, first_line
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import OUTPUTS
+from tip_exp.utils.termination import SIGNALS, Terminated
 
 TEACHERS = OUTPUTS / "teachers"
 
@@ -57,6 +64,7 @@ class State(StrEnum):
     UNFINISHED = "unfinished"
     TO_DO = "to do"
     CHANGED = "config changed"
+    DAMAGED = "damaged"
 
 
 class HeldError(RunFailedError):
@@ -80,7 +88,7 @@ def changes(config: RunConfig, folder: RunFolder) -> list[str]:
     """How the config differs from the one that produced the numbers in `folder`."""
     try:
         return differences(load(folder.config), config)
-    except (OSError, ConfigError) as error:
+    except (OSError, ConfigError, YAMLError, AssertionError) as error:
         return [f"its config.yaml cannot be read by this version ({first_line(error)})"]
 
 
@@ -101,7 +109,12 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
         if state is State.CHANGED:
             raise ConfigError(
                 f"{folder.root} holds a run with another config: {'; '.join(changes(config, folder))}. "
-                "Give this run another name (name=…), or remove the folder"
+                "Give this run another name (name=…), or move the folder away"
+            )
+        if state is State.DAMAGED:
+            raise RunFailedError(
+                f"{folder.root}: {damage(folder)}. Restore the file from a copy, or remove result.json to go on from "
+                "the newest checkpoint"
             )
         if is_first:
             header = f"# resolved config of this run, digest {digest(config)}\n"
@@ -125,6 +138,10 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
                 module, options = "torchrun", [*torchrun_options(ranks, config.nodes, node), "--"]
             command = ["-m", f"tip_exp.launch.{module}", folder.root, os.getpid(), *options, *locks]
             code = _run_in_child([sys.executable, *map(str, command)], environment, folder.log, background)
+    if code == TERMINATED:
+        if background is None:  # its process has said so on the terminal
+            raise Terminated
+        raise RunFailedError(f"{config.name}: terminated; the same command resumes it")
     if code < 0:
         raise RunFailedError(f"{config.name}: killed by {signal.Signals(-code).name}; the same command resumes it")
     if code > 0:
@@ -142,7 +159,7 @@ def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Backgrou
     source = RunFolder(TEACHERS / digest(teacher))
     if is_first:
         remove_stale(teacher, source)
-    while not source.result.exists():
+    while read_result(source) is None:
         try:
             launch(teacher, source, background)
             break
@@ -171,12 +188,13 @@ def _run_in_child(command: list[str], environment: dict[str, str], log: Path, ba
     if background is None:
         child = subprocess.Popen(command, env=environment)
         try:
-            return child.wait()
-        except KeyboardInterrupt:
-            child.terminate()  # a terminal has interrupted it as well: it ends at the first signal
+            with _saves_before_handlers(child):
+                return child.wait()
+        except BaseException:
+            child.terminate()  # a terminal has interrupted it as well: it ends at the first interrupt
             try:
-                child.wait()
-            except KeyboardInterrupt:  # a second one: do not wait for it to close its files
+                child.wait()  # until it has written a checkpoint
+            except KeyboardInterrupt:  # a second one: do not wait for it
                 child.kill()
                 child.wait()
             raise
@@ -197,6 +215,31 @@ def _run_in_child(command: list[str], environment: dict[str, str], log: Path, ba
     return child.wait()
 
 
+@contextmanager
+def _saves_before_handlers(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Run a handler that another program has set for a signal to end, such as submitit's, once `child` has ended.
+
+    submitit's asks SLURM to start the job again, and SLURM then kills it within seconds.
+    """
+    handlers: dict[int, Callable[..., Any]] = {}
+
+    def save_first(number: int, frame: FrameType | None) -> None:
+        os.kill(child.pid, signal.SIGTERM)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # child.wait() would wait for a lock that is held here
+        handlers[number](number, frame)
+
+    for number in SIGNALS if current_thread() is main_thread() else ():
+        handler = signal.getsignal(number)
+        if callable(handler) and not termination.is_handled(handler):
+            handlers[number] = handler
+            signal.signal(number, save_first)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def _error_in_log(folder: RunFolder, start: int) -> str:
     """The last error that the worker printed after byte `start` of its log, without "error: "; "" if there is none."""
     with folder.log.open("rb") as log:
@@ -210,9 +253,9 @@ def _state_on_disk(config: RunConfig, folder: RunFolder) -> State:
     result = read_result(folder) if folder.config.exists() else None
     if result and result["digest"] == digest(config):
         return State.DONE
-    started = folder.result.exists() or any(folder.checkpoints.glob("step_*"))
+    started = folder.result.exists() or numbered_checkpoints(folder.checkpoints)
     if not started:
         return State.TO_DO
     if changes(config, folder):
         return State.CHANGED
-    return State.DONE if folder.result.exists() else State.UNFINISHED
+    return State.DAMAGED if damage(folder) else State.UNFINISHED  # also if result.json is empty or torn

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
+from tip_exp.utils.errors import RunFailedError
 from tip_exp.utils.io import write_atomic
 
 LOCAL = Path(tempfile.gettempdir()) / f"tip_exp_{os.getuid()}"  # on a disk of this machine
@@ -82,6 +83,17 @@ def joined(path: Path) -> Iterator[None]:
         yield
     finally:
         _release(path)
+
+
+def check_held(path: Path) -> None:
+    """Raise RunFailedError unless the lock at `path` still names this process."""
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        if _this_process() in _read(path).processes:
+            return
+    raise RunFailedError(
+        f"{path} no longer names this process ({os.getpid()}): the run's folder was moved or removed, or another "
+        "launch holds it. This process stops without writing to it"
+    )
 
 
 def _acquire(path: Path) -> str:

@@ -18,6 +18,7 @@ from tip_exp.launch.sweep import SweepRun, write_overrides
 from tip_exp.utils.errors import ConfigError, RunFailedError, format_error
 from tip_exp.utils.gpus import visible_gpus
 from tip_exp.utils.paths import OUTPUTS
+from tip_exp.utils.termination import Terminated
 
 RUN_ERRORS = (ConfigError, RunFailedError, OSError)  # each ends one run; the others go on
 
@@ -82,10 +83,11 @@ def run_all(runs: list[SweepRun], jobs: int) -> None:
                 futures = {executor.submit(attempt, run, background): run for run in runs}
                 for future in as_completed(futures):
                     finish(futures[future], future.result())
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 background.stop.set()
                 executor.shutdown(cancel_futures=True)
-                print("\ninterrupted; the same command resumes the sweep", file=sys.stderr)
+                how = "terminated" if isinstance(stop, Terminated) else "interrupted"
+                print(f"\n{how}; the same command resumes the sweep", file=sys.stderr)
                 raise
     print(f"next: tip-report {runs[0].folder.root.parent}")
     if errors:

@@ -89,9 +89,22 @@ def _local(model: str) -> Path:
 
 
 def read_result(folder: RunFolder) -> dict[str, Any] | None:
-    """result.json; None if it is absent, unreadable or without a digest."""
+    """result.json of a finished run; None if it is absent, torn, without a digest, or not of the rows in the folder."""
+    result = _parse(folder.result)
+    return None if result is None or damage(folder) else result
+
+
+def damage(folder: RunFolder) -> str:
+    """Which rows are not those that result.json was computed from, by their sizes; "" if all are or it is torn."""
+    sizes, result = folder.row_sizes(), _parse(folder.result) or {}
+    expected: dict[str, int] = result.get("row_bytes", sizes)
+    differ = {name: size for name, size in expected.items() if sizes.get(name, 0) != size}
+    return "; ".join(f"{name} has {sizes.get(name, 0)} bytes instead of {size}" for name, size in differ.items())
+
+
+def _parse(path: Path) -> dict[str, Any] | None:
     try:
-        result = json.loads(folder.result.read_text(encoding="utf-8"))
+        result = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     return result if isinstance(result, dict) and "digest" in result else None

@@ -3,7 +3,8 @@
 python -m tip_exp.launch.torchrun FOLDER LAUNCHER_PID OPTION… -- LOCK…
 
 A rank prints no error itself, because when one fails its peers fail too. Each leaves a report, and the first is
-printed here. What torch.distributed.run logs is in torchrun.log.
+printed here. What torch.distributed.run logs is in torchrun.log. SIGTERM is passed on to the ranks, which end after a
+checkpoint; torch.distributed.run would kill them 30 s later.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-from tip_exp.launch.worker import LOG_FORMAT, end_with, print_interrupted
+from tip_exp.launch.worker import LOG_FORMAT, end_with, print_stopped
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.errors import FAILED, INTERRUPTED, first_line
+from tip_exp.utils.errors import FAILED, INTERRUPTED, TERMINATED, first_line
+from tip_exp.utils.termination import SIGNALS, Terminated
 
 KILL_AFTER_S = 30  # torch.distributed.run's default
 
@@ -31,18 +34,34 @@ def main() -> None:
     options, locks = sys.argv[3:split], sys.argv[split + 1 :]
     worker = ["-m", "tip_exp.launch.worker", str(folder.root), str(os.getpid()), *locks]
     logging.basicConfig(filename=folder.root / "torchrun.log", format=LOG_FORMAT)
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: pass_on(number))
     try:
         with tempfile.TemporaryDirectory(prefix="tip_exp_ranks_") as reports:
-            code = run_ranks([*options, f"--log-dir={reports}", *worker], Path(reports))
-    except KeyboardInterrupt:  # while torch loads
-        code = INTERRUPTED
-    if code == INTERRUPTED:
-        print_interrupted(folder)
+            options += ["--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", f"--log-dir={reports}"]
+            code = run_ranks([*options, *worker], Path(reports))
+    except KeyboardInterrupt as stop:  # while torch loads
+        code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+    if code in (INTERRUPTED, TERMINATED):
+        print_stopped(folder, code)
     if code < 0:  # end like the rank, so that the launcher sees the signal
         if -code != signal.SIGKILL:  # it has no handler
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
+
+
+def pass_on(number: int) -> None:
+    """Send the signal to the ranks, which have process groups of their own; raises Terminated if there are none yet."""
+    has_ranks = False
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            pid, rest = stat.parent.name, stat.read_text().rpartition(")")[2].split()
+            if rest[1] == str(os.getpid()):  # its parent: field 4 of proc_pid_stat(5)
+                os.kill(int(pid), number)
+                has_ranks = True
+    if not has_ranks:
+        raise Terminated
 
 
 def run_ranks(arguments: list[str], reports: Path) -> int:
@@ -61,6 +80,8 @@ def run_ranks(arguments: list[str], reports: Path) -> int:
     except ChildFailedError as error:
         written = [json.loads(path.read_text()) for path in reports.rglob("error.json")]
         first = min(written, key=lambda report: report["time_ns"], default=None)
+        if first is None and any(failure.exitcode == TERMINATED for failure in error.failures.values()):
+            return TERMINATED
         for failure in error.failures.values():
             # Peers of a failed rank get SIGTERM, and SIGKILL 30 s later: neither is the cause.
             is_cause = first is None or failure.timestamp < first["timestamp"] + KILL_AFTER_S

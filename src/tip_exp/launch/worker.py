@@ -14,13 +14,16 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from tip_exp.config.parse import load
-from tip_exp.launch.lock import joined
+from tip_exp.launch.lock import check_held, joined
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.errors import BAD_CONFIG, FAILED, INTERRUPTED, ConfigError, format_error
+from tip_exp.utils import termination
+from tip_exp.utils.errors import BAD_CONFIG, FAILED, INTERRUPTED, TERMINATED, ConfigError, format_error
 from tip_exp.utils.io import write_atomic
+from tip_exp.utils.termination import Terminated
 
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 _PR_SET_PDEATHSIG = 1
@@ -33,8 +36,10 @@ def main() -> None:
     rank, report = int(os.environ.get("RANK", "0")), os.environ.get("TORCHELASTIC_ERROR_FILE")
     log_path = folder.log_of(rank)
     with ExitStack() as stack, log_path.open("a", encoding="utf-8") as log_file:
-        for lock in locks:
-            stack.enter_context(joined(Path(lock)))
+        for lock in map(Path, locks):
+            stack.enter_context(joined(lock))
+            if lock == folder.lock:
+                folder.check_held = partial(check_held, lock)
         if rank > 0:  # rank 0 alone prints
             os.environ["TQDM_DISABLE"] = "1"
             os.dup2(log_file.fileno(), sys.stdout.fileno())
@@ -42,13 +47,15 @@ def main() -> None:
         logging.basicConfig(stream=log_file, level=logging.INFO, format=LOG_FORMAT)
         logging.captureWarnings(True)
         faulthandler.enable(log_file)
-        end_at_first_signal()
+        end_at_first_interrupt()
         try:
+            termination.handle()
             _run(folder)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
             if report is None:
-                print_interrupted(folder)
-            sys.exit(INTERRUPTED)
+                print_stopped(folder, code)
+            sys.exit(code)
         except Exception as error:
             code = BAD_CONFIG if isinstance(error, ConfigError) else FAILED
             message = f"{format_error(error)} (traceback in {log_path})"
@@ -69,22 +76,21 @@ def end_with(parent: int) -> None:
             sys.exit(INTERRUPTED)
 
 
-def end_at_first_signal() -> None:
-    """Raise KeyboardInterrupt at the first SIGINT or SIGTERM, and ignore those that follow while the run ends."""
+def end_at_first_interrupt() -> None:
+    """Raise KeyboardInterrupt at the first SIGINT, and ignore signals that follow while the run ends."""
 
     def interrupt(*_: object) -> None:
-        for number in numbers:
+        for number in (signal.SIGINT, *termination.SIGNALS):
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    is_background = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a script's job, which no Ctrl-C shall end
-    numbers = [signal.SIGTERM] if is_background else [signal.SIGTERM, signal.SIGINT]
-    for number in numbers:
-        signal.signal(number, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a script's background job, which no Ctrl-C shall end
+        signal.signal(signal.SIGINT, interrupt)
 
 
-def print_interrupted(folder: RunFolder) -> None:
-    print(f"\ninterrupted; the same command resumes from the last checkpoint in {folder.checkpoints}", file=sys.stderr)
+def print_stopped(folder: RunFolder, code: int) -> None:
+    how = "terminated" if code == TERMINATED else "interrupted"
+    print(f"\n{how}; the same command resumes from the last checkpoint in {folder.checkpoints}", file=sys.stderr)
 
 
 def _run(folder: RunFolder) -> None:

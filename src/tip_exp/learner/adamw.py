@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.distributed import Ranks
+
+LARGEST_NORM = 1e15  # of the weights: products of two such numbers are still finite in float32 and bfloat16
 
 
 def make_optimizer(parameters: Sequence[Tensor], config: LearnerConfig) -> torch.optim.AdamW:
@@ -25,6 +28,8 @@ def update_ratio(optimizer: torch.optim.AdamW, ranks: Ranks) -> float:
 
     The update is computed from the moments, lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps), so that no second
     copy of the weights is kept: one parameter-sized temporary at a time.
+
+    Raises FloatingPointError if the weights or the update are not finite, or the weights' norm exceeds LARGEST_NORM.
     """
     squares: list[Tensor] = []
     for group in optimizer.param_groups:
@@ -32,7 +37,7 @@ def update_ratio(optimizer: torch.optim.AdamW, ranks: Ranks) -> float:
         for parameter in group["params"]:
             if state := optimizer.state.get(parameter):
                 step = state["step"].double()  # a tensor: nothing waits for the device before the end
-                weight, mean, mean_square = map(_local, (parameter, state["exp_avg"], state["exp_avg_sq"]))
+                weight, mean, mean_square = map(local_part, (parameter, state["exp_avg"], state["exp_avg_sq"]))
                 denominator = (mean_square / (1 - beta2**step)).sqrt_().add_(eps)
                 update = denominator.reciprocal_().mul_(mean)
                 norms = torch.stack([torch.linalg.vector_norm(t, dtype=torch.float64) for t in (update, weight)])
@@ -43,10 +48,15 @@ def update_ratio(optimizer: torch.optim.AdamW, ranks: Ranks) -> float:
     total = torch.stack(squares).sum(0)
     ranks.sum_([total])
     update_norm, weight_norm = total.sqrt().tolist()
+    if not (math.isfinite(update_norm) and weight_norm <= LARGEST_NORM):
+        raise FloatingPointError(
+            f"the norm of the updated weights is {weight_norm:.3g}, of the update {update_norm:.3g}; both must be "
+            f"finite, the weights' at most {LARGEST_NORM:g}"
+        )
     return update_norm / weight_norm if weight_norm else 0.0
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This rank's part of a DTensor; any other tensor itself."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()

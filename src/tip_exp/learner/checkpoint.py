@@ -1,20 +1,21 @@
 """Checkpoints to resume from.
 
 checkpoint/step_00040/ is a torch.distributed.checkpoint (DCP) folder of the trainable weights and the optimizer's state
-by parameter name, so that any number of ranks resumes it; backend.json; with rollout.staleness=1 the
-next step's rollouts.json; and checksums.json of all files, written last.
+by parameter name, so that any number of ranks resumes it; backend.json; rows.json, the run's rows up to this step
+(records/writer.py); with rollout.staleness=1 the next step's rollouts.json; and checksums.json of all files, written
+last.
 A checkpoint is written in the background to a temporary folder, checksummed, flushed and renamed; an incomplete one is
 skipped on reading. No random state is saved: every draw is a function of the run's seed and the step.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
+import math
 import shutil
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, fields
@@ -24,22 +25,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future as TorchFuture
 
+from tip_exp.learner.adamw import local_part
+from tip_exp.learner.checkpoint_files import CHECKSUMS, CheckpointWriter, checksum
 from tip_exp.learner.distributed import Ranks
+from tip_exp.records.folder import numbered_checkpoints
 from tip_exp.types import Rollout
-from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.errors import ConfigError, RunFailedError
 
 log = logging.getLogger(__name__)
-NUM_KEPT = 2  # newest checkpoints that stay on disk
-_CHECKSUMS, _BACKEND, _ROLLOUTS = "checksums.json", "backend.json", "rollouts.json"
+_BACKEND, _ROWS, _ROLLOUTS = "backend.json", "rows.json", "rollouts.json"
 _WEIGHTS = "model"  # keys are SLOT.PARAMETER: model, or a slot of the optimizer's state such as exp_avg
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # DCP says so for every single process
 
@@ -58,6 +57,11 @@ class Checkpoint:
     def backend(self) -> str:
         """Sampling backend of the run that wrote it."""
         return json.loads((self.path / _BACKEND).read_text())
+
+    @property
+    def rows(self) -> dict[str, list[Any]]:
+        """The run's rows up to this step, as RunLogger.record gives them."""
+        return json.loads((self.path / _ROWS).read_text())
 
     @property
     def rollouts(self) -> list[Rollout] | None:
@@ -93,16 +97,33 @@ class Checkpoint:
 class Checkpoints:
     """The checkpoints of a run. Writes one at a time in the background; all ranks make the same calls."""
 
-    def __init__(self, folder: Path, ranks: Ranks) -> None:
-        self.folder, self.ranks = folder, ranks
+    def __init__(self, folder: Path, ranks: Ranks, check_held: Callable[[], None] = lambda: None) -> None:
+        """`check_held` raises if the run's folder is no longer this process's; the main rank calls it."""
+        self.folder, self.ranks, self.check_held = folder, ranks, check_held
         self._writing: tuple[int, Future[Any]] | None = None
 
-    def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose files match its checksums; each rank reads its share of the files."""
-        for path in sorted(self.folder.glob("step_*"), reverse=True):
-            if all(self.ranks.gather_objects(self._is_complete(path))):
-                return Checkpoint(path, int(path.name.removeprefix("step_")), self.ranks)
-            log.warning("%s is incomplete (a checksum does not match); using the one before it", path)
+    def newest(self, missing_rows: Callable[[dict[str, list[Any]]], str] = lambda _: "") -> Checkpoint | None:
+        """The newest checkpoint whose files match its checksums; each rank reads its share of the files.
+
+        `missing_rows` says which of a checkpoint's rows the folder lacks: such a checkpoint gives way to an older one.
+        Raises RunFailedError if no whole checkpoint is left that has its rows.
+        """
+        refused = ""
+        for step, path in reversed(numbered_checkpoints(self.folder).items()):
+            if not all(self.ranks.gather_objects(self._is_complete(path))):
+                log.warning("%s is incomplete (a checksum does not match); using the one before it", path)
+                continue
+            checkpoint = Checkpoint(path, step, self.ranks)
+            missing = self.ranks.broadcast(missing_rows(checkpoint.rows) if self.ranks.is_main else "")
+            if not missing:
+                return checkpoint
+            log.warning("%s: %s; using the one before it", path, missing)
+            refused = refused or f"{path.name}: {missing}"
+        if refused:
+            raise RunFailedError(
+                f"{self.folder} holds whole checkpoints, but the rows before them are damaged ({refused}). Restore the "
+                "file from a copy, or start the run under another name"
+            )
         return None
 
     def save(
@@ -111,14 +132,18 @@ class Checkpoints:
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         backend: str,
+        rows: dict[str, list[Any]] | None = None,
         rollouts: list[Rollout] | None = None,
     ) -> None:
         """Copy the state to host memory and start to write it, once the checkpoint before is written.
 
-        `rollouts`: the next step's, if they exist already.
-        Then all but the newest NUM_KEPT are deleted. Raises CheckpointError if the one before could not be written.
+        Then all but the newest NUM_KEPT (checkpoint_files.py) are deleted. `rows`: the main rank's
+        `RunLogger.record`; `rollouts`: the next step's, if they exist already. Raises CheckpointError if the one before
+        could not be written, FloatingPointError if the state is not finite, and `check_held`'s error.
         """
         self.wait()
+        if self.ranks.is_main:
+            self.check_held()
         temporary = self.folder / f".writing_{step:05d}"
         if self.ranks.is_main:
             shutil.rmtree(temporary, ignore_errors=True)  # other ranks write only once this rank has planned
@@ -126,10 +151,18 @@ class Checkpoints:
         for name, parameter in trainable(module).items():
             for slot, tensor in {_WEIGHTS: parameter.detach(), **optimizer.state.get(parameter, {})}.items():
                 state.setdefault(slot, {})[name] = tensor
+        if not all(self.ranks.gather_objects(_is_finite(state))):
+            raise FloatingPointError(
+                f"a weight or an optimizer state is not finite after step {step}; no checkpoint of it is written"
+            )
+        final = self.folder / f"step_{step:05d}"
+        records: dict[str, Any] = {_BACKEND: backend, _ROWS: rows or {}}
+        if rollouts is not None:
+            records[_ROLLOUTS] = [[getattr(r, field.name) for field in fields(r)] for r in rollouts]
         with closing(DefaultStager(StagingOptions(False, False, False, False))) as stager:  # copies at once, keeps none
             future = async_save(
                 state,
-                storage_writer=_Writer(temporary, self.folder / f"step_{step:05d}", backend, rollouts),
+                storage_writer=CheckpointWriter(temporary, final, records, self.check_held),
                 async_stager=stager,
                 process_group=self.ranks.background,
                 no_dist=self.ranks.size == 1,
@@ -155,11 +188,20 @@ class Checkpoints:
 
     def _is_complete(self, path: Path) -> bool:
         try:
-            checksums: dict[str, str] = json.loads((path / _CHECKSUMS).read_text())
+            checksums: dict[str, str] = json.loads((path / CHECKSUMS).read_text())
             share = sorted(checksums)[self.ranks.rank :: self.ranks.size]
-            return bool(checksums) and all(_checksum(path / name) == checksums[name] for name in share)
+            return {_BACKEND, _ROWS} <= checksums.keys() and all(
+                checksum(path / name) == checksums[name] for name in share
+            )
         except (OSError, ValueError):
             return False
+
+
+def _is_finite(state: dict[str, dict[str, Tensor]]) -> bool:
+    """Whether this rank's tensors are finite. Copies none of them and waits for the device once."""
+    tensors = [local_part(tensor) for of_slot in state.values() for tensor in of_slot.values()]
+    largest = [torch.linalg.vector_norm(tensor, math.inf).double() for tensor in tensors if tensor.numel()]
+    return not largest or bool(torch.stack([norm.to(largest[0].device) for norm in largest]).isfinite().all())
 
 
 def trainable(module: nn.Module) -> dict[str, Tensor]:
@@ -172,77 +214,3 @@ def trainable(module: nn.Module) -> dict[str, Tensor]:
         if tensor.requires_grad:
             names.setdefault(tensor, name)
     return {name: parameter for parameter, name in names.items()}
-
-
-@dataclass(frozen=True)
-class _Checksummed(WriteResult):
-    """What a rank tells the main rank of a tensor that it wrote, with the checksum of the whole file."""
-
-    checksum: str
-
-
-class _Writer(FileSystemWriter):
-    """DCP's files, checksummed by the rank that writes them; the main rank publishes them when all are written."""
-
-    def __init__(self, temporary: Path, final: Path, backend: str, rollouts: list[Rollout] | None) -> None:
-        # Copying ahead is for tensors on a device; these are staged. It would open a CUDA context on device 0.
-        super().__init__(temporary, per_thread_copy_ahead=0)
-        self.temporary, self.final, self.backend, self.rollouts = temporary, final, backend, rollouts
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
-        try:
-            results = super().write_data(plan, planner).wait()
-        except RuntimeError as error:  # torch.save reports a failed write as an unexpected position in its file
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
-        files = {result.storage_data.relative_path for result in results}
-        checksums = {file: _checksum(self.temporary / file) for file in files}
-        future: TorchFuture[list[WriteResult]] = TorchFuture()
-        future.set_result(
-            [
-                _Checksummed(r.index, r.size_in_bytes, r.storage_data, checksums[r.storage_data.relative_path])
-                for r in results
-            ]
-        )
-        return future
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        super().finish(metadata, results)
-        extra: dict[str, Any] = {_BACKEND: self.backend}
-        if self.rollouts is not None:
-            extra[_ROLLOUTS] = [[getattr(r, field.name) for field in fields(r)] for r in self.rollouts]
-        for name, value in extra.items():
-            (self.temporary / name).write_text(json.dumps(value))
-        checksums = {
-            result.storage_data.relative_path: result.checksum
-            for rank_results in results
-            for result in rank_results
-            if isinstance(result, _Checksummed)
-        }
-        checksums |= {name: _checksum(self.temporary / name) for name in (".metadata", *extra)}
-        (self.temporary / _CHECKSUMS).write_text(json.dumps(checksums, indent=2))
-        publish(self.temporary, self.final)
-        for old in sorted(self.final.parent.glob("step_*"))[:-NUM_KEPT]:
-            shutil.rmtree(old)
-
-
-def publish(temporary: Path, final: Path) -> None:
-    """Flush all files of `temporary`, then rename it to `final`, replacing what is there."""
-    for path in [*temporary.rglob("*"), temporary]:
-        _flush(path)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    _flush(final.parent)
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or folder, so that a rename never reaches the disk before the data it names."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

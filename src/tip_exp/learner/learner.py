@@ -8,6 +8,7 @@ tokens of the whole step, so any split into micro-batches or ranks gives the sam
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -41,6 +42,8 @@ from tip_exp.types import Rollout
 from tip_exp.utils.seeds import seed_for
 from tip_exp.utils.units import MIB
 
+MAX_NON_FINITE = 5  # steps in a row that learner.non_finite=skip leaves out
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
@@ -55,8 +58,19 @@ class StepReport:
 class Learner:
     """Holds the optimizer; `step` makes one update of the student from one batch of rollouts."""
 
-    def __init__(self, pair: Pair, selector: Selector, config: LearnerConfig, *, seed: int, meter: Meter) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        selector: Selector,
+        config: LearnerConfig,
+        *,
+        seed: int,
+        meter: Meter,
+        keep_batch: Callable[[int, list[Rollout], str], None] = lambda *_: None,
+    ) -> None:
+        """`keep_batch` gets a step whose numbers are not finite: its number, its rollouts and what is not finite."""
         self.pair, self.selector, self.config, self.seed, self.meter = pair, selector, config, seed, meter
+        self.keep_batch, self._num_non_finite = keep_batch, 0
         self.ranks = Ranks()
         assert self.ranks.size == 1 or pair.student.shards is not None, "gradients are summed by the shards"
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
@@ -68,8 +82,10 @@ class Learner:
 
         `rollouts` are the whole step's, the same on every rank; `teacher_hidden` is `Teacher.hidden` of them, this
         rank's share. The selector sees the tokens of all ranks, so every rank makes the same selection.
+
+        Raises FloatingPointError if a number that decides the update is not finite and learner.non_finite is stop.
         """
-        batches = split(rollouts, self.pair, self.config, self.ranks)
+        batches, num_non_finite = split(rollouts, self.pair, self.config, self.ranks), self._num_non_finite
         every = self.config.diagnostics_every
         required = frozenset(STATISTICS) if every and step % every == 0 else self.selector.required_stats
         checks_sampler = all(rollout.sampler_logprobs for rollout in rollouts)
@@ -84,12 +100,16 @@ class Learner:
                 statistics = {name: share.in_order(gather(local_statistics[name])) for name in sorted(required)}
                 mismatch = self._logprob_mismatch(rollouts, share, local_statistics) if checks_sampler else {}
                 generator = torch.Generator().manual_seed(seed_for("select", self.seed, step))
-                selection = self.selector(statistics, tokens, generator)
+                try:
+                    selection = self.selector(statistics, tokens, generator)
+                except FloatingPointError as error:
+                    self._reject(step, rollouts, str(error))
+                    selection = Selection(torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(len(tokens)))
                 if self.config.average == "rollout":
                     selection = selection.mean_by_rollout(tokens)
                 loss_sum = self._backward(batches, teacher_hidden, stats, selection.at(share.rows))  # pass 2
-            metrics = self._update(step, loss_sum, selection.mass)
-        metrics |= mismatch
+            metrics = self._update(step, rollouts, loss_sum, selection.mass)
+        metrics |= {names.NON_FINITE: 1.0} if self._num_non_finite > num_non_finite else mismatch
         metrics |= token_metrics(statistics, tokens, selection, self.selector, self.pair.student.loaded_head.vocab_size)
         return StepReport(metrics, tokens, statistics, selection)
 
@@ -150,7 +170,7 @@ class Learner:
         self._reused_graph = None
         return total
 
-    def _update(self, step: int, loss_sum: Tensor, mass: float) -> dict[str, float]:
+    def _update(self, step: int, rollouts: list[Rollout], loss_sum: Tensor, mass: float) -> dict[str, float]:
         """Divide the summed gradients by the kept tokens' `mass` (TIP, Eq. 8), clip, step the optimizer, free them."""
         lr = learning_rate(step, self.config)
         if mass == 0:  # no token was kept: the weights stay
@@ -158,21 +178,38 @@ class Learner:
             return {names.LR: lr, names.SKIPPED: 1.0}
         total_norm = self._divide_gradients(mass)
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, total_norm)
-        norm = float(total_norm)
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient norm of step {step} is {norm}; the newest checkpoint is older")
+        self.ranks.sum_([loss_sum])
+        norm, loss = float(total_norm), float(loss_sum) / mass
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            self._reject(step, rollouts, f"the gradient norm is {norm}, the loss {loss}")
+            self.optimizer.zero_grad(set_to_none=True)
+            return {names.LR: lr, names.SKIPPED: 1.0}
+        self._num_non_finite = 0
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ranks.sum_([loss_sum])
+        try:
+            ratio = update_ratio(self.optimizer, self.ranks)
+        except FloatingPointError as error:
+            self.keep_batch(step, rollouts, str(error))
+            raise FloatingPointError(
+                f"step {step}, learner.lr={self.config.lr:g}: {error}. The newest checkpoint is older"
+            ) from error
         return {
-            names.LR: lr,
-            names.LOSS: float(loss_sum) / mass,
-            names.GRAD_NORM: norm,
-            names.UPDATE_RATIO: update_ratio(self.optimizer, self.ranks),
-            names.SKIPPED: 0.0,
-        }
+            names.LR: lr, names.LOSS: loss, names.GRAD_NORM: norm, names.UPDATE_RATIO: ratio, names.SKIPPED: 0.0,
+        }  # fmt: skip
+
+    def _reject(self, step: int, rollouts: list[Rollout], fault: str) -> None:
+        """Keep the batch; raise FloatingPointError unless the step may be skipped."""
+        self.keep_batch(step, rollouts, fault)
+        self._num_non_finite += 1
+        if self.config.non_finite == "stop" or self._num_non_finite > MAX_NON_FINITE:
+            raise FloatingPointError(
+                f"step {step}: {fault}. Its rollouts are in non_finite_{step:05d}.json; the same command repeats the "
+                f"steps since the newest checkpoint. learner.non_finite={self.config.non_finite}; skip leaves out at "
+                f"most {MAX_NON_FINITE} such steps in a row"
+            )
 
     def _divide_gradients(self, mass: float) -> Tensor:
         """Divide the gradients by `mass`; returns their norm. Separate function so that `zero_grad` frees them."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tip_exp.learner.checkpoint import CheckpointError, publish
+from tip_exp.learner.checkpoint import CheckpointError
+from tip_exp.learner.checkpoint_files import publish
 from tip_exp.learner.distributed import Ranks
 from tip_exp.models.lora import adapter_tensors, has_adapters, merged_tensors, save_adapter
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 
+def _nothing() -> None:
+    """A run that was started without a launcher has no lock to check."""
+
+
 @dataclass
 class RunFolder:
-    """Paths of one run's files. `result` is written last: a run without it is not finished."""
+    """Paths of one run's files. `result` is written last: a run without it is not finished.
+
+    `check_held` raises RunFailedError if this process no longer holds the folder's lock; called before every write.
+    """
 
     root: Path
+    check_held: Callable[[], None] = _nothing
 
     def __post_init__(self) -> None:
         self.config = self.root / "config.yaml"
         self.metrics = self.root / "metrics.jsonl"
         self.eval_rows = self.root / "eval.jsonl"
         self.samples = self.root / "samples.jsonl"
+        self.rows = self.metrics, self.eval_rows, self.samples
         self.prompts = self.root / "first_prompts.json"
         self.checkpoints = self.root / "checkpoint"
         self.model = self.root / "model"
@@ -30,3 +41,17 @@ class RunFolder:
     def log_of(self, rank: int) -> Path:
         """worker.log of rank 0, worker.1.log of rank 1, …"""
         return self.log if rank == 0 else self.log.with_name(f"worker.{rank}.log")
+
+    def batch_of(self, step: int) -> Path:
+        """The rollouts of a step whose numbers were not finite."""
+        return self.root / f"non_finite_{step:05d}.json"
+
+    def row_sizes(self) -> dict[str, int]:
+        """Bytes of metrics.jsonl, eval.jsonl and samples.jsonl, without those that do not exist."""
+        return {path.name: path.stat().st_size for path in self.rows if path.exists()}
+
+
+def numbered_checkpoints(checkpoints: Path) -> dict[int, Path]:
+    """step -> folder in ascending order. Only step_ and digits: a user's copy such as step_00005_backup is ignored."""
+    matches = {path: re.fullmatch(r"step_(\d+)", path.name) for path in checkpoints.glob("step_*")}
+    return dict(sorted((int(match[1]), path) for path, match in matches.items() if match))

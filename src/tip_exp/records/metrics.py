@@ -20,7 +20,8 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | response_len, …_frac            | tokens of a response; truncated; without an answer                | tokens, frac  |
 | train/loss, grad_norm, lr       | divergence as learner.average means it; before clipping; rate     | nats, -, -    |
 | train/update_ratio              | norm of the optimizer's update over that of the weights           | -             |
-| train/skipped                   | 1 if no token was kept: no update, no loss                        | 0 or 1        |
+| train/skipped                   | 1 if no token was kept or a number was not finite: no update      | 0 or 1        |
+| train/non_finite                | 1 in a skipped step whose loss or gradient was not finite         | 1             |
 | select/response_tokens, kept_…  | response tokens of a step; those the loss uses                    | tokens        |
 | select/kept_frac                | kept_tokens over response_tokens                                  | fraction      |
 | select/gradient_mass, kl_mass   | grad_norm, reverse KL summed over kept tokens, over that of all   | fraction      |
@@ -62,7 +63,7 @@ UNGRADED_FRAC, REPETITION_RATE = "ungraded_frac", "repetition_rate"
 strict = "strict_{}".format  # strict("mean@4"): graded by string comparison
 
 LOSS, GRAD_NORM, LR, SKIPPED = "train/loss", "train/grad_norm", "train/lr", "train/skipped"
-UPDATE_RATIO = "train/update_ratio"
+UPDATE_RATIO, NON_FINITE = "train/update_ratio", "train/non_finite"
 
 RESPONSE_TOKENS, KEPT_TOKENS, KEPT_FRAC = "select/response_tokens", "select/kept_tokens", "select/kept_frac"
 OVERLAP_ENTROPY = "select/overlap_entropy"
@@ -71,6 +72,8 @@ GRADIENT_MASS, KL_MASS = "select/gradient_mass", "select/kl_mass"
 RESPONSE_LEN, TRUNCATED_FRAC = "rollout/response_len", "rollout/truncated_frac"
 TOKENS_PER_S = "rollout/tokens_per_s"
 MISMATCH_MEAN, MISMATCH_P999, MISMATCH_MAX = (f"rollout/logprob_mismatch_{name}" for name in ("mean", "p999", "max"))
+
+HEALTHY = "healthy"  # verdict on a run in result.json
 
 # By statistic and by quadrant.
 score_mean = "score/{}_mean".format

@@ -8,6 +8,7 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.records import metrics
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import Outcomes
-from tip_exp.utils.io import read_rows, write_atomic
+from tip_exp.utils.io import read_rows, to_json, write_atomic
 from tip_exp.utils.paths import PACKAGE
+
+LOSS_RISE = 2.0  # last over first quarter of the steps, from which a run is not healthy
 
 
 def write_result(
@@ -27,7 +30,7 @@ def write_result(
 ) -> dict[str, Any]:
     """Write and return the result: first and last evaluation, totals over the steps, memory peaks over all processes.
 
-    `datasets` and `rollout` describe what was read and how rollouts were sampled.
+    The model card is written before it. `datasets` and `rollout` describe what was read and how rollouts were sampled.
     """
     rows = read_rows(folder.metrics)
     result = {
@@ -46,9 +49,31 @@ def write_result(
         "git_revision": git_revision(),
         "hardware": hardware(),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "health": health(rows),
+        "row_bytes": folder.row_sizes(),
     }
-    write_atomic(folder.result, json.dumps(result, indent=2) + "\n")
+    if folder.model.exists():
+        write_card(config, result, folder.model)
+    folder.check_held()
+    write_atomic(folder.result, to_json(result, indent=2) + "\n")
     return result
+
+
+def health(rows: list[dict[str, Any]]) -> str:
+    """ "healthy", or what went wrong in which share of the steps; of the loss, medians of a quarter of the steps."""
+    steps = rows[1:]
+    faults: list[str] = []
+    non_finite = sum(bool(row.get(metrics.NON_FINITE)) for row in steps)
+    skipped = sum(bool(row.get(metrics.SKIPPED)) for row in steps) - non_finite
+    for count, what in ((non_finite, "not finite"), (skipped, "nothing kept")):
+        if count:
+            faults.append(f"skipped {count} of {len(steps)} steps ({what})")
+    losses = [row[metrics.LOSS] for row in steps if row.get(metrics.LOSS) is not None]
+    quarter = max(1, len(losses) // 4)
+    first, last = (median(part) if losses else 0.0 for part in (losses[:quarter], losses[-quarter:]))
+    if first > 0 and last / first >= LOSS_RISE:
+        faults.append(f"loss rose {last / first:.1f}-fold")
+    return "; ".join(faults) or metrics.HEALTHY
 
 
 def totals(rows: list[dict[str, Any]]) -> dict[str, float]:

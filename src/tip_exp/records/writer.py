@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.metrics import TEACHER
 from tip_exp.records.tracker import Tracker
-from tip_exp.utils.io import append_rows, read_rows, to_json_lines, write_atomic
+from tip_exp.utils.errors import RunFailedError
+from tip_exp.utils.io import flush, read_rows, to_json, to_json_lines, write_atomic
 
+# File name -> [bytes, SHA-256 of these bytes] of the rows that a checkpoint follows.
+RowsRecord = dict[str, list[Any]]
 SAMPLE_COLUMNS = ("step", "problem", "answer", "response", "finish", "tokens", "kept", "mean_entropy", "most_divergent")
 
 
@@ -19,15 +25,22 @@ class RunLogger(AbstractContextManager):
     """Writes metrics.jsonl, eval.jsonl and samples.jsonl of a run; with a W&B run, sends metrics and samples there."""
 
     def __init__(
-        self, folder: RunFolder, wandb_run: Tracker | None, *, resume_at: int | None, writes: bool = True
+        self, folder: RunFolder, wandb_run: Tracker | None, *, rows: RowsRecord | None, writes: bool = True
     ) -> None:
-        """`resume_at`: step of the checkpoint; rows of later steps are dropped. None: drop all rows.
+        """`rows`: those of the checkpoint that the run resumes from; later ones are dropped. None: drop all.
 
         `writes`: False on every rank but the main one: nothing is written.
         """
         self._folder, self._wandb_run, self._writes = folder, wandb_run, writes
-        for path in (folder.metrics, folder.eval_rows, folder.samples) if writes else ():
-            keep_rows_upto(path, -1 if resume_at is None else resume_at)
+        self._sizes: dict[str, int] = {}
+        self._hashes: dict[str, hashlib._Hash] = {}
+        if not writes:
+            return
+        folder.check_held()
+        for path in folder.rows:
+            self._sizes[path.name] = size = (rows or {}).get(path.name, [0])[0]
+            self._hashes[path.name] = _hash(path, size) if size else hashlib.sha256()
+            _truncate(path, size)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._append(self._folder.metrics, [{"step": step, **metrics}])
@@ -40,7 +53,7 @@ class RunLogger(AbstractContextManager):
 
     def copy_teacher(self, source: RunFolder) -> dict[str, float]:
         """Copy the graded rows of a teacher's evaluation (mode=teacher); returns its accuracies."""
-        append_rows(self._folder.eval_rows, read_rows(source.eval_rows))
+        self._append(self._folder.eval_rows, read_rows(source.eval_rows))
         return {name: value for name, value in read_rows(source.metrics)[0].items() if name.startswith(TEACHER)}
 
     def samples(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
@@ -50,6 +63,12 @@ class RunLogger(AbstractContextManager):
         if self._wandb_run is not None:
             self._wandb_run.table("samples", list(SAMPLE_COLUMNS), [sample_cells(row) for row in numbered], step)
 
+    def non_finite(self, step: int, rollouts: list[Any], fault: str) -> None:
+        """Write the rollouts of a step whose numbers are not finite, with what is not."""
+        if self._writes:
+            batch = {"step": step, "fault": fault, "rollouts": [asdict(rollout) for rollout in rollouts]}
+            write_atomic(self._folder.batch_of(step), to_json(batch) + "\n")
+
     def finish(self, result: dict[str, Any]) -> None:
         """Make W&B's summary of the result; memory peaks become top-level keys, which plots can use as axes."""
         if self._wandb_run is not None:
@@ -58,9 +77,26 @@ class RunLogger(AbstractContextManager):
             self._wandb_run.finish()
             self._wandb_run = None
 
+    def record(self) -> RowsRecord:
+        """What was written so far, once it is on the disk: a checkpoint never refers to rows that a crash can take."""
+        for path in (*self._folder.rows, self._folder.root) if self._writes else ():
+            flush(path)
+        return {name: [size, self._hashes[name].hexdigest()] for name, size in self._sizes.items()}
+
     def _append(self, path: Path, rows: list[dict[str, Any]]) -> None:
-        if self._writes:
-            append_rows(path, rows)
+        if not self._writes:
+            return
+        self._folder.check_held()
+        data = to_json_lines(rows).encode()
+        with path.open("ab") as file:
+            if file.tell() != self._sizes[path.name]:
+                raise RunFailedError(
+                    f"{path} has {file.tell()} bytes, but this process wrote {self._sizes[path.name]}: another process "
+                    "changed it; this one stops"
+                )
+            file.write(data)
+        self._sizes[path.name] += len(data)
+        self._hashes[path.name].update(data)
 
     def __exit__(self, *exception: object) -> None:
         if self._wandb_run is not None:
@@ -76,6 +112,34 @@ def sample_cells(row: dict[str, Any]) -> list[Any]:
     return [*head, len(tokens), sum(row["kept"]), mean_entropy, most_divergent]
 
 
-def keep_rows_upto(path: Path, step: int) -> None:
-    """Drop the rows of later steps and a torn last line."""
-    write_atomic(path, to_json_lines([row for row in read_rows(path) if row["step"] <= step]))
+def missing_rows(folder: RunFolder, rows: RowsRecord) -> str:
+    """Which of a checkpoint's rows are no longer in the folder; "" if all are."""
+    for name, (size, digest) in rows.items():
+        path = folder.root / name
+        if not size:
+            continue
+        if not path.exists() or path.stat().st_size < size:
+            return f"{name} has {path.stat().st_size if path.exists() else 0} of {size} bytes"
+        if _hash(path, size).hexdigest() != digest:
+            return f"the first {size} bytes of {name} were changed"
+    return ""
+
+
+def _truncate(path: Path, size: int) -> None:
+    """Keep the first `size` bytes, in a file that no other run shares (launch/reuse.py links rows)."""
+    if path.exists() and path.stat().st_nlink > 1:
+        copy = path.with_name(f".{path.name}")
+        shutil.copyfile(path, copy)
+        copy.replace(path)
+    with path.open("ab") as file:
+        file.truncate(size)
+
+
+def _hash(path: Path, size: int) -> hashlib._Hash:
+    """SHA-256 of the first `size` bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while size and (data := file.read(min(size, 2**20))):
+            digest.update(data)
+            size -= len(data)
+    return digest

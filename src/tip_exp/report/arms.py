@@ -59,6 +59,7 @@ class ArmResult:
     process_gib: float
     wall_s: float
     no_tool_baseline: float
+    unhealthy: list[str] = field(repr=False)  # of each run that is not healthy: its verdict (records/result.py)
     in_train: tuple[int, int]  # test problems in the training set: whole, by 13 words alone
     scores: ArmScores | None = field(repr=False)  # None if a run has other problems than the others
     kl_scores: ArmScores | None = field(repr=False)  # log KL of a response
@@ -181,6 +182,7 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
     scores = _scores(done, benchmark, "right")
     described = [result.get("datasets", {}).get(benchmark, {}) for result in results]
     in_train = [{problem for of_run in described for problem in of_run.get(f"in_train_{how}", [])} for how in LEAKS]
+    verdicts = [result.get("health", metrics.HEALTHY) for result in results]
     return ArmResult(
         pair=config["pair.label"],
         data=config["data.label"],
@@ -211,6 +213,7 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
         process_gib=_mean(results, "memory", metrics.PROCESS_PEAK_GIB),
         wall_s=_mean(results, "totals", "wall_s"),
         no_tool_baseline=_mean(results, "final", f"{benchmark}/{metrics.NO_TOOL_BASELINE}"),
+        unhealthy=[verdict for verdict in verdicts if verdict != metrics.HEALTHY],
         in_train=(len(in_train[0]), len(in_train[1] - in_train[0])),
         scores=scores,
         kl_scores=_scores(done, benchmark, metrics.SEQ_KL),

@@ -76,7 +76,7 @@ def legend(tables: list[Table]) -> str:
 
 
 def warnings(arms: list[ArmResult]) -> list[str]:
-    """What a reader must know of these arms: test problems that were trained on, selectors that equal top entropy."""
+    """What a reader must know: test problems that were trained on, unhealthy runs, selectors that equal top entropy."""
     texts: list[str] = []
     for benchmark, of_benchmark in group_by(arms, "benchmark").items():
         whole, ngram = (max(arm.in_train[i] for arm in of_benchmark) for i in (0, 1))
@@ -85,6 +85,12 @@ def warnings(arms: list[ArmResult]) -> list[str]:
                 f"{benchmark}: the training set holds {whole} of its test problems whole, and {ngram} more share 13 "
                 "words in a row with a training problem. Accuracies on them are not held out."
             )
+    texts += [
+        f"{first.selector} at {100 * first.retention:g} %: {len(first.unhealthy)} of {first.seeds} runs not healthy "
+        f"({'; '.join(dict.fromkeys(first.unhealthy))})."
+        for first, *_ in group_by(arms, "identity").values()
+        if first.unhealthy
+    ]
     same: dict[tuple[str, str], list[str]] = {}  # (selector, why) -> "10 % (0.99)" of each retention
     for first, *_ in group_by(arms, "identity").values():
         chance = first.retention / (2 - first.retention)  # of a random selection

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import NoReturn
 
-FAILED, BAD_CONFIG, INTERRUPTED = 1, 2, 130
+FAILED, BAD_CONFIG, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 class ConfigError(ValueError):

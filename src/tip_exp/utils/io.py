@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write beside `path`, then rename: readers see the old file or the new one, never a part.
+    """Write beside `path`, fsync, then rename: readers and a power loss see the old file or the new one, never a part.
 
     Processes that write the same file at once do not disturb each other; the last rename wins. Half characters, which
     UTF-8 cannot hold, are escaped as in JSON.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    flush(temporary)
     temporary.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """fsync a file or folder, so that a rename never reaches the disk before the data it names."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_folder(path: Path) -> None:
+    """Rename, then remove: a kill in between leaves no folder under this name that lacks files."""
+    removed = path.with_name(f".removing_{path.name}")
+    shutil.rmtree(removed, ignore_errors=True)
+    if path.exists():
+        path.rename(removed)
+        shutil.rmtree(removed)
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -34,5 +56,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def to_json_lines(rows: list[dict[str, Any]]) -> str:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(to_json(row) + "\n" for row in rows)
     return text.encode(errors="backslashreplace").decode()  # half characters, which UTF-8 cannot hold, as in JSON
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON of `value`; null for nan and infinities, which JSON does not have."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value), ensure_ascii=False, indent=indent)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

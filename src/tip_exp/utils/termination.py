@@ -1,0 +1,47 @@
+"""SIGTERM, which a scheduler sends some time before it kills a process: a request to save and end.
+
+Until `defer` the signal raises Terminated; after it, it only sets `is_requested`, which a run reads between steps.
+"""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+SIGNALS = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2  # the last two: what SLURM users and submitit choose
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end; handled like an interrupt, with another exit code."""
+
+
+class _Request:
+    deferred = False
+    received = False
+
+
+def handle() -> None:
+    """Handle the signals in this process, in its main thread."""
+    _Request.deferred = _Request.received = False
+    for number in SIGNALS:
+        signal.signal(number, _receive)
+
+
+def defer() -> None:
+    """From now on the caller asks `is_requested` at every point at which it can end."""
+    _Request.deferred = True
+
+
+def is_requested() -> bool:
+    return _Request.received
+
+
+def is_handled(handler: object) -> bool:
+    """Whether a signal's handler is this module's."""
+    return handler is _receive
+
+
+def _receive(number: int, frame: FrameType | None) -> None:
+    is_first, _Request.received = not _Request.received, True
+    if is_first and not _Request.deferred:  # a second one must not interrupt what the first has started
+        raise Terminated(signal.Signals(number).name)
