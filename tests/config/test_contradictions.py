@@ -34,14 +34,14 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     *(({**PLAIN, SCORE: s, ORDER: o, RETENTION: 1.0}, [SCORE, ORDER]) for s in sorted(UNBUDGETED) for o in ("top", "bottom", "sample")),
     *(({SCORE: s, "selector.clip": {}, ORDER: "positive"}, [ORDER]) for s in RANKED),
     *(
-        ({SCORE: s, "selector.clip": {}, ORDER: o, "selector.weight_by_score": True}, ["selector.weight_by_score", ORDER])
+        ({SCORE: s, "selector.clip": {}, ORDER: o, "selector.weight": "score"}, ["selector.weight", ORDER])
         for s in RANKED for o in ("bottom", "sample")
     ),
     *(
-        ({**PLAIN, SCORE: s, ORDER: "positive", RETENTION: 1.0, "selector.weight_by_score": True}, ["selector.weight_by_score", SCORE])
+        ({**PLAIN, SCORE: s, ORDER: "positive", RETENTION: 1.0, "selector.weight": "score"}, ["selector.weight", SCORE])
         for s in sorted(UNBUDGETED)
     ),
-    ({SCORE: "random", "selector.clip": {}, "selector.weight_by_score": True}, ["selector.weight_by_score", SCORE]),
+    ({SCORE: "random", "selector.clip": {}, "selector.weight": "score"}, ["selector.weight", SCORE]),
     *(({SCORE: s, **PLAIN}, [SCORE, "selector.normalizer"]) for s in sorted(UNIT_INTERVAL)),
     *(
         ({SCORE: s, "selector.clip": {name: 0.98}, ORDER: "positive" if s in UNBUDGETED else "top", RETENTION: 1.0}, [f"selector.clip.{name}", SCORE])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from tip_exp.config.schema import AgentConfig, EvalConfig
+from tip_exp.config.schema import TOOL_TASKS, AgentConfig, EvalConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.sampler import EpisodeSampler
@@ -114,7 +114,7 @@ class Evaluations:
             return [episode.rollout for episode in player.last], rows, summary
         if not self._grades:
             return sampler.generate(prompts, sampling, self._config.seed), [], {}
-        assert benchmark.kind in ("table", "word_sums", "ledger"), "the other kinds have tools"
+        assert not isinstance(benchmark, TOOL_TASKS), "their data sets have tools"
         with open_grader(benchmark.grader) as grader:
             rollouts, graded = evaluate(
                 sampler,

@@ -103,7 +103,7 @@ class _Masked:
         stats = statistics(hidden, teacher_hidden, *models, token_ids[mask], statistics=wanted, tile_mib=self.tile_mib)
         step = int(self.trainer.state.global_step) + 1
         selected = select(stats | {"sequence": sequence}, self.rule, seed=self.trainer.args.seed, step=step)
-        kept, weights = selected if self.rule.weight_by_score else (selected, None)
+        kept, weights = selected if self.rule.weight != "none" else (selected, None)
         self.trainer._metrics["train"][KEPT_FRAC].append(float(kept.float().mean()))
         value = loss(
             hidden, teacher_hidden, *models, kept, sequence=sequence, weights=weights, average=self.average,

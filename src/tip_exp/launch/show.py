@@ -145,7 +145,7 @@ def _compared(sides: list[list[RunRecord]]) -> str:
 def _results(sides: list[list[RunRecord]]) -> list[list[str]]:
     """A row for each benchmark and two arms: the only arm of each side, else those of equal selector and retention."""
     from tip_exp.report.arms import ArmResult, summarize
-    from tip_exp.report.overview import percent, points
+    from tip_exp.report.columns import percent, points
     from tip_exp.report.significance import compare as difference
 
     arms = [[arm for arm in summarize(records) if arm.seeds] for records in sides]

@@ -63,8 +63,8 @@ class Probe:
     def read(self, number: int) -> Batch:
         """Batch `number` (from 0) after the steps that the student was trained for."""
         parts, config, step = self.parts, self.config, self.trained_steps + 1 + number
-        prompts, problems = parts.train.batch(step)
-        rollouts = parts.generate(prompts, seed_for("rollout", config.seed, step))
+        _, problems = parts.train.batch(step)
+        rollouts = parts.generate(step)
         parts.sampler.rest()
         batches = split(rollouts, parts.pair, config.learner, ALONE)
         teacher_hidden = parts.teacher.hidden(rollouts, problems)

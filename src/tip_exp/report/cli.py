@@ -23,7 +23,7 @@ from tip_exp.report.columns import LABELS, NAMES, select_arms, sort_arms
 from tip_exp.report.overview import COMPACT, csv_text, legend, overviews
 from tip_exp.report.paper import LAYOUTS, paper_tables
 from tip_exp.report.results_page import write_results
-from tip_exp.report.tables import latex, markdown, write
+from tip_exp.report.tables import Table, latex, markdown, write
 from tip_exp.utils.errors import DataError, quiet_when_reader_closes
 
 EPILOG = "Other commands, each with its own --help: tip-report results, tip-report wandb, tip-report sync."
