@@ -36,7 +36,12 @@ NEEDS = {  # overrides without which an option is refused: own files and models,
     "experiment=tip_deepplanning": f"data.root={FOLDER}",
     "experiment=tip_deepplanning_32b": f"data.root={FOLDER}",
 }
-MADE_FIRST = {"pair=smollm2", "pair=tiny_students", "experiment=smollm2_gsm8k"}  # their models are not shipped
+MADE_FIRST = {
+    "pair=smollm2",
+    "pair=tiny_students",
+    "pair=tiny_ledger",
+    "experiment=smollm2_gsm8k",
+}  # their models are not shipped
 SWEEP_FOLDER = conf_dir().parent / "sweeps"
 SWEEPS = sorted(SWEEP_FOLDER.glob("*.yaml"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
@@ -60,10 +60,9 @@ def _resolved(raw: DictConfig) -> Any:
     """Plain values, every interpolation replaced by what it names."""
     try:
         return OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue:
-        missing = sorted(OmegaConf.missing_keys(raw))
-        raise config_error([f"{key} has no value (???); set {key}=VALUE" for key in missing]) from None
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
+        if missing := re.search(r"[Mm]issing mandatory value: ([\w.]+)", str(error)):
+            raise config_error([f"{missing[1]} has no value (???); set {missing[1]}=VALUE"]) from None
         key = getattr(error, "full_key", None) or "a value"
         remedy = "name an existing key in ${…}, or write the value itself"
         raise config_error([f"{key} cannot be resolved: {first_line(error)}; {remedy}"]) from None
@@ -86,9 +85,8 @@ def _without_shortcuts(values: Any) -> Any:
     section = {key: value for key, value in section.items() if key not in shortcuts}
     only, limit = (values["eval"].get(key) for key in ("only", "max_problems"))
     names = list(benchmarks) if only is None else [only] if isinstance(only, str) else only
-    unknown = [name for name in names if name not in benchmarks] if isinstance(names, list) else [only]
-    if not names or unknown:
-        raise config_error([f"eval.only: a list of {', '.join(benchmarks)}; got {unknown}"])
+    if not isinstance(names, list) or not names or any(name not in list(benchmarks) for name in names):
+        raise config_error([f"eval.only: a list of {', '.join(map(str, benchmarks))}; got {_shown(only)}"])
     if limit is not None:
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 2:
             raise config_error([f"eval.max_problems: at least 2, for a standard error, or null; got {limit}"])
