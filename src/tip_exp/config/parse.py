@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
@@ -61,9 +61,11 @@ def _resolved(raw: DictConfig) -> Any:
     try:
         return OmegaConf.to_container(raw, resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
-        if missing := re.search(r"[Mm]issing mandatory value: ([\w.]+)", str(error)):
-            raise config_error([f"{missing[1]} has no value (???); set {missing[1]}=VALUE"]) from None
         key = getattr(error, "full_key", None) or "a value"
+        if missing := re.search(r"[Mm]issing mandatory value: ([\w.]+)", str(error)):
+            if not isinstance(error, MissingMandatoryValue):  # an interpolation of that value
+                key = missing[1]
+            raise config_error([f"{key} has no value (???); set {key}=VALUE"]) from None
         remedy = "name an existing key in ${…}, or write the value itself"
         raise config_error([f"{key} cannot be resolved: {first_line(error)}; {remedy}"]) from None
 
