@@ -41,7 +41,7 @@ MICRO_BATCH = {"micro_batch_tokens": 45}  # two rollouts each
 SHAPE: dict[str, Any] = {"vocab_size": 406, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
 # Waits of a step: one copy to the host per statistic, the gradient's norm, the loss and the norm of the update.
-STATISTICS, UPDATE = len(scores.STATISTICS), 3
+STATISTICS, UPDATE = len(scores.DIAGNOSTICS), 3
 launches: list[str] = []
 
 
@@ -188,7 +188,7 @@ def test_a_step_gives_the_results_of_the_cpu(tiny_pair: Pair, tiny_config: RunCo
 def test_the_step_launches_the_kernels(tiny_pair: Pair, tiny_config: RunConfig) -> None:
     with Pretending():
         step(tiny_pair, tiny_config, random_rollouts(4, 12), {}, {}, cuda=True)
-    assert launches == ["add_tile", "mixture_sum", "kl_grad"]
+    assert launches == ["add_tile", "logit_gradient_sums", "mixture_sum", "kl_grad"]
 
 
 SIZES: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {  # rollouts, response tokens, changes

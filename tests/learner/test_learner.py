@@ -16,7 +16,7 @@ from torch import Tensor
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.schedule import learning_rate
 from tip_exp.models.pair import Pair
-from tip_exp.selector.scores import STATISTICS
+from tip_exp.selector.scores import DIAGNOSTICS
 from tip_exp.selector.selector import Selector, Tokens, budgets, keep_top
 
 # Qwen3's norms and rotary embedding compute in float32 whatever the weights' dtype, so float64 agrees to 1e-6 or so.
@@ -125,7 +125,7 @@ def test_a_diagnostic_step_measures_every_statistic(tiny_pair: Pair, tiny_config
     learner = make_learner(tiny_pair, tiny_config.learner, "full", 1.0, diagnostics_every=2)
     rollouts = sample_rollouts(tiny_pair)
     assert len(train_step(learner, rollouts, step=1).statistics) == 0
-    assert train_step(learner, rollouts, step=2).statistics.keys() == set(STATISTICS)
+    assert train_step(learner, rollouts, step=2).statistics.keys() == DIAGNOSTICS
 
 
 def test_if_nothing_is_kept_the_weights_stay(tiny_pair: Pair, tiny_config: RunConfig) -> None:

@@ -36,7 +36,7 @@ from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Pair
 from tip_exp.records import metrics as names
 from tip_exp.records.meter import Meter
-from tip_exp.selector.scores import STATISTICS
+from tip_exp.selector.scores import DIAGNOSTICS
 from tip_exp.selector.selector import Selection, Selector, Tokens
 from tip_exp.types import Rollout
 from tip_exp.utils.seeds import seed_for
@@ -87,7 +87,7 @@ class Learner:
         """
         batches, num_non_finite = split(rollouts, self.pair, self.config, self.ranks), self._num_non_finite
         every = self.config.diagnostics_every
-        required = frozenset(STATISTICS) if every and step % every == 0 else self.selector.required_stats
+        required = self.selector.required_stats | (DIAGNOSTICS if every and step % every == 0 else set())
         checks_sampler = all(rollout.sampler_logprobs for rollout in rollouts)
         measured = required | {"student_logprob"} if checks_sampler else required
         with self.meter.span("learner"):

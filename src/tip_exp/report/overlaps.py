@@ -28,13 +28,14 @@ class Overlaps:
 
 
 def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Overlaps:
-    """`rows` (any number) of samples.jsonl that have all statistics; `arms`: name -> config of a run.
+    """`rows` (any number) of samples.jsonl; `arms`: name -> config of a run.
 
-    Arms whose rule is not what it was in the run, or is gone, are left out.
+    Arms whose rule is not what it was in the run, is gone, or reads a statistic that a row lacks are left out.
     """
     if not rows:
         return Overlaps({}, [], [], {}, [])
-    statistics = {name: torch.tensor([value for row in rows for value in row[name]]) for name in STATISTICS}
+    names = [name for name in STATISTICS if all(name in row for row in rows)]
+    statistics = {name: torch.tensor([value for row in rows for value in row[name]]) for name in names}
     lengths = [len(row["tokens"]) for row in rows]
     tokens = Tokens(
         rollout=torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths)),
@@ -47,6 +48,8 @@ def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Ove
         try:
             selector = Selector(**options, quadrants=Quadrants(**config["quadrants"]))
         except (ValueError, TypeError):  # the rule, or a key of its selector, is gone
+            continue
+        if not selector.required_stats <= statistics.keys():
             continue
         kept[name] = selector(statistics, tokens, torch.Generator().manual_seed(0)).kept_mask
     return Overlaps(

@@ -14,7 +14,7 @@ MAX_REFERENCE = 64  # rollouts on which the selectors are compared
 
 
 def reference_rollouts(runs: list[RunFiles]) -> list[dict[str, Any]]:
-    """Rollouts of the first evaluation that have all statistics, of full-token runs if there are any."""
+    """Rollouts of the first evaluation with entropy and divergence, of full-token runs if there are any."""
     rows: list[dict[str, Any]] = []
     for run in sorted(runs, key=lambda run: run.config["selector"]["score"] != "full"):
         complete = [row for row in run.samples if _is_complete(row)]
@@ -52,4 +52,6 @@ def viewer_rollouts(runs: list[RunFiles], tokens: Overlaps) -> list[dict[str, An
 
 
 def _is_complete(row: dict[str, Any]) -> bool:
-    return all(is_finite(value) for name in STATISTICS for value in row.get(name, [None]))
+    """Whether it has what the plane draws, and no statistic that is not finite."""
+    present = {name for name in STATISTICS if name in row}
+    return {"entropy", "reverse_kl"} <= present and all(is_finite(value) for name in present for value in row[name])

@@ -37,6 +37,8 @@ STATISTICS = (
     "teacher_rank",  # number of tokens that the teacher finds likelier than the student's likeliest
     "ier",  # signal over noise of the sampled reverse-KL gradient, without a unit (2609.24432)
 )
+# What a step with diagnostics measures: the others cost more, and only the rules that read them need them.
+DIAGNOSTICS = frozenset(STATISTICS) - {"teacher_mass_topk", "teacher_rank", "ier"}
 # Statistics of the student alone: a rule that reads no others projects the teacher on kept tokens only.
 STUDENT_STATISTICS = frozenset({"entropy", "student_logprob"})
 # Inputs that are clipped and normalized.
