@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tip_exp.config.schema import RunConfig, TableConfig
+from tip_exp.config.datasets import TableConfig
+from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.types import Problem
 from tip_exp.utils.errors import ConfigError, DataError

@@ -10,7 +10,8 @@ from typing import get_args
 import pytest
 from tests.datasets import REAL, SMALL, needs_real
 
-from tip_exp.config.schema import DatasetConfig, RunConfig
+from tip_exp.config.datasets import DatasetConfig
+from tip_exp.config.schema import RunConfig
 from tip_exp.data.contamination import overlap
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.load import DATASETS, load

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from tip_exp.config.schema import TableConfig
+from tip_exp.config.datasets import TableConfig
 from tip_exp.data.load import load
 from tip_exp.data.table import part_of, read_rows
 from tip_exp.types import Problem

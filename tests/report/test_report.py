@@ -19,10 +19,11 @@ from tests.synthetic_runs import finish, write_config
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import RunRecord, read_runs
-from tip_exp.report.arms import ArmResult, differing_keys, read_records, summarize
+from tip_exp.report.arms import ArmResult, differing_keys, summarize
 from tip_exp.report.columns import select_arms, sort_arms
 from tip_exp.report.overview import csv_text, overview, overviews
 from tip_exp.report.paper import LAYOUTS, METHODS, paper_numbers, paper_tables
+from tip_exp.report.run_files import read_records
 from tip_exp.report.significance import Estimate
 from tip_exp.report.tables import Table, latex, markdown
 from tip_exp.utils.errors import DataError

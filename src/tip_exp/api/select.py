@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from tip_exp.config.parse import config_error, typed_selector
-from tip_exp.config.rules import selector_rules
+from tip_exp.config.selector_rules import selector_rules
 from tip_exp.selector.scores import Rule
 from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens
 from tip_exp.utils.paths import conf_dir

@@ -14,9 +14,10 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 from yaml import YAMLError
 
+from tip_exp.config.datasets import DATASETS, FieldsConfig
 from tip_exp.config.machine_rules import missing_models
 from tip_exp.config.rules import broken_rules
-from tip_exp.config.schema import DATASETS, FieldsConfig, RunConfig, SelectorConfig
+from tip_exp.config.schema import RunConfig, SelectorConfig
 from tip_exp.utils.errors import ConfigError, first_line
 
 EVAL_SHORTCUTS = ("only", "max_problems", "file")

@@ -5,20 +5,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
-from tip_exp.config.names import FileName, Grader, HubFile, Layers, Quantile, Rule, Split, Statistic, UpstreamBug
+from tip_exp.config.datasets import DatasetConfig, Strict
+from tip_exp.config.names import FileName, Layers, Quantile, Rule, Statistic
 from tip_exp.config.numbers import Count, CountOrZero, Fraction, InsideUnit, NonNegative, Positive, Share, Temperature
 from tip_exp.selector.scores import Group, Normalizer, Order, Rounding, Scope, Weight
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     path: str
     revision: str | None
     dtype: Literal["float32", "bfloat16"]
@@ -28,7 +25,7 @@ class TeacherConfig(ModelConfig):
     placement: Literal["resident", "offload"]
 
 
-class LoraConfig(_Strict):
+class LoraConfig(Strict):
     rank: Count
     alpha: Positive
     target_modules: Layers
@@ -39,19 +36,19 @@ class StudentConfig(ModelConfig):
     lora: LoraConfig | None
 
 
-class ChatConfig(_Strict):
+class ChatConfig(Strict):
     template: str | None
     system: str | None
     thinking: bool | None
     eval_thinking: bool | None
 
 
-class PrivilegedConfig(_Strict):
+class PrivilegedConfig(Strict):
     template: str
     max_tokens: Count
 
 
-class PairConfig(_Strict):
+class PairConfig(Strict):
     label: FileName
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     chat: ChatConfig
@@ -61,75 +58,7 @@ class PairConfig(_Strict):
     student: StudentConfig
 
 
-class WordSumsConfig(_Strict):
-    kind: Literal["word_sums"]
-    label: FileName
-    split: Split
-    num_problems: Count
-    grader: ClassVar[Grader] = "boxed_integer"
-
-
-class LedgerConfig(_Strict):
-    kind: Literal["ledger"]
-    label: FileName
-    split: Split
-    num_problems: Count
-    grader: ClassVar[Grader] = "boxed_integer"
-
-
-class FieldsConfig(_Strict):
-    """Dotted paths into a row: "reward_model.ground_truth", "prompt.0.content"; "auto": the first usual name."""
-
-    id: str | None
-    prompt: str
-    answer: str
-    solution: str | None
-
-
-class TableConfig(_Strict):
-    kind: Literal["table"]
-    label: FileName
-    split: Split
-    hub: HubFile | None
-    file: str | None
-    fields: FieldsConfig
-    answer_after: str | None
-    strip: list[str]
-    suffix: str
-    part: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None
-    num_problems: Count | None
-    grader: Grader
-
-
-class TravelConfig(_Strict):
-    kind: Literal["travel"]
-    label: FileName
-    split: Split
-    world: Literal["official", "errands"]
-    root: str | None
-    langs: Annotated[list[Literal["en", "zh"]], Field(min_length=1)]
-    num_problems: Count | None
-    prompt: Literal["none", "compact", "official"]
-    show_schemas: bool
-    corrected: list[UpstreamBug]
-    official_join: bool
-
-
-class CalculatorConfig(_Strict):
-    kind: Literal["calculator"]
-    label: FileName
-    split: Split
-    num_problems: Count
-
-
-TOOL_TASKS = (TravelConfig, CalculatorConfig)
-DATASETS = (WordSumsConfig, LedgerConfig, TableConfig, *TOOL_TASKS)
-DatasetConfig = Annotated[
-    WordSumsConfig | LedgerConfig | TableConfig | TravelConfig | CalculatorConfig, Field(discriminator="kind")
-]
-
-
-class DataConfig(_Strict):
+class DataConfig(Strict):
     label: FileName
     root: str | None
     train: DatasetConfig
@@ -137,7 +66,7 @@ class DataConfig(_Strict):
     max_response_tokens: Count
 
 
-class AgentConfig(_Strict):
+class AgentConfig(Strict):
     max_turns: Count
     max_calls_per_turn: Count | None
     surplus_calls: Literal["tell", "drop"]
@@ -147,7 +76,7 @@ class AgentConfig(_Strict):
     max_train_tokens: Count | None
 
 
-class VllmConfig(_Strict):
+class VllmConfig(Strict):
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     gpu_memory_utilization: Share
     max_model_len: Count | None
@@ -155,7 +84,7 @@ class VllmConfig(_Strict):
     engine_args: dict[str, JsonValue]
 
 
-class RolloutConfig(_Strict):
+class RolloutConfig(Strict):
     backend: Literal["auto", "hf", "vllm"]
     temperature: Temperature
     top_p: Share
@@ -166,7 +95,7 @@ class RolloutConfig(_Strict):
     vllm: VllmConfig
 
 
-class SelectorConfig(_Strict):
+class SelectorConfig(Strict):
     label: FileName
     score: Rule
     normalizer: Normalizer
@@ -182,13 +111,13 @@ class SelectorConfig(_Strict):
     normalizer_of: dict[Statistic, Normalizer]
 
 
-class TopKConfig(_Strict):
+class TopKConfig(Strict):
     k: Count
     support: Literal["student", "teacher"]
     rest: Literal["tail", "renormalize", "drop"]
 
 
-class LearnerConfig(_Strict):
+class LearnerConfig(Strict):
     num_steps: Count
     prompts_per_step: Count
     samples_per_prompt: Count
@@ -218,7 +147,7 @@ class LearnerConfig(_Strict):
     checkpoint_every: Count
 
 
-class EvalConfig(_Strict):
+class EvalConfig(Strict):
     label: FileName
     every: CountOrZero
     teacher: bool
@@ -233,18 +162,18 @@ class EvalConfig(_Strict):
     benchmarks: Annotated[dict[FileName, DatasetConfig], Field(min_length=1)]
 
 
-class LoggerConfig(_Strict):
+class LoggerConfig(Strict):
     wandb: Literal["off", "offline", "online"]
     project: FileName
     rollouts_per_sample: CountOrZero
 
 
-class QuadrantConfig(_Strict):
+class QuadrantConfig(Strict):
     entropy: NonNegative
     divergence: NonNegative
 
 
-class RunConfig(_Strict):
+class RunConfig(Strict):
     name: FileName
     mode: Literal["train", "eval", "teacher"]
     sweep: FileName | None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tip_exp.utils.errors import DataError
 
 if TYPE_CHECKING:
-    from tip_exp.config.schema import TableConfig
+    from tip_exp.config.datasets import TableConfig
 
 AUTO = "auto"
 USUAL_NAMES = {

@@ -22,7 +22,7 @@ from tip_exp.data.word_sums import SPLITS, split_of
 from tip_exp.types import Problem
 
 if TYPE_CHECKING:
-    from tip_exp.config.schema import LedgerConfig
+    from tip_exp.config.datasets import LedgerConfig
 
 _FIRST = ("Al", "Bar", "Cor", "Dan", "El", "Fer", "Gal", "Han", "Il", "Jor", "Kal", "Lem", "Mal", "Nor", "Os", "Per")
 _FIRST += ("Ros", "Sel", "Tib", "Ver")

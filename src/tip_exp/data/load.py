@@ -12,7 +12,7 @@ from tip_exp.data import ledger, table, tool_tasks, word_sums
 from tip_exp.data.dataset import Dataset
 
 if TYPE_CHECKING:
-    from tip_exp.config.schema import DatasetConfig
+    from tip_exp.config.datasets import DatasetConfig
 
 DATASETS: dict[str, Callable[[Any], Dataset]] = {
     "table": table.load,

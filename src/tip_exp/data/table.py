@@ -16,7 +16,7 @@ from tip_exp.types import Problem
 from tip_exp.utils.errors import DataError
 
 if TYPE_CHECKING:
-    from tip_exp.config.schema import TableConfig
+    from tip_exp.config.datasets import TableConfig
 
 SHUFFLE_SEED = 42  # the part [0.0, 0.8] of DAPO-Math-17k is then what the paper's base code trains on
 

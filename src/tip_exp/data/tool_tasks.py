@@ -26,7 +26,7 @@ from tip_exp.types import Problem
 from tip_exp.utils.errors import DataError
 
 if TYPE_CHECKING:
-    from tip_exp.config.schema import CalculatorConfig, TravelConfig
+    from tip_exp.config.datasets import CalculatorConfig, TravelConfig
 
 
 def load_calculator(config: CalculatorConfig) -> Dataset:

@@ -19,7 +19,7 @@ from tip_exp.data.dataset import DATA_SEED, Dataset
 from tip_exp.types import Problem
 
 if TYPE_CHECKING:
-    from tip_exp.config.schema import WordSumsConfig
+    from tip_exp.config.datasets import WordSumsConfig
 
 NAMES = ("Tom", "Amy", "Ben", "Eva", "Max", "Zoe", "Leo", "Mia")
 ITEMS = ("apples", "books", "coins", "cards", "pens", "eggs", "cups", "stamps")

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from tip_exp.config.schema import TOOL_TASKS, AgentConfig, EvalConfig
+from tip_exp.config.datasets import TOOL_TASKS
+from tip_exp.config.schema import AgentConfig, EvalConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.sampler import EpisodeSampler

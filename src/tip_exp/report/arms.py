@@ -11,17 +11,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tip_exp.config.parse import deciding, flatten
 from tip_exp.records import metrics
-from tip_exp.records.reader import RunRecord, read_all
+from tip_exp.records.reader import RunRecord
 from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, holm
-from tip_exp.report.tables import Table
-from tip_exp.utils.errors import DataError
 
 LEAKS = ("exact", "13gram")  # in_train_… of result.json
 
@@ -83,22 +80,6 @@ class ArmResult:
     def values_of(self, keys: list[str]) -> list[str]:
         """["learner.lr=0.001", "learner.num_steps=40"], each on one line"""
         return [f"{key}={self.config.get(key)}".replace("\n", "\\n") for key in keys]
-
-
-def read_records(roots: list[Path]) -> tuple[list[RunRecord], Table | None]:
-    """The records of all whole runs below the roots, and a table of those that are damaged.
-
-    Raises DataError if a root is no folder or no run is found.
-    """
-    for root in roots:
-        if not root.is_dir():
-            raise DataError(f"{root} is not a folder; give folders that hold runs, such as outputs/sweeps/demo")
-    records = read_all(roots)
-    if not records:
-        raise DataError(f"no run (a folder with config.yaml) below {', '.join(map(str, roots))}")
-    rows = [[record.folder, f"damaged: {record.damage}"] for record in records if record.damage]
-    damaged = Table("Damaged runs, which no other table counts", ["folder", "state"], rows) if rows else None
-    return [record for record in records if not record.damage], damaged
 
 
 def summarize(records: list[RunRecord]) -> list[ArmResult]:

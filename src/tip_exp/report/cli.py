@@ -18,11 +18,12 @@ from pathlib import Path
 
 from tip_exp.records.reader import RunRecord
 from tip_exp.report import wandb
-from tip_exp.report.arms import ArmResult, read_records, summarize
+from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.columns import LABELS, NAMES, select_arms, sort_arms
 from tip_exp.report.overview import COMPACT, csv_text, legend, overviews
 from tip_exp.report.paper import LAYOUTS, paper_tables
 from tip_exp.report.results_page import write_results
+from tip_exp.report.run_files import read_records
 from tip_exp.report.tables import Table, latex, markdown, write
 from tip_exp.utils.errors import DataError, quiet_when_reader_closes
 

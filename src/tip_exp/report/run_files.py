@@ -1,4 +1,4 @@
-"""The rows of finished runs, for plots and the token viewer; a run whose rows are damaged is left out."""
+"""The records of runs and the rows of finished ones; damaged runs are listed apart."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.reader import RunRecord
+from tip_exp.records.reader import RunRecord, read_all
 from tip_exp.records.whole import check_metrics, check_samples
-from tip_exp.utils.errors import first_line
+from tip_exp.report.tables import Table
+from tip_exp.utils.errors import DataError, first_line
 from tip_exp.utils.io import read_rows
 
 
@@ -21,6 +22,22 @@ class RunFiles:
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
+
+
+def read_records(roots: list[Path]) -> tuple[list[RunRecord], Table | None]:
+    """The records of all whole runs below the roots, and a table of those that are damaged.
+
+    Raises DataError if a root is no folder or no run is found.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise DataError(f"{root} is not a folder; give folders that hold runs, such as outputs/sweeps/demo")
+    records = read_all(roots)
+    if not records:
+        raise DataError(f"no run (a folder with config.yaml) below {', '.join(map(str, roots))}")
+    rows = [[record.folder, f"damaged: {record.damage}"] for record in records if record.damage]
+    damaged = Table("Damaged runs, which no other table counts", ["folder", "state"], rows) if rows else None
+    return [record for record in records if not record.damage], damaged
 
 
 def read_files(records: list[RunRecord]) -> tuple[list[RunFiles], list[list[str]]]:

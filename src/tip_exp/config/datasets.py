@@ -1,0 +1,82 @@
+"""The typed form of `data.train` and of `eval.benchmarks`: one class for each kind of data set."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tip_exp.config.names import FileName, Grader, HubFile, Split, UpstreamBug
+from tip_exp.config.numbers import Count, Fraction
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class WordSumsConfig(Strict):
+    kind: Literal["word_sums"]
+    label: FileName
+    split: Split
+    num_problems: Count
+    grader: ClassVar[Grader] = "boxed_integer"
+
+
+class LedgerConfig(Strict):
+    kind: Literal["ledger"]
+    label: FileName
+    split: Split
+    num_problems: Count
+    grader: ClassVar[Grader] = "boxed_integer"
+
+
+class FieldsConfig(Strict):
+    """Dotted paths into a row: "reward_model.ground_truth", "prompt.0.content"; "auto": the first usual name."""
+
+    id: str | None
+    prompt: str
+    answer: str
+    solution: str | None
+
+
+class TableConfig(Strict):
+    kind: Literal["table"]
+    label: FileName
+    split: Split
+    hub: HubFile | None
+    file: str | None
+    fields: FieldsConfig
+    answer_after: str | None
+    strip: list[str]
+    suffix: str
+    part: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None
+    num_problems: Count | None
+    grader: Grader
+
+
+class TravelConfig(Strict):
+    kind: Literal["travel"]
+    label: FileName
+    split: Split
+    world: Literal["official", "errands"]
+    root: str | None
+    langs: Annotated[list[Literal["en", "zh"]], Field(min_length=1)]
+    num_problems: Count | None
+    prompt: Literal["none", "compact", "official"]
+    show_schemas: bool
+    corrected: list[UpstreamBug]
+    official_join: bool
+
+
+class CalculatorConfig(Strict):
+    kind: Literal["calculator"]
+    label: FileName
+    split: Split
+    num_problems: Count
+
+
+TOOL_TASKS = (TravelConfig, CalculatorConfig)
+DATASETS = (WordSumsConfig, LedgerConfig, TableConfig, *TOOL_TASKS)
+DatasetConfig = Annotated[
+    WordSumsConfig | LedgerConfig | TableConfig | TravelConfig | CalculatorConfig, Field(discriminator="kind")
+]

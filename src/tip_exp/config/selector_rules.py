@@ -1,0 +1,86 @@
+"""Rules on a selector's settings that involve several keys; `Selector` checks its arguments by them as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from tip_exp.selector.scores import (
+    FALLING,
+    SCORES,
+    UNBUDGETED,
+    UNIT_INTERVAL,
+    UNNORMALIZED,
+    find_rule,
+    parameter_errors,
+    required_stats,
+)
+
+
+def selector_rules(selector: Any) -> Iterator[str]:
+    """One message for each rule that a SelectorConfig, or a Selector, breaks."""
+    order, normalizer = selector.order, selector.normalizer
+    score = str(getattr(selector.score, "__name__", selector.score)).partition("@")[0]
+    try:
+        required = required_stats(selector.score)
+    except ValueError as error:
+        yield f"selector.score: {error}"
+        return
+    yield from parameter_errors(find_rule(selector.score), selector.parameters)
+    if score not in SCORES and getattr(selector, "label", None) in SCORES:
+        yield (
+            f"selector.label={selector.label} would name the runs of selector.score={score} after a rule of this "
+            f"package; choose selector=rule selector.score={score}, or another selector.label"
+        )
+    budgeted = score not in UNBUDGETED if score in SCORES else order != "positive"
+    if not budgeted and selector.retention != 1.0:
+        marks = "of its quadrant" if score in SCORES else "whose score is positive, by selector.order=positive"
+        what = "trains on every response token" if score == "full" else f"keeps every token {marks}"
+        yield (
+            f"selector.score={score} {what}, but selector.retention is {selector.retention}, not 1; "
+            "for a baseline of the same budget choose selector=random"
+        )
+    if not budgeted and order != "positive":
+        yield f"selector.score={score} is 0 or 1: selector.order must be positive, not {order}"
+    if budgeted and order == "positive":
+        yield (
+            "selector.order=positive keeps every positive score, so it needs a score that is 0 or 1 "
+            f"({', '.join(sorted(UNBUDGETED))}), not {score}; choose top, bottom or sample"
+        )
+    if selector.weight_offset is not None and selector.weight not in FALLING:
+        yield (
+            f"selector.weight_offset={selector.weight_offset} has no effect: selector.weight={selector.weight} has no "
+            f"offset; {' and '.join(FALLING)} have"
+        )
+    if selector.weight == "score" and (order != "top" or score == "random" or not budgeted):
+        yield (
+            "selector.weight=score needs selector.order=top and a ranked score; got "
+            f"selector.score={score}, selector.order={order}"
+        )
+    normalizers = {selector.normalizer_of.get(statistic, normalizer) for statistic in required}
+    if score in UNIT_INTERVAL and "none" in normalizers:
+        yield f"selector.score={score} needs statistics in [0, 1]: selector.normalizer must not be none"
+    if score in UNNORMALIZED and normalizers - {"none"}:
+        yield f"selector.score={score} reads values in nats: selector.normalizer must be none, not {normalizer}"
+    for statistic in sorted(set(selector.clip) - required):
+        yield (
+            f"selector.clip.{statistic} has no effect: selector.score={score} does not read {statistic}; "
+            f"remove it with ~selector.clip.{statistic}"
+        )
+    for statistic in sorted(set(selector.normalizer_of) - required):
+        yield f"selector.normalizer_of.{statistic} has no effect: selector.score={score} does not read {statistic}"
+    if order == "sample" and normalizer == "rank":
+        yield (
+            "selector.order=sample draws in proportion to the score, but selector.normalizer=rank replaces the "
+            "statistic by its rank; choose selector.normalizer=none"
+        )
+    if (
+        selector.scope == "batch"
+        and (group := selector.normalize_over) != "batch"
+        and normalizer != "none"
+        and required
+    ):
+        yield (
+            f"selector.scope=batch compares scores of a whole step, but selector.normalize_over={group} scales each "
+            f"{group} separately; choose selector.normalize_over=batch"
+        )
