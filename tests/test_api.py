@@ -344,9 +344,15 @@ def test_every_option_selects_as_a_run_does(
     )
     values = {statistic: torch.tensor(stats[statistic].to_numpy()) for statistic in STATISTICS}
     selection = selector(values, tokens, torch.Generator().manual_seed(seed_for("select", 0, 1)))
-    kept = tip_exp.select(stats, name)
+    selected = tip_exp.select(stats, name)
+    if selector.weight != "none":
+        kept, weights = selected
+        assert weights.tolist() == pytest.approx(selection.weights.tolist())
+    else:
+        kept = selected
     assert kept.tolist() == selection.kept_mask.tolist() and kept.dtype == bool and kept.index.equals(stats.index)
-    assert tip_exp.select(stats, selector).equals(kept)
+    if selector.weight == "none":
+        assert tip_exp.select(stats, selector).equals(kept)
 
 
 def test_a_function_is_a_rule(stats: pd.DataFrame) -> None:

@@ -72,7 +72,6 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"rollout.vllm.max_model_len": 50}, ["rollout.vllm.max_model_len", "data.max_prompt_tokens"]),
     ({"rollout.vllm.max_model_len": 150, "eval.max_tokens": 150}, ["rollout.vllm.max_model_len", "eval.max_tokens"]),
     ({"eval.greedy": False, "eval.samples": 0}, ["eval.greedy", "eval.samples"]),
-    ({"eval.samples": 0, "eval.sequence_kl": True}, ["eval.sequence_kl", "eval.samples"]),
     *(({"ranks": r, "nodes": n, "learner.replicas": k}, ["learner.replicas", "ranks", "nodes"]) for r, n, k in ((2, 1, 3), (3, 2, 4), (1, 1, 2))),
     *(({key: 1025}, [key]) for key in ("ranks", "nodes", "num_threads")),
     *(({f"{EVAL}.split": "train"}, [f"{EVAL}.split"]) for _ in (0,)),

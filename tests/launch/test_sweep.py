@@ -105,7 +105,7 @@ def test_tables_of_a_run(
         ([], "2e-3", State.TO_DO),
         (["config.yaml"], "2e-3", State.TO_DO),  # ended before its first checkpoint
         (["config.yaml", "checkpoint/step_00020/x"], "2e-3", State.UNFINISHED),
-        (["config.yaml", "result.json"], "2e-3", State.DONE),
+        (["config.yaml", "result.json"], "2e-3", State.UNFINISHED),  # result.json is empty
         (["config.yaml", "result.json"], "3e-3", State.CHANGED),
         (["config.yaml", "checkpoint/step_00020/x"], "3e-3", State.CHANGED),
         (["result.json"], "2e-3", State.CHANGED),  # without config.yaml the result's config is unknown

@@ -52,7 +52,7 @@ DAMAGES: dict[str, tuple[str, Callable[[str], str | None], str]] = {
     "NaN": ("result.json", with_nan, "outcomes.word_sums.right holds what is no finite number"),
     "no totals": ("result.json", without_key("totals"), "result.json has no totals"),
     "empty config": ("config.yaml", lambda text: "", "config.yaml is empty"),
-    "torn config": ("config.yaml", lambda text: text[: len(text) // 3], "config.yaml has no"),
+    "torn config": ("config.yaml", lambda text: text[: len(text) // 3], "config.yaml "),
     "config of text": ("config.yaml", lambda text: "{a: [", "config.yaml is torn"),
     "binary config": ("config.yaml", lambda text: "\x00\x01", "config.yaml is torn"),
     "no config": ("config.yaml", lambda text: None, "config.yaml is missing"),

@@ -75,7 +75,7 @@ def test_a_start_that_fails_is_followed_by_an_offline_run(
 
     fake(monkeypatch, init)
     folder = RunFolder(tmp_path)
-    with RunLogger(folder, start_wandb(online, folder), resume_at=None) as logger:
+    with RunLogger(folder, start_wandb(online, folder), rows=None) as logger:
         logger.log(0, {"x": 1.0})
         logger.finish(RESULT)
     assert runs[0].mode == "offline" and runs[0].calls == [0, "finish 0"]
@@ -100,7 +100,7 @@ def test_an_outage_in_a_run_is_said_once_and_stops_the_tracking_alone(tmp_path: 
 
     run: Any = FakeRun("online", tmp_path, on_log)
     folder = RunFolder(tmp_path)
-    with RunLogger(folder, Tracker(run, tmp_path / "wandb" / "run-1"), resume_at=None) as logger:
+    with RunLogger(folder, Tracker(run, tmp_path / "wandb" / "run-1"), rows=None) as logger:
         for step in range(5):
             logger.log(step, {"x": float(step)})
         logger.finish(RESULT)
@@ -117,7 +117,7 @@ def test_a_tracker_that_hangs_in_a_step_holds_up_no_step(
     answer = threading.Event()
     run: Any = FakeRun("online", tmp_path, lambda step: assert_none(answer.wait(60)))
     folder = RunFolder(tmp_path)
-    logger = RunLogger(folder, Tracker(run, tmp_path), resume_at=None)
+    logger = RunLogger(folder, Tracker(run, tmp_path), rows=None)
     for step in range(20):  # returns although no step was taken
         logger.log(step, {"x": 1.0})
     logger.finish(RESULT)

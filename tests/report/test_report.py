@@ -231,13 +231,13 @@ def test_keys_that_cannot_change_numbers_do_not_part_arms(runs: Path, compose_ru
 
 def test_each_setting_has_a_table_and_evaluations_have_one(runs: Path, compose_run: Compose) -> None:
     make_run(compose_run, runs / "other", 0.5, "seed=5", "learner.lr=1e-3")
-    make_run(compose_run, runs / "evaluated", 0.7, "experiment=evaluate", "pair.student.path=outputs/x/model")
+    make_run(compose_run, runs / "evaluated", 0.7, "experiment=evaluate", "pair.student.path=package:tiny/teacher")
     slow, fast, evaluations = overviews(arms_of(runs))
     assert (slow.title, fast.title) == ("tiny, word_sums, learner.lr=0.002", "tiny, word_sums, learner.lr=0.001")
     assert [row["selector"] for row in cells(slow)] == ["full", "soft_or"] and len(fast.rows) == 1
     assert evaluations.title == "Evaluations without training"
     assert cells(evaluations) == [
-        {"run": "evaluated", "student": "outputs/x/model", "benchmark": "word_sums", "teacher ± se": "99.0 ± 1.5",
+        {"run": "evaluated", "student": "package:tiny/teacher", "benchmark": "word_sums", "teacher ± se": "99.0 ± 1.5",
          "final ± se": "70.0 ± 1.5", "greedy ± se": "75.0 ± 1.0", "state": "done"}
     ]  # fmt: skip
 

@@ -28,8 +28,6 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
             f"pair.student.per_seed=true needs a path that contains ${{seed}}; got {config.pair.student.path} for seed "
             f"{config.seed}"
         )
-    if config.eval.sequence_kl and config.eval.samples == 0:
-        yield "eval.sequence_kl=true measures sampled responses, but eval.samples is 0; choose eval.samples above 0"
     if not config.eval.greedy and config.eval.samples == 0:
         yield "eval.greedy=false and eval.samples=0 evaluate nothing; set eval.greedy=true or eval.samples above 0"
 

@@ -94,7 +94,8 @@ class Passes:
         passes = activations.forward_bytes(self.student, self.batch.positions, self.width)
         kept = self._kept()[0] if self._single_batch else 0
         diagnostics = self.config.learner.diagnostics_every > 0
-        tiles = self._tiles(self.batch.tokens, whole_rows=diagnostics)
+        blocks = activations.NUM_SCRATCH + diagnostics  # one more for the gradient's norm
+        tiles = self._tiles(self.batch.tokens, whole_rows=diagnostics, blocks=blocks)
         if diagnostics:
             tiles += activations.top_k_bytes(self.config, self.batch.tokens, self.vocab_size)
         scoring = max(passes, self._hidden() + tiles)

@@ -80,8 +80,6 @@ def run_ranks(arguments: list[str], reports: Path) -> int:
     except ChildFailedError as error:
         written = [json.loads(path.read_text()) for path in reports.rglob("error.json")]
         first = min(written, key=lambda report: report["time_ns"], default=None)
-        if first is None and any(failure.exitcode == TERMINATED for failure in error.failures.values()):
-            return TERMINATED
         for failure in error.failures.values():
             # Peers of a failed rank get SIGTERM, and SIGKILL 30 s later: neither is the cause.
             is_cause = first is None or failure.timestamp < first["timestamp"] + KILL_AFTER_S
@@ -90,6 +88,8 @@ def run_ranks(arguments: list[str], reports: Path) -> int:
         if first is not None:
             print(first["message"], file=sys.stderr)
             return first["code"]
+        if any(failure.exitcode == TERMINATED for failure in error.failures.values()):
+            return TERMINATED
         rank, failure = next(iter(error.failures.items()))
         print(f"error: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)
         return FAILED

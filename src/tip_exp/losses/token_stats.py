@@ -76,7 +76,9 @@ def token_stats(
             if "jsd" in wanted:
                 tile_values["jsd"] = jsd(z, t, sums[0], sums[1], jsd_beta, workspace).clamp(min=0)
             if wanted & TOP_TOKEN_STATISTICS:
-                tile_values |= top_token_statistics(z, t, sums[1].log_normalizer, tile_ids, tile_maxima, top_k)
+                tile_values |= top_token_statistics(
+                    z, t, sums[1].log_normalizer, tile_ids, tile_maxima, top_k, wanted & TOP_TOKEN_STATISTICS
+                )
         values.append({name: tile_values[name] for name in wanted})
     joined = {name: torch.cat([tile[name] for tile in values]).to(head.dtype) for name in wanted}
     log_normalizers = LogNormalizers(*map(torch.cat, zip(*normalizers, strict=True))) if needs_teacher else None

@@ -21,23 +21,32 @@ def top_token_statistics(
     token_ids: Int[Tensor, " n"],
     group_maxima: Tensor,
     overlap_k: int,
+    wanted: frozenset[str],
 ) -> dict[str, Tensor]:
-    """Every name in TOP_TOKEN_STATISTICS -> (n,), float64; `group_maxima` (2, n, V // GROUP) as add_tile fills them."""
+    """Each wanted name of TOP_TOKEN_STATISTICS -> (n,), float64; `group_maxima` (2, n, V // GROUP): see add_tile."""
     vocab_size = student_logits.shape[1]
     overlap_k, support = min(overlap_k, vocab_size), min(SUPPORT, vocab_size)
-    tops = [
-        _top_ids(logits, maxima, max(overlap_k, support))
+    k = overlap_k if wanted <= {"topk_overlap"} else max(overlap_k, support)
+    student_top, teacher_top = (
+        _top_ids(logits, maxima, k)
         for logits, maxima in zip((student_logits, teacher_logits), group_maxima, strict=True)
-    ]
-    (student_k, teacher_k), (student_top, teacher_top) = ([top[:, :k] for top in tops] for k in (overlap_k, support))
-    teacher_logprobs = teacher_logits.gather(-1, student_top).double() - teacher_log_normalizer[:, None]
-    candidates = torch.cat([student_top, teacher_top, token_ids[:, None]], -1).sort(-1).values
-    return {
-        "topk_overlap": (student_k[:, :, None] == teacher_k[:, None, :]).any(-1).double().mean(-1),
-        "teacher_mass_topk": teacher_logprobs.exp().sum(-1).clamp(max=1),
-        "teacher_rank": (teacher_logits > teacher_logits.gather(-1, student_top[:, :1])).sum(-1).double(),
-        "ier": _ier(student_logits.gather(-1, candidates), teacher_logits.gather(-1, candidates), candidates),
-    }
+    )
+    values: dict[str, Tensor] = {}
+    if "topk_overlap" in wanted:
+        same = student_top[:, :overlap_k, None] == teacher_top[:, None, :overlap_k]
+        values["topk_overlap"] = same.any(-1).double().mean(-1)
+    student_top, teacher_top = student_top[:, :support], teacher_top[:, :support]
+    if "teacher_mass_topk" in wanted:
+        logprobs = teacher_logits.gather(-1, student_top).double() - teacher_log_normalizer[:, None]
+        values["teacher_mass_topk"] = logprobs.exp().sum(-1).clamp(max=1)
+    if "teacher_rank" in wanted:
+        likeliest = teacher_logits.gather(-1, student_top[:, :1])
+        values["teacher_rank"] = (teacher_logits > likeliest).sum(-1).double()
+    if "ier" in wanted:
+        candidates = torch.cat([student_top, teacher_top, token_ids[:, None]], -1).sort(-1).values
+        logits = (student_logits.gather(-1, candidates), teacher_logits.gather(-1, candidates))
+        values["ier"] = _ier(*logits, candidates)
+    return values
 
 
 def _ier(student_logits: Tensor, teacher_logits: Tensor, candidates: Int[Tensor, "n c"]) -> Tensor:
