@@ -157,6 +157,8 @@ LORA = "pair.student.lora={rank: 4, alpha: 8, target_modules: all-linear}"
 
 @pytest.mark.parametrize("overrides", [[], [LORA]])
 def test_a_copy_has_the_weights_of_the_last_sync(compose_run: Compose, overrides: list[str]) -> None:
+    if overrides:
+        pytest.importorskip("peft")
     pair: Pair = load_pair(compose_run(*overrides).pair, CPU)
     options = {"stop_ids": pair.stop_ids, "pad_id": pair.pad_id, "batch_size": 8}
     module, prompts, sampling = pair.student.module, [pair.prompt_ids("Tom has 7 pens.")], Sampling(4, 1.0, 1.0, 0, 30)
