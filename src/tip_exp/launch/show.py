@@ -83,7 +83,8 @@ def _in_full(run: RunFolder) -> str:
     overrides = run.root / ".hydra" / "overrides.yaml"
     if overrides.exists():
         typed = yaml.safe_load(overrides.read_text(encoding="utf-8")) or []
-        lines.append(f"command: {shlex.join(['tip-exp', *map(str, typed)])}")
+        start = f"sweep: {config.sweep}, with" if config.sweep else "command: tip-exp"
+        lines.append(f"{start} {shlex.join(map(str, typed))}")
     lines += [metrics.format_accuracies(row["step"], row) for row in rows if _is_evaluation(row)]
     if steps := [row for row in rows if row["step"] > 0]:
         names = sorted(name for name in steps[-1] if not name.startswith(UNSHOWN))
