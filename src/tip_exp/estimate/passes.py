@@ -94,7 +94,7 @@ class Passes:
         passes = activations.forward_bytes(self.student, self.batch.positions, self.width)
         kept = self._kept()[0] if self._single_batch else 0
         diagnostics = self.config.learner.diagnostics_every > 0
-        blocks = activations.NUM_SCRATCH + diagnostics  # one more for the gradient's norm
+        blocks = activations.NUM_SCRATCH + (diagnostics and not self.on_gpu)  # on a CPU the gradient's norm takes one
         tiles = self._tiles(self.batch.tokens, whole_rows=diagnostics, blocks=blocks)
         if diagnostics:
             tiles += activations.top_k_bytes(self.config, self.batch.tokens, self.vocab_size)
