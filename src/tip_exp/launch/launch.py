@@ -12,14 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from threading import Event, current_thread, main_thread
-from types import FrameType
-from typing import Any
+from threading import Event
 
 from omegaconf import OmegaConf
 from yaml import YAMLError
@@ -43,7 +40,7 @@ from tip_exp.utils import termination
 from tip_exp.utils.errors import TERMINATED, ConfigError, RunFailedError, first_line
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import OUTPUTS
-from tip_exp.utils.termination import SIGNALS, Terminated
+from tip_exp.utils.termination import Terminated
 
 TEACHERS = OUTPUTS / "teachers"
 
@@ -188,7 +185,7 @@ def _run_in_child(command: list[str], environment: dict[str, str], log: Path, ba
     if background is None:
         child = subprocess.Popen(command, env=environment)
         try:
-            with _saves_before_handlers(child):
+            with termination.saves_before_handlers(child):
                 return child.wait()
         except BaseException:
             child.terminate()  # a terminal has interrupted it as well: it ends at the first interrupt
@@ -213,31 +210,6 @@ def _run_in_child(command: list[str], environment: dict[str, str], log: Path, ba
             pass
     child.terminate()
     return child.wait()
-
-
-@contextmanager
-def _saves_before_handlers(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Run a handler that another program has set for a signal to end, such as submitit's, once `child` has ended.
-
-    submitit's asks SLURM to start the job again, and SLURM then kills it within seconds.
-    """
-    handlers: dict[int, Callable[..., Any]] = {}
-
-    def save_first(number: int, frame: FrameType | None) -> None:
-        os.kill(child.pid, signal.SIGTERM)
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # child.wait() would wait for a lock that is held here
-        handlers[number](number, frame)
-
-    for number in SIGNALS if current_thread() is main_thread() else ():
-        handler = signal.getsignal(number)
-        if callable(handler) and not termination.is_handled(handler):
-            handlers[number] = handler
-            signal.signal(number, save_first)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _error_in_log(folder: RunFolder, start: int) -> str:

@@ -59,7 +59,7 @@ def recommendation(rows: list[dict[str, Any]]) -> str:
     if not full["snr"] > 0:
         return (
             f"No recommendation: the gradient of all tokens has a signal to noise of {full['snr']:.2g} between these "
-            "batches, so it cannot be told from noise; read more batches (--batches)."
+            "batches, so these batches do not resolve a signal; read more batches (--batches)."
         )
     enough = [row for row in rows if row["snr"] >= MIN_SNR * full["snr"] and row["cosine"] >= MIN_COSINE]
     best = min(enough, key=lambda row: (row["kept"], -row["snr"]))

@@ -18,7 +18,7 @@ from tip_exp.probe.page import influence_page, write_tables
 from tip_exp.report.tables import Table
 from tip_exp.selector.selector import Quadrants, Selector, budgets, keep_top, normalize
 
-TOP_SHARES = (0.01, 0.05, 0.1)  # of the tokens, whose share of the influence is told
+TOP_SHARES = (0.01, 0.05, 0.1)  # of the tokens; the table has the influence that each holds
 ORACLE = "influence itself"
 NUM_TOP = 25  # tokens in the list of the largest influences
 

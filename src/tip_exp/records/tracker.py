@@ -5,6 +5,7 @@ If W&B refuses or is silent, the run goes on and says so once; metrics.jsonl has
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
@@ -21,6 +22,8 @@ from tip_exp.utils.io import write_atomic
 
 if TYPE_CHECKING:
     import wandb
+
+log = logging.getLogger(__name__)
 
 START_S, FINISH_S = 30, 60  # the longest that a run waits for W&B as it starts and as it ends
 WAITING_CALLS = 10_000  # further ones are dropped
@@ -68,6 +71,7 @@ class Tracker:
                 try:
                     call()
                 except Exception as error:  # of W&B, its service or the network
+                    log.warning("W&B failed", exc_info=True)
                     self._stop(first_line(error))
 
     def _stop(self, reason: str) -> None:
@@ -87,10 +91,12 @@ def start_wandb(config: RunConfig, folder: RunFolder) -> Tracker | None:
         try:
             return _started(config, folder, run_id, mode)
         except Exception as error:
+            log.warning("W&B did not start", exc_info=True)
             say(f"W&B: {first_line(error)}; the run goes on offline. Upload it later: tip-report sync {folder.root}")
     try:
         return _started(config, folder, run_id, "offline")
     except Exception as error:
+        log.warning("W&B did not start offline", exc_info=True)
         say(f"W&B: {first_line(error)}; the run goes on without it. metrics.jsonl has every number")
         return None
 

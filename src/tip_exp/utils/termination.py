@@ -5,8 +5,14 @@ Until `defer` the signal raises Terminated; after it, it only sets `is_requested
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
 from types import FrameType
+from typing import Any
 
 SIGNALS = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2  # the last two: what SLURM users and submitit choose
 
@@ -45,3 +51,28 @@ def _receive(number: int, frame: FrameType | None) -> None:
     is_first, _Request.received = not _Request.received, True
     if is_first and not _Request.deferred:  # a second one must not interrupt what the first has started
         raise Terminated(signal.Signals(number).name)
+
+
+@contextmanager
+def saves_before_handlers(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Run a handler that another program has set for a signal to end, such as submitit's, once `child` has ended.
+
+    submitit's asks SLURM to start the job again, and SLURM then kills it within seconds.
+    """
+    handlers: dict[int, Callable[..., Any]] = {}
+
+    def save_first(number: int, frame: FrameType | None) -> None:
+        os.kill(child.pid, signal.SIGTERM)
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # child.wait() would wait for a lock that is held here
+        handlers[number](number, frame)
+
+    for number in SIGNALS if current_thread() is main_thread() else ():
+        handler = signal.getsignal(number)
+        if callable(handler) and not is_handled(handler):
+            handlers[number] = handler
+            signal.signal(number, save_first)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
