@@ -65,6 +65,7 @@ lock: install ## write requirements.lock: every package with its hashes (needs t
 audit: install ## compare requirements.lock with the published advisories (needs the internet)
 	$(BIN)/pip install --quiet $(PIP_ARGS) pip-audit
 	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
+
 chaos: install ## disturb 500 small runs at random (kills, signals, moves, damaged files); writes results/chaos.md
 	$(BIN)/python -m scripts.chaos --cases 500 --out results/chaos.md
 

@@ -1,5 +1,6 @@
 """Whole trainings of the embedded pair by TRL's DistillationTrainer and by this package, with equal settings.
 
+Below a retention of 1, TRL's trainer has this package's selector as its mask (tip_exp.integrations.trl).
 Equal: prompts and their order, steps, batch size, learning rate of every step, AdamW, clipping, reverse KL, sampling
 from the student. The samples differ, as the random streams do. TRL's gradient checkpointing and bfloat16, on by
 default, are off. Each training has its own process. Time runs from loaded models to the last update; accuracy is
@@ -17,13 +18,14 @@ import torch
 
 from benchmarks import measuring, tiny
 from tip_exp.config.schema import LearnerConfig
+from tip_exp.integrations.trl import with_selector
 from tip_exp.learner.adamw import make_optimizer
 from tip_exp.learner.learner import Learner, learning_rate
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
 
-TRAININGS = (("trl", 1.0), ("ours", 1.0), ("ours", 0.2))  # implementation, retention
+TRAININGS = (("trl", 1.0), ("trl", 0.2), ("ours", 1.0), ("ours", 0.2))  # implementation, retention
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +61,8 @@ def measure_training(implementation: str, retention: float, seed: int, steps: in
     prompts = tiny.prompts(steps * rollouts, seed)
     if implementation == "trl":
         trainer = trl_trainer(pair, config, prompts, seed)
+        if retention < 1:
+            with_selector(trainer, tiny.selector(retention), average=config.average)
         cost, _ = measuring.cost_of(trainer.train)
         pair.student.module.eval()
     else:
