@@ -78,7 +78,9 @@ def gradient_metrics(
     """
     lengths, per_prompt = [len(rollout.token_ids) for rollout in rollouts], config.samples_per_prompt
     prompts = [range(start, start + per_prompt) for start in range(0, len(rollouts), per_prompt)]
-    rows_of = tokens.rollout.argsort(stable=True).split(torch.bincount(tokens.rollout).tolist())
+    rows_of = tokens.rollout.argsort(stable=True).split(
+        torch.bincount(tokens.rollout, minlength=len(rollouts)).tolist()
+    )
     teacher_rows = torch.cat(list(teacher_hidden))
     parts = {"kept": selection, "full": everything(tokens, config.average)}
     sums = {name: GradientSums() for name in parts}
