@@ -54,7 +54,7 @@ def selector(retention: float) -> Selector:
     """Every token at retention 1, else Soft-OR."""
     name = "full" if retention == 1 else "soft_or"
     config = compose_run(f"selector={name}", f"selector.retention={retention}").selector
-    return Selector(**config.model_dump(exclude={"label"}), quadrants=Quadrants(entropy=0.3, divergence=0.3))
+    return Selector(**config.rule_settings(), quadrants=Quadrants(entropy=0.3, divergence=0.3))
 
 
 def prompts(count: int, seed: int) -> list[str]:

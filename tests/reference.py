@@ -16,7 +16,16 @@ from tip_exp.types import Rollout
 
 # --- losses and statistics -------------------------------------------------------------------------------------------
 
-DIVERGENCE_NAMES = ["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl", "tv", "sqrt_kl"]
+DIVERGENCE_NAMES = [
+    "reverse_kl",
+    "forward_kl",
+    "jsd",
+    "skew_reverse_kl",
+    "skew_forward_kl",
+    "tv",
+    "sqrt_kl",
+    "clipped_kl",
+]
 
 
 def random_logits(seed: int, rows: int, vocab: int) -> tuple[Tensor, Tensor]:
@@ -58,7 +67,9 @@ def whole_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
-def divergence(name: str, p: Tensor, q: Tensor, jsd_beta: float = 0.5, skew: float = 0.1) -> Tensor:
+def divergence(
+    name: str, p: Tensor, q: Tensor, jsd_beta: float = 0.5, skew: float = 0.1, kl_clip: float = 1.0
+) -> Tensor:
     """Of the student's probabilities p and the teacher's q, both (..., V), summed over the last axis."""
 
     def kl(a: Tensor, b: Tensor) -> Tensor:
@@ -73,6 +84,7 @@ def divergence(name: str, p: Tensor, q: Tensor, jsd_beta: float = 0.5, skew: flo
         "skew_forward_kl": kl(q, skew * q + (1 - skew) * p),
         "tv": torch.where(p > q, p - q, q - p).sum(-1) / 2,
         "sqrt_kl": (kl(p, q) + 0.01).sqrt() - 0.1,
+        "clipped_kl": torch.where(kl(p, q) > kl_clip, kl_clip, kl(p, q)),
     }[name]
 
 

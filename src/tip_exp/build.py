@@ -24,6 +24,7 @@ from tip_exp.learner.distributed import start
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.model_folder import export
 from tip_exp.learner.on_policy import MismatchCheck, limits_for
+from tip_exp.learner.selectors import make_selector, make_shadows
 from tip_exp.learner.sharding import lowered_dtype, make_sharding
 from tip_exp.learner.sharing import SharedSampler
 from tip_exp.learner.teacher import Teacher
@@ -38,7 +39,6 @@ from tip_exp.records.tracker import start_wandb
 from tip_exp.records.writer import RunLogger, missing_rows
 from tip_exp.rollout.ahead import RolloutsAhead
 from tip_exp.rollout.backends import choose
-from tip_exp.selector.selector import Quadrants, Selector
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import write_atomic
@@ -174,8 +174,9 @@ class TrainingParts(Parts):
         super().__init__(config, folder, stack)
         assert self._train is not None, "config.mode is train"
         self.train = self._train
-        selector, options = make_selector(config), {"seed": config.seed, "meter": self.meter}
-        self.learner = Learner(self.pair, selector, config.learner, **options, keep_batch=self.logger.non_finite)
+        options = {"seed": config.seed, "meter": self.meter, "shadows": make_shadows(config)}
+        options["keep_batch"] = self.logger.non_finite
+        self.learner = Learner(self.pair, make_selector(config), config.learner, **options)
         rollout, max_tokens = config.rollout, config.data.max_response_tokens
         samples = config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)
@@ -246,8 +247,3 @@ class TrainingParts(Parts):
             names.RESPONSE_LEN: sum(rollout.num_response_tokens for rollout in rollouts) / len(rollouts),
             names.TRUNCATED_FRAC: sum(rollout.truncated for rollout in rollouts) / len(rollouts),
         } | episode_metrics(self.generator)
-
-
-def make_selector(config: RunConfig) -> Selector:
-    quadrants = Quadrants(**config.quadrants.model_dump())
-    return Selector(**config.selector.model_dump(exclude={"label"}), quadrants=quadrants)

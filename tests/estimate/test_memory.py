@@ -18,7 +18,7 @@ from tip_exp.estimate.cards import CARDS, RANKS
 from tip_exp.estimate.dry_run import hidden_and_saved_bytes
 from tip_exp.estimate.memory import CONTEXT_GIB, PROCESS, PROCESS_GIB, Phase, RankMemory, ranks_needed
 from tip_exp.estimate.shapes import shape_of
-from tip_exp.learner.learner import objective
+from tip_exp.learner.objective import make_objective
 from tip_exp.learner.teacher import Teacher
 from tip_exp.losses import materialized, tiling
 from tip_exp.losses.head import Head, LazyLogits
@@ -96,6 +96,7 @@ def test_activations_are_what_autograd_saves(tiny_pair: Pair, padded: bool) -> N
         ["learner.divergence=jsd"],
         ["learner.divergence=skew_reverse_kl"],
         ["learner.divergence=skew_forward_kl"],
+        ["learner.divergence=clipped_kl"],
         ["learner.estimator=topk"],
         ["data.max_response_tokens=16"],  # the gradient of the head is larger than the logits
         ["data.max_response_tokens=16", "pair.student.dtype=bfloat16"],  # … and its weight is copied to float32
@@ -122,7 +123,7 @@ def test_materialized_logits_take_what_torch_allocates(
     meter = Meter(torch.device("cpu"))
     meter.count_allocations = True
     with meter.span("loss", allocations=True):
-        materialized(*models, kept_mask, objective(config.learner, torch.zeros(num_tokens).long()), 0)
+        materialized(*models, kept_mask, make_objective(config.learner, {})(torch.zeros(num_tokens).long()), 0)
     measured = meter.memory()[extra_mib("loss")] * MIB
     student, teacher = shapes
     predicted = activations.materialized_bytes(config, teacher, student, num_tokens, weight.element_size())

@@ -142,9 +142,7 @@ def test_the_first_update_is_that_of_this_package(
     )
     learner = make_learner(tiny_pair, config)
     chosen = compose_run(f"selector={selector}", f"selector.retention={retention}").selector
-    learner.selector = type(learner.selector)(
-        **chosen.model_dump(exclude={"label"}), quadrants=learner.selector.quadrants
-    )
+    learner.selector = type(learner.selector)(**chosen.rule_settings(), quadrants=learner.selector.quadrants)
     expected, report = gradients_of_step(learner, rollouts_of(inputs))
     assert value == pytest.approx(report.metrics["train/loss"], rel=1e-4)
     assert gradients.keys() == expected.keys()

@@ -52,6 +52,22 @@ def test_a_finished_run_is_shown_in_full(make: Make, capsys: Printed) -> None:
     assert lines[-1].endswith("next: tip-report outputs/runs/a")
 
 
+def test_shadows_are_a_table_of_the_newest_step_that_scored_them(make: Make, capsys: Printed) -> None:
+    run = make("outputs/runs/a", "selector=q3", "name=a", "selector.shadows=[soft_or@0.2,full]")
+    scored = {"select/kept_frac": 0.1, "select/gradient_mass": 0.95, "shadow/soft_or@0.2/kept_frac": 0.19}
+    scored |= {"shadow/soft_or@0.2/overlap": 0.123, "quadrant/q3_kept_frac": 1.0, "shadow/soft_or@0.2/q3_kept_frac": 0}
+    append_rows(run.metrics, [{"step": 0}, {"step": 2, **scored}, {"step": 3, "select/kept_frac": 0.1}])
+    show([str(run.root)])
+    printed = capsys.readouterr().out
+    assert "Shadow selectors at step 2" in printed and "Overlap: Jaccard index with the tokens that q3" in printed
+    headings = table_row(printed, "selector")
+    rows = {name: dict(zip(headings, table_row(printed, name), strict=True)) for name in ("q3", "soft_or@0.2", "full")}
+    assert (rows["q3"]["overlap"], rows["q3"]["kept"], rows["q3"]["gradient mass"]) == ("-", "10.0 %", "95.0 %")
+    assert (rows["soft_or@0.2"]["overlap"], rows["soft_or@0.2"]["kept"]) == ("12.3 %", "19.0 %")
+    assert (rows["q3"]["Q3 kept"], rows["soft_or@0.2"]["Q3 kept"]) == ("100.0 %", "0.0 %")
+    assert set(rows["full"].values()) == {"full", "-"}  # its statistics were not finite
+
+
 def test_several_runs_are_a_line_each(make: Make, capsys: Printed) -> None:
     make("outputs/runs/a", "name=a", final=0.8)
     stopped = make("outputs/runs/b", "name=b")

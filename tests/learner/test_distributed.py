@@ -39,6 +39,7 @@ SMALL += [
 ]
 SMALL += ["eval.benchmarks.word_sums.num_problems=3", "eval.samples=0", "eval.sequence_kl=false", "eval.teacher=false"]
 LORA = "pair.student.lora={rank: 4, alpha: 8, target_modules: all-linear}"
+SHADOWS = "selector.shadows=[random,entropy_sample,ier,soft_or]"
 EVALUATED = ["eval.samples=2", "eval.sequence_kl=true", "eval.teacher=true", "learner.checkpoint_every=1"]
 # {ranks: {run: overrides}}; together they hold every variant of the learner.
 RUNS = {
@@ -54,7 +55,7 @@ RUNS = {
         "lora": [LORA, "eval.every=1"],
         "ahead": ["rollout.staleness=1", "eval.every=1", "learner.checkpoint_every=1"],
     },
-    3: {"random": ["selector=random", "selector.retention=0.2", "rollout.batch_size=4"], "resumed": EVALUATED},
+    3: {"random": ["selector=random", "selector.retention=0.2", "rollout.batch_size=4", SHADOWS], "resumed": EVALUATED},
     4: {
         "hsdp": ["selector=entropy_sample", "selector.scope=batch", "learner.replicas=2", "learner.prompts_per_step=3"]
     },

@@ -25,14 +25,15 @@ from tip_exp.losses.divergence import DIVERGENCES, Divergence
     vocab=st.integers(2, 40),
     beta=st.floats(0.01, 0.99),
     skew=st.floats(0.01, 0.99),
+    clip=st.floats(0.5, 8.0),
 )
 def test_value_and_gradient_equal_the_reference(
-    name: str, seed: int, rows: int, vocab: int, beta: float, skew: float
+    name: str, seed: int, rows: int, vocab: int, beta: float, skew: float, clip: float
 ) -> None:
     z, t = random_logits(seed, rows, vocab)
     z.requires_grad_()
-    expected = reference.divergence(name, z.softmax(-1), t.softmax(-1), beta, skew)
-    value = Divergence(name, beta, skew).value(z.log_softmax(-1), t.log_softmax(-1))
+    expected = reference.divergence(name, z.softmax(-1), t.softmax(-1), beta, skew, clip)
+    value = Divergence(name, beta, skew, clip).value(z.log_softmax(-1), t.log_softmax(-1))
     (expected_grad,) = torch.autograd.grad(expected.sum(), z)
     (grad,) = torch.autograd.grad(value.sum(), z)
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-11)
@@ -73,6 +74,18 @@ def test_jsd_is_symmetric_at_one_half_and_bounded_by_ln_2() -> None:
     jsd = divergence.jsd(logp, logq, 0.5)
     torch.testing.assert_close(jsd, divergence.jsd(logq, logp, 0.5))
     assert 0.5 < float(jsd.max()) <= math.log(2) * (1 + 1e-14)
+
+
+def test_a_clipped_kl_is_constant_above_its_limit() -> None:
+    """KL of (0.5, 0.5) to (0.25, 0.75): 0.5 ln 2 + 0.5 ln 2/3 = 0.1438; to (0.01, 0.99): 1.6145, which is clipped."""
+    z = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    t = torch.tensor([[0.25, 0.75], [0.01, 0.99]], dtype=torch.float64)
+    value = Divergence("clipped_kl", kl_clip=1.0).value(z.log_softmax(-1), t.log())
+    assert value.tolist() == pytest.approx([0.5 * math.log(4 / 3), 1.0])
+    (grad,) = torch.autograd.grad(value.sum(), z)
+    # p (log p/q - KL), with log p/q = ln 2 and ln 2/3
+    assert grad[0].tolist() == pytest.approx([0.25 * math.log(3), -0.25 * math.log(3)])
+    assert grad[1].tolist() == [0.0, 0.0]
 
 
 def test_paper_a1_gradient_and_hessian_of_forward_kl() -> None:

@@ -21,6 +21,7 @@ from tip_exp.losses.tiling import LIVE_TILES
 from tip_exp.losses.token_stats import token_stats
 from tip_exp.selector.scores import STATISTICS
 
+CLIP = 2.0
 CLOSE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
 PLAIN = {"scale": 1.0, "softcap": None, "bias": False}
 HEADS = st.sampled_from(
@@ -34,8 +35,8 @@ HEADS = st.sampled_from(
 
 
 def of_logits(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The reference divergence of logits at jsd_beta 0.3 and skew 0.2."""
-    return lambda z, t: reference.divergence(name, z.softmax(-1), t.softmax(-1), 0.3, 0.2)
+    """The reference divergence of logits at jsd_beta 0.3, skew 0.2 and a clip that about half of the tokens exceed."""
+    return lambda z, t: reference.divergence(name, z.softmax(-1), t.softmax(-1), 0.3, 0.2, CLIP)
 
 
 def assert_equals_reference(
@@ -73,7 +74,7 @@ def test_value_and_gradients(
     head: dict[str, Any],
 ) -> None:
     student, teacher = random_pair(seed, len(kept), vocab, extra=extra, **head)
-    kept_mask, objective = torch.tensor(kept), Divergence(name, 0.3, 0.2)
+    kept_mask, objective = torch.tensor(kept), Divergence(name, 0.3, 0.2, CLIP)
     weights = torch.linspace(0.5, 2, len(kept)).double() if weighted else None
     tile_bytes = tile_rows * LIVE_TILES * vocab * 8
     result = BACKENDS[backend](student, teacher, kept_mask, objective, tile_bytes, weights=weights)
@@ -144,7 +145,11 @@ def test_tokens_that_both_models_exclude_are_as_if_absent(
 ) -> None:
     """A logit of -inf has probability 0 and adds 0 to every sum, also where it fills a whole tile."""
     students, teachers = (without_tokens(model, excluded) for model in random_pair(seed, n, 70))
-    token_ids, kept_mask, objective = torch.zeros(n).long(), torch.ones(n, dtype=torch.bool), Divergence(name, 0.3, 0.2)
+    token_ids, kept_mask, objective = (
+        torch.zeros(n).long(),
+        torch.ones(n, dtype=torch.bool),
+        Divergence(name, 0.3, 0.2, CLIP),
+    )
     rest = [i for i in range(70) if i not in excluded]
     wanted = frozenset(STATISTICS) - {"topk_overlap"}
     stats = token_stats(students[0], teachers[0], token_ids + rest[0], wanted=wanted, tile_bytes=tile_bytes)
@@ -206,7 +211,7 @@ def test_relative_error_in_low_precision(dtype: torch.dtype, limit: float, name:
     kept_mask, token_ids = torch.arange(n) % 2 == 0, torch.zeros(n, dtype=torch.long)
     stats = token_stats(student, teacher, token_ids, wanted=frozenset({"reverse_kl"}), tile_bytes=1 << 16)
     log_normalizers = stats.log_normalizers if "reusing" in backend else None
-    loss, objective = BACKENDS[backend.split(",")[0]], Divergence(name, 0.3, 0.2)
+    loss, objective = BACKENDS[backend.split(",")[0]], Divergence(name, 0.3, 0.2, CLIP)
     result = loss(student, teacher, kept_mask, objective, 1 << 16, log_normalizers=log_normalizers)
     value, hidden_grad, weight_grad = reference.masked_loss(student, teacher, kept_mask.double(), of_logits(name))
     assert abs(float(result.value) / float(value) - 1) < 1e-6

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch import cli
+from tip_exp.learner.gradient_signal import GradientSums
 from tip_exp.learner.influence import Direction, dot, mean_of, parameters_of, preconditioned
 from tip_exp.probe import advise, influence
 from tip_exp.probe.batches import Batch, Probe, at_ratios, opened, selectors_of
@@ -82,16 +83,24 @@ def test_rows_of_advice_against_gradients_by_autograd(probe: Probe, batches: lis
     assert rows[3]["kl_mass"] < 0.5 < rows[3]["kept"]
 
 
+def sums_of(gradients: torch.Tensor) -> GradientSums:
+    """Of the rows of (B, size)."""
+    sums = GradientSums()
+    for row_of_gradients in gradients:
+        sums.add({"w": row_of_gradients})
+    return sums
+
+
 def test_signal_to_noise_has_no_bias() -> None:
     """Gradients 1 and 3: mean 2, variance (1 + 1) / 1 = 2, |E g|^2 = 4 - 2 / 2 = 3."""
-    assert advise.signal_to_noise({"w": torch.tensor([4.0])}, 1.0 + 9.0, 2) == pytest.approx(3 / 2)
-    assert math.isnan(advise.signal_to_noise({}, 0.0, 2))
+    assert sums_of(torch.tensor([[1.0], [3.0]])).signal_to_noise() == pytest.approx(3 / 2)
+    assert math.isnan(sums_of(torch.zeros(2, 1)).signal_to_noise()) and math.isnan(GradientSums().signal_to_noise())
     generator, values = torch.Generator().manual_seed(0), []
     for _ in range(4000):  # E g = 0: numerator 0 on average, where |mean|^2 alone is variance / 4
         g = torch.randn(4, 8, generator=generator, dtype=torch.float64)
         mean_square, squares = float(g.mean(0).square().sum()), float(g.square().sum())
         variance = (squares - 4 * mean_square) / 3
-        values.append(advise.signal_to_noise({"w": g.sum(0)}, squares, 4) * variance)
+        values.append(sums_of(g).signal_to_noise() * variance)
     assert abs(sum(values) / len(values)) < 0.05  # of a variance of 8
 
 

@@ -33,6 +33,7 @@ def loss(
     divergence: str = "reverse_kl",
     jsd_beta: float = 0.5,
     skew: float = 0.1,
+    kl_clip: float = 1.0,
     tile_mib: int = 64,
 ) -> Tensor:
     """Divergence of student and teacher at the kept tokens, nats, a scalar whose `backward` trains the student.
@@ -44,8 +45,8 @@ def loss(
     average  "token": mean over the kept tokens (with weights, a weighted mean). "rollout": mean in each sequence, then
         over the sequences with kept tokens, as training runs do by default; rows of (B, T), or `sequence` (N,).
         "sum": the sum, to be divided by a number that several micro-batches share.
-    divergence  reverse_kl = KL(student || teacher), forward_kl, jsd, skew_reverse_kl, skew_forward_kl, tv or
-        sqrt_kl.
+    divergence  reverse_kl = KL(student || teacher), forward_kl, jsd, skew_reverse_kl, skew_forward_kl, tv,
+        sqrt_kl or clipped_kl = min(reverse_kl, kl_clip).
 
     Gradients go to `student_hidden` and to the student's head (weight and bias), not to the teacher. They are computed
     with the value, tile by tile: vocabulary-sized memory is the head's gradient and `tile_mib`, and only kept tokens
@@ -63,6 +64,8 @@ def loss(
     for name, value in (("jsd_beta", jsd_beta), ("skew", skew)):
         if not 0 < value < 1:
             raise ValueError(f"{name}: between 0 and 1; got {value}")
+    if not kl_clip > 0:
+        raise ValueError(f"kl_clip: a number of nats above 0; got {kl_clip}")
     if sequence is None and average == "rollout":
         if len(shape) != 2:
             raise ValueError("average='rollout' of hidden states (N, D) needs sequence=, each token's sequence")
@@ -88,7 +91,7 @@ def loss(
         head,
         teacher_logits,
         replace(selection, weights=None if selection.weights is None else selection.weights.to(head.dtype)),
-        Divergence(divergence, jsd_beta, skew),
+        Divergence(divergence, jsd_beta, skew, kl_clip),
         tile_mib * MIB,
         1.0 if average == "sum" else selection.mass or 1.0,
         torch.is_grad_enabled(),

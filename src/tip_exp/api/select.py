@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from tip_exp.config.parse import config_error, typed_selector
+from tip_exp.config.presets import default_quadrants, selector_options, selector_preset
 from tip_exp.config.selector_rules import selector_rules
 from tip_exp.selector.scores import Rule
 from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens
-from tip_exp.utils.paths import conf_dir
 from tip_exp.utils.seeds import seed_for
 
 if TYPE_CHECKING:
@@ -100,18 +98,16 @@ def make_selector(
     """
     if isinstance(selector, Selector):
         return replace(selector, **overrides, **({} if quadrants is None else {"quadrants": thresholds(quadrants)}))
-    values = _defaults()["selector"] | {"label": LABEL}
-    rule: str | Rule = selector
+    values, rule = selector_preset(None), selector
     if isinstance(selector, str):
-        option = conf_dir() / "selector" / f"{selector}.yaml"
-        preset: Any = {"score": selector}
-        if option.is_file() and selector != "rule":
-            preset = OmegaConf.to_container(OmegaConf.load(option))
-        values |= preset | {"label": LABEL}
+        is_option = selector in selector_options()
+        values = selector_preset(selector) if is_option else values | {"score": selector}
         rule = overrides.pop("score", values["score"])
     # A function is no value of a config; the name of another rule stands for it while the types are checked.
-    config = typed_selector(values | overrides | {"score": rule if isinstance(rule, str) else "entropy"})
-    settings: dict[str, Any] = config.model_dump(exclude={"label"})
+    config = typed_selector(
+        values | overrides | {"label": LABEL, "score": rule if isinstance(rule, str) else "entropy"}
+    )
+    settings = config.rule_settings()
     if not isinstance(rule, str):
         settings["score"] = rule
     made = Selector(**settings, quadrants=thresholds(quadrants))
@@ -122,7 +118,7 @@ def make_selector(
 
 def thresholds(quadrants: tuple[float, float] | None) -> Quadrants:
     """Of entropy and divergence, nats; None: those of conf/config.yaml."""
-    return Quadrants(**_defaults()["quadrants"]) if quadrants is None else Quadrants(*map(float, quadrants))
+    return Quadrants(**default_quadrants()) if quadrants is None else Quadrants(*map(float, quadrants))
 
 
 def order_in(sequence: Tensor) -> Tensor:
@@ -131,12 +127,6 @@ def order_in(sequence: Tensor) -> Tensor:
     sizes = torch.bincount(sequence)
     starts = (sizes.cumsum(0) - sizes)[sequence[order]]
     return torch.empty_like(sequence).index_copy_(0, order, torch.arange(len(order), device=order.device) - starts)
-
-
-@cache
-def _defaults() -> dict[str, Any]:
-    raw: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
-    return {"selector": raw["selector"], "quadrants": raw["quadrants"]}
 
 
 def _tensor(values: Any) -> Tensor:

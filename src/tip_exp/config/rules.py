@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tip_exp.config.datasets import TOOL_TASKS, TableConfig, TravelConfig
 from tip_exp.config.machine_rules import machine_rules
+from tip_exp.config.presets import shadow_errors
 from tip_exp.config.schema import RunConfig
 from tip_exp.config.selector_rules import selector_rules
 from tip_exp.utils.paths import is_file, is_folder
@@ -17,6 +18,7 @@ TABLE_FILES = (".jsonl", ".parquet", ".csv")
 def broken_rules(config: RunConfig) -> Iterator[str]:
     """One message for each rule that the configuration breaks: key, value and remedy."""
     yield from selector_rules(config.selector)
+    yield from _shadow_rules(config)
     yield from _learner_rules(config)
     yield from _staleness_rules(config)
     yield from _length_rules(config)
@@ -32,6 +34,15 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
         yield "eval.greedy=false and eval.samples=0 evaluate nothing; set eval.greedy=true or eval.samples above 0"
 
 
+def _shadow_rules(config: RunConfig) -> Iterator[str]:
+    yield from shadow_errors(config.selector)
+    if config.selector.shadows and not config.learner.diagnostics_every:
+        yield (
+            "selector.shadows are scored at the steps with diagnostics, and learner.diagnostics_every=0 has none; set "
+            "it to 1 or more, or selector.shadows=[]"
+        )
+
+
 def _learner_rules(config: RunConfig) -> Iterator[str]:
     learner, divergence = config.learner, config.learner.divergence
     if learner.packing and config.pair.attention == "eager":
@@ -43,6 +54,11 @@ def _learner_rules(config: RunConfig) -> Iterator[str]:
         yield (
             f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps}); "
             "for a short run set learner.warmup_steps=0"
+        )
+    if learner.gradient_every and learner.prompts_per_step < 2:
+        yield (
+            f"learner.gradient_every={learner.gradient_every} measures signal to noise between the prompts of a step, "
+            f"so it needs learner.prompts_per_step of at least 2; got {learner.prompts_per_step}"
         )
     if learner.estimator == "topk" and learner.topk.rest == "drop" and divergence != "forward_kl":
         yield (

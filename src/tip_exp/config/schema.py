@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue
 
@@ -109,6 +109,11 @@ class SelectorConfig(Strict):
     weight_offset: Positive | Quantile | None
     parameters: dict[str, float]
     normalizer_of: dict[Statistic, Normalizer]
+    shadows: list[str]
+
+    def rule_settings(self) -> dict[str, Any]:
+        """The arguments of a `Selector`, without the thresholds of the quadrants."""
+        return self.model_dump(exclude={"label", "shadows"})
 
 
 class TopKConfig(Strict):
@@ -121,9 +126,12 @@ class LearnerConfig(Strict):
     num_steps: Count
     prompts_per_step: Count
     samples_per_prompt: Count
-    divergence: Literal["reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl", "tv", "sqrt_kl"]
+    divergence: Literal[
+        "reverse_kl", "forward_kl", "jsd", "skew_reverse_kl", "skew_forward_kl", "tv", "sqrt_kl", "clipped_kl"
+    ]
     jsd_beta: InsideUnit
     skew: InsideUnit
+    kl_clip: Positive | Quantile
     average: Literal["rollout", "token"]
     estimator: Literal["full", "topk", "sampled_k1"]
     topk: TopKConfig
@@ -144,6 +152,7 @@ class LearnerConfig(Strict):
     replicas: Count
     activation_checkpointing: bool
     diagnostics_every: CountOrZero
+    gradient_every: CountOrZero
     checkpoint_every: Count
 
 

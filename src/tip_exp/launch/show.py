@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from tip_exp.config.parse import flatten, load
+from tip_exp.config.schema import RunConfig
 from tip_exp.launch.announce import accuracies, change, opening
 from tip_exp.launch.lock import holder
 from tip_exp.records import metrics
@@ -22,7 +23,8 @@ from tip_exp.records.reader import RunRecord, find_runs, read_run
 from tip_exp.utils.errors import DataError, exit_code, format_error
 from tip_exp.utils.io import read_rows
 
-UNSHOWN = (metrics.EVAL, metrics.TEACHER, metrics.MEMORY, "time/", "step")  # metrics of a step with lines of their own
+# metrics of a step with lines of their own
+UNSHOWN = (metrics.EVAL, metrics.TEACHER, metrics.MEMORY, metrics.SHADOW, "time/", "step")
 UNCOMPARED = ("name", "sweep", "logger")  # sections of a config that say nothing of the numbers
 
 
@@ -91,6 +93,7 @@ def _in_full(run: RunFolder) -> str:
         width = max(map(len, names))
         lines.append(f"metrics of step {steps[-1]['step']}:")
         lines += [f"  {name:<{width}}  {steps[-1][name]:.5g}" for name in names]
+        lines.append(_shadows(config, steps))
     if run.result.exists():
         result = read_run(run).result
         assert result is not None, "result.json exists"
@@ -98,6 +101,28 @@ def _in_full(run: RunFolder) -> str:
         lines += [f"totals: {totals}", f"model: {run.model}" if run.model.exists() else ""]
         lines.append(f"finished {result['finished_at']} on {result['hardware']}; next: tip-report {run.root}")
     return "\n".join(line for line in lines if line)
+
+
+def _shadows(config: RunConfig, steps: list[dict[str, Any]]) -> str:
+    """A table of what the selector and its shadows keep at the newest step that scored them; "" if none did."""
+    from tip_exp.report.tables import Table, markdown
+
+    row = next((row for row in reversed(steps) if any(name.startswith(metrics.SHADOW) for name in row)), None)
+    if row is None:
+        return ""
+    columns = {"overlap": metrics.OVERLAP, "kept": metrics.KEPT_FRAC}
+    columns |= {"gradient mass": metrics.GRADIENT_MASS, "KL mass": metrics.KL_MASS}
+    columns |= {f"{name.upper()} kept": metrics.quadrant_kept_frac(name) for name in metrics.QUADRANTS}
+
+    def percent(name: str) -> str:
+        return "-" if row.get(name) is None else f"{100 * row[name]:.1f} %"
+
+    rows = [[config.selector.label, *(percent(name) for name in columns.values())]]
+    for rule in config.selector.shadows:
+        rows.append([rule, *(percent(metrics.of_shadow(rule, name)) for name in columns.values())])
+    title = f"Shadow selectors at step {row['step']}"
+    note = f"Overlap: Jaccard index with the tokens that {config.selector.label} trains on."
+    return markdown(Table(title, ["selector", *columns], rows, notes=[note]))
 
 
 def _is_evaluation(row: dict[str, Any]) -> bool:

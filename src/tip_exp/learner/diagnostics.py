@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -20,15 +21,12 @@ def token_metrics(
     statistics: dict[str, Tensor], tokens: Tokens, selection: Selection, selector: Selector, vocab_size: int
 ) -> dict[str, float]:
     """Metrics of one step from its measured statistics; metrics of statistics that were not measured are omitted."""
-    kept_mask, num_kept = selection.kept_mask, float(selection.kept_mask.sum())
-    metrics = {names.KEPT_TOKENS: num_kept, names.RESPONSE_TOKENS: float(len(tokens))}
-    metrics[names.KEPT_FRAC] = num_kept / max(1, len(tokens))
+    kept_mask = selection.kept_mask
+    metrics = {names.KEPT_TOKENS: float(kept_mask.sum()), names.RESPONSE_TOKENS: float(len(tokens))}
+    metrics |= _kept_shares(statistics, kept_mask, selector.quadrants)
     if len(tokens) == 0:
         return metrics
     metrics |= {names.score_mean(name): float(values.mean()) for name, values in statistics.items()}
-    for statistic, mass in (("grad_norm", names.GRADIENT_MASS), ("reverse_kl", names.KL_MASS)):
-        if statistic in statistics:
-            metrics[mass] = _share_within(statistics[statistic], kept_mask)
     if "entropy" in statistics:
         normalized_entropy = statistics["entropy"] / math.log(vocab_size)  # H / ln V: TIP, Eq. 2
         metrics[names.ENTROPY_NORM_MEAN] = float(normalized_entropy.mean())
@@ -41,7 +39,6 @@ def token_metrics(
     if {"entropy", "reverse_kl"} <= statistics.keys():
         for name, in_quadrant in quadrants(statistics, selector.quadrants).items():
             metrics[names.quadrant_share(name)] = float(in_quadrant.float().mean())
-            metrics[names.quadrant_kept_frac(name)] = _mean_within(kept_mask, in_quadrant)
             metrics[f"quadrant/{name}_divergence_share"] = _share_within(statistics["reverse_kl"], in_quadrant)
     for low, high in pairwise(POSITION_EDGES):
         in_bucket = (tokens.position >= low) & (tokens.position < high)
@@ -49,6 +46,43 @@ def token_metrics(
             metrics[f"select/score_at_{low}_{high - 1}"] = _mean_within(selection.score, in_bucket)
             metrics[f"select/kept_at_{low}_{high - 1}"] = _mean_within(kept_mask, in_bucket)
     return metrics
+
+
+def shadow_metrics(
+    shadows: dict[str, Selector],
+    statistics: dict[str, Tensor],
+    tokens: Tokens,
+    kept_mask: Tensor,
+    generator_of: Callable[[str], torch.Generator],
+) -> dict[str, float]:
+    """What each of `shadows` (name -> rule) would keep of a step's tokens, and its overlap with `kept_mask`.
+
+    `generator_of` a shadow's name gives the draws of a random rule. A rule whose statistics are not finite is left out.
+    """
+    metrics: dict[str, float] = {}
+    for name, selector in shadows.items():
+        try:
+            shadow_mask = selector(statistics, tokens, generator_of(name)).kept_mask
+        except FloatingPointError:
+            continue
+        shares = _kept_shares(statistics, shadow_mask, selector.quadrants)
+        shares |= {names.OVERLAP: jaccard(kept_mask, shadow_mask)}
+        metrics |= {names.of_shadow(name, metric): value for metric, value in shares.items()}
+    return metrics
+
+
+def _kept_shares(statistics: dict[str, Tensor], kept_mask: Tensor, thresholds: Quadrants) -> dict[str, float]:
+    """The shares of tokens, of gradient mass, of KL and of each quadrant's tokens that a mask keeps, by metric."""
+    shares = {names.KEPT_FRAC: float(kept_mask.sum()) / max(1, len(kept_mask))}
+    if len(kept_mask) == 0:
+        return shares
+    for statistic, mass in (("grad_norm", names.GRADIENT_MASS), ("reverse_kl", names.KL_MASS)):
+        if statistic in statistics:
+            shares[mass] = _share_within(statistics[statistic], kept_mask)
+    if {"entropy", "reverse_kl"} <= statistics.keys():
+        for name, in_quadrant in quadrants(statistics, thresholds).items():
+            shares[names.quadrant_kept_frac(name)] = _mean_within(kept_mask, in_quadrant)
+    return shares
 
 
 def quadrants(statistics: dict[str, Tensor], thresholds: Quadrants) -> dict[str, Tensor]:

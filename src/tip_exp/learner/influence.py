@@ -7,7 +7,7 @@ optimizer, I_n > 0 says to first order that a step on token n lowers the validat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tip_exp.learner.objective import ObjectiveOf
 from tip_exp.losses import fused
 from tip_exp.losses.estimators import Objective
 from tip_exp.losses.head import Head, LazyLogits
@@ -27,7 +28,6 @@ from tip_exp.models.pair import Model
 from tip_exp.selector.selector import Selection
 
 Direction = dict[str, Tensor]  # trainable parameter's name -> tensor of its shape; a parameter left out is 0
-ObjectiveOf = Callable[[Tensor], Objective]  # of a micro-batch's token ids
 LIVE_TILES = 8  # logits, tangents, log-probabilities and gradients of one tile that are in memory at a time
 
 

@@ -14,20 +14,20 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.adamw import make_optimizer, update_ratio
-from tip_exp.learner.diagnostics import token_metrics
+from tip_exp.learner.diagnostics import shadow_metrics, token_metrics
 from tip_exp.learner.distributed import Ranks
-from tip_exp.learner.on_policy import mismatch_metrics, sampler_logprobs
-from tip_exp.learner.schedule import learning_rate
+from tip_exp.learner.gradient_signal import gradient_metrics
+from tip_exp.learner.objective import ObjectiveOf, make_objective, objective_stats
+from tip_exp.learner.on_policy import measured_mismatch
+from tip_exp.learner.schedule import is_due, learning_rate
+from tip_exp.learner.selectors import draws
 from tip_exp.learner.sharing import StepTokens
 from tip_exp.learner.teacher import TeacherHidden, split
 from tip_exp.losses import BACKENDS
-from tip_exp.losses.divergence import Divergence
-from tip_exp.losses.estimators import Objective, SampledK1, TopK
 from tip_exp.losses.head import LazyLogits
 from tip_exp.losses.token_stats import Statistics, TokenStats, token_stats
 from tip_exp.models.lora import whole_tensor
@@ -39,7 +39,6 @@ from tip_exp.records.meter import Meter
 from tip_exp.selector.scores import DIAGNOSTICS
 from tip_exp.selector.selector import Selection, Selector, Tokens
 from tip_exp.types import Rollout
-from tip_exp.utils.seeds import seed_for
 from tip_exp.utils.units import MIB
 
 MAX_NON_FINITE = 5  # steps in a row that learner.non_finite=skip leaves out
@@ -66,11 +65,15 @@ class Learner:
         *,
         seed: int,
         meter: Meter,
+        shadows: dict[str, Selector] | None = None,
         keep_batch: Callable[[int, list[Rollout], str], None] = lambda *_: None,
     ) -> None:
-        """`keep_batch` gets a step whose numbers are not finite: its number, its rollouts and what is not finite."""
+        """`keep_batch` gets a step whose numbers are not finite: its number, its rollouts and what is not finite.
+
+        `shadows`: name -> rule that is scored at the steps with diagnostics and trains nothing.
+        """
         self.pair, self.selector, self.config, self.seed, self.meter = pair, selector, config, seed, meter
-        self.keep_batch, self._num_non_finite = keep_batch, 0
+        self.keep_batch, self._num_non_finite, self.shadows = keep_batch, 0, shadows or {}
         self.ranks = Ranks()
         assert self.ranks.size == 1 or pair.student.shards is not None, "gradients are summed by the shards"
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
@@ -86,8 +89,10 @@ class Learner:
         Raises FloatingPointError if a number that decides the update is not finite and learner.non_finite is stop.
         """
         batches, num_non_finite = split(rollouts, self.pair, self.config, self.ranks), self._num_non_finite
-        every = self.config.diagnostics_every
-        required = self.selector.required_stats | (DIAGNOSTICS if every and step % every == 0 else set())
+        shadows = self.shadows if is_due(step, self.config.diagnostics_every) else {}
+        required = self.selector.required_stats | objective_stats(self.config)
+        if is_due(step, self.config.diagnostics_every):
+            required |= DIAGNOSTICS.union(*(shadow.required_stats for shadow in shadows.values()))
         checks_sampler = all(rollout.sampler_logprobs for rollout in rollouts)
         measured = required | {"student_logprob"} if checks_sampler else required
         with self.meter.span("learner"):
@@ -98,19 +103,26 @@ class Learner:
                 share = StepTokens.of(rollouts, self.ranks, self.config.micro_batch_tokens, packing=self.config.packing)
                 tokens, gather = share.tokens, partial(self.ranks.gather, counts=share.counts)
                 statistics = {name: share.in_order(gather(local_statistics[name])) for name in sorted(required)}
-                mismatch = self._logprob_mismatch(rollouts, share, local_statistics) if checks_sampler else {}
-                generator = torch.Generator().manual_seed(seed_for("select", self.seed, step))
+                extra: dict[str, float] = {}
+                if checks_sampler:
+                    extra = measured_mismatch(rollouts, share, self.ranks, local_statistics["student_logprob"])
                 try:
-                    selection = self.selector(statistics, tokens, generator)
+                    selection = self.selector(statistics, tokens, draws(self.seed, step))
                 except FloatingPointError as error:
                     self._reject(step, rollouts, str(error))
                     selection = Selection(torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(len(tokens)))
                 if self.config.average == "rollout":
                     selection = selection.mean_by_rollout(tokens)
-                loss_sum = self._backward(batches, teacher_hidden, stats, selection.at(share.rows))  # pass 2
+                part, objective_of = selection.at(share.rows), make_objective(self.config, statistics)
+                loss_sum = self._backward(batches, teacher_hidden, stats, part, objective_of)  # pass 2
+                if is_due(step, self.config.gradient_every) and selection.mass:
+                    with self.meter.span("gradients"):
+                        kept = tokens, selection, objective_of
+                        extra |= gradient_metrics(self.pair, self.config, rollouts, teacher_hidden, *kept)
             metrics = self._update(step, rollouts, loss_sum, selection.mass)
-        metrics |= {names.NON_FINITE: 1.0} if self._num_non_finite > num_non_finite else mismatch
+        metrics |= {names.NON_FINITE: 1.0} if self._num_non_finite > num_non_finite else extra
         metrics |= token_metrics(statistics, tokens, selection, self.selector, self.pair.student.loaded_head.vocab_size)
+        metrics |= shadow_metrics(shadows, statistics, tokens, selection.kept_mask, partial(draws, self.seed, step))
         return StepReport(metrics, tokens, statistics, selection)
 
     def _token_stats(
@@ -139,7 +151,12 @@ class Learner:
         return stats
 
     def _backward(
-        self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, stats: list[TokenStats], selection: Selection
+        self,
+        batches: list[MicroBatch],
+        teacher_hidden: TeacherHidden,
+        stats: list[TokenStats],
+        selection: Selection,
+        objective_of: ObjectiveOf,
     ) -> Tensor:
         """Pass 2: add the gradient of the summed divergence of this rank's kept tokens to `.grad`; returns the sum."""
         loss = BACKENDS[self.config.loss_backend]
@@ -160,7 +177,7 @@ class Learner:
                 result = loss(
                     *self._logits(student_hidden, teacher_hidden[i]),
                     batch_selection.kept_mask,
-                    objective(self.config, batch.token_ids),
+                    objective_of(batch.token_ids),
                     self.config.tile_mib * MIB,
                     log_normalizers=stats[i].log_normalizers if i < len(stats) else None,
                     weights=None if weights is None else weights.to(self.pair.student.head.dtype),
@@ -230,20 +247,3 @@ class Learner:
         """Of student and teacher; gradients end at the hidden states."""
         student, teacher = self.pair.student, self.pair.teacher
         return LazyLogits(student_hidden.detach(), student.head), LazyLogits(teacher_hidden, teacher.head)
-
-    def _logprob_mismatch(self, rollouts: list[Rollout], share: StepTokens, statistics: Statistics) -> dict[str, float]:
-        """Sampler's against learner's log-probs of the measured tokens, the first of each rank's."""
-        learner = statistics["student_logprob"].double()
-        rollout, position = (
-            values[share.rows][: len(learner)] for values in (share.tokens.rollout, share.tokens.position)
-        )
-        sampler = sampler_logprobs(rollouts, rollout, position).to(learner)
-        return mismatch_metrics(self.ranks.gather(sampler), self.ranks.gather(learner))
-
-
-def objective(config: LearnerConfig, token_ids: Int[Tensor, " n"]) -> Objective:
-    """The per-token objective of the loss at response tokens `token_ids`."""
-    divergence = Divergence(config.divergence, config.jsd_beta, config.skew)
-    if config.estimator == "topk":
-        return TopK(divergence, config.topk.k, config.topk.support, config.topk.rest)
-    return SampledK1(token_ids) if config.estimator == "sampled_k1" else divergence

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tip_exp.learner.distributed import Ranks
+from tip_exp.learner.sharing import StepTokens
 from tip_exp.records.metrics import MISMATCH_MAX, MISMATCH_MEAN, MISMATCH_P999
 from tip_exp.types import Rollout
 
@@ -60,6 +62,16 @@ def sampler_logprobs(
     """Log-probs (nats) that the sampler gave to the tokens at `position` of the responses numbered `rollout`."""
     indices = zip(rollout.tolist(), position.tolist(), strict=True)
     return torch.tensor([rollouts[i].sampler_logprobs[n] for i, n in indices], dtype=torch.float64)
+
+
+def measured_mismatch(
+    rollouts: list[Rollout], share: StepTokens, ranks: Ranks, learner: Float[Tensor, " n"]
+) -> dict[str, float]:
+    """Metrics of the tokens that were measured, the first of each rank's; `learner`: this rank's log-probs."""
+    rollout, position = (values[share.rows][: len(learner)] for values in (share.tokens.rollout, share.tokens.position))
+    learner = learner.double()
+    sampler = sampler_logprobs(rollouts, rollout, position).to(learner)
+    return mismatch_metrics(ranks.gather(sampler), ranks.gather(learner))
 
 
 def mismatch_metrics(sampler: Float[Tensor, " n"], learner: Float[Tensor, " n"]) -> dict[str, float]:

@@ -19,3 +19,8 @@ def learning_rate(step: int, config: LearnerConfig) -> float:
     progress = (step - 1 - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
     remaining = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return config.lr * (config.final_lr_frac + (1 - config.final_lr_frac) * remaining)
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether what happens every `every` steps, and never for 0, happens at this one."""
+    return every > 0 and step % every == 0

@@ -226,6 +226,12 @@ def make_sharding(config: RunConfig, ranks: Ranks, device: torch.device) -> dict
     compute_dtype = lowered_dtype(config)
     if ranks.size == 1 and compute_dtype is None:
         return None
+    if config.learner.gradient_every:
+        raise ConfigError(
+            f"learner.gradient_every={config.learner.gradient_every} needs a student in whole weights, but here are "
+            f"{ranks.size} ranks with learner.compute_dtype={config.learner.compute_dtype}; set "
+            "learner.gradient_every=0, or ranks=1 and learner.compute_dtype to pair.student.dtype"
+        )
     mesh = ranks.mesh(device, config.learner.replicas)
     shard: dict[str, load.Shard] = {"student": Sharding(mesh, device, compute_dtype)}
     if ranks.size > 1:

@@ -55,6 +55,14 @@ def sqrt_kl(student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
     return (reverse_kl(student_logprobs, teacher_logprobs) + SQRT_KL_SCALE**2).sqrt() - SQRT_KL_SCALE
 
 
+def clipped_kl(student_logprobs: LogProbs, teacher_logprobs: LogProbs, kl_clip: float) -> PerToken:
+    """min(KL(P_S || P_T), kl_clip): a token above the limit has no gradient, so the largest divergences do not train.
+
+    The sum over the vocabulary is clipped, not its terms as in the code of OPSD (2601.18734).
+    """
+    return reverse_kl(student_logprobs, teacher_logprobs).clamp(max=kl_clip)
+
+
 def _mixture(student_logprobs: Tensor, teacher_logprobs: Tensor, teacher_weight: float) -> Tensor:
     """Log-probabilities of teacher_weight P_T + (1 - teacher_weight) P_S, (n, v)."""
     return torch.logaddexp(teacher_logprobs + math.log(teacher_weight), student_logprobs + math.log1p(-teacher_weight))
@@ -69,6 +77,7 @@ DIVERGENCES: dict[str, Callable[..., Tensor]] = {
     "skew_forward_kl": skew_forward_kl,
     "tv": tv,
     "sqrt_kl": sqrt_kl,
+    "clipped_kl": clipped_kl,
 }
 
 
@@ -77,12 +86,13 @@ class Divergence:
     """An entry of DIVERGENCES with its parameters: the objective of a run that uses the full vocabulary.
 
     `jsd_beta` is the teacher's weight in the mixture of the JSD; `skew` is the weight of a skewed KL's first argument
-    in the mixture that is its second.
+    in the mixture that is its second; `kl_clip`, in nats, is the limit of clipped_kl.
     """
 
     name: str
     jsd_beta: float = 0.5
     skew: float = 0.1
+    kl_clip: float = 1.0
 
     def __post_init__(self) -> None:
         assert self.name in DIVERGENCES, f"{self.name} is not one of {', '.join(DIVERGENCES)}"

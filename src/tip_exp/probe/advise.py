@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.learner.influence import Direction, dot
+from tip_exp.learner.gradient_signal import GradientSums, cosine, everything
+from tip_exp.learner.influence import Direction
 from tip_exp.probe.batches import Batch, Probe, at_ratios, opened, selectors_of
 from tip_exp.probe.influence import percent, share
 from tip_exp.probe.page import advice_page, write_tables
@@ -22,16 +22,6 @@ MIN_SNR, MIN_COSINE = 0.9, 0.9  # of a recommended rule: part of full's signal t
 FULL = "full"
 
 
-def signal_to_noise(sum_of_gradients: Direction, sum_of_squares: float, num_batches: int) -> float:
-    """|E g|^2 / Var g of a batch's gradient g, without bias, from the sums of g and of |g|^2 over B >= 2 batches.
-
-    Var g = sum |g - mean|^2 / (B - 1), and |mean|^2 exceeds |E g|^2 by Var g / B on average. Can be negative.
-    """
-    mean_square = dot(sum_of_gradients, sum_of_gradients) / num_batches**2
-    variance = (sum_of_squares - num_batches * mean_square) / (num_batches - 1)
-    return (mean_square - variance / num_batches) / variance if variance > 0 else math.nan
-
-
 def measure(
     probe: Probe, batches: list[Batch], selectors: dict[str, Selector], ratios: list[float]
 ) -> list[dict[str, Any]]:
@@ -39,10 +29,10 @@ def measure(
 
     One gradient per batch and kept set; equal kept sets are measured once. Holds the full gradient of every batch.
     """
-    everything = [_averaged(probe, batch, batch.everything()) for batch in batches]
-    full = [probe.gradient(batch, selection) for batch, selection in zip(batches, everything, strict=True)]
-    measured = {_key(everything): _gradient_numbers(full, full)}
-    rows: list[dict[str, Any]] = [_row(FULL, 1.0, batches, everything, measured[_key(everything)])]
+    whole = [everything(batch.tokens, probe.config.learner.average) for batch in batches]
+    full = [probe.gradient(batch, selection) for batch, selection in zip(batches, whole, strict=True)]
+    measured = {_key(whole): _gradient_numbers(full, full)}
+    rows: list[dict[str, Any]] = [_row(FULL, 1.0, batches, whole, measured[_key(whole)])]
     for name, selector in at_ratios({n: s for n, s in selectors.items() if n != FULL}, ratios):
         selections = [_averaged(probe, batch, probe.select(selector, batch)) for batch in batches]
         key = _key(selections)
@@ -121,15 +111,11 @@ def _averaged(probe: Probe, batch: Batch, selection: Selection) -> Selection:
 
 def _gradient_numbers(gradients: Any, full: list[Direction]) -> dict[str, float]:
     """Mean cosine with the full gradients, and SNR; one gradient at a time."""
-    total: Direction = {}
-    squares, cosines = 0.0, []
+    sums, cosines = GradientSums(), []
     for gradient, of_all in zip(gradients, full, strict=True):
-        square = dot(gradient, gradient)
-        squares += square
-        norms = math.sqrt(square * dot(of_all, of_all))
-        cosines.append(dot(gradient, of_all) / norms if norms else 0.0)
-        total |= {name: total[name] + tensor if name in total else tensor for name, tensor in gradient.items()}
-    return {"cosine": sum(cosines) / len(full), "snr": signal_to_noise(total, squares, len(full))}
+        sums.add(gradient)
+        cosines.append(cosine(gradient, of_all))
+    return {"cosine": sum(cosines) / len(full), "snr": sums.signal_to_noise()}
 
 
 def _row(

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from tip_exp.api.select import make_selector as preset
 from tip_exp.build import TrainingParts, make_selector
+from tip_exp.config.presets import selector_options
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.distributed import ALONE
 from tip_exp.learner.influence import Direction, gradient, influence
-from tip_exp.learner.learner import objective
+from tip_exp.learner.objective import make_objective
 from tip_exp.learner.sharing import StepTokens
 from tip_exp.learner.teacher import TeacherHidden, split
 from tip_exp.losses.head import LazyLogits
@@ -30,7 +30,6 @@ from tip_exp.selector.scores import STATISTICS
 from tip_exp.selector.selector import Selection, Selector, Tokens
 from tip_exp.types import Problem, Rollout
 from tip_exp.utils.errors import ConfigError
-from tip_exp.utils.paths import conf_dir
 from tip_exp.utils.seeds import seed_for
 from tip_exp.utils.units import MIB
 
@@ -57,7 +56,6 @@ class Probe:
 
     def __init__(self, parts: TrainingParts, trained_steps: int) -> None:
         self.parts, self.config, self.trained_steps = parts, parts.config, trained_steps
-        self._objective = partial(objective, parts.config.learner)
         self._tile_bytes = parts.config.learner.tile_mib * MIB
 
     def read(self, number: int) -> Batch:
@@ -90,14 +88,16 @@ class Probe:
         """Of the kept tokens' weighted mean divergence."""
         student, teacher = self.parts.pair.student, self.parts.pair.teacher
         checkpointed = self.config.learner.activation_checkpointing
+        objective_of = make_objective(self.config.learner, batch.statistics)
         arguments = student, teacher.head, batch.micro_batches, batch.teacher_hidden, selection
-        return gradient(*arguments, self._objective, self._tile_bytes, checkpointed=checkpointed)
+        return gradient(*arguments, objective_of, self._tile_bytes, checkpointed=checkpointed)
 
     def influence(self, batch: Batch, direction: Direction) -> Tensor:
         """<g_n, direction> of every token, (N,), float64, in host memory."""
         student, teacher = self.parts.pair.student, self.parts.pair.teacher
+        objective_of = make_objective(self.config.learner, batch.statistics)
         arguments = student, teacher.head, batch.micro_batches, batch.teacher_hidden, direction
-        return influence(*arguments, self._objective, self._tile_bytes).cpu()
+        return influence(*arguments, objective_of, self._tile_bytes).cpu()
 
     def select(self, selector: Selector, batch: Batch) -> Selection:
         """What the selector keeps of a batch, with the draws of a run's step."""
@@ -138,7 +138,7 @@ def opened(config: RunConfig, run: Path | None = None) -> Iterator[Probe]:
 def selectors_of(config: RunConfig, names: list[str] | None) -> dict[str, Selector]:
     """Selectors by name: the config's own, and those of conf/selector (or of `names`). Raises ConfigError."""
     quadrants = config.quadrants.entropy, config.quadrants.divergence
-    options = names or sorted(path.stem for path in (conf_dir() / "selector").glob("*.yaml") if path.stem != "rule")
+    options = names or list(selector_options())
     configured = {config.selector.label: make_selector(config)}
     return {name: preset(name, quadrants) for name in options} | (configured if names is None else {})
 

@@ -26,6 +26,13 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | select/kept_frac                | kept_tokens over response_tokens                                  | fraction      |
 | select/gradient_mass, kl_mass   | grad_norm, reverse KL summed over kept tokens, over that of all   | fraction      |
 | select/overlap_entropy          | Jaccard index with as many top-entropy tokens of each rollout     | fraction      |
+| select/gradient_cosine          | of the kept tokens' gradient with that of all response tokens     | -             |
+| select/gradient_snr, …_full     | |E g|^2 / Var g of the kept tokens' gradient g of a step, between | -             |
+|                                 | its prompts; of that of all response tokens                       |               |
+| shadow/<rule>/overlap           | Jaccard index with the tokens that are trained on                 | fraction      |
+| shadow/<rule>/kept_frac, …      | as select/kept_frac, gradient_mass, kl_mass and                   | fraction      |
+|                                 | quadrant/q1_kept_frac, … for what a rule of selector.shadows      |               |
+|                                 | keeps                                                             |               |
 | select/score_at_…, kept_at_…    | mean score, kept share at these response positions                | -, fraction   |
 | score/<statistic>_mean          | mean over the response tokens (entropy, reverse_kl, …)            | nats          |
 | score/entropy_gap_mean          | mean of |H(student) - H(teacher)| over the response tokens        | nats          |
@@ -48,7 +55,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # Stages that start a name.
-EVAL, TEACHER, MEMORY = "eval/", "teacher/", "memory/"
+EVAL, TEACHER, MEMORY, SHADOW = "eval/", "teacher/", "memory/", "shadow/"
 
 # Accuracies of a benchmark: mean_at(4) is "mean@4", standard_error_of("mean@4") is "mean@4_se".
 GREEDY, NO_TOOL_BASELINE = "greedy", "no_tool_baseline"
@@ -68,6 +75,9 @@ UPDATE_RATIO, NON_FINITE = "train/update_ratio", "train/non_finite"
 RESPONSE_TOKENS, KEPT_TOKENS, KEPT_FRAC = "select/response_tokens", "select/kept_tokens", "select/kept_frac"
 OVERLAP_ENTROPY = "select/overlap_entropy"
 GRADIENT_MASS, KL_MASS = "select/gradient_mass", "select/kl_mass"
+GRADIENT_COSINE, GRADIENT_SNR = "select/gradient_cosine", "select/gradient_snr"
+GRADIENT_SNR_FULL = "select/gradient_snr_full"
+OVERLAP = "select/overlap"  # of a shadow
 
 RESPONSE_LEN, TRUNCATED_FRAC = "rollout/response_len", "rollout/truncated_frac"
 TOKENS_PER_S = "rollout/tokens_per_s"
@@ -87,6 +97,11 @@ seconds = "time/{}_s".format
 peak_gib = "memory/{}_peak_gib".format
 extra_mib = "memory/{}_extra_mib".format
 PROCESS_PEAK_GIB, RESERVED_PEAK_GIB, DEVICE_USED_PEAK_GIB = map(peak_gib, ("process", "reserved", "device_used"))
+
+
+def of_shadow(rule: str, metric: str) -> str:
+    """ "q3", "select/kept_frac" -> "shadow/q3/kept_frac" """
+    return f"{SHADOW}{rule}/{metric.partition('/')[2]}"
 
 
 def log_kl(seq_kl: float) -> float:

@@ -44,7 +44,7 @@ def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Ove
     )
     kept: dict[str, torch.Tensor] = {}
     for name, config in arms.items():
-        options = {key: value for key, value in config["selector"].items() if key != "label"}
+        options = {key: value for key, value in config["selector"].items() if key not in ("label", "shadows")}
         try:
             selector = Selector(**options, quadrants=Quadrants(**config["quadrants"]))
         except (ValueError, TypeError):  # the rule, or a key of its selector, is gone

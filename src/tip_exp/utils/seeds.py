@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Literal
 
 # One stream per purpose. torch's CPU generator uses the low 32 bits of a seed, so streams are apart modulo 2^32: the
@@ -9,6 +10,9 @@ from typing import Literal
 STREAMS = {"rollout": 0, "select": 1 << 31}
 
 
-def seed_for(purpose: Literal["rollout", "select"], seed: int, step: int) -> int:
-    """Seed of step `step` of the run with seed `seed`; a resumed run draws the same as an undisturbed one."""
-    return STREAMS[purpose] + seed * 1_000_003 + step
+def seed_for(purpose: Literal["rollout", "select"], seed: int, step: int, name: str = "") -> int:
+    """Seed of step `step` of the run with seed `seed`; a resumed run draws the same as an undisturbed one.
+
+    `name`: of a further stream of the purpose, such as a rule that does not train.
+    """
+    return STREAMS[purpose] + seed * 1_000_003 + step + zlib.crc32(name.encode())
