@@ -35,7 +35,7 @@ from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.records.meter import Meter
 from tip_exp.records.result import write_result
-from tip_exp.records.tracker import start_wandb
+from tip_exp.records.tracker import start_trackers
 from tip_exp.records.writer import RunLogger, missing_rows
 from tip_exp.rollout.ahead import RolloutsAhead
 from tip_exp.rollout.backends import choose
@@ -86,9 +86,9 @@ class Parts:
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         self.teacher = Teacher(self.pair, config.learner, self.meter)
-        rows = self.saved.rows if self.saved else None
-        wandb_run = start_wandb(config, folder) if is_main else None
-        self.logger = stack.enter_context(RunLogger(folder, wandb_run, rows=rows, writes=is_main))
+        rows, step = (self.saved.rows, self.saved.step) if self.saved else (None, 0)
+        trackers = start_trackers(config, folder, step) if is_main else None
+        self.logger = stack.enter_context(RunLogger(folder, trackers, rows=rows, writes=is_main))
 
         first_prompts = self._train.first_prompts(tokenizer) if self._train else {}
         if is_main:

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from tip_exp.config import machine_rules
 from tip_exp.config.parse import differences, digest, load, parse
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.plan import plan
@@ -200,6 +201,7 @@ BAD = {
         "name cannot be resolved: Interpolation key 'nobody' not found; name an existing",
     ),
     "missing value": ("seed=???", "seed has no value (???); set seed=VALUE"),
+    "unknown tracker": ("logger.tracker=tensorbord", "got 'tensorbord'; did you mean tensorboard?"),
     "unknown W&B mode": ("logger.wandb=sometimes", "'off', 'offline' or 'online'; got 'sometimes'"),
     "tools without limits": (
         "data=mini_travel agent=none",
@@ -279,8 +281,27 @@ def test_all_errors_are_reported_at_once() -> None:
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option not in MADE_FIRST])
-def test_every_option_composes_and_passes_the_rules(option: str) -> None:
+def test_every_option_composes_and_passes_the_rules(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_rules, "find_spec", lambda name: name)
     assert composed(f"{option} {NEEDS.get(option, '')}").name
+
+
+@pytest.mark.parametrize("name", ["trackio", "tensorboard", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_rules, "find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=rf"{name} is not installed; pip install 'tip_exp\[{name}\]', or choose logger"
+    ):
+        composed(f"logger={name}")
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        assert parse(compose("config", overrides=[f"logger={name}"]), with_weights=False)  # a dry run sends nothing
+
+
+def test_a_config_from_before_the_key_of_trackers_is_read(tmp_path: Path, tiny_config: RunConfig) -> None:
+    values = tiny_config.model_dump()
+    del values["logger"]["tracker"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(values)))
+    assert load(tmp_path / "config.yaml") == tiny_config
 
 
 def test_a_pair_that_has_to_be_made_first_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records import tracker
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.tracker import Tracker, start_wandb
+from tip_exp.records.tracker import Tracker, WandbListener, start_trackers, start_wandb
 from tip_exp.records.writer import RunLogger
 from tip_exp.utils.io import read_rows
 
@@ -75,7 +75,7 @@ def test_a_start_that_fails_is_followed_by_an_offline_run(
 
     fake(monkeypatch, init)
     folder = RunFolder(tmp_path)
-    with RunLogger(folder, start_wandb(online, folder), rows=None) as logger:
+    with RunLogger(folder, start_trackers(online, folder), rows=None) as logger:
         logger.log(0, {"x": 1.0})
         logger.finish(RESULT)
     assert runs[0].mode == "offline" and runs[0].calls == [0, "finish 0"]
@@ -100,7 +100,8 @@ def test_an_outage_in_a_run_is_said_once_and_stops_the_tracking_alone(tmp_path: 
 
     run: Any = FakeRun("online", tmp_path, on_log)
     folder = RunFolder(tmp_path)
-    with RunLogger(folder, Tracker(run, tmp_path / "wandb" / "run-1"), rows=None) as logger:
+    remedy = f"Upload it later: wandb sync {tmp_path / 'wandb' / 'run-1'}"
+    with RunLogger(folder, [Tracker(WandbListener(run), remedy=remedy)], rows=None) as logger:
         for step in range(5):
             logger.log(step, {"x": float(step)})
         logger.finish(RESULT)
@@ -117,7 +118,7 @@ def test_a_tracker_that_hangs_in_a_step_holds_up_no_step(
     answer = threading.Event()
     run: Any = FakeRun("online", tmp_path, lambda step: assert_none(answer.wait(60)))
     folder = RunFolder(tmp_path)
-    logger = RunLogger(folder, Tracker(run, tmp_path), rows=None)
+    logger = RunLogger(folder, [Tracker(WandbListener(run))], rows=None)
     for step in range(20):  # returns although no step was taken
         logger.log(step, {"x": 1.0})
     logger.finish(RESULT)

@@ -14,7 +14,7 @@ import pytest
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.tracker import start_wandb
+from tip_exp.records.tracker import start_trackers, start_wandb
 from tip_exp.records.writer import SAMPLE_COLUMNS, RowsRecord, RunLogger, missing_rows
 from tip_exp.utils.errors import RunFailedError
 from tip_exp.utils.io import append_rows, read_rows
@@ -119,8 +119,8 @@ def test_a_new_start_leaves_the_rows_of_a_run_that_links_them(tmp_path: Path) ->
         assert linked.read_bytes() == before
 
 
-class FakeWandbRun:
-    """Keeps what W&B is sent."""
+class FakeTracker:
+    """Keeps what a tracker is sent."""
 
     def __init__(self) -> None:
         self.calls: list = []
@@ -129,22 +129,26 @@ class FakeWandbRun:
     def log(self, metrics: dict, step: int) -> None:
         self.calls.append((step, metrics))
 
+    def summarize(self, values: dict) -> None:
+        self.summary |= values
+
     def finish(self, exit_code: int = 0) -> None:
         self.calls.append(("finish", exit_code))
 
 
-def test_wandb_gets_each_row_once(tmp_path: Path) -> None:
-    run: Any = FakeWandbRun()
-    with RunLogger(RunFolder(tmp_path), run, rows=None) as logger:
+def test_each_tracker_gets_each_row_once(tmp_path: Path) -> None:
+    run: Any = FakeTracker()
+    second: Any = FakeTracker()
+    with RunLogger(RunFolder(tmp_path), [run, second], rows=None) as logger:
         logger.log(0, {"x": 1.0})
         logger.finish({"final": 2.0, "outcomes": {}, "memory": {"memory/process_peak_gib": 0.5}})
-    assert run.calls == [(0, {"x": 1.0}), ("finish", 0)]
+    assert run.calls == second.calls == [(0, {"x": 1.0}), ("finish", 0)]
     assert run.summary == {"final": 2.0, "memory/process_peak_gib": 0.5}
 
 
-def test_a_crash_is_reported_to_wandb(tmp_path: Path) -> None:
-    run: Any = FakeWandbRun()
-    with pytest.raises(RuntimeError), RunLogger(RunFolder(tmp_path), run, rows=None):
+def test_a_crash_is_reported_to_trackers(tmp_path: Path) -> None:
+    run: Any = FakeTracker()
+    with pytest.raises(RuntimeError), RunLogger(RunFolder(tmp_path), [run], rows=None):
         raise RuntimeError("a crash")
     assert run.calls == [("finish", 1)]
 
@@ -160,7 +164,7 @@ def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(
     config = tiny_config.model_copy(update={"sweep": "demo"})
     sample = {"prompt": "1+1?", "answer": "2", "finish": "stop", "tokens": ["2", "!"], "kept": [True, False]}
     sample |= {"entropy": [0.25, 0.75], "reverse_kl": [0.5, 4.0]}
-    with RunLogger(folder, start_wandb(config, folder), rows=None) as logger:
+    with RunLogger(folder, start_trackers(config, folder), rows=None) as logger:
         for step in range(3):
             if step == 2:
                 logger.samples(step, [sample])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,16 @@ def missing_models(config: RunConfig) -> Iterator[str]:
                 yield f"pair.{role}.revision={model.revision} has no effect: {key} is a folder; set it to null"
         elif not _HUB_ID.fullmatch(model.path) and not is_file(f"{folder}/config.json"):
             yield f"{key} must be a folder, a hub id (org/name) or {SHIPPED}NAME; got {model.path!r}"
+
+
+def missing_packages(config: RunConfig) -> Iterator[str]:
+    """The package of `logger.tracker` is an extra of the same name."""
+    name = config.logger.tracker
+    if name is not None and find_spec(name) is None:
+        yield (
+            f"logger.tracker={name}: the package {name} is not installed; pip install 'tip_exp[{name}]', or choose "
+            "logger=files"
+        )
 
 
 def _vllm_rules(engine_args: Mapping[str, Any]) -> Iterator[str]:

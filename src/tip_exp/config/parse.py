@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from tip_exp.config.datasets import DATASETS, FieldsConfig
-from tip_exp.config.machine_rules import missing_models
+from tip_exp.config.machine_rules import missing_models, missing_packages
 from tip_exp.config.rules import broken_rules
 from tip_exp.config.schema import RunConfig, SelectorConfig
 from tip_exp.utils.errors import ConfigError, first_line
@@ -28,7 +28,7 @@ MAX_PROBLEMS, MAX_LENGTH, MAX_SHOWN = 6, 600, 100  # errors listed; characters o
 def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
     """Turn a composed config into a typed one, or raise one ConfigError that lists every error in it.
 
-    `with_weights=False` accepts local models that do not exist, as a dry run does.
+    `with_weights=False` accepts local models and trackers that do not exist, as a dry run does.
     """
     return accept(_resolved(raw), with_weights=with_weights)
 
@@ -36,7 +36,8 @@ def parse(raw: DictConfig, *, with_weights: bool = True) -> RunConfig:
 def accept(values: Any, *, with_weights: bool = True) -> RunConfig:
     """`parse` for plain values, without interpolations."""
     config = _typed(values)
-    problems = [*broken_rules(config), *(missing_models(config) if with_weights else [])]
+    missing = [*missing_models(config), *missing_packages(config)] if with_weights else []
+    problems = [*broken_rules(config), *missing]
     if problems:
         raise config_error(problems)
     return config

@@ -119,7 +119,7 @@ def opened(config: RunConfig, run: Path | None = None) -> Iterator[Probe]:
     changes = {
         "learner": learner,
         "pair": config.pair.model_copy(update={"attention": attention}),
-        "logger": config.logger.model_copy(update={"wandb": "off"}),
+        "logger": config.logger.model_copy(update={"wandb": "off", "tracker": None}),
     }
     transformers.utils.logging.disable_progress_bar()
     with ExitStack() as stack:

@@ -35,6 +35,8 @@ class RunFolder:
         self.lock = self.root / "lock"
         self.wandb = self.root / "wandb"
         self.wandb_id = self.root / "wandb_id"
+        self.tensorboard = self.root / "tensorboard"
+        self.mlflow_id = self.root / "mlflow_id"
         self.teacher = self.root / "teacher"  # link to the folder of the teacher's evaluation, if there is one
         self.result = self.root / "result.json"
 

@@ -1,10 +1,10 @@
-"""Metrics, evaluations and samples of a run: JSON lines on disk, and W&B online or offline."""
+"""Metrics, evaluations and samples of a run: JSON lines on disk, and the trackers that the run has."""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.metrics import TEACHER
-from tip_exp.records.tracker import Tracker
+from tip_exp.records.tracker import Listener
 from tip_exp.utils.errors import RunFailedError
 from tip_exp.utils.io import flush, read_rows, to_json, to_json_lines, write_atomic
 
@@ -22,16 +22,16 @@ SAMPLE_COLUMNS = ("step", "problem", "answer", "response", "finish", "tokens", "
 
 
 class RunLogger(AbstractContextManager):
-    """Writes metrics.jsonl, eval.jsonl and samples.jsonl of a run; with a W&B run, sends metrics and samples there."""
+    """Writes metrics.jsonl, eval.jsonl and samples.jsonl of a run; sends metrics and samples to its trackers."""
 
     def __init__(
-        self, folder: RunFolder, wandb_run: Tracker | None, *, rows: RowsRecord | None, writes: bool = True
+        self, folder: RunFolder, trackers: Sequence[Listener] | None, *, rows: RowsRecord | None, writes: bool = True
     ) -> None:
         """`rows`: those of the checkpoint that the run resumes from; later ones are dropped. None: drop all.
 
         `writes`: False on every rank but the main one: nothing is written.
         """
-        self._folder, self._wandb_run, self._writes = folder, wandb_run, writes
+        self._folder, self._trackers, self._writes = folder, list(trackers or ()), writes
         self._sizes: dict[str, int] = {}
         self._hashes: dict[str, hashlib._Hash] = {}
         if not writes:
@@ -44,8 +44,8 @@ class RunLogger(AbstractContextManager):
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         self._append(self._folder.metrics, [{"step": step, **metrics}])
-        if self._wandb_run is not None:
-            self._wandb_run.log(metrics, step=step)
+        for tracker in self._trackers:
+            tracker.log(metrics, step)
 
     def eval_rows(self, step: int, model: str, benchmark: str, rows: Iterable[dict[str, Any]]) -> None:
         head = {"step": step, "model": model, "benchmark": benchmark}
@@ -57,11 +57,11 @@ class RunLogger(AbstractContextManager):
         return {name: value for name, value in read_rows(source.metrics)[0].items() if name.startswith(TEACHER)}
 
     def samples(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
-        """W&B gets a table of the rollouts; the statistics of each token are in samples.jsonl and the HTML report."""
+        """Trackers get a table of the rollouts; the statistics of each token are in samples.jsonl and the page."""
         numbered = [{"step": step, **row} for row in rows]
         self._append(self._folder.samples, numbered)
-        if self._wandb_run is not None:
-            self._wandb_run.table("samples", list(SAMPLE_COLUMNS), [sample_cells(row) for row in numbered], step)
+        for tracker in self._trackers:
+            tracker.table("samples", list(SAMPLE_COLUMNS), [sample_cells(row) for row in numbered], step)
 
     def non_finite(self, step: int, rollouts: list[Any], fault: str) -> None:
         """Write the rollouts of a step whose numbers are not finite, with what is not."""
@@ -70,12 +70,12 @@ class RunLogger(AbstractContextManager):
             write_atomic(self._folder.batch_of(step), to_json(batch) + "\n")
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Make W&B's summary of the result; memory peaks become top-level keys, which plots can use as axes."""
-        if self._wandb_run is not None:
-            fields = {key: value for key, value in result.items() if key not in ("outcomes", "datasets", "memory")}
-            self._wandb_run.summary.update(fields | result["memory"])
-            self._wandb_run.finish()
-            self._wandb_run = None
+        """Make the trackers' summary of the result; memory peaks become top-level keys, which plots can use as axes."""
+        fields = {key: value for key, value in result.items() if key not in ("outcomes", "datasets", "memory")}
+        while self._trackers:
+            tracker = self._trackers.pop(0)
+            tracker.summarize(fields | result["memory"])
+            tracker.finish()
 
     def record(self) -> RowsRecord:
         """What was written so far, once it is on the disk: a checkpoint never refers to rows that a crash can take."""
@@ -99,8 +99,8 @@ class RunLogger(AbstractContextManager):
         self._hashes[path.name].update(data)
 
     def __exit__(self, *exception: object) -> None:
-        if self._wandb_run is not None:
-            self._wandb_run.finish(exit_code=1)
+        for tracker in self._trackers:
+            tracker.finish(exit_code=1)
 
 
 def sample_cells(row: dict[str, Any]) -> list[Any]:
