@@ -267,6 +267,14 @@ def test_a_response_ends_at_the_stop_tokens_of_both_models(
     assert pair.student.module.generation_config.eos_token_id == [0, 2]  # what an export of it says
 
 
+def test_stop_tokens_as_one_class(tiny_config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = pair_with_another_stop(tiny_config, tmp_path).model_copy(update={"stop": "class"})
+    pair = load_pair(config, CPU)
+    assert pair.stop_ids == [0, 2] and pair.stop_class == (0, 2)
+    assert pair.student.head.stop_class == pair.teacher.head.stop_class == (0, 2)
+    assert "pair.stop=class: the teacher stops at token ids [2]" in capsys.readouterr().out
+
+
 def test_a_student_learns_the_stop_token_of_its_teacher(tiny_config: RunConfig, tmp_path: Path) -> None:
     """Teacher [0, 2], student [2]: its rollouts end at 0 as well, and so does the exported model."""
     other = pair_with_another_stop(tiny_config, tmp_path).student.path

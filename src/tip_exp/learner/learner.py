@@ -21,7 +21,7 @@ from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.adamw import make_optimizer, update_ratio
 from tip_exp.learner.diagnostics import token_metrics
 from tip_exp.learner.distributed import Ranks
-from tip_exp.learner.on_policy import mismatch_metrics, sampler_logprobs
+from tip_exp.learner.on_policy import mismatch_metrics, sampler_logprobs, single_tokens
 from tip_exp.learner.schedule import learning_rate
 from tip_exp.learner.sharing import StepTokens
 from tip_exp.learner.teacher import TeacherHidden, split
@@ -237,8 +237,9 @@ class Learner:
         rollout, position = (
             values[share.rows][: len(learner)] for values in (share.tokens.rollout, share.tokens.position)
         )
-        sampler = sampler_logprobs(rollouts, rollout, position).to(learner)
-        return mismatch_metrics(self.ranks.gather(sampler), self.ranks.gather(learner))
+        rows = single_tokens(rollouts, rollout, position, self.pair.stop_class)
+        sampler = sampler_logprobs(rollouts, rollout[rows], position[rows]).to(learner)
+        return mismatch_metrics(self.ranks.gather(sampler), self.ranks.gather(learner[rows]))
 
 
 def objective(config: LearnerConfig, token_ids: Int[Tensor, " n"]) -> Objective:

@@ -62,6 +62,17 @@ def sampler_logprobs(
     return torch.tensor([rollouts[i].sampler_logprobs[n] for i, n in indices], dtype=torch.float64)
 
 
+def single_tokens(
+    rollouts: list[Rollout], rollout: Int[Tensor, " n"], position: Int[Tensor, " n"], stop_class: tuple[int, ...]
+) -> Int[Tensor, " m"]:
+    """Indices of the tokens outside of the stop class: of the others the learner knows the class's log-prob alone."""
+    if not stop_class:
+        return torch.arange(len(rollout))
+    response_ids = [r.response_ids for r in rollouts]
+    ids = [response_ids[i][n] for i, n in zip(rollout.tolist(), position.tolist(), strict=True)]
+    return torch.tensor([i for i, token in enumerate(ids) if token not in stop_class], dtype=torch.long)
+
+
 def mismatch_metrics(sampler: Float[Tensor, " n"], learner: Float[Tensor, " n"]) -> dict[str, float]:
     """Mean, 99.9th percentile (smallest value not exceeded by 99.9 % of the tokens), maximum of |sampler - learner|."""
     if len(sampler) == 0:

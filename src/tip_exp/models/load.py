@@ -44,11 +44,11 @@ def load_pair(
     torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for each sequence length; flash attention does not
     tokenizer = tokenizer or load_tokenizer(config)
     shared = {field.name: getattr(tokenizer, field.name) for field in fields(ChatTokenizer)}
-    vocab_size, shards = tokenizer.vocab_size, shard or {}
-    teacher = _load_model(config, "teacher", device, vocab_size, shards.get("teacher"))
+    shards = shard or {}
+    teacher = _load_model(config, "teacher", device, tokenizer, shards.get("teacher"))
     if teacher_only:
         return Pair(**shared, teacher=teacher, student=teacher, placement="resident")
-    student = _load_model(config, "student", device, vocab_size, shards.get("student"))
+    student = _load_model(config, "student", device, tokenizer, shards.get("student"))
     _stop_at(student.module, tokenizer.stop_ids)
     with student.whole(), teacher.whole():
         try:
@@ -156,7 +156,7 @@ def _load_model(
     config: PairConfig,
     role: str,
     device: torch.device,
-    vocab_size: int,
+    tokenizer: ChatTokenizer,
     shard: Shard | None,
 ) -> Model:
     """One role's model: whole on `device`, or this rank's share of it. A LoRA student gets its adapters."""
@@ -175,9 +175,16 @@ def _load_model(
     if settings is not None:
         lora.attach(module, settings, config.student.path)
     if shard is None:
-        return Model(module, make_head(module, vocab_size))
+        return Model(module, _with_stop_class(make_head(module, tokenizer.vocab_size), role, tokenizer.stop_class))
     shards = shard(module, files)
     with shards.whole():
-        head = make_head(module, vocab_size)
+        head = _with_stop_class(make_head(module, tokenizer.vocab_size), role, tokenizer.stop_class)
     linear: Any = module.get_output_embeddings()
     return Model(module, replace(head, weight=linear.weight, bias=linear.bias), shards)
+
+
+def _with_stop_class(head: Head, role: str, stop_class: tuple[int, ...]) -> Head:
+    try:
+        return replace(head, stop_class=stop_class)
+    except ValueError as error:
+        raise ConfigError(f"pair.stop=class, pair.{role}.path: {error}; use pair.stop=union") from error

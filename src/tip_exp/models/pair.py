@@ -79,6 +79,7 @@ class ChatTokenizer:
     vocab_size: int  # token ids that both models have logits for
     stop_ids: list[int]
     pad_id: int
+    stop_class: tuple[int, ...] = ()  # stop ids that statistics and loss count as one token, the first of them
     chat: ChatConfig
     privileged: PrivilegedConfig | None = None
 

@@ -29,9 +29,12 @@ def load_tokenizer(config: PairConfig) -> ChatTokenizer:
         if config.stop == "refuse":
             raise ConfigError(
                 f"pair.stop=refuse: {differ}; the teacher would teach the student not to end its responses. Use models "
-                "that share their stop tokens, or pair.stop=union: a response ends at any of them"
+                "that share their stop tokens, or pair.stop=union: a response ends at any of them, or pair.stop=class: "
+                "statistics and loss count them as one token as well"
             )
-        print(f"pair.stop=union: {differ}; a response ends at any of them")
+        counted = ", and statistics and loss count them as one token" if config.stop == "class" else ""
+        print(f"pair.stop={config.stop}: {differ}; a response ends at any of them{counted}")
+    stop_ids = list(dict.fromkeys(stops["student"] + stops["teacher"]))
     tokenizer = tokenizers["student"]
     if config.chat.template is not None:
         tokenizer.chat_template = Path(config.chat.template).expanduser().read_text(encoding="utf-8")
@@ -43,8 +46,9 @@ def load_tokenizer(config: PairConfig) -> ChatTokenizer:
     return ChatTokenizer(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
-        stop_ids=sorted({*stops["teacher"], *stops["student"]}),
+        stop_ids=sorted(stop_ids),
         pad_id=stops["student"][0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        stop_class=tuple(stop_ids) if config.stop == "class" and stops["teacher"] != stops["student"] else (),
         chat=config.chat,
         privileged=config.privileged,
     )
