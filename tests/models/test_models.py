@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     CohereConfig,
@@ -28,7 +32,7 @@ from tip_exp.config.schema import ChatConfig, PairConfig, RunConfig
 from tip_exp.models.load import check_context, load_pair, make_head
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
-from tip_exp.models.sources import ROLES, load_tokenizer, shared_vocab
+from tip_exp.models.sources import ROLES, load_tokenizer, shared_vocab, teacher_order
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run, run_eval
 from tip_exp.types import Rollout
@@ -165,6 +169,54 @@ def test_different_tokenizers_are_refused_with_an_example() -> None:
     with_tool.add_tokens(["<tool>"])
     with pytest.raises(ConfigError, match=r"1 tokens differ.*'<tool>' is id 406 in the teacher and None"):
         shared_vocab(with_tool, tokenizer(), 512, 512)
+
+
+def test_a_teacher_with_the_same_tokens_under_other_ids(
+    tiny_config: RunConfig, tiny_pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stored with permuted ids, it gives the same logits bit for bit; its stop token is that of the student."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(resolve_model("package:tiny/teacher"), folder)
+    vocab_size = tiny_pair.vocab_size
+    stored_id = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(0)).tolist()
+    tokenizer_json = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer_json["model"]["vocab"]
+    tokenizer_json["model"]["vocab"] = {token: stored_id[i] for token, i in vocab.items()}
+    for added in tokenizer_json["added_tokens"]:
+        added["id"] = stored_id[added["id"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json))
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((folder / name).read_text())
+        settings |= {key: stored_id[i] for key, i in settings.items() if key.endswith("_token_id") and i is not None}
+        (folder / name).write_text(json.dumps(settings))
+    weights = load_file(folder / "model.safetensors")
+    names = [name for name in weights if "embed_tokens" in name or "lm_head" in name]
+    for name in names:
+        permuted = torch.empty_like(weights[name])
+        permuted[stored_id] = weights[name]
+        weights[name] = permuted
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    changed = tiny_config.pair.teacher.model_copy(update={"path": str(folder)})
+    pair = load_pair(tiny_config.pair.model_copy(update={"teacher": changed}), CPU)
+    assert "the same tokens under other ids" in capsys.readouterr().out
+    assert names and pair.teacher_order is not None and pair.teacher_order != sorted(pair.teacher_order)
+    assert (pair.vocab_size, pair.stop_ids) == (vocab_size, [2])
+    ids = torch.tensor([[1, 50, 60, 70, 2]])
+    with torch.no_grad():
+        logits = [model.module(ids).logits for model in (pair.teacher, tiny_pair.teacher)]
+    assert torch.equal(*logits)
+
+
+def test_ids_without_a_token_fill_the_rows_that_are_left() -> None:
+    def tokenizer_of(vocab: dict[str, int]) -> Any:
+        return SimpleNamespace(get_vocab=lambda: vocab)
+
+    teacher, student = tokenizer_of({"a": 3, "b": 0, "c": 1}), tokenizer_of({"a": 0, "b": 1, "c": 2})
+    assert teacher_order(teacher, student, 5, 4) == [3, 0, 1, 2, 4]
+    assert teacher_order(student, student, 5, 4) is None
+    assert teacher_order(tokenizer_of({"a": 0, "b": 1, "d": 2}), student, 5, 4) is None
+    assert teacher_order(teacher, student, 3, 4) is None  # refused: id 3 has no logit
 
 
 @pytest.mark.parametrize(

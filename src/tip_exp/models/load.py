@@ -163,11 +163,14 @@ def _load_model(
     dtype, settings = getattr(torch, getattr(config, role).dtype), config.student.lora if role == "student" else None
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention, **SAFE_WEIGHTS}
     empty = None
-    if shard is not None and settings is None:  # adapters are drawn on whole layers
+    order = tokenizer.teacher_order if role == "teacher" else None
+    if shard is not None and settings is None and order is None:  # adapters are drawn on whole layers
         empty = empty_model(
             load_part(AutoConfig, "config", config, role), *source(config, role), dtype, config.attention
         )
     module, files = empty or (load_part(AutoModelForCausalLM, "model", config, role, **options), None)
+    if order is not None:
+        reorder_vocabulary(module, order)
     if shard is None:
         module = module.to(device)  # pyright: ignore[reportArgumentType]
     module.eval()  # without dropout, statistics and gradients come from the same network
@@ -181,6 +184,24 @@ def _load_model(
         head = _with_stop_class(make_head(module, tokenizer.vocab_size), role, tokenizer.stop_class)
     linear: Any = module.get_output_embeddings()
     return Model(module, replace(head, weight=linear.weight, bias=linear.bias), shards)
+
+
+@torch.no_grad()
+def reorder_vocabulary(module: PreTrainedModel, order: list[int]) -> None:
+    """Put row `order[i]` of embedding and output head, tied or not, at row i, in place.
+
+    Raises ConfigError if another parameter may have a row for each token.
+    """
+    parts = (module.get_input_embeddings(), module.get_output_embeddings())
+    parameters = {id(parameter): parameter for part in parts for parameter in part.parameters()}
+    for name, parameter in module.named_parameters():
+        if id(parameter) not in parameters and len(order) in parameter.shape[:1]:
+            raise ConfigError(
+                f"pair.teacher.path: its tokens have other ids than the student's, and {name} may have a row for each "
+                "token as well; choose two models with equal ids"
+            )
+    for parameter in parameters.values():
+        parameter.copy_(parameter[torch.tensor(order, device=parameter.device)])
 
 
 def _with_stop_class(head: Head, role: str, stop_class: tuple[int, ...]) -> Head:
