@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -106,6 +107,12 @@ def top_k_divergence(
     return torch.stack(values)
 
 
+def one_class(p: Tensor, ids: Sequence[int]) -> Tensor:
+    """Probabilities (n, V) with the tokens `ids` as one event, the last: (n, V - len(ids) + 1)."""
+    others = [i for i in range(p.shape[1]) if i not in ids]
+    return torch.cat([p[:, others], p[:, list(ids)].sum(-1, keepdim=True)], -1)
+
+
 def masked_loss(student: LazyLogits, teacher: LazyLogits, token_weights: Tensor, per_token) -> list[Tensor]:
     """[sum of token_weights (N,) x per_token(z, t) (N,), its gradients at hidden, head weight and, if any, head bias].
 
@@ -130,10 +137,14 @@ def grad_norm(z: Tensor, t: Tensor) -> Tensor:
 
 
 def token_statistics(
-    student: LazyLogits, teacher: LazyLogits, token_ids: Tensor, jsd_beta: float, k: int
+    student: LazyLogits, teacher: LazyLogits, token_ids: Tensor, jsd_beta: float, k: int, ids: Sequence[int] = ()
 ) -> dict[str, Tensor]:
-    """Every name in scores.STATISTICS -> (N,), float64."""
+    """Every name in scores.STATISTICS -> (N,), float64; with `ids` of the vocabulary of `one_class`."""
     z, t = (whole_logits(x.hidden, x.head.weight, x.head.bias, x.head).detach() for x in (student, teacher))
+    if ids:
+        order = [i for i in range(z.shape[1]) if i not in ids]
+        token_ids = torch.tensor([len(order) if i in ids else order.index(i) for i in token_ids.tolist()])
+        z, t = (one_class(x.softmax(-1), ids).log() for x in (z, t))
     p, q = z.softmax(-1), t.softmax(-1)
     rows = torch.arange(len(token_ids))
     overlap = [

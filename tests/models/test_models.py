@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoTokenizer,
     CohereConfig,
@@ -28,7 +32,7 @@ from tip_exp.config.schema import ChatConfig, PairConfig, RunConfig
 from tip_exp.models.load import check_context, load_pair, make_head
 from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import Pair
-from tip_exp.models.sources import ROLES, load_tokenizer, shared_vocab
+from tip_exp.models.sources import ROLES, load_tokenizer, shared_vocab, teacher_order
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run, run_eval
 from tip_exp.types import Rollout
@@ -167,6 +171,54 @@ def test_different_tokenizers_are_refused_with_an_example() -> None:
         shared_vocab(with_tool, tokenizer(), 512, 512)
 
 
+def test_a_teacher_with_the_same_tokens_under_other_ids(
+    tiny_config: RunConfig, tiny_pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stored with permuted ids, it gives the same logits bit for bit; its stop token is that of the student."""
+    folder = tmp_path / "teacher"
+    shutil.copytree(resolve_model("package:tiny/teacher"), folder)
+    vocab_size = tiny_pair.vocab_size
+    stored_id = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(0)).tolist()
+    tokenizer_json = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer_json["model"]["vocab"]
+    tokenizer_json["model"]["vocab"] = {token: stored_id[i] for token, i in vocab.items()}
+    for added in tokenizer_json["added_tokens"]:
+        added["id"] = stored_id[added["id"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json))
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((folder / name).read_text())
+        settings |= {key: stored_id[i] for key, i in settings.items() if key.endswith("_token_id") and i is not None}
+        (folder / name).write_text(json.dumps(settings))
+    weights = load_file(folder / "model.safetensors")
+    names = [name for name in weights if "embed_tokens" in name or "lm_head" in name]
+    for name in names:
+        permuted = torch.empty_like(weights[name])
+        permuted[stored_id] = weights[name]
+        weights[name] = permuted
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    changed = tiny_config.pair.teacher.model_copy(update={"path": str(folder)})
+    pair = load_pair(tiny_config.pair.model_copy(update={"teacher": changed}), CPU)
+    assert "the same tokens under other ids" in capsys.readouterr().out
+    assert names and pair.teacher_order is not None and pair.teacher_order != sorted(pair.teacher_order)
+    assert (pair.vocab_size, pair.stop_ids) == (vocab_size, [2])
+    ids = torch.tensor([[1, 50, 60, 70, 2]])
+    with torch.no_grad():
+        logits = [model.module(ids).logits for model in (pair.teacher, tiny_pair.teacher)]
+    assert torch.equal(*logits)
+
+
+def test_ids_without_a_token_fill_the_rows_that_are_left() -> None:
+    def tokenizer_of(vocab: dict[str, int]) -> Any:
+        return SimpleNamespace(get_vocab=lambda: vocab)
+
+    teacher, student = tokenizer_of({"a": 3, "b": 0, "c": 1}), tokenizer_of({"a": 0, "b": 1, "c": 2})
+    assert teacher_order(teacher, student, 5, 4) == [3, 0, 1, 2, 4]
+    assert teacher_order(student, student, 5, 4) is None
+    assert teacher_order(tokenizer_of({"a": 0, "b": 1, "d": 2}), student, 5, 4) is None
+    assert teacher_order(teacher, student, 3, 4) is None  # refused: id 3 has no logit
+
+
 @pytest.mark.parametrize(
     ("overrides", "longest_eval", "message"),
     [
@@ -265,6 +317,14 @@ def test_a_response_ends_at_the_stop_tokens_of_both_models(
     assert "pair.stop=union: the teacher stops at token ids [2], the student at [0, 2]" in capsys.readouterr().out
     assert pair.student.module.generation_config is not None
     assert pair.student.module.generation_config.eos_token_id == [0, 2]  # what an export of it says
+
+
+def test_stop_tokens_as_one_class(tiny_config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = pair_with_another_stop(tiny_config, tmp_path).model_copy(update={"stop": "class"})
+    pair = load_pair(config, CPU)
+    assert pair.stop_ids == [0, 2] and pair.stop_class == (0, 2)
+    assert pair.student.head.stop_class == pair.teacher.head.stop_class == (0, 2)
+    assert "pair.stop=class: the teacher stops at token ids [2]" in capsys.readouterr().out
 
 
 def test_a_student_learns_the_stop_token_of_its_teacher(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class PairConfig(Strict):
     label: FileName
     attention: Literal["sdpa", "eager", "flash_attention_2"]
     chat: ChatConfig
-    stop: Literal["union", "refuse"]
+    stop: Literal["union", "class", "refuse"]
     privileged: PrivilegedConfig | None
     teacher: TeacherConfig
     student: StudentConfig

@@ -105,7 +105,8 @@ class Learner:
                 statistics = {name: share.in_order(gather(local_statistics[name])) for name in sorted(required)}
                 extra: dict[str, float] = {}
                 if checks_sampler:
-                    extra = measured_mismatch(rollouts, share, self.ranks, local_statistics["student_logprob"])
+                    learner_logprobs = local_statistics["student_logprob"]
+                    extra = measured_mismatch(rollouts, share, self.ranks, learner_logprobs, self.pair.stop_class)
                 try:
                     selection = self.selector(statistics, tokens, draws(self.seed, step))
                 except FloatingPointError as error:

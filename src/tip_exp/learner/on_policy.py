@@ -65,13 +65,29 @@ def sampler_logprobs(
 
 
 def measured_mismatch(
-    rollouts: list[Rollout], share: StepTokens, ranks: Ranks, learner: Float[Tensor, " n"]
+    rollouts: list[Rollout],
+    share: StepTokens,
+    ranks: Ranks,
+    learner: Float[Tensor, " n"],
+    stop_class: tuple[int, ...],
 ) -> dict[str, float]:
     """Metrics of the tokens that were measured, the first of each rank's; `learner`: this rank's log-probs."""
     rollout, position = (values[share.rows][: len(learner)] for values in (share.tokens.rollout, share.tokens.position))
-    learner = learner.double()
-    sampler = sampler_logprobs(rollouts, rollout, position).to(learner)
+    rows = single_tokens(rollouts, rollout, position, stop_class)
+    learner = learner[rows].double()
+    sampler = sampler_logprobs(rollouts, rollout[rows], position[rows]).to(learner)
     return mismatch_metrics(ranks.gather(sampler), ranks.gather(learner))
+
+
+def single_tokens(
+    rollouts: list[Rollout], rollout: Int[Tensor, " n"], position: Int[Tensor, " n"], stop_class: tuple[int, ...]
+) -> Int[Tensor, " m"]:
+    """Indices of the tokens outside of the stop class: of the others the learner knows the class's log-prob alone."""
+    if not stop_class:
+        return torch.arange(len(rollout))
+    response_ids = [r.response_ids for r in rollouts]
+    ids = [response_ids[i][n] for i, n in zip(rollout.tolist(), position.tolist(), strict=True)]
+    return torch.tensor([i for i, token in enumerate(ids) if token not in stop_class], dtype=torch.long)
 
 
 def mismatch_metrics(sampler: Float[Tensor, " n"], learner: Float[Tensor, " n"]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.distributed import ALONE, Ranks
 from tip_exp.learner.sharing import share_batches
 from tip_exp.losses.head import LazyLogits
+from tip_exp.losses.stop_class import merge_ids
 from tip_exp.losses.token_stats import check_ids, token_stats
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.pair import Pair
@@ -110,10 +112,13 @@ def split(
 ) -> list[MicroBatch]:
     """This rank's micro-batches of a step on the student's device; the same rollouts always give the same batches.
 
+    With `pair.stop_class` the tokens to predict are ids that the heads know: of the class only its first.
     Raises ValueError for an id that only one of the models has.
     """
     budget, packing = config.micro_batch_tokens, config.packing
     batches = share_batches(rollouts, ranks, budget, pair.pad_id, packing=packing, dealt_by=dealt_by)
     for batch in batches:
         check_ids(batch.input_ids, pair.vocab_size)
+    if pair.stop_class:
+        batches = [replace(batch, token_ids=merge_ids(batch.token_ids, pair.stop_class)) for batch in batches]
     return [batch.to(pair.student.module.device) for batch in batches]

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tip_exp.losses.embedding_grad import grad_buffer
+from tip_exp.losses.stop_class import LOWEST, merge_tile_, merged, take_class_gradient_
 from tip_exp.losses.tiling import Workspace
 
 # Rows of a 16-bit weight converted to float32 at a time where the device has no mixed-precision GEMM.
 CONVERTED_ROWS = 1024
 # Rows of a 16-bit weight whose gradient is one float32 product on CUDA: 128 MiB at hidden size 4096.
 PRODUCT_ROWS = 8192
-# Stands for a logit of -inf: its probability is 0 as well, but 0 x LOWEST is 0, where 0 x inf is NaN.
-LOWEST = -1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Head:
 
     `weight` is the model's own parameter, possibly tied to its embedding; `vocab_size` limits it to the shared ids.
     Cohere and Granite scale their logits, Gemma 2 soft-caps them: softcap(x) = c tanh(x / c). A bias of -inf excludes a
-    token from the vocabulary.
+    token from the vocabulary. The ids of `stop_class` count as one token, the first of them (losses/stop_class.py).
     """
 
     weight: Tensor  # (V, D)
@@ -34,6 +33,11 @@ class Head:
     bias: Tensor | None = None  # (V,)
     scale: float = 1.0
     softcap: float | None = None
+    stop_class: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.stop_class and self.softcap is not None:
+            raise ValueError("a soft-capped output head cannot count several stop ids as one token")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -55,7 +59,8 @@ class Head:
         bias = None if bias is None else self._finite(bias)
         raw = torch.nn.functional.linear(hidden.to(self.dtype), weight.to(self.dtype), bias)
         logits = raw * self.scale if self.scale != 1.0 else raw
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        logits = logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        return merged(logits, self.stop_class) if self.stop_class else logits
 
     def logits_into(self, tile: Float[Tensor, "n c"], hidden: Float[Tensor, "n d"], columns: slice) -> None:
         """Fill `tile` with the logits of some vocabulary columns; the GEMM accumulates in float32."""
@@ -67,6 +72,8 @@ class Head:
             tile *= self.scale
         if self.softcap is not None:
             tile.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.stop_class:
+            merge_tile_(tile, columns, self.stop_class, lambda: self._of_class().logits(hidden))
 
     @property
     def grad_dtype(self) -> torch.dtype:
@@ -90,6 +97,8 @@ class Head:
         `logit_grad` has the dtype `dtype` or `grad_dtype`, `hidden_grad` the dtype `dtype`. The gradient of a 16-bit
         weight is rounded once per call.
         """
+        if self.stop_class:
+            self._backward_of_class(hidden, logit_grad, hidden_grad, columns)
         if self.scale != 1.0:
             logit_grad.mul_(self.scale)
         if self.bias is not None and self.bias.requires_grad:
@@ -101,6 +110,26 @@ class Head:
             self._matmul(grad, self.weight[weight_rows], hidden_grad, add=True)
             if self.weight.requires_grad:
                 self._matmul(grad.T, hidden, grad_buffer(self.weight)[weight_rows], add=True)
+
+    def _of_class(self) -> Head:
+        """A head of the class's ids alone, each a token."""
+        ids, bias = list(self.stop_class), self.bias
+        weight = self.weight.detach()[ids].requires_grad_(self.weight.requires_grad)
+        bias = None if bias is None else bias.detach()[ids].requires_grad_(bias.requires_grad)
+        return replace(self, weight=weight, vocab_size=len(ids), bias=bias, stop_class=())
+
+    def _backward_of_class(self, hidden: Tensor, logit_grad: Tensor, hidden_grad: Tensor, columns: slice) -> None:
+        """`backward` for the columns of the class, which become zero in `logit_grad`."""
+        class_grad = take_class_gradient_(logit_grad, columns, self.stop_class)
+        if class_grad is None:
+            return
+        head = self._of_class()
+        head.backward(
+            hidden, class_grad[:, None] * head.logits(hidden).softmax(-1), hidden_grad, slice(0, head.vocab_size)
+        )
+        for parameter, of_class in ((self.weight, head.weight), (self.bias, head.bias)):
+            if parameter is not None and of_class is not None and of_class.grad is not None:
+                grad_buffer(parameter)[list(self.stop_class)] += of_class.grad
 
     @property
     def excluded(self) -> Bool[Tensor, " v"]:

@@ -44,11 +44,11 @@ def load_pair(
     torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for each sequence length; flash attention does not
     tokenizer = tokenizer or load_tokenizer(config)
     shared = {field.name: getattr(tokenizer, field.name) for field in fields(ChatTokenizer)}
-    vocab_size, shards = tokenizer.vocab_size, shard or {}
-    teacher = _load_model(config, "teacher", device, vocab_size, shards.get("teacher"))
+    shards = shard or {}
+    teacher = _load_model(config, "teacher", device, tokenizer, shards.get("teacher"))
     if teacher_only:
         return Pair(**shared, teacher=teacher, student=teacher, placement="resident")
-    student = _load_model(config, "student", device, vocab_size, shards.get("student"))
+    student = _load_model(config, "student", device, tokenizer, shards.get("student"))
     _stop_at(student.module, tokenizer.stop_ids)
     with student.whole(), teacher.whole():
         try:
@@ -156,18 +156,21 @@ def _load_model(
     config: PairConfig,
     role: str,
     device: torch.device,
-    vocab_size: int,
+    tokenizer: ChatTokenizer,
     shard: Shard | None,
 ) -> Model:
     """One role's model: whole on `device`, or this rank's share of it. A LoRA student gets its adapters."""
     dtype, settings = getattr(torch, getattr(config, role).dtype), config.student.lora if role == "student" else None
     options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attention, **SAFE_WEIGHTS}
     empty = None
-    if shard is not None and settings is None:  # adapters are drawn on whole layers
+    order = tokenizer.teacher_order if role == "teacher" else None
+    if shard is not None and settings is None and order is None:  # adapters are drawn on whole layers
         empty = empty_model(
             load_part(AutoConfig, "config", config, role), *source(config, role), dtype, config.attention
         )
     module, files = empty or (load_part(AutoModelForCausalLM, "model", config, role, **options), None)
+    if order is not None:
+        reorder_vocabulary(module, order)
     if shard is None:
         module = module.to(device)  # pyright: ignore[reportArgumentType]
     module.eval()  # without dropout, statistics and gradients come from the same network
@@ -175,9 +178,34 @@ def _load_model(
     if settings is not None:
         lora.attach(module, settings, config.student.path)
     if shard is None:
-        return Model(module, make_head(module, vocab_size))
+        return Model(module, _with_stop_class(make_head(module, tokenizer.vocab_size), role, tokenizer.stop_class))
     shards = shard(module, files)
     with shards.whole():
-        head = make_head(module, vocab_size)
+        head = _with_stop_class(make_head(module, tokenizer.vocab_size), role, tokenizer.stop_class)
     linear: Any = module.get_output_embeddings()
     return Model(module, replace(head, weight=linear.weight, bias=linear.bias), shards)
+
+
+@torch.no_grad()
+def reorder_vocabulary(module: PreTrainedModel, order: list[int]) -> None:
+    """Put row `order[i]` of embedding and output head, tied or not, at row i, in place.
+
+    Raises ConfigError if another parameter may have a row for each token.
+    """
+    parts = (module.get_input_embeddings(), module.get_output_embeddings())
+    parameters = {id(parameter): parameter for part in parts for parameter in part.parameters()}
+    for name, parameter in module.named_parameters():
+        if id(parameter) not in parameters and len(order) in parameter.shape[:1]:
+            raise ConfigError(
+                f"pair.teacher.path: its tokens have other ids than the student's, and {name} may have a row for each "
+                "token as well; choose two models with equal ids"
+            )
+    for parameter in parameters.values():
+        parameter.copy_(parameter[torch.tensor(order, device=parameter.device)])
+
+
+def _with_stop_class(head: Head, role: str, stop_class: tuple[int, ...]) -> Head:
+    try:
+        return replace(head, stop_class=stop_class)
+    except ValueError as error:
+        raise ConfigError(f"pair.stop=class, pair.{role}.path: {error}; use pair.stop=union") from error

@@ -79,6 +79,8 @@ class ChatTokenizer:
     vocab_size: int  # token ids that both models have logits for
     stop_ids: list[int]
     pad_id: int
+    teacher_order: list[int] | None = None  # row of the stored teacher for each id; None: each id is the same token
+    stop_class: tuple[int, ...] = ()  # stop ids that statistics and loss count as one token, the first of them
     chat: ChatConfig
     privileged: PrivilegedConfig | None = None
 

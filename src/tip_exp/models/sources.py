@@ -22,16 +22,25 @@ def load_tokenizer(config: PairConfig) -> ChatTokenizer:
     """The pair's tokenizer, once tokenizers, vocabulary sizes and stop tokens of both models are checked."""
     tokenizers = {role: load_part(AutoTokenizer, "tokenizer", config, role) for role in ROLES}
     widths = {role: text_config(config, role).vocab_size for role in ROLES}
-    vocab_size = shared_vocab(tokenizers["teacher"], tokenizers["student"], widths["teacher"], widths["student"])
-    stops = {role: _stop_ids(config, role, tokenizers[role]) for role in ROLES}
+    by_role = tokenizers["teacher"], tokenizers["student"], widths["teacher"], widths["student"]
+    order, stops = teacher_order(*by_role), {role: _stop_ids(config, role, tokenizers[role]) for role in ROLES}
+    if order is None:
+        vocab_size = shared_vocab(*by_role)
+    else:
+        vocab_size = min(widths.values())
+        stops["teacher"] = sorted(order.index(token) for token in stops["teacher"])
+        print("pair: both tokenizers have the same tokens under other ids; the teacher's rows take the student's order")
     if stops["teacher"] != stops["student"]:
         differ = f"the teacher stops at token ids {stops['teacher']}, the student at {stops['student']}"
         if config.stop == "refuse":
             raise ConfigError(
                 f"pair.stop=refuse: {differ}; the teacher would teach the student not to end its responses. Use models "
-                "that share their stop tokens, or pair.stop=union: a response ends at any of them"
+                "that share their stop tokens, or pair.stop=union: a response ends at any of them, or pair.stop=class: "
+                "statistics and loss count them as one token as well"
             )
-        print(f"pair.stop=union: {differ}; a response ends at any of them")
+        counted = ", and statistics and loss count them as one token" if config.stop == "class" else ""
+        print(f"pair.stop={config.stop}: {differ}; a response ends at any of them{counted}")
+    stop_ids = list(dict.fromkeys(stops["student"] + stops["teacher"]))
     tokenizer = tokenizers["student"]
     if config.chat.template is not None:
         tokenizer.chat_template = Path(config.chat.template).expanduser().read_text(encoding="utf-8")
@@ -43,8 +52,10 @@ def load_tokenizer(config: PairConfig) -> ChatTokenizer:
     return ChatTokenizer(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
-        stop_ids=sorted({*stops["teacher"], *stops["student"]}),
+        stop_ids=sorted(stop_ids),
         pad_id=stops["student"][0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        teacher_order=order,
+        stop_class=tuple(stop_ids) if config.stop == "class" and stops["teacher"] != stops["student"] else (),
         chat=config.chat,
         privileged=config.privileged,
     )
@@ -72,6 +83,24 @@ def shared_vocab(
             f"pair: the tokenizer has ids up to {largest_id}, but the two models share only {shared} logits"
         )
     return shared
+
+
+def teacher_order(
+    teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase, teacher_width: int, student_width: int
+) -> list[int] | None:
+    """For each id the teacher's id of the student's token, where the same tokens have other ids; else None.
+
+    A permutation of the teacher's `teacher_width` ids; those without a token fill the rest in ascending order.
+    """
+    student_vocab, teacher_vocab = student.get_vocab(), teacher.get_vocab()
+    fits = (
+        max(student_vocab.values()) < min(teacher_width, student_width) and max(teacher_vocab.values()) < teacher_width
+    )
+    if student_vocab == teacher_vocab or student_vocab.keys() != teacher_vocab.keys() or not fits:
+        return None
+    order = {student_id: teacher_vocab[token] for token, student_id in student_vocab.items()}
+    unused = iter(sorted(set(range(teacher_width)) - set(order.values())))
+    return [order[i] if i in order else next(unused) for i in range(teacher_width)]
 
 
 def source(config: PairConfig, role: str) -> tuple[str, str]:
