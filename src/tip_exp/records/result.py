@@ -17,7 +17,7 @@ import yaml
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records import metrics
-from tip_exp.records.folder import RunFolder
+from tip_exp.records.folder import RunFolder, read_budgets
 from tip_exp.records.reader import Outcomes
 from tip_exp.utils.io import read_rows, to_json, write_atomic
 from tip_exp.utils.paths import PACKAGE
@@ -49,7 +49,7 @@ def write_result(
         "git_revision": git_revision(),
         "hardware": hardware(),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "health": health(rows),
+        "health": health(rows, read_budgets(folder.micro_batches)),
         "row_bytes": folder.row_sizes(),
     }
     if folder.model.exists():
@@ -59,8 +59,11 @@ def write_result(
     return result
 
 
-def health(rows: list[dict[str, Any]]) -> str:
-    """ "healthy", or what went wrong in which share of the steps; of the loss, medians of a quarter of the steps."""
+def health(rows: list[dict[str, Any]], budgets: dict[int, int] | None = None) -> str:
+    """ "healthy", or what went wrong in which share of the steps; of the loss, medians of a quarter of the steps.
+
+    `budgets`: tokens of a micro-batch from the steps on at which memory did not suffice.
+    """
     steps = rows[1:]
     faults: list[str] = []
     non_finite = sum(bool(row.get(metrics.NON_FINITE)) for row in steps)
@@ -68,6 +71,8 @@ def health(rows: list[dict[str, Any]]) -> str:
     for count, what in ((non_finite, "not finite"), (skipped, "nothing kept")):
         if count:
             faults.append(f"skipped {count} of {len(steps)} steps ({what})")
+    if budgets:
+        faults.append(f"out of memory at step {min(budgets)}, then micro-batches of {min(budgets.values())} tokens")
     losses = [row[metrics.LOSS] for row in steps if row.get(metrics.LOSS) is not None]
     quarter = max(1, len(losses) // 4)
     first, last = (median(part) if losses else 0.0 for part in (losses[:quarter], losses[-quarter:]))
