@@ -119,7 +119,7 @@ class Parts:
 
     def finish(self) -> None:
         """Wait for the last checkpoint; write result.json, the last file of a run, and the trained model's card."""
-        self.checkpoints.wait()
+        self.checkpoints.finish()
         if not self.ranks.is_main:
             return
         self.logger.record()

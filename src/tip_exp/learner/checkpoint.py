@@ -31,11 +31,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from tip_exp.learner.adamw import local_part
-from tip_exp.learner.checkpoint_files import CHECKSUMS, CheckpointWriter, checksum
+from tip_exp.learner.checkpoint_files import CHECKSUMS, CheckpointWriter, checksum, keep_newest
 from tip_exp.learner.distributed import Ranks
 from tip_exp.records.folder import numbered_checkpoints
 from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError, RunFailedError
+from tip_exp.utils.termination import Terminated
 
 log = logging.getLogger(__name__)
 _BACKEND, _ROWS, _ROLLOUTS = "backend.json", "rows.json", "rollouts.json"
@@ -171,20 +172,31 @@ class Checkpoints:
         self._writing = step, future
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written; raises CheckpointError if it could not be."""
+        """Wait until the last checkpoint is written; raises CheckpointError if it could not be.
+
+        Raises Terminated if it was still waiting for space when the process was asked to end.
+        """
         if self._writing is None:
             return
         (step, future), self._writing = self._writing, None
         try:
             future.result()
-        except (CheckpointException, OSError, RuntimeError) as error:
+        except (CheckpointException, OSError, RuntimeError, Terminated) as error:
             if self.ranks.is_main:
                 shutil.rmtree(self.folder / f".writing_{step:05d}", ignore_errors=True)
             failures = error.failures if isinstance(error, CheckpointException) else {}
             cause = next((failure for failure, _ in failures.values()), error)
+            if isinstance(cause, Terminated):  # while it waited for space
+                raise cause from None
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {cause}"
             ) from error
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is written, and remove those before it."""
+        self.wait()
+        if self.ranks.is_main:
+            keep_newest(self.folder, 1)
 
     def _is_complete(self, path: Path) -> bool:
         try:

@@ -21,6 +21,7 @@ from tip_exp.records.folder import RunFolder, read_budgets
 from tip_exp.records.reader import Outcomes
 from tip_exp.utils.io import read_rows, to_json, write_atomic
 from tip_exp.utils.paths import PACKAGE
+from tip_exp.utils.space import when_there_is_space
 
 LOSS_RISE = 2.0  # last over first quarter of the steps, from which a run is not healthy
 
@@ -55,7 +56,7 @@ def write_result(
     if folder.model.exists():
         write_card(config, result, folder.model)
     folder.check_held()
-    write_atomic(folder.result, to_json(result, indent=2) + "\n")
+    when_there_is_space(lambda: write_atomic(folder.result, to_json(result, indent=2) + "\n"), folder.result)
     return result
 
 
