@@ -103,14 +103,19 @@ class Checkpoints:
         self.folder, self.ranks, self.check_held = folder, ranks, check_held
         self._writing: tuple[int, Future[Any]] | None = None
 
-    def newest(self, missing_rows: Callable[[dict[str, list[Any]]], str] = lambda _: "") -> Checkpoint | None:
+    def newest(
+        self, missing_rows: Callable[[dict[str, list[Any]]], str] = lambda _: "", *, before: float = math.inf
+    ) -> Checkpoint | None:
         """The newest checkpoint whose files match its checksums; each rank reads its share of the files.
+
+        `before`: of those of earlier steps than this one.
 
         `missing_rows` says which of a checkpoint's rows the folder lacks: such a checkpoint gives way to an older one.
         Raises RunFailedError if no whole checkpoint is left that has its rows.
         """
         refused = ""
-        for step, path in reversed(numbered_checkpoints(self.folder).items()):
+        saved = {step: path for step, path in numbered_checkpoints(self.folder).items() if step < before}
+        for step, path in reversed(saved.items()):
             if not all(self.ranks.gather_objects(self._is_complete(path))):
                 log.warning("%s is incomplete (a checksum does not match); using the one before it", path)
                 continue

@@ -203,9 +203,9 @@ class Learner:
         self._num_non_finite += 1
         if self.config.non_finite == "stop" or self._num_non_finite > MAX_NON_FINITE:
             raise FloatingPointError(
-                f"step {step}: {fault}. Its rollouts are in non_finite_{step:05d}.json; the same command repeats the "
-                f"steps since the newest checkpoint. learner.non_finite={self.config.non_finite}; skip leaves out at "
-                f"most {MAX_NON_FINITE} such steps in a row"
+                f"step {step}: {fault}. Its rollouts are in non_finite_{step:05d}.json; `tip-exp replay FOLDER` shows "
+                f"where. learner.non_finite={self.config.non_finite}; skip leaves out at most {MAX_NON_FINITE} such "
+                "steps in a row"
             )
 
     def discard(self) -> bool:
