@@ -143,7 +143,7 @@ def test_data_is_refused_before_weights_load(tmp_path: Path, compose_run: Run, m
     def never(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("tip_exp.build.load_pair", never)
+    monkeypatch.setattr("tip_exp.build.load_pair_that_fits", never)
     with pytest.raises(ValueError, match=r"data\.max_prompt_tokens=5 leaves no prompt"):
         run(compose_run(*QUICK, "data.max_prompt_tokens=5"), RunFolder(tmp_path))
 

@@ -21,14 +21,15 @@ from tip_exp.eval.evaluate import Evaluations
 from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.device import pick_device, pick_threads
 from tip_exp.learner.distributed import start
+from tip_exp.learner.fitting import FittingSteps, load_pair_that_fits
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.model_folder import export
 from tip_exp.learner.on_policy import MismatchCheck, limits_for
 from tip_exp.learner.selectors import make_selector, make_shadows
-from tip_exp.learner.sharding import lowered_dtype, make_sharding
+from tip_exp.learner.sharding import lowered_dtype
 from tip_exp.learner.sharing import SharedSampler
 from tip_exp.learner.teacher import Teacher
-from tip_exp.models.load import check_context, load_pair
+from tip_exp.models.load import check_context
 from tip_exp.models.pair import Model
 from tip_exp.models.sources import load_tokenizer
 from tip_exp.records import metrics as names
@@ -71,18 +72,12 @@ class Parts:
         longest = self.evaluations.longest
         if config.eval.sequence_kl:
             longest = max(longest, self.evaluations.longest_privileged())
-            if longest > config.learner.micro_batch_tokens:
-                raise ConfigError(
-                    f"eval.sequence_kl=true: learner.micro_batch_tokens ({config.learner.micro_batch_tokens}) cannot "
-                    f"hold the longest evaluation prompt + eval.max_tokens = {longest}"
-                )
         check_context(config, longest)
         self.checkpoints = Checkpoints(folder.checkpoints, self.ranks, folder.check_held)
         self.saved = self.checkpoints.newest(partial(missing_rows, folder)) if training else None
         if self.saved is None and numbered_checkpoints(folder.checkpoints):
             print(f"no checkpoint in {folder.checkpoints} is whole; the run starts again at step 0")
-        shard = make_sharding(config, self.ranks, self.device)
-        self.pair = load_pair(config.pair, self.device, tokenizer=tokenizer, shard=shard, teacher_only=self._alone)
+        self.pair = load_pair_that_fits(config, self.ranks, self.device, tokenizer)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         self.teacher = Teacher(self.pair, config.learner, self.meter)
@@ -104,7 +99,7 @@ class Parts:
         """Accuracies of "student" or "teacher" on all benchmarks."""
         sampler = self.sampler if model == "student" or self._alone else self._make_sampler(model)
         sequence_kl = self._sequence_kl if self.config.eval.sequence_kl and model == "student" else None
-        with self.meter.span("eval"):
+        with self.meter.span("eval"), self.teacher.offloader.on_device() if model == "teacher" else nullcontext():
             metrics = self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
             return self.ranks.broadcast(metrics)
 
@@ -124,7 +119,7 @@ class Parts:
 
     def finish(self) -> None:
         """Wait for the last checkpoint; write result.json, the last file of a run, and the trained model's card."""
-        self.checkpoints.wait()
+        self.checkpoints.finish()
         if not self.ranks.is_main:
             return
         self.logger.record()
@@ -177,6 +172,7 @@ class TrainingParts(Parts):
         options = {"seed": config.seed, "meter": self.meter, "shadows": make_shadows(config)}
         options["keep_batch"] = self.logger.non_finite
         self.learner = Learner(self.pair, make_selector(config), config.learner, **options)
+        self.update = FittingSteps(self.teacher, self.learner, folder.micro_batches)
         rollout, max_tokens = config.rollout, config.data.max_response_tokens
         samples = config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)

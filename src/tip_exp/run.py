@@ -34,10 +34,9 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             with meter.span("step"):
                 _, problems = parts.train.batch(step)
                 rollouts = parts.rollouts(step)  # the student writes, with rollout.staleness=1 a step ahead
-                teacher_hidden = parts.teacher.hidden(rollouts, problems)  # the teacher reads
                 shown = list(zip(rollouts, problems, strict=True))[:num_shown]
                 top_tokens = measure_top_tokens(parts.teacher, shown) if shown else None
-                report = parts.learner.step(step, rollouts, teacher_hidden)  # statistics → mask → loss → update
+                report = parts.update(step, rollouts, problems)  # the teacher reads; statistics → mask → loss → update
                 parts.check_mismatch(report.metrics, step)
                 parts.sync()  # the next rollouts are the updated student's
             metrics = report.metrics | parts.rollout_metrics(rollouts)

@@ -16,9 +16,10 @@ from tests import synthetic_runs
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS
-from tip_exp.launch.launch import State, launch, state_of
+from tip_exp.estimate.forecast import Forecast
+from tip_exp.launch.launch import TEACHERS, State, launch, state_of
 from tip_exp.launch.plan import DONE_ELSEWHERE, format_duration, format_plan, main, plan
-from tip_exp.launch.reuse import finished_digests
+from tip_exp.launch.reuse import finished_digests, teacher_config
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand, folder_name
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import read_runs
@@ -83,6 +84,26 @@ def test_the_plan_says_how_many_gpus_a_run_needs(tmp_path: Path) -> None:
     small = ["experiment=tip_llama", "rollout.vllm.gpu_memory_utilization=0.1"]  # 8 GiB for weights of 15
     lines, _ = format_plan(plan(SWEEPS / "table4.yaml", small), tmp_path, CARDS[80])
     assert lines[0].endswith("-  fits no number of GPUs") and lines[-1].startswith("left, but without a time: 3 runs")
+
+
+def test_the_evaluation_of_a_teacher_that_runs_share_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no evaluation is finished here
+    runs = accepted(plan(SWEEPS / "demo.yaml", ["seed=7"]))
+
+    def forecast(config: RunConfig) -> Forecast:  # 1000 s a run, 10,000 s its teacher
+        return Forecast(1.0, 1e3 + 1e4 * config.eval.teacher, "measured")
+
+    monkeypatch.setattr("tip_exp.launch.plan.Forecaster", lambda *_: forecast)
+    lines, states = format_plan(runs, tmp_path)
+    assert states == {"to do": 8}
+    assert sum("3.1 h" in line for line in lines) == 1  # 11,000 s; the others 1000 s
+    assert lines[-1].startswith("left to run: about 5.0 h one after another")
+    finish_teacher = TEACHERS / digest(teacher_config(runs[0].config))
+    finish_teacher.mkdir(parents=True)
+    (finish_teacher / "result.json").write_text('{"digest": ""}')
+    assert format_plan(runs, tmp_path)[0][-1].startswith("left to run: about 2.2 h")
 
 
 @pytest.mark.parametrize(("kind", "first"), [("memory", "GiB of a rank at its peak"), ("time", "Seconds of a step")])

@@ -16,12 +16,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from tests.helpers import gradients_of_step, in_float64, make_learner, train_step
 from torch import Tensor, nn
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.distributed import Ranks, start
 from tip_exp.learner.sharding import make_sharding
 from tip_exp.models.load import Shard, load_pair
@@ -71,7 +73,8 @@ def do(job: dict[str, Any]) -> None:
     with start(CPU) as ranks:
         for name, config in job["runs"].items():
             (folder / name).mkdir(exist_ok=True)
-            run(RunConfig.model_validate(config), RunFolder(folder / name))
+            with patch.object(Checkpoints, "finish", Checkpoints.wait):  # the first one stays, and others resume it
+                run(RunConfig.model_validate(config), RunFolder(folder / name))
         if (steps := job.get("steps")) is not None:
             torch.save(float64_steps(ranks, **steps), folder / f"steps{ranks.rank}")
         if (loads := job.get("loads")) is not None:

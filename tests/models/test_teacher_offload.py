@@ -42,6 +42,7 @@ def test_the_backbone_is_on_the_device_inside_the_block_only(tiny_pair: Pair, ho
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     head_address = head.weight.data_ptr()
     offloader = TeacherOffloader(module, head, "offload", GPU)
+    assert all(in_host(tiny_pair, host))
     for _ in range(3):
         with offloader.on_device():
             assert not any(in_host(tiny_pair, host))

@@ -70,6 +70,6 @@ class Forecaster:
 
 def _shape_key(config: dict) -> str:
     """All values that decide time and memory, as one string: the config without selector, seed, names and the like."""
-    skipped = ("selector.", "seed", "name", "sweep", "logger.", "quadrants.", "ignore_memory")
+    skipped = ("selector.", "seed", "name", "sweep", "logger.", "quadrants.", "ignore_memory", "eval.teacher")
     kept = {key: value for key, value in flatten(config).items() if not key.startswith(skipped) and value is not None}
     return json.dumps(kept, sort_keys=True)

@@ -127,7 +127,10 @@ def evaluation_seconds(config: RunConfig, card: Card, ranks: int, role: str) -> 
 
 
 def flops(config: dict[str, Any]) -> float:
-    """Floating-point operations of a whole run: 2 P per token forward, 4 P backward; sampling counts as a forward."""
+    """Floating-point operations of a whole run: 2 P per token forward, 4 P backward; sampling counts as a forward.
+
+    Without the evaluation of the teacher, which is a run of its own.
+    """
     learner, evaluation, pair, data = config["learner"], config["eval"], config["pair"], config["data"]
     models = pair["teacher"], pair["student"]
     teacher, student = (shape_of(model["path"], model["revision"]).parameters for model in models)
@@ -137,4 +140,4 @@ def flops(config: dict[str, Any]) -> float:
     evaluations = 1 + (learner["num_steps"] // evaluation["every"] if evaluation["every"] else 1)
     samples = num_problems(evaluation) * (evaluation["samples"] + evaluation["greedy"])
     tokens = samples * MEAN_RESPONSE * evaluation["max_tokens"]
-    return training + tokens * 2 * (evaluations * student + evaluation["teacher"] * teacher)
+    return training + tokens * 2 * evaluations * student

@@ -2,7 +2,7 @@
 
 `tip-exp --dry …` computes the shapes and memory of one step instead: no weights, no network, nothing written.
 `tip-exp --help …` prints groups, options and keys; `tip-exp COMMAND …` is one of COMMANDS. torch loads for `--dry`,
-`score` and in child processes only.
+`replay`, `score` and in child processes only.
 """
 
 from __future__ import annotations
@@ -74,12 +74,19 @@ def _schema(arguments: list[str]) -> None:
     schema(arguments)
 
 
+def _replay(arguments: list[str]) -> None:
+    from tip_exp.probe.replay import replay
+
+    replay(arguments)
+
+
 # name -> (the command, what it does)
 COMMANDS = {
     "show": (_show, "configuration, state and results of a run, or of each run of a folder"),
     "compare": (_compare, "how two runs or sweeps differ: configuration and results"),
     "push": (_push, "a finished run's model, with a card, on the Hugging Face hub"),
     "schema": (_schema, "the JSON schema of YAML files, for editors"),
+    "replay": (_replay, "the rollouts of a step whose numbers were not finite, and where they are not"),
     "score": (_score, "statistics of the tokens of a file, without training"),
 }
 

@@ -18,16 +18,17 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tip_exp.config.parse import parse
+from tip_exp.config.parse import digest, parse
 from tip_exp.config.resolvers import register_resolvers
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS, DEFAULT_CARD, Card
 from tip_exp.estimate.forecast import COMPUTED, Forecast, Forecaster
 from tip_exp.estimate.memory import total_ranks
 from tip_exp.estimate.tables import format_hours, memory_tables, time_tables
-from tip_exp.launch.launch import State, changes, state_of
-from tip_exp.launch.reuse import find_duplicate, finished_digests
+from tip_exp.launch.launch import TEACHERS, State, changes, state_of
+from tip_exp.launch.reuse import find_duplicate, finished_digests, read_result, teacher_config
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
+from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import BAD_CONFIG, ConfigError, format_error, quiet_when_reader_closes
 from tip_exp.utils.paths import OUTPUTS, conf_dir, sweeps_dir
 
@@ -52,6 +53,7 @@ def format_plan(
     """One line per run, then the totals; and the number of runs in each state. Computed times are those of `card`."""
     forecast = Forecaster(outputs, card)
     finished = finished_digests(outputs)
+    teachers: set[str] = set()  # whose evaluation a run above does
     lines: list[str] = []
     states: Counter[str] = Counter()
     to_run: list[tuple[RunConfig, Forecast]] = []
@@ -60,8 +62,9 @@ def format_plan(
             states[CANNOT_RUN] += 1
             lines.append(f"{CANNOT_RUN:<14}  {' '.join(run.overrides)}: {run.error}")
             continue
+        config = _without_shared_teacher(run.config, teachers)
         try:
-            state, expected = state_of(run.config, run.folder), forecast(run.config)
+            state, expected = state_of(run.config, run.folder), forecast(config)
         except ConfigError as error:  # a model whose config names no sizes
             states[CANNOT_RUN] += 1
             lines.append(f"{CANNOT_RUN:<14}  {run.config.name}: {error}")
@@ -72,11 +75,22 @@ def format_plan(
         elif state is State.TO_DO and (duplicate := find_duplicate(run.config, run.folder, finished)):
             name, note = DONE_ELSEWHERE, f"(in {duplicate.root}; will be linked)"
         elif state in (State.TO_DO, State.UNFINISHED):
-            to_run.append((run.config, expected))
+            to_run.append((config, expected))
         states[name] += 1
         lines.append(f"{name:<14}  {run.config.name:<44} {note}")
     lines.append(f"{len(runs)} runs: {', '.join(f'{count} {state}' for state, count in states.items())}")
     return [*lines, *_format_totals(to_run, card)], states
+
+
+def _without_shared_teacher(config: RunConfig, teachers: set[str]) -> RunConfig:
+    """The run without its teacher's evaluation if one of `teachers` is the same or it is finished; else adds it."""
+    if not config.eval.teacher or config.mode == "teacher":
+        return config
+    teacher = digest(teacher_config(config))
+    if teacher not in teachers and read_result(RunFolder(TEACHERS / teacher)) is None:
+        teachers.add(teacher)
+        return config
+    return config.model_copy(update={"eval": config.eval.model_copy(update={"teacher": False})})
 
 
 def _format_totals(to_run: list[tuple[RunConfig, Forecast]], card: Card) -> list[str]:

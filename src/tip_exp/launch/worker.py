@@ -15,6 +15,7 @@ import sys
 import time
 from contextlib import ExitStack
 from functools import partial
+from io import TextIOWrapper
 from pathlib import Path
 
 from tip_exp.config.parse import load
@@ -35,7 +36,12 @@ def main() -> None:
     end_with(parent)  # before torch loads: that takes seconds, in which the parent may be killed
     rank, report = int(os.environ.get("RANK", "0")), os.environ.get("TORCHELASTIC_ERROR_FILE")
     log_path = folder.log_of(rank)
-    with ExitStack() as stack, log_path.open("a", encoding="utf-8") as log_file:
+    logging.raiseExceptions = False  # of a full disk: the run says it once
+    with (
+        ExitStack() as stack,
+        log_path.open("ab", buffering=0) as raw,  # nothing is left to write, and to fail, as it closes
+        TextIOWrapper(raw, encoding="utf-8", write_through=True) as log_file,
+    ):
         for lock in map(Path, locks):
             stack.enter_context(joined(lock))
             if lock == folder.lock:
@@ -66,6 +72,8 @@ def main() -> None:
                 write_atomic(Path(report), json.dumps(values))
             logging.getLogger("tip_exp").exception("the run failed")
             sys.exit(code)
+        finally:
+            termination.request()  # to a checkpoint that waits for space in the background
 
 
 def end_with(parent: int) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.distributed import Ranks
+from tip_exp.models.lora import whole_tensor
+from tip_exp.utils.errors import RunFailedError, first_line, is_out_of_memory
 
 LARGEST_NORM = 1e15  # of the weights: products of two such numbers are still finite in float32 and bfloat16
 
@@ -18,6 +20,35 @@ def make_optimizer(parameters: Sequence[Tensor], config: LearnerConfig) -> torch
     beta1, beta2 = config.betas
     options = {"lr": config.lr, "betas": (beta1, beta2), "eps": config.eps, "weight_decay": config.weight_decay}
     return torch.optim.AdamW(list(parameters), fused=True, **options)
+
+
+def divide_gradients(parameters: Sequence[Tensor], mass: float) -> Tensor:
+    """Divide the gradients by `mass`; returns their norm. Separate function so that `zero_grad` frees them."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for gradient in gradients:
+        gradient.div_(mass)
+    return whole_tensor(torch.nn.utils.get_total_norm(gradients))
+
+
+def update(optimizer: torch.optim.AdamW, lr: float, ranks: Ranks) -> float:
+    """Step with the learning rate `lr` and free the gradients; returns `update_ratio`, and raises what it raises.
+
+    Raises RunFailedError if memory does not suffice, as weights and states may then be updated in part.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    try:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return update_ratio(optimizer, ranks)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailedError(
+            f"out of memory in the optimizer's update, which smaller micro-batches do not change: {first_line(error)}. "
+            "The same command resumes from the newest checkpoint; more ranks or pair.teacher.placement=offload, under "
+            "another name, need less"
+        ) from error
 
 
 @torch.no_grad()

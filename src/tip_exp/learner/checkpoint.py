@@ -31,11 +31,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from tip_exp.learner.adamw import local_part
-from tip_exp.learner.checkpoint_files import CHECKSUMS, CheckpointWriter, checksum
+from tip_exp.learner.checkpoint_files import CHECKSUMS, CheckpointWriter, checksum, keep_newest
 from tip_exp.learner.distributed import Ranks
 from tip_exp.records.folder import numbered_checkpoints
 from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError, RunFailedError
+from tip_exp.utils.termination import Terminated
 
 log = logging.getLogger(__name__)
 _BACKEND, _ROWS, _ROLLOUTS = "backend.json", "rows.json", "rollouts.json"
@@ -102,14 +103,19 @@ class Checkpoints:
         self.folder, self.ranks, self.check_held = folder, ranks, check_held
         self._writing: tuple[int, Future[Any]] | None = None
 
-    def newest(self, missing_rows: Callable[[dict[str, list[Any]]], str] = lambda _: "") -> Checkpoint | None:
+    def newest(
+        self, missing_rows: Callable[[dict[str, list[Any]]], str] = lambda _: "", *, before: float = math.inf
+    ) -> Checkpoint | None:
         """The newest checkpoint whose files match its checksums; each rank reads its share of the files.
+
+        `before`: of those of earlier steps than this one.
 
         `missing_rows` says which of a checkpoint's rows the folder lacks: such a checkpoint gives way to an older one.
         Raises RunFailedError if no whole checkpoint is left that has its rows.
         """
         refused = ""
-        for step, path in reversed(numbered_checkpoints(self.folder).items()):
+        saved = {step: path for step, path in numbered_checkpoints(self.folder).items() if step < before}
+        for step, path in reversed(saved.items()):
             if not all(self.ranks.gather_objects(self._is_complete(path))):
                 log.warning("%s is incomplete (a checksum does not match); using the one before it", path)
                 continue
@@ -171,20 +177,31 @@ class Checkpoints:
         self._writing = step, future
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is written; raises CheckpointError if it could not be."""
+        """Wait until the last checkpoint is written; raises CheckpointError if it could not be.
+
+        Raises Terminated if it was still waiting for space when the process was asked to end.
+        """
         if self._writing is None:
             return
         (step, future), self._writing = self._writing, None
         try:
             future.result()
-        except (CheckpointException, OSError, RuntimeError) as error:
+        except (CheckpointException, OSError, RuntimeError, Terminated) as error:
             if self.ranks.is_main:
                 shutil.rmtree(self.folder / f".writing_{step:05d}", ignore_errors=True)
             failures = error.failures if isinstance(error, CheckpointException) else {}
             cause = next((failure for failure, _ in failures.values()), error)
+            if isinstance(cause, Terminated):  # while it waited for space
+                raise cause from None
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {cause}"
             ) from error
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is written, and remove those before it."""
+        self.wait()
+        if self.ranks.is_main:
+            keep_newest(self.folder, 1)
 
     def _is_complete(self, path: Path) -> bool:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch.futures import Future as TorchFuture
 
 from tip_exp.records.folder import numbered_checkpoints
 from tip_exp.utils.io import flush, remove_folder
+from tip_exp.utils.space import when_there_is_space
 
 NUM_KEPT = 2  # newest checkpoints that stay on disk
 CHECKSUMS = "checksums.json"
@@ -40,10 +42,15 @@ class CheckpointWriter(FileSystemWriter):
         self.temporary, self.final, self.records, self.check_held = temporary, final, records, check_held
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> TorchFuture[list[WriteResult]]:
-        try:
-            results = super().write_data(plan, planner).wait()
-        except RuntimeError as error:  # torch.save reports a failed write as an unexpected position in its file
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        write = super().write_data
+
+        def attempt() -> list[WriteResult]:
+            try:
+                return write(plan, planner).wait()
+            except RuntimeError as error:  # torch.save reports a failed write as an unexpected position in its file
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+        results = when_there_is_space(attempt, self.temporary)
         files = {result.storage_data.relative_path for result in results}
         checksums = {file: checksum(self.temporary / file) for file in files}
         future: TorchFuture[list[WriteResult]] = TorchFuture()
@@ -56,6 +63,11 @@ class CheckpointWriter(FileSystemWriter):
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        when_there_is_space(lambda: self._finish(metadata, results), self.temporary)
+        step = int(self.final.name.removeprefix("step_"))
+        keep_newest(self.final.parent, NUM_KEPT, up_to=step)
+
+    def _finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         super().finish(metadata, results)
         for name, content in self.records.items():
             (self.temporary / name).write_text(json.dumps(content))
@@ -69,13 +81,20 @@ class CheckpointWriter(FileSystemWriter):
         (self.temporary / CHECKSUMS).write_text(json.dumps(checksums, indent=2))
         self.check_held()
         publish(self.temporary, self.final)
-        step, saved = int(self.final.name.removeprefix("step_")), numbered_checkpoints(self.final.parent)
-        kept = [number for number in saved if number <= step][-NUM_KEPT:]
-        for number, path in saved.items():  # a later one is damaged, or its rows are gone: this run has replaced it
-            if number not in kept:
-                remove_folder(path)
-        for left in self.final.parent.glob(".removing_*"):  # by a kill
-            shutil.rmtree(left, ignore_errors=True)
+
+
+def keep_newest(checkpoints: Path, count: int, up_to: float = math.inf) -> None:
+    """Remove all checkpoints but the newest `count` of those up to step `up_to`.
+
+    Later ones are damaged, or their rows are gone: the run has replaced them.
+    """
+    saved = numbered_checkpoints(checkpoints)
+    kept = [number for number in saved if number <= up_to][-count:]
+    for number, path in saved.items():
+        if number not in kept:
+            remove_folder(path)
+    for left in checkpoints.glob(".removing_*"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def publish(temporary: Path, final: Path) -> None:

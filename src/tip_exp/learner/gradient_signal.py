@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.influence import Direction, dot, gradient
 from tip_exp.learner.objective import ObjectiveOf
+from tip_exp.learner.teacher import to_pair
 from tip_exp.models.micro_batch import collate, group
 from tip_exp.models.pair import Pair
 from tip_exp.records import metrics as names
@@ -65,29 +65,28 @@ def gradient_metrics(
     pair: Pair,
     config: LearnerConfig,
     rollouts: list[Rollout],
-    teacher_hidden: Iterable[Tensor],
+    teacher_rows: Tensor,
     tokens: Tokens,
     selection: Selection,
     objective_of: ObjectiveOf,
 ) -> dict[str, float]:
     """Of a step's gradient: cosine of that of `selection` with that of all response tokens, and SNR of both.
 
-    `selection` is weighted as the update's. An observation is the part of one prompt's rollouts, scaled so that the
-    mean over the P prompts is the step's gradient; this has P times an observation's SNR. `.grad` stays as it is. Costs
-    two forward and backward passes of the rollouts; memory: three gradients and the teacher's hidden states.
+    teacher_rows (N, D): the teacher's hidden states at `tokens`. `selection` is weighted as the update's. An
+    observation is the part of one prompt's rollouts, scaled so that the mean over the P prompts is the step's gradient;
+    this has P times an observation's SNR. `.grad` stays as it is. Costs two forward and backward passes of the
+    rollouts; memory: three gradients and the teacher's hidden states.
     """
     lengths, per_prompt = [len(rollout.token_ids) for rollout in rollouts], config.samples_per_prompt
     prompts = [range(start, start + per_prompt) for start in range(0, len(rollouts), per_prompt)]
     rows_of = tokens.rollout.argsort(stable=True).split(
         torch.bincount(tokens.rollout, minlength=len(rollouts)).tolist()
     )
-    teacher_rows = torch.cat(list(teacher_hidden))
     parts = {"kept": selection, "full": everything(tokens, config.average)}
     sums = {name: GradientSums() for name in parts}
     for indices in prompts:
         groups = group(lengths, config.micro_batch_tokens, packing=config.packing, indices=indices)
-        batches = [collate(rollouts, members, pair.pad_id, packing=config.packing) for members in groups]
-        batches = [batch.to(pair.student.module.device) for batch in batches]
+        batches = to_pair((collate(rollouts, members, pair.pad_id, packing=config.packing) for members in groups), pair)
         rows = torch.cat([rows_of[index] for members in groups for index in members])
         hidden = teacher_rows[rows.to(teacher_rows.device)].split([batch.num_tokens for batch in batches])
         for name, whole in parts.items():

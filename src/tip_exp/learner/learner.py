@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
-from tip_exp.learner.adamw import make_optimizer, update_ratio
+from tip_exp.learner.adamw import divide_gradients, make_optimizer, update
 from tip_exp.learner.diagnostics import shadow_metrics, token_metrics
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.gradient_signal import gradient_metrics
@@ -30,7 +30,6 @@ from tip_exp.learner.teacher import TeacherHidden, split
 from tip_exp.losses import BACKENDS
 from tip_exp.losses.head import LazyLogits
 from tip_exp.losses.token_stats import Statistics, TokenStats, token_stats
-from tip_exp.models.lora import whole_tensor
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Pair
@@ -74,6 +73,7 @@ class Learner:
         """
         self.pair, self.selector, self.config, self.seed, self.meter = pair, selector, config, seed, meter
         self.keep_batch, self._num_non_finite, self.shadows = keep_batch, 0, shadows or {}
+        self._order_tokens = config.micro_batch_tokens  # stays; that in `config` may be lowered (fitting.py)
         self.ranks = Ranks()
         assert self.ranks.size == 1 or pair.student.shards is not None, "gradients are summed by the shards"
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
@@ -100,7 +100,8 @@ class Learner:
                 stats = self._token_stats(batches, teacher_hidden, measured)  # pass 1
                 # To the host once: the selection and its metrics would wait for the device at every number.
                 local_statistics = {name: torch.cat([s.values[name] for s in stats]).cpu() for name in sorted(measured)}
-                share = StepTokens.of(rollouts, self.ranks, self.config.micro_batch_tokens, packing=self.config.packing)
+                budgets = {"budget": self._order_tokens, "computed": self.config.micro_batch_tokens}
+                share = StepTokens.of(rollouts, self.ranks, packing=self.config.packing, **budgets)
                 tokens, gather = share.tokens, partial(self.ranks.gather, counts=share.counts)
                 statistics = {name: share.in_order(gather(local_statistics[name])) for name in sorted(required)}
                 extra: dict[str, float] = {}
@@ -118,8 +119,9 @@ class Learner:
                 loss_sum = self._backward(batches, teacher_hidden, stats, part, objective_of)  # pass 2
                 if is_due(step, self.config.gradient_every) and selection.mass:
                     with self.meter.span("gradients"):
+                        teacher_rows = share.in_order(torch.cat(list(teacher_hidden)))
                         kept = tokens, selection, objective_of
-                        extra |= gradient_metrics(self.pair, self.config, rollouts, teacher_hidden, *kept)
+                        extra |= gradient_metrics(self.pair, self.config, rollouts, teacher_rows, *kept)
             metrics = self._update(step, rollouts, loss_sum, selection.mass)
         metrics |= {names.NON_FINITE: 1.0} if self._num_non_finite > num_non_finite else extra
         metrics |= token_metrics(statistics, tokens, selection, self.selector, self.pair.student.loaded_head.vocab_size)
@@ -194,7 +196,7 @@ class Learner:
         if mass == 0:  # no token was kept: the weights stay
             self.optimizer.zero_grad(set_to_none=True)
             return {names.LR: lr, names.SKIPPED: 1.0}
-        total_norm = self._divide_gradients(mass)
+        total_norm = divide_gradients(self.parameters, mass)
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, total_norm)
         self.ranks.sum_([loss_sum])
         norm, loss = float(total_norm), float(loss_sum) / mass
@@ -203,12 +205,8 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             return {names.LR: lr, names.SKIPPED: 1.0}
         self._num_non_finite = 0
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         try:
-            ratio = update_ratio(self.optimizer, self.ranks)
+            ratio = update(self.optimizer, lr, self.ranks)
         except FloatingPointError as error:
             self.keep_batch(step, rollouts, str(error))
             raise FloatingPointError(
@@ -224,17 +222,17 @@ class Learner:
         self._num_non_finite += 1
         if self.config.non_finite == "stop" or self._num_non_finite > MAX_NON_FINITE:
             raise FloatingPointError(
-                f"step {step}: {fault}. Its rollouts are in non_finite_{step:05d}.json; the same command repeats the "
-                f"steps since the newest checkpoint. learner.non_finite={self.config.non_finite}; skip leaves out at "
-                f"most {MAX_NON_FINITE} such steps in a row"
+                f"step {step}: {fault}. Its rollouts are in non_finite_{step:05d}.json; `tip-exp replay FOLDER` shows "
+                f"where. learner.non_finite={self.config.non_finite}; skip leaves out at most {MAX_NON_FINITE} such "
+                "steps in a row"
             )
 
-    def _divide_gradients(self, mass: float) -> Tensor:
-        """Divide the gradients by `mass`; returns their norm. Separate function so that `zero_grad` frees them."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        for gradient in gradients:
-            gradient.div_(mass)
-        return whole_tensor(torch.nn.utils.get_total_norm(gradients))
+    def discard(self) -> bool:
+        """Drop what a step that failed before its update has left; False if the model cannot be used again."""
+        self._reused_graph, shards = None, self.pair.student.shards
+        usable = shards is None or shards.reset()
+        self.optimizer.zero_grad(set_to_none=True)
+        return usable
 
     def _student_hidden(self, batch: MicroBatch) -> Tensor:
         """(n, D) final hidden states of the student at the batch's response tokens."""

@@ -12,6 +12,7 @@ from tip_exp.learner.checkpoint import CheckpointError
 from tip_exp.learner.checkpoint_files import publish
 from tip_exp.learner.distributed import Ranks
 from tip_exp.models.lora import adapter_tensors, has_adapters, merged_tensors, save_adapter
+from tip_exp.utils.space import when_there_is_space
 
 ADAPTER = "adapter"  # folder of a LoRA student's adapter in the folder
 
@@ -32,13 +33,17 @@ def export(folder: Path, student: PreTrainedModel, tokenizer: PreTrainedTokenize
     if not ranks.is_main:
         return
     temporary = folder.with_name(f".writing_{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+
+    def write() -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
         student.save_pretrained(temporary, state_dict=tensors)
         tokenizer.save_pretrained(temporary)
         if adapter:
             save_adapter(student, adapter, temporary / ADAPTER)
         publish(temporary, folder)
+
+    try:
+        when_there_is_space(write, temporary)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"the model could not be written to {folder}: {error}") from error

@@ -190,6 +190,14 @@ class ShardedWeights:
                     layer.reshard()
                 backbone.set_reshard_after_forward(True)
 
+    def reset(self) -> bool:
+        reset = getattr(self._backbone, "reset_iter_state", None)  # older versions of torch have none
+        for parameter in self._backbone.parameters():  # whole ones, of the layers that were in use
+            parameter.grad = None
+        if reset is not None:
+            reset()
+        return reset is not None
+
     def _gather(self, sharded: nn.Parameter) -> nn.Parameter:
         value = sharded.detach()
         if self._compute_dtype is not None and value.dtype.itemsize > self._compute_dtype.itemsize:

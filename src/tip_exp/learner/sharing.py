@@ -59,11 +59,14 @@ class StepTokens:
     tokens: Tokens
     rows: slice | Tensor  # of this rank's tokens, in the order of its micro-batches
     counts: list[int]  # tokens of each rank
-    _order: Tensor | None  # rows of the tokens of all ranks, concatenated in rank order; None for one rank
+    _order: Tensor | None  # rows of the tokens of all ranks, concatenated in rank order; None: theirs
 
     @classmethod
-    def of(cls, rollouts: list[Rollout], ranks: Ranks, budget: int, *, packing: bool) -> StepTokens:
-        lengths = [len(rollout.token_ids) for rollout in rollouts]
+    def of(
+        cls, rollouts: list[Rollout], ranks: Ranks, budget: int, *, packing: bool, computed: int | None = None
+    ) -> StepTokens:
+        """Order and numbers are those of micro-batches of `budget` tokens; `computed`: of those that are computed."""
+        lengths, computed = [len(rollout.token_ids) for rollout in rollouts], computed or budget
         counts = [rollout.num_response_tokens for rollout in rollouts]
         batches = group(lengths, budget, packing=packing, indices=range(len(rollouts)))
         order = [index for batch in batches for index in batch]
@@ -74,19 +77,21 @@ class StepTokens:
             micro_batch=torch.tensor(labels).repeat_interleave(repeats),
             position=torch.cat([torch.arange(counts[index]) for index in order]),
         )
-        if ranks.size == 1:
+        if ranks.size == 1 and computed == budget:
             return cls(tokens, slice(None), [len(tokens)], None)
         starts = dict(zip(order, (repeats.cumsum(0) - repeats).tolist(), strict=True))
         rows = []
         for share in deal(lengths, ranks.size):
-            indices = [index for batch in group(lengths, budget, packing=packing, indices=share) for index in batch]
+            indices = [index for batch in group(lengths, computed, packing=packing, indices=share) for index in batch]
             parts = [torch.arange(starts[index], starts[index] + counts[index]) for index in indices]
             rows.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long))
         return cls(tokens, rows[ranks.rank], list(map(len, rows)), torch.cat(rows))
 
     def in_order(self, gathered: Tensor) -> Tensor:
         """Values of all ranks' tokens, concatenated in rank order, in the order of `tokens`."""
-        return gathered if self._order is None else torch.empty_like(gathered).index_copy_(0, self._order, gathered)
+        if self._order is None:
+            return gathered
+        return torch.empty_like(gathered).index_copy_(0, self._order.to(gathered.device), gathered)
 
 
 class SharedSampler:

@@ -112,13 +112,17 @@ def split(
 ) -> list[MicroBatch]:
     """This rank's micro-batches of a step on the student's device; the same rollouts always give the same batches.
 
-    With `pair.stop_class` the tokens to predict are ids that the heads know: of the class only its first.
     Raises ValueError for an id that only one of the models has.
     """
     budget, packing = config.micro_batch_tokens, config.packing
     batches = share_batches(rollouts, ranks, budget, pair.pad_id, packing=packing, dealt_by=dealt_by)
     for batch in batches:
         check_ids(batch.input_ids, pair.vocab_size)
+    return to_pair(batches, pair)
+
+
+def to_pair(batches: Iterable[MicroBatch], pair: Pair) -> list[MicroBatch]:
+    """`batches` on the student's device; a token to predict of `pair.stop_class` is the first of it, as in the heads."""
     if pair.stop_class:
         batches = [replace(batch, token_ids=merge_ids(batch.token_ids, pair.stop_class)) for batch in batches]
     return [batch.to(pair.student.module.device) for batch in batches]

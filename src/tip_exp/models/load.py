@@ -16,6 +16,7 @@ from tip_exp.losses.head import Head, check_same_tokens
 from tip_exp.models import lora
 from tip_exp.models.pair import ChatTokenizer, Model, Pair, Shards
 from tip_exp.models.sources import ROLES, SAFE_WEIGHTS, load_part, load_tokenizer, source, text_config
+from tip_exp.models.teacher_offload import backbone_of, move_to_host
 from tip_exp.models.weight_files import WeightFiles, empty_model
 from tip_exp.utils.errors import ConfigError
 
@@ -48,6 +49,8 @@ def load_pair(
     teacher = _load_model(config, "teacher", device, tokenizer, shards.get("teacher"))
     if teacher_only:
         return Pair(**shared, teacher=teacher, student=teacher, placement="resident")
+    if config.teacher.placement == "offload" and device.type != "cpu" and teacher.shards is None:
+        move_to_host(backbone_of(teacher.module, teacher.head))  # before the student takes the memory
     student = _load_model(config, "student", device, tokenizer, shards.get("student"))
     _stop_at(student.module, tokenizer.stop_ids)
     with student.whole(), teacher.whole():
@@ -61,12 +64,19 @@ def load_pair(
 def check_context(
     config: RunConfig, longest_eval: int, text_configs: dict[str, PretrainedConfig] | None = None
 ) -> None:
-    """Raise ConfigError if training or evaluation needs more positions than a model has; reads no weights.
+    """Raise ConfigError if training or evaluation needs more positions than a model or micro-batch has.
+
+    Reads no weights.
 
     `longest_eval`: tokens of the longest evaluation prompt plus eval.max_tokens.
     `text_configs`: model configs by role, if the caller already has them.
     """
-    privileged = config.pair.privileged
+    privileged, budget = config.pair.privileged, config.learner.micro_batch_tokens
+    if config.eval.sequence_kl and longest_eval > budget:
+        raise ConfigError(
+            f"eval.sequence_kl=true: learner.micro_batch_tokens ({budget}) cannot hold the longest evaluation prompt + "
+            f"eval.max_tokens = {longest_eval}"
+        )
     for role in ROLES:
         prompts: dict[str, int] = {}
         if config.mode == "train":

@@ -31,6 +31,10 @@ class Shards(Protocol):
         """Inside, all weights are whole, so that ranks may make different numbers of forward passes."""
         ...
 
+    def reset(self) -> bool:
+        """After an error inside a pass of a single rank: drop gradients, be as before; False if that is impossible."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Model:

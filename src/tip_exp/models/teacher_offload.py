@@ -24,22 +24,31 @@ class TeacherOffloader:
     """
 
     def __init__(self, module: PreTrainedModel, head: Head, placement: Placement, device: torch.device) -> None:
-        self._device, self._offloads = device, placement == "offload" and device.type != "cpu"
-        head_ids = {id(head.weight), id(head.bias)}
-        self._backbone = {name: p for name, p in module.named_parameters() if id(p) not in head_ids}
-        self._host_copies: dict[str, Tensor] = {}  # made once, for the weights never change
+        self._device = device
+        offloads = placement == "offload" and device.type != "cpu"
+        self._backbone = backbone_of(module, head) if offloads else {}
+        move_to_host(self._backbone)
+        self._host_copies = {name: p.detach() for name, p in self._backbone.items()}  # weights never change
 
     @contextmanager
     def on_device(self) -> Iterator[None]:
-        if not self._offloads:
-            yield
-            return
-        for name, host_copy in self._host_copies.items():
-            self._backbone[name].data = host_copy.to(self._device, non_blocking=True)
         try:
+            for name, parameter in self._backbone.items():
+                parameter.data = self._host_copies[name].to(self._device, non_blocking=True)
             yield
         finally:
-            if not self._host_copies:
-                self._host_copies = {name: p.detach().cpu().pin_memory() for name, p in self._backbone.items()}
             for name, parameter in self._backbone.items():
                 parameter.data = self._host_copies[name]
+
+
+def backbone_of(module: PreTrainedModel, head: Head) -> dict[str, Tensor]:
+    """The parameters by name, those of the head excepted."""
+    head_ids = {id(head.weight), id(head.bias)}
+    return {name: p for name, p in module.named_parameters() if id(p) not in head_ids}
+
+
+def move_to_host(parameters: dict[str, Tensor]) -> None:
+    """Replace their data by pinned copies in host memory, where they are not there yet."""
+    for parameter in parameters.values():
+        if not parameter.is_pinned():
+            parameter.data = parameter.detach().cpu().pin_memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
         self.mlflow_id = self.root / "mlflow_id"
         self.teacher = self.root / "teacher"  # link to the folder of the teacher's evaluation, if there is one
+        self.micro_batches = self.root / "micro_batch_tokens.json"  # learner/fitting.py
         self.result = self.root / "result.json"
 
     def log_of(self, rank: int) -> Path:
@@ -51,6 +53,15 @@ class RunFolder:
     def row_sizes(self) -> dict[str, int]:
         """Bytes of metrics.jsonl, eval.jsonl and samples.jsonl, without those that do not exist."""
         return {path.name: path.stat().st_size for path in self.rows if path.exists()}
+
+
+def read_budgets(path: Path) -> dict[int, int]:
+    """micro_batch_tokens.json: step -> the most tokens of a micro-batch from this step on; {} if memory sufficed."""
+    try:
+        budgets = {int(step): int(tokens) for step, tokens in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+    return budgets
 
 
 def numbered_checkpoints(checkpoints: Path) -> dict[int, Path]:

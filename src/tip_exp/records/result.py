@@ -17,10 +17,11 @@ import yaml
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records import metrics
-from tip_exp.records.folder import RunFolder
+from tip_exp.records.folder import RunFolder, read_budgets
 from tip_exp.records.reader import Outcomes
 from tip_exp.utils.io import read_rows, to_json, write_atomic
 from tip_exp.utils.paths import PACKAGE
+from tip_exp.utils.space import when_there_is_space
 
 LOSS_RISE = 2.0  # last over first quarter of the steps, from which a run is not healthy
 
@@ -49,18 +50,21 @@ def write_result(
         "git_revision": git_revision(),
         "hardware": hardware(),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "health": health(rows),
+        "health": health(rows, read_budgets(folder.micro_batches)),
         "row_bytes": folder.row_sizes(),
     }
     if folder.model.exists():
         write_card(config, result, folder.model)
     folder.check_held()
-    write_atomic(folder.result, to_json(result, indent=2) + "\n")
+    when_there_is_space(lambda: write_atomic(folder.result, to_json(result, indent=2) + "\n"), folder.result)
     return result
 
 
-def health(rows: list[dict[str, Any]]) -> str:
-    """ "healthy", or what went wrong in which share of the steps; of the loss, medians of a quarter of the steps."""
+def health(rows: list[dict[str, Any]], budgets: dict[int, int] | None = None) -> str:
+    """ "healthy", or what went wrong in which share of the steps; of the loss, medians of a quarter of the steps.
+
+    `budgets`: tokens of a micro-batch from the steps on at which memory did not suffice.
+    """
     steps = rows[1:]
     faults: list[str] = []
     non_finite = sum(bool(row.get(metrics.NON_FINITE)) for row in steps)
@@ -68,6 +72,8 @@ def health(rows: list[dict[str, Any]]) -> str:
     for count, what in ((non_finite, "not finite"), (skipped, "nothing kept")):
         if count:
             faults.append(f"skipped {count} of {len(steps)} steps ({what})")
+    if budgets:
+        faults.append(f"out of memory at step {min(budgets)}, then micro-batches of {min(budgets.values())} tokens")
     losses = [row[metrics.LOSS] for row in steps if row.get(metrics.LOSS) is not None]
     quarter = max(1, len(losses) // 4)
     first, last = (median(part) if losses else 0.0 for part in (losses[:quarter], losses[-quarter:]))

@@ -15,6 +15,7 @@ from tip_exp.records.metrics import TEACHER
 from tip_exp.records.tracker import Listener
 from tip_exp.utils.errors import RunFailedError
 from tip_exp.utils.io import flush, read_rows, to_json, to_json_lines, write_atomic
+from tip_exp.utils.space import when_there_is_space
 
 # File name -> [bytes, SHA-256 of these bytes] of the rows that a checkpoint follows.
 RowsRecord = dict[str, list[Any]]
@@ -86,17 +87,27 @@ class RunLogger(AbstractContextManager):
     def _append(self, path: Path, rows: list[dict[str, Any]]) -> None:
         if not self._writes:
             return
-        self._folder.check_held()
         data = to_json_lines(rows).encode()
-        with path.open("ab") as file:
-            if file.tell() != self._sizes[path.name]:
-                raise RunFailedError(
-                    f"{path} has {file.tell()} bytes, but this process wrote {self._sizes[path.name]}: another process "
-                    "changed it; this one stops"
-                )
-            file.write(data)
+        when_there_is_space(lambda: self._write(path, data), path)
         self._sizes[path.name] += len(data)
         self._hashes[path.name].update(data)
+
+    def _write(self, path: Path, data: bytes) -> None:
+        """Append `data`, or nothing. Raises RunFailedError if the file is not as this process left it."""
+        self._folder.check_held()
+        size, rest = self._sizes[path.name], memoryview(data)
+        with path.open("ab", buffering=0) as file:
+            if file.tell() != size:
+                raise RunFailedError(
+                    f"{path} has {file.tell()} bytes, but this process wrote {size}: another process changed it; this "
+                    "one stops"
+                )
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                file.truncate(size)
+                raise
 
     def __exit__(self, *exception: object) -> None:
         for tracker in self._trackers:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import NoReturn
 
+# As torch, its allocators for GPU and CPU, and cuBLAS say it.
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED")
 FAILED, BAD_CONFIG, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
@@ -21,6 +24,14 @@ class DataError(ValueError):
 
 class RunFailedError(RuntimeError):
     """A run ended without a result; the message says why or where its log is."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory of the device or of the host did not suffice; False for an error of this package."""
+    if isinstance(error, MemoryError):
+        return True
+    is_torchs = isinstance(error, RuntimeError) and not isinstance(error, RunFailedError)
+    return is_torchs and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def exit_code(error: BaseException) -> int:

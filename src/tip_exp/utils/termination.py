@@ -42,6 +42,11 @@ def is_requested() -> bool:
     return _Request.received
 
 
+def request() -> None:
+    """As a signal does after `defer`."""
+    _Request.received = True
+
+
 def is_handled(handler: object) -> bool:
     """Whether a signal's handler is this module's."""
     return handler is _receive

@@ -1,0 +1,213 @@
+"""`tip-exp replay`: a step whose numbers were not finite, once more: which rollouts, and where in the models.
+
+Weights and optimizer are those of the run's newest checkpoint before the step; steps between the two are repeated, with
+their draws. One process does it, whatever the number of ranks of the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from tip_exp.build import TrainingParts
+from tip_exp.config.parse import load
+from tip_exp.learner.adamw import divide_gradients, local_part
+from tip_exp.learner.checkpoint import Checkpoints
+from tip_exp.learner.distributed import ALONE
+from tip_exp.learner.learner import objective
+from tip_exp.learner.teacher import split
+from tip_exp.losses import BACKENDS
+from tip_exp.losses.head import LazyLogits
+from tip_exp.models.packed_attention import activation_checkpointing
+from tip_exp.records import metrics as names
+from tip_exp.records.folder import RunFolder, read_budgets
+from tip_exp.report.tables import Table, markdown
+from tip_exp.types import Problem, Rollout
+from tip_exp.utils.errors import DataError, RunFailedError, exit_code, format_error
+from tip_exp.utils.units import MIB
+
+MAX_ROWS = 20  # of the table
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One rollout of the step: means over all its response tokens, whatever the selector keeps of them."""
+
+    number: int
+    problem: str
+    tokens: int
+    loss: float  # nats a token
+    grad_norm: float
+    where: str  # the first module whose output is not finite, else the part of the step; "" if all is finite
+
+
+def replay(arguments: list[str]) -> None:
+    """Print the table of a step; an error that a user can cause is one message without a traceback."""
+    parser = argparse.ArgumentParser(
+        prog="tip-exp replay", description="The rollouts of a step whose numbers were not finite, once more."
+    )
+    parser.add_argument("run", type=Path, help="the run's folder, which holds non_finite_….json")
+    parser.add_argument("--step", type=int, help="of the step; without it the last one that is kept")
+    given = parser.parse_args(arguments)
+    try:
+        print(replayed(RunFolder(given.run), given.step))
+    except (ValueError, OSError, RunFailedError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        print(format_error(error), file=sys.stderr)
+        sys.exit(exit_code(error))
+
+
+def replayed(folder: RunFolder, step: int | None = None) -> str:
+    """The fault that the run reported, that of the repeated step, and a row for each rollout, the faulty ones first."""
+    batch = _read_batch(folder, step)
+    step, rollouts = int(batch["step"]), [_rollout(row) for row in batch["rollouts"]]
+    config = load(folder.config)
+    config = config.model_copy(update={"logger": config.logger.model_copy(update={"wandb": "off"})})
+    transformers.utils.logging.disable_progress_bar()
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        parts = TrainingParts(config, RunFolder(scratch), stack)
+        weights = _go_to(parts, folder, step)
+        problems = parts.train.batch(step)[1]
+        models = {"teacher": parts.pair.teacher.module, "student": parts.pair.student.module}
+        bad = [f"{role}: {name}" for role, model in models.items() for name in _not_finite_weights(model)]
+        measured = [_measure(parts, *row) for row in zip(range(len(rollouts)), rollouts, problems, strict=True)]
+        again = _whole_step(parts, step, rollouts, problems)
+    lines = [f"{folder.root}, step {step}: {batch['fault']}", f"weights: {weights}", f"the step again: {again}"]
+    if bad:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        lines.append(f"weights that are not finite: {', '.join(bad[:3])}{more}")
+    return "\n".join(lines) + "\n\n" + _table(measured)
+
+
+def _table(measured: list[Measured]) -> str:
+    def fault_first(row: Measured) -> tuple[bool, float, int]:
+        return not row.where, -row.grad_norm if math.isfinite(row.grad_norm) else 0.0, row.number
+
+    ordered = sorted(measured, key=fault_first)
+    rows = [
+        [str(row.number), row.problem, str(row.tokens), f"{row.loss:.4g}", f"{row.grad_norm:.4g}", row.where]
+        for row in ordered[:MAX_ROWS]
+    ]
+    headings = ["rollout", "problem", "tokens", "loss, nats", "gradient norm", "first not finite"]
+    faulty = sum(bool(row.where) for row in measured)
+    notes = [f"{faulty} of {len(measured)} rollouts not finite; means over all response tokens of a rollout."]
+    if len(measured) > MAX_ROWS:
+        notes[0] += f" {len(measured) - MAX_ROWS} rows are left out."
+    return markdown(Table("", headings, rows, notes=notes))
+
+
+def _read_batch(folder: RunFolder, step: int | None) -> dict[str, Any]:
+    kept = {int(re.sub(r"\D", "", path.name)): path for path in folder.root.glob("non_finite_*.json")}
+    if not kept:
+        raise DataError(f"{folder.root} holds no non_finite_….json: no step of a run there had numbers not finite")
+    if step is not None and step not in kept:
+        raise DataError(f"--step {step}: {folder.root} holds the batches of steps {', '.join(map(str, sorted(kept)))}")
+    return json.loads(kept[max(kept) if step is None else step].read_text(encoding="utf-8"))
+
+
+def _rollout(row: dict[str, Any]) -> Rollout:
+    """JSON has null for log-probabilities that are not finite."""
+    logprobs = [math.nan if value is None else value for value in row["sampler_logprobs"]]
+    return Rollout(**{field.name: row[field.name] for field in fields(Rollout)} | {"sampler_logprobs": logprobs})
+
+
+def _go_to(parts: TrainingParts, folder: RunFolder, step: int) -> str:
+    """Bring pair and optimizer to the start of `step`; returns how."""
+    parts.saved = Checkpoints(folder.checkpoints, ALONE).newest(before=step)
+    parts.update.budgets = read_budgets(folder.micro_batches)
+    start = parts.resume()
+    for earlier in range(start + 1, step):
+        _, problems = parts.train.batch(earlier)
+        parts.update(earlier, parts.rollouts(earlier), problems)
+        parts.sync()
+    source = "the pair's own" if parts.saved is None else f"{parts.saved.path.parent.name}/{parts.saved.path.name}"
+    return source + (f", then {step - 1 - start} more of the run's steps" if start + 1 < step else "")
+
+
+def _measure(parts: TrainingParts, number: int, rollout: Rollout, problem: Problem) -> Measured:
+    pair, config, learner = parts.pair, parts.config.learner, parts.learner
+    checkpoints = activation_checkpointing(pair.student.module) if config.activation_checkpointing else nullcontext()
+    with _first_not_finite({"teacher": pair.teacher.module, "student": pair.student.module}) as first:
+        teacher_hidden = parts.teacher.hidden([rollout], [problem])
+        (batch,) = split([rollout], pair, config, ALONE)
+        with pair.student.whole(trains=True), pair.teacher.whole():
+            with checkpoints:
+                hidden = pair.student.hidden(batch)
+            result = BACKENDS[config.loss_backend](
+                LazyLogits(hidden.detach(), pair.student.head),
+                LazyLogits(teacher_hidden[0], pair.teacher.head),
+                torch.ones(batch.num_tokens, dtype=torch.bool),
+                objective(config, batch.token_ids),
+                config.tile_mib * MIB,
+            )
+            hidden.backward(result.hidden_grad)
+    norm = float(divide_gradients(learner.parameters, batch.num_tokens))
+    learner.optimizer.zero_grad(set_to_none=True)
+    loss = float(result.value) / batch.num_tokens
+    unnamed = "loss" if not math.isfinite(loss) else "" if math.isfinite(norm) else "backward pass"
+    return Measured(number, problem.id, batch.num_tokens, loss, norm, first[0] if first else unnamed)
+
+
+def _whole_step(parts: TrainingParts, step: int, rollouts: list[Rollout], problems: list[Problem]) -> str:
+    """What the step reports when all of it is done again, the update included."""
+    faults: list[str] = []
+    parts.learner.keep_batch = lambda _step, _rollouts, fault: faults.append(fault)
+    try:
+        metrics = parts.update(step, rollouts, problems).metrics
+    except FloatingPointError:
+        metrics = {}
+    if faults:
+        return faults[0]
+    numbers = {name: metrics.get(name, math.nan) for name in (names.LOSS, names.GRAD_NORM)}
+    return "finite here, " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+
+
+@contextmanager
+def _first_not_finite(models: dict[str, nn.Module]) -> Iterator[list[str]]:
+    """A list that gets the modules whose outputs are not finite, in the order in which they end."""
+    seen: list[str] = []
+
+    def check(name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+        if not all(bool(tensor.isfinite().all()) for tensor in _tensors(output)):
+            seen.append(f"{name} ({type(module).__name__})")
+
+    hooks = [
+        module.register_forward_hook(partial(check, f"{role}: {name}"))
+        for role, model in models.items()
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, dict | list | tuple):
+        for item in output.values() if isinstance(output, dict) else output:
+            yield from _tensors(item)
+
+
+def _not_finite_weights(model: nn.Module) -> list[str]:
+    return [name for name, weight in model.named_parameters() if not bool(local_part(weight).isfinite().all())]
