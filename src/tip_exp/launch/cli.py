@@ -62,10 +62,24 @@ def _compare(arguments: list[str]) -> None:
     compare(arguments)
 
 
+def _push(arguments: list[str]) -> None:
+    from tip_exp.launch.push import push
+
+    push(arguments)
+
+
+def _schema(arguments: list[str]) -> None:
+    from tip_exp.launch.schema import schema
+
+    schema(arguments)
+
+
 # name -> (the command, what it does)
 COMMANDS = {
     "show": (_show, "configuration, state and results of a run, or of each run of a folder"),
     "compare": (_compare, "how two runs or sweeps differ: configuration and results"),
+    "push": (_push, "a finished run's model, with a card, on the Hugging Face hub"),
+    "schema": (_schema, "the JSON schema of YAML files, for editors"),
     "score": (_score, "statistics of the tokens of a file, without training"),
 }
 

@@ -127,15 +127,20 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{prefix}{key}.")
 
 
-def _explained(text: str) -> list[str]:
-    """The lines of a config with the comments that its keys have in conf/."""
+def key_comments() -> dict[str, str]:
+    """Dotted key -> the comment that it has in conf/."""
     comments = dict(_comments(conf_dir() / "config.yaml"))
     for group, options in _options([conf_dir()]).items():
         section = "data.train" if group == "dataset" else group
         for path in options.values() if group != "experiment" else ():
             for key, comment in _comments(path, f"{section}."):
                 comments.setdefault(key, comment)
-    lines = text.splitlines()
+    return comments
+
+
+def _explained(text: str) -> list[str]:
+    """The lines of a config with the comments that its keys have in conf/."""
+    comments, lines = key_comments(), text.splitlines()
     keys = [key for key, _ in _with_keys(lines)]
     return [f"{line}  # {comments[key]}" if key in comments else line for line, key in zip(lines, keys, strict=True)]
 
