@@ -57,6 +57,10 @@ test-gpu: install ## run the tests that need a CUDA device
 gpu-check: install ## check this package on this machine's GPUs, 15 minutes; writes results/gpu/DEVICE.md
 	$(BIN)/python -m benchmarks gpu_check
 
+docs: install ## build the site of docs/ in site/ (the package index once, then no network)
+	$(BIN)/pip install --quiet $(PIP_ARGS) --constraint $(PINS) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 lock: install ## write requirements.lock: every package with its hashes (needs the package index)
 	$(BIN)/pip install --quiet $(PIP_ARGS) uv
 	$(BIN)/uv pip compile pyproject.toml --extra dev --constraint constraints.txt --python-version 3.11 --universal \
@@ -126,5 +130,5 @@ clean: ## remove the caches of tests and tools (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-.PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check chaos chaos-quick lock audit lint check plan sweep demos \
+.PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check chaos chaos-quick docs lock audit lint check plan sweep demos \
 	demos-quick results report bench pairs students ledger clean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ from tip_exp.utils.paths import conf_dir, sweeps_dir
 GROUPS = ("agent", "data", "dataset", "eval", "learner", "logger", "pair", "rollout", "selector")
 
 
+@cache
+def validator(section: str | None = None) -> Draft7Validator:
+    return Draft7Validator(json_schema(section))
+
+
 def errors(section: str | None, values: Any) -> list[str]:
-    return [error.message for error in Draft7Validator(json_schema(section)).iter_errors(values)]
+    return [error.message for error in validator(section).iter_errors(values)]
 
 
 def content(path: Path) -> Any:
@@ -30,12 +36,11 @@ def is_whole(path: Path) -> bool:
 
 
 def test_every_file_with_keys_of_a_run_is_accepted() -> None:
-    validator = Draft7Validator(json_schema())
     files = [path for folder in (conf_dir(), sweeps_dir()) for path in folder.rglob("*.yaml") if is_whole(path)]
     files = [path for path in files if "hydra" not in path.relative_to(path.parents[2]).parts]
     assert len(files) > 35
     for path in files:
-        assert [error.message for error in validator.iter_errors(content(path))] == [], path
+        assert errors(None, content(path)) == [], path
 
 
 @pytest.mark.parametrize("group", GROUPS)
