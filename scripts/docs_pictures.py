@@ -19,7 +19,7 @@ WIDTHS, HEIGHT = (1400, 390), 1100  # of a picture, pixels
 # part of the page -> what hides the others
 PARTS = {
     "page": "",
-    "viewer": "<style>header {display: none} body > section {height: 0; overflow: hidden; margin: 0}</style>",
+    "viewer": "<style>header, body > section {display: none}</style>",
 }
 QUALITY = 80  # of WebP
 
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def draw(text: str, width: int, theme: str, path: Path) -> None:
-    """The top of the page. It is drawn in a frame, since a window of Chromium is 500 pixels wide or more."""
+    """The top of the page. Plots are drawn in a frame, as they take the 500 pixels that a window has at least."""
     from PIL import Image
 
     browser = next(filter(None, map(shutil.which, CHROMIUMS)), None)
@@ -46,9 +46,12 @@ def draw(text: str, width: int, theme: str, path: Path) -> None:
         page.write_text(text, encoding="utf-8")
         style = f"border: 0; width: {width}px; height: {HEIGHT}px"
         frame.write_text(f'<body style="margin: 0"><iframe src="page.html?theme={theme}" style="{style}"></iframe>')
+        has_plots = PARTS["viewer"] not in text
+        shown, window = (f"{frame}", max(width, 800)) if has_plots else (f"{page}?theme={theme}", width)
         command = [browser, *BROWSER_OPTIONS, f"--user-data-dir={scratch}/browser", f"--screenshot={picture}"]
-        command += [f"--window-size={max(width, 800)},{HEIGHT}", f"file://{frame}"]
-        subprocess.run(command, capture_output=True, timeout=600)
+        subprocess.run(
+            [*command, f"--window-size={window},{HEIGHT}", f"file://{shown}"], capture_output=True, timeout=600
+        )
         with Image.open(picture) as image:
             image.convert("RGB").crop((0, 0, width, HEIGHT)).save(path, quality=QUALITY, method=6)
 
