@@ -37,7 +37,7 @@ def main() -> None:
 
 def draw(text: str, width: int, theme: str, path: Path) -> None:
     """The top of the page. Plots are drawn in a frame, as they take the 500 pixels that a window has at least."""
-    from PIL import Image
+    from PIL import Image  # pyright: ignore[reportMissingImports]
 
     browser = next(filter(None, map(shutil.which, CHROMIUMS)), None)
     assert browser, f"pictures need one of {', '.join(CHROMIUMS)} on the PATH"
