@@ -40,6 +40,8 @@ ONLY = {("config", "selector"): {"selector.scores"}, ("losses", "selector"): {"s
 IMPORTERS = {
     "vllm": {"rollout.vllm"},
     "wandb": {"records.tracker", "report.wandb"},
+    "trackio": {"records.dashboards"},
+    "mlflow": {"records.dashboards"},
     "peft": {"models.lora"},
     "hydra": {"launch.cli", "launch.help", "launch.sweep", "launch.plan"},
     "torch.distributed": {

@@ -23,7 +23,7 @@ class TrackioListener:
     """A run of the local trackio project, or of the Space or server that trackio's environment variables name."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, step: int) -> None:
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self._trackio, self._step = trackio, step
         self._run = trackio.init(
@@ -88,8 +88,8 @@ class MlflowListener:
     """A run of MLflow's experiment `logger.project`, where MLFLOW_TRACKING_URI or MLflow's default says."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, step: int) -> None:
-        from mlflow.entities import Metric, Param
-        from mlflow.tracking import MlflowClient
+        from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         self._metric, self._step, self._client = Metric, step, MlflowClient()
         if step and folder.mlflow_id.exists():

@@ -142,7 +142,7 @@ class WandbListener:
     def log(self, values: dict[str, float], step: int) -> None:
         self._run.log(values, step=step)
 
-    def table(self, name: str, columns: list[Any], rows: list[list[Any]], step: int) -> None:
+    def table(self, name: str, columns: list[Any], rows: list[Any], step: int) -> None:
         import wandb
 
         self._run.log({name: wandb.Table(columns=columns, data=rows)}, step=step)
