@@ -38,5 +38,6 @@ def _clip(config: LearnerConfig, statistics: Statistics) -> float:
     """`learner.kl_clip` in nats; NaN where the statistics are."""
     if not isinstance(config.kl_clip, str):
         return config.kl_clip
-    values = statistics["reverse_kl"] if objective_stats(config) else ()
-    return float(quantile_of(values, float(config.kl_clip.removeprefix("q")))) if len(values) else math.inf
+    if not objective_stats(config) or not len(statistics["reverse_kl"]):
+        return math.inf
+    return float(quantile_of(statistics["reverse_kl"], float(config.kl_clip.removeprefix("q"))))
