@@ -74,10 +74,10 @@ def token_stats(
         if "jsd" in wanted:
             tile_values["jsd"] = jsd(sums[0], sums[1], jsd_beta).clamp(min=0)
         if top_wanted:
-            tiles = workspace.tiles(len(tile_ids), slice(0, cut.vocab_size))
+            z, t = workspace.tiles(len(tile_ids), slice(0, cut.vocab_size))
             log_normalizer = sums[1].log_normalizer
             tile_values |= top_token_statistics(
-                *tiles, log_normalizer, tile_ids, tile_maxima, workspace, overlap_k=top_k, wanted=top_wanted
+                z, t, log_normalizer, tile_ids, tile_maxima, workspace, overlap_k=top_k, wanted=top_wanted
             )
         values.append({name: tile_values[name] for name in wanted})
     joined = {name: torch.cat([tile[name] for tile in values]).to(head.dtype) for name in wanted}
