@@ -53,7 +53,7 @@ def narrow_blocks() -> Iterator[None]:
 
 def torch_sums(z: Tensor, t: Tensor, group_maxima: Tensor | None = None) -> list[OnlineSoftmaxStats]:
     cut = tiling(*z.shape, z.dtype, 1 << 24, whole_rows=True)
-    return tile_stats([z, t], Workspace(cut, z.dtype, z.device, num_scratch=3), group_maxima)
+    return tile_stats([z, t], Workspace(cut, z.dtype, z.device, num_scratch=4), group_maxima)
 
 
 @pytest.mark.parametrize("dtype", CLOSE)

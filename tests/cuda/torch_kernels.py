@@ -15,7 +15,7 @@ from tip_exp.losses.tiling import Workspace, tiling
 
 def workspace_for(tile: Tensor) -> Workspace:
     """Scratch blocks for one tile."""
-    return Workspace(tiling(*tile.shape, tile.dtype, 1 << 24, whole_rows=True), tile.dtype, tile.device, num_scratch=4)
+    return Workspace(tiling(*tile.shape, tile.dtype, 1 << 24, whole_rows=True), tile.dtype, tile.device, num_scratch=5)
 
 
 def add_tile(running: Tensor | None, z: Tensor, t: Tensor | None = None, *, group_maxima: Tensor | None) -> Tensor:
@@ -36,7 +36,9 @@ def logit_gradient_sums(z: Tensor, t: Tensor) -> Tensor:
 
 
 def mixture_sum(z: Tensor, t: Tensor, z_max: Tensor, t_max: Tensor, ratio: Tensor) -> Tensor:
-    return online_softmax._mixture_sum(z, t, z_max, t_max, ratio, workspace_for(z))
+    z_shifted, t_shifted = z - z_max[:, None], t - t_max[:, None]
+    m = (z_shifted.exp() + ratio[:, None] * t_shifted.exp()).clamp(min=torch.finfo(z.dtype).tiny)
+    return (m * (m.log() - z_shifted)).sum(-1)
 
 
 def kl_grad(

@@ -24,7 +24,7 @@ VOCAB = 151_936
 def streamed_norm(z: Tensor, t: Tensor, edges: list[int]) -> Tensor:
     """From tiles of the columns between the edges."""
     cut = tiling(*z.shape, z.dtype, 1 << 24, whole_rows=True)
-    workspace = Workspace(cut, z.dtype, z.device, num_scratch=4)
+    workspace = Workspace(cut, z.dtype, z.device, num_scratch=5)
     sums = []
     for start, stop in itertools.pairwise(edges):
         tiles = [logits[:, start:stop].contiguous() for logits in (z, t)]
@@ -106,7 +106,7 @@ def test_two_tokens_by_hand() -> None:
 def test_the_order_of_merging_does_not_matter() -> None:
     z, t = random_logits(1, 3, 24)
     cut = tiling(3, 6, z.dtype, 1 << 20, whole_rows=True)
-    workspace = Workspace(cut, z.dtype, z.device, num_scratch=4)
+    workspace = Workspace(cut, z.dtype, z.device, num_scratch=5)
     parts: list[LogitGradientSums] = []
     for columns in (slice(i, i + 6) for i in range(0, 24, 6)):
         (stats, _) = add_tile([], [z[:, columns], t[:, columns]], workspace, with_gradient=True)

@@ -15,6 +15,7 @@ from tests.reference import DIVERGENCE_NAMES, random_pair
 from torch import Tensor
 
 from tip_exp.losses import BACKENDS, LossAndGrad, fused, tiling
+from tip_exp.losses import head as head_module
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.head import Head, LazyLogits
 from tip_exp.losses.tiling import LIVE_TILES
@@ -118,7 +119,8 @@ def test_whole_rows_may_take_several_gemms_and_blocks(
     student, teacher = random_pair(seed, n, vocab, extra=2, **head)
     kept_mask = torch.ones(n, dtype=torch.bool)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiling.GEMM_ELEMENTS, "cpu", gemm_elements)
+        patch.setattr(head_module, "LOGIT_ROWS", gemm_elements)
+        patch.setattr(head_module, "PRODUCT_ROWS", gemm_elements)
         patch.setitem(tiling.BLOCK_ELEMENTS, "cpu", gemm_elements // 2 + 1)
         result = fused(student, teacher, kept_mask, Divergence(name, 0.3), 1 << 20)
     assert_equals_reference(result, student, teacher, kept_mask.double(), of_logits(name))

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from tip_exp.losses import tiling as tiling_module
 from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, add_tile, tile_stats
-from tip_exp.losses.tiling import GROUP, LIVE_TILES, Workspace, tiling
+from tip_exp.losses.tiling import LIVE_TILES, Workspace, tiling
 
 
 def workspace_for(z: Tensor) -> Workspace:
     """One tile of all rows of z."""
-    return Workspace(tiling(*z.shape, z.dtype, 1 << 20, whole_rows=True), z.dtype, z.device, num_scratch=3)
+    return Workspace(tiling(*z.shape, z.dtype, 1 << 20, whole_rows=True), z.dtype, z.device, num_scratch=4)
 
 
 @given(
@@ -66,7 +66,7 @@ def test_tiles_stay_within_their_bytes_and_cover_everything_once(
 ) -> None:
     cut = tiling(n, vocab, torch.float32, kib * 1024, whole_rows=whole_rows, device=device)
     assert cut.held_elements * 4 * LIVE_TILES <= kib * 1024 or (cut.height == 1 and whole_rows)
-    assert cut.width == vocab or cut.width % GROUP == 0 or not whole_rows
+    assert cut.width == vocab or not whole_rows
     for slices, length in ((cut.rows(), n), (cut.columns(), vocab)):
         edges = [(part.start, part.stop) for part in itertools.islice(slices, 1000)]
         assert edges[0][0] == 0 and all(start < stop for start, stop in edges)

@@ -13,6 +13,7 @@ from tests import reference
 from tests.reference import random_pair
 from torch import Tensor
 
+from tip_exp.losses import head as head_module
 from tip_exp.losses import tiling
 from tip_exp.losses.head import LazyLogits
 from tip_exp.losses.tiling import LIVE_TILES
@@ -62,7 +63,7 @@ def test_whole_rows_may_take_several_gemms_and_blocks(
 ) -> None:
     pair_and_ids = random_tokens(seed, 5, vocab)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tiling.GEMM_ELEMENTS, "cpu", gemm_elements)
+        patch.setattr(head_module, "LOGIT_ROWS", gemm_elements)
         patch.setitem(tiling.BLOCK_ELEMENTS, "cpu", gemm_elements // 2 + 1)
         tile_bytes = tile_rows * LIVE_TILES * vocab * 8
         values = token_stats(*pair_and_ids, wanted=ALL, tile_bytes=tile_bytes, top_k=20).values

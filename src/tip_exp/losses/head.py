@@ -15,7 +15,10 @@ from tip_exp.losses.tiling import Workspace
 
 # Rows of a 16-bit weight converted to float32 at a time where the device has no mixed-precision GEMM.
 CONVERTED_ROWS = 1024
-# Rows of a 16-bit weight whose gradient is one float32 product on CUDA: 128 MiB at hidden size 4096.
+# Rows of a weight per GEMM of logits on a CPU: with tiles of few rows, wider GEMMs take up to 1.4 times as long.
+LOGIT_ROWS = 1024
+# Rows of a weight per pair of GEMMs for gradients. On CUDA the gradient of a 16-bit weight is first a float32 product:
+# 128 MiB at hidden size 4096.
 PRODUCT_ROWS = 8192
 
 
@@ -64,7 +67,7 @@ class Head:
 
     def logits_into(self, tile: Float[Tensor, "n c"], hidden: Float[Tensor, "n d"], columns: slice) -> None:
         """Fill `tile` with the logits of some vocabulary columns; the GEMM accumulates in float32."""
-        for weight_rows, tile_columns in self._pieces(columns):
+        for weight_rows, tile_columns in self._pieces(columns, None if tile.is_cuda else LOGIT_ROWS):
             self._matmul(hidden, self.weight[weight_rows].T, tile[:, tile_columns])
         if self.bias is not None:
             tile += self._finite(self.bias[columns])
@@ -141,16 +144,11 @@ class Head:
     def _finite(self, bias: Tensor) -> Tensor:
         return bias.to(self.dtype).clamp(min=LOWEST)
 
-    def _pieces(self, columns: slice, mixed_rows: int | None = None) -> Iterator[tuple[slice, slice]]:
-        """(rows of the weight, columns of the tile), few enough at a time for a 16-bit weight to be converted.
-
-        `mixed_rows`: at most so many for a mixed-precision GEMM, which converts nothing.
-        """
+    def _pieces(self, columns: slice, gemm_rows: int | None) -> Iterator[tuple[slice, slice]]:
+        """(rows of the weight, columns of the tile) of each GEMM: at most `gemm_rows`, fewer if they are converted."""
         width = columns.stop - columns.start
         converts = self.weight.dtype != self.dtype and not self._has_mixed_gemm
-        step = CONVERTED_ROWS if converts else max(1, width)
-        if self._has_mixed_gemm and mixed_rows is not None:
-            step = mixed_rows
+        step = CONVERTED_ROWS if converts else gemm_rows or max(1, width)
         for start in range(0, width, step):
             tile_columns = slice(start, min(start + step, width))
             yield slice(columns.start + tile_columns.start, columns.start + tile_columns.stop), tile_columns

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tip_exp.losses.tiling import row_dot
+
 LOWERING = 1e6  # argmax takes as long as all sums together
 
 
@@ -72,17 +74,20 @@ class LogitGradientSums:
         return squared.clamp(min=0).sqrt() / self.total
 
 
-def block_sums(z: Tensor, t: Tensor, z_shifted: Tensor, weights: Tensor, rows: Tensor, scratch: Tensor) -> None:
+def block_sums(
+    z: Tensor, t: Tensor, z_shifted: Tensor, weights: Tensor, rows: Tensor, scratch: tuple[Tensor, Tensor]
+) -> None:
     """Fill `rows` (8, n): max z, sum of `weights`, u at the largest z, the center c, and four sums with d = u - c.
 
     z, t: logits (n, c); z_shifted = z - max z, weights = e^z_shifted. The first two rows are filled already, and so is
     c, E_p u rounded: far from it, a sum of squares would be a small difference of large ones.
     """
     z_max, _, top_gap, center, gap_sum, square_sum, square_gap_sum, square_gap2_sum = rows.unbind()
+    product, weighted_gap = scratch
     # t at the largest z: any other token is lowered, except where it is as likely: then any gap will do.
-    torch.sub(z_max, torch.add(t, z_shifted, alpha=LOWERING, out=scratch).amax(-1), out=top_gap)
-    weighted_gap = torch.sub(z, t, out=scratch).sub_(center[:, None]).mul_(weights)
+    torch.sub(z_max, torch.add(t, z_shifted, alpha=LOWERING, out=product).amax(-1), out=top_gap)
+    torch.sub(z, t, out=weighted_gap).sub_(center[:, None]).mul_(weights)
     torch.sum(weighted_gap, -1, out=gap_sum)
-    torch.linalg.vecdot(weights, weights, out=square_sum)
-    torch.linalg.vecdot(weights, weighted_gap, out=square_gap_sum)
-    torch.linalg.vecdot(weighted_gap, weighted_gap, out=square_gap2_sum)
+    row_dot(weights, weights, product, out=square_sum)
+    row_dot(weights, weighted_gap, product, out=square_gap_sum)
+    row_dot(weighted_gap, weighted_gap, product, out=square_gap2_sum)

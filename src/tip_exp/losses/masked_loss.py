@@ -68,7 +68,7 @@ def fused(
         tile_normalizers = [log_normalizers.at(rows) for rows in row_tiles]
     elif not whole_rows:
         tile_normalizers = _first_pass(student, teacher, row_tiles, cut)
-    num_scratch = 0 if kl is None else 3 if whole_rows else 1
+    num_scratch = 0 if kl is None else 4 if whole_rows else 1
     workspace = Workspace(cut, head.dtype, device, num_scratch=num_scratch)
     value = torch.zeros((), dtype=head.dtype, device=device)
     hidden_grad = torch.zeros_like(student.hidden)
@@ -167,7 +167,7 @@ def _first_pass(
     student: LazyLogits, teacher: LazyLogits, row_tiles: list[slice | Tensor], cut: Tiling
 ) -> list[LogNormalizers]:
     """The log-normalizers of each tile's rows, by two more GEMMs."""
-    workspace = Workspace(cut, student.head.dtype, student.hidden.device, num_scratch=3)
+    workspace = Workspace(cut, student.head.dtype, student.hidden.device, num_scratch=4)
     return [_log_normalizers([student[rows], teacher[rows]], workspace) for rows in row_tiles]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tip_exp.losses.logit_gradient import LogitGradientSums, block_sums
-from tip_exp.losses.tiling import GROUP, Workspace, exp, kernels
+from tip_exp.losses.tiling import GROUP, Workspace, exp, kernels, row_dot
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class OnlineSoftmaxStats:
     self_sum: Tensor  # sum of e^(z - max) (z - max)
     cross_sum: Tensor  # sum of e^(z - max) (x - cross_max)
     gradient: LogitGradientSums | None = None  # of the student, where wanted
+    mixture_sum: Tensor | None = None  # of the student's whole row, where wanted: see `jsd`
 
     def merge(self, stats: OnlineSoftmaxStats) -> OnlineSoftmaxStats:
         """The sums over the union of two disjoint sets of columns."""
@@ -88,6 +89,7 @@ def add_tile(
     group_maxima: Tensor | None = None,
     *,
     with_gradient: bool = False,
+    jsd_beta: float | None = None,
 ) -> list[OnlineSoftmaxStats]:
     """Each model's sums after one more tile of columns; `sums` is empty before the first. Else as `tile_stats`."""
     if device_kernels := kernels(tiles[0]):
@@ -97,8 +99,12 @@ def add_tile(
             gradient = LogitGradientSums.of_rows(device_kernels.logit_gradient_sums(*tiles))
             previous = sums[0].gradient if sums else None
             merged[0] = replace(merged[0], gradient=previous.merge(gradient) if previous else gradient)
+        if jsd_beta is not None:
+            maxima = (sums.max.to(tiles[0].dtype) for sums in merged)
+            ratio = _mixture_ratio(merged[0].total, merged[1].total, jsd_beta).to(tiles[0].dtype)
+            merged[0] = replace(merged[0], mixture_sum=device_kernels.mixture_sum(*tiles, *maxima, ratio))
         return merged
-    tile_sums = tile_stats(tiles, workspace, group_maxima, with_gradient=with_gradient)
+    tile_sums = tile_stats(tiles, workspace, group_maxima, with_gradient=with_gradient, jsd_beta=jsd_beta)
     return [a.merge(b) for a, b in zip(sums, tile_sums, strict=True)] if sums else tile_sums
 
 
@@ -108,11 +114,13 @@ def tile_stats(
     group_maxima: Tensor | None = None,
     *,
     with_gradient: bool = False,
+    jsd_beta: float | None = None,
 ) -> list[OnlineSoftmaxStats]:
     """Each model's sums over one tile of logits (n, c): the student's and, if given, the teacher's.
 
     `group_maxima`, (models, n, c // GROUP or 0), receives the largest logit of each full group of columns.
-    Uses scratch blocks 0 to 2, and 3 for the sums of the student's gradient, which `with_gradient` adds.
+    `with_gradient` adds the sums of the student's gradient; `jsd_beta`, the teacher's weight in a mixture, adds the sum
+    of `jsd` and needs whole rows. Uses scratch blocks 0 to 3, and 4 for either of them.
     """
     z, t = tiles if len(tiles) == 2 else (tiles[0], None)
     if group_maxima is None:
@@ -120,31 +128,38 @@ def tile_stats(
     sums = z.new_empty(8, len(z))
     z_max, z_total, z_self, z_cross, t_max, t_total, t_self, t_cross = sums.unbind()
     gradient_sums = z.new_empty(8, len(z)) if with_gradient else None
+    mixture_sum = None if jsd_beta is None else z.new_empty(len(z))
     for rows in workspace.blocks(z):
         block = z[rows]
-        z_shifted, weights = workspace.scratch(0, block), workspace.scratch(1, block)
+        z_shifted, p, product = (workspace.scratch(i, block) for i in range(3))
         _row_max(block, z_max[rows], group_maxima[0][rows])
         torch.sub(block, z_max[rows, None], out=z_shifted)
-        torch.sum(exp(z_shifted, out=weights), -1, out=z_total[rows])
-        torch.linalg.vecdot(weights, z_shifted, out=z_self[rows])
+        torch.sum(exp(z_shifted, out=p), -1, out=z_total[rows])
+        row_dot(p, z_shifted, product, out=z_self[rows])
         if t is None:
             continue
-        block, t_shifted = t[rows], workspace.scratch(2, block)
+        block, t_shifted = t[rows], workspace.scratch(3, block)
         _row_max(block, t_max[rows], group_maxima[1][rows])
         torch.sub(block, t_max[rows, None], out=t_shifted)
-        torch.linalg.vecdot(weights, t_shifted, out=z_cross[rows])
+        row_dot(p, t_shifted, product, out=z_cross[rows])
         if gradient_sums is not None:
             gradient_sums[:2, rows] = sums[:2, rows]
             gradient_sums[3, rows] = z_max[rows] - t_max[rows] + (z_self[rows] - z_cross[rows]) / z_total[rows]
-            block_sums(z[rows], block, z_shifted, weights, gradient_sums[:, rows], workspace.scratch(3, block))
-        torch.sum(exp(t_shifted, out=weights), -1, out=t_total[rows])
-        torch.linalg.vecdot(weights, t_shifted, out=t_self[rows])
-        torch.linalg.vecdot(weights, z_shifted, out=t_cross[rows])
+            block_sums(z[rows], block, z_shifted, p, gradient_sums[:, rows], (product, workspace.scratch(4, block)))
+        q = p if mixture_sum is None else workspace.scratch(4, block)
+        torch.sum(exp(t_shifted, out=q), -1, out=t_total[rows])
+        row_dot(q, t_shifted, product, out=t_self[rows])
+        row_dot(q, z_shifted, product, out=t_cross[rows])
+        if mixture_sum is not None and jsd_beta is not None:
+            ratio = _mixture_ratio(z_total[rows].double(), t_total[rows].double(), jsd_beta).to(z.dtype)
+            m = p.addcmul_(q, ratio[:, None])
+            m.clamp_(min=torch.finfo(m.dtype).tiny)  # keeps log finite where p and q underflow; m log m is 0 there
+            row_dot(m, torch.log(m, out=q).sub_(z_shifted), product, out=mixture_sum[rows])
     # float64 from here: KLs are small differences of large sums, and there are only eight numbers per row.
     stats = _as_stats(sums.double(), len(tiles))
     if gradient_sums is not None:
         stats[0] = replace(stats[0], gradient=LogitGradientSums.of_rows(gradient_sums))
-    return stats
+    return stats if mixture_sum is None else [replace(stats[0], mixture_sum=mixture_sum), stats[1]]
 
 
 def _as_stats(rows: Tensor, num_models: int) -> list[OnlineSoftmaxStats]:
@@ -176,32 +191,16 @@ def _row_max(block: Tensor, out: Tensor, group_maxima: Tensor) -> None:
         torch.maximum(out, block[:, num_groups * GROUP :].amax(-1), out=out)
 
 
-def jsd(
-    z: Tensor, t: Tensor, student: OnlineSoftmaxStats, teacher: OnlineSoftmaxStats, beta: float, workspace: Workspace
-) -> Tensor:
-    """JSD of whole rows of logits (n, V) with their sums, nats, (n,); `beta` is the teacher's weight in the mixture m.
+def jsd(student: OnlineSoftmaxStats, teacher: OnlineSoftmaxStats, beta: float) -> Tensor:
+    """JSD from whole rows' sums, nats, (n,); `beta` is the teacher's weight in the mixture m.
 
-    JSD = beta KL(q || p) - sum of m log(m / p)  with  m = beta q + (1 - beta) p. Uses scratch blocks 0 to 2.
+    JSD = beta KL(q || p) - sum of m log(m / p)  with  m = beta q + (1 - beta) p. `mixture_sum` is this sum for
+    m = e^(z - max z) + ratio e^(t - max t), which is the mixture times total / (1 - beta), and unnormalized p.
     """
-    z_max, t_max = student.max.to(z.dtype), teacher.max.to(z.dtype)
-    # Below p is unnormalized, so m is the mixture times student.total / (1 - beta), and q is weighted to match.
-    ratio = (beta / (1 - beta) * student.total / teacher.total).to(z.dtype)
-    if device_kernels := kernels(z):
-        mixture_sum = device_kernels.mixture_sum(z, t, z_max, t_max, ratio)
-    else:
-        mixture_sum = _mixture_sum(z, t, z_max, t_max, ratio, workspace)
-    return beta * teacher.kl(student) - (1 - beta) * mixture_sum / student.total - math.log1p(-beta)
+    assert student.mixture_sum is not None, "it is wanted"
+    return beta * teacher.kl(student) - (1 - beta) * student.mixture_sum / student.total - math.log1p(-beta)
 
 
-def _mixture_sum(z: Tensor, t: Tensor, z_max: Tensor, t_max: Tensor, ratio: Tensor, workspace: Workspace) -> Tensor:
-    """Sum of m (log m - z + z_max) with m = e^(z - z_max) + ratio e^(t - t_max), (n,)."""
-    mixture_sum = torch.empty_like(z_max)
-    for rows in workspace.blocks(z):
-        block = z[rows]
-        z_shifted, m, q = (workspace.scratch(i, block) for i in range(3))
-        exp(torch.sub(t[rows], t_max[rows, None], out=m), out=q)
-        exp(torch.sub(block, z_max[rows, None], out=z_shifted), out=m)
-        m.addcmul_(q, ratio[rows, None])
-        m.clamp_(min=torch.finfo(m.dtype).tiny)  # keeps log finite where p and q underflow; the term is m log m = 0
-        torch.linalg.vecdot(m, torch.log(m, out=q).sub_(z_shifted), out=mixture_sum[rows])
-    return mixture_sum
+def _mixture_ratio(student_total: Tensor, teacher_total: Tensor, beta: float) -> Tensor:
+    """The weight of unnormalized q beside unnormalized p in the mixture, (n,)."""
+    return beta / (1 - beta) * student_total / teacher_total

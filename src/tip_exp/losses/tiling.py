@@ -15,7 +15,7 @@ from torch import Tensor
 
 LIVE_TILES = 2  # student logits and teacher logits
 MAX_ROWS = 1024  # more rows do not speed up a GEMM, but the hidden-state gradient grows with them
-# Logits per GEMM. CPU: 4 MiB of float32, so both models' logits stay in L3. CUDA: only the byte budget limits it.
+# Logits per tile that need not hold whole rows. CPU: 4 MiB of float32, so both models' logits stay in L3.
 GEMM_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 40}
 # Rows and columns of a tile that the byte budget limits are a multiple of this, where it allows as many: a thread block
 # of a tensor-core GEMM computes 128 x 128 or more, and rows of logits start at 16-byte boundaries.
@@ -23,13 +23,13 @@ MULTIPLE = {"cpu": 1, "cuda": 128}
 # Logits per block of elementwise ops. CPU: 1 MiB of float32, so four blocks stay in cache. CUDA: what autograd keeps
 # per block, for divergences without a kernel.
 BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}
-GROUP = 64  # columns per group whose maximum is kept; with whole rows a GEMM never splits a group
+GROUP = 64  # columns per group whose maximum is kept
 LOG2_E = 1 / math.log(2)
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """N x V in tiles of `height` rows and `width` columns; with `whole_rows` all columns of a tile's rows are held."""
+    """N x V in tiles of `height` rows and `width` columns, which with `whole_rows` are all."""
 
     num_rows: int
     vocab_size: int
@@ -40,7 +40,7 @@ class Tiling:
     @property
     def held_elements(self) -> int:
         """Logits of one model that are in memory at a time."""
-        return self.height * (self.vocab_size if self.whole_rows else self.width)
+        return self.height * self.width
 
     def rows(self) -> Iterator[slice]:
         return _slices(self.num_rows, self.height)
@@ -56,7 +56,7 @@ def tiling(
     elements, gemm_elements = max(1, tile_bytes // (LIVE_TILES * dtype.itemsize)), GEMM_ELEMENTS[device]
     if whole_rows:
         height = max(1, min(num_rows, MAX_ROWS, _round_down(elements // vocab_size, MULTIPLE[device])))
-        width = max(GROUP, gemm_elements // height // GROUP * GROUP)
+        width = vocab_size
     else:
         elements = min(elements, gemm_elements)
         height = max(1, min(num_rows, MAX_ROWS, _round_down(math.isqrt(elements), MULTIPLE[device])))
@@ -96,6 +96,11 @@ def exp(x: Tensor, out: Tensor) -> Tensor:
     return torch.mul(x, LOG2_E, out=out).exp2_() if x.device.type == "cpu" else torch.exp(x, out=out)
 
 
+def row_dot(a: Tensor, b: Tensor, product: Tensor, out: Tensor) -> Tensor:
+    """Dot product of each row of two blocks, (n,), by way of the scratch block `product`."""
+    return torch.sum(torch.mul(a, b, out=product), -1, out=out)
+
+
 class Workspace:
     """The buffers of one pass, allocated once and reused: `tiles` logit tiles and `num_scratch` scratch blocks.
 
@@ -106,22 +111,18 @@ class Workspace:
         self, cut: Tiling, dtype: torch.dtype, device: torch.device, *, num_scratch: int, tiles: int = LIVE_TILES
     ) -> None:
         self.cut = cut
-        row_length = cut.vocab_size if cut.whole_rows else cut.width
         self._block_elements = BLOCK_ELEMENTS[device.type]
         # One allocation: glibc maps sizes above 32 MiB and returns them to the system as soon as the pass ends.
         buffer = torch.empty(tiles * cut.held_elements, dtype=dtype, device=device)
         self._buffers = buffer.split(cut.held_elements)
-        scratch_elements = min(cut.held_elements, max(self._block_elements, row_length))
+        scratch_elements = min(cut.held_elements, max(self._block_elements, cut.width))
         num_scratch = 0 if device.type == "cuda" else num_scratch
         self._scratch = [torch.empty(scratch_elements, dtype=dtype, device=device) for _ in range(num_scratch)]
 
     def tiles(self, height: int, columns: slice) -> list[Tensor]:
-        """Each model's tile, (height, columns): a view of the whole rows if they are held."""
-        if self.cut.whole_rows:
-            width = self.cut.vocab_size
-        else:
-            columns, width = slice(None), columns.stop - columns.start
-        return [buffer[: height * width].view(height, width)[:, columns] for buffer in self._buffers]
+        """Each model's tile, (height, columns)."""
+        width = columns.stop - columns.start
+        return [buffer[: height * width].view(height, width) for buffer in self._buffers]
 
     def scratch(self, index: int, block: Tensor) -> Tensor:
         """Uninitialized buffer of the block's shape."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -54,31 +55,30 @@ def token_stats(
         return TokenStats(dict.fromkeys(wanted, empty), LogNormalizers(*[empty] * 4) if needs_teacher else None)
     check_ids(token_ids, head.vocab_size)
     cut = tiling(len(token_ids), head.vocab_size, head.dtype, tile_bytes, whole_rows=whole_rows, device=device.type)
-    with_gradient = "grad_norm" in wanted
-    num_scratch = 4 if with_gradient else 3
+    options = {"with_gradient": "grad_norm" in wanted, "jsd_beta": jsd_beta if "jsd" in wanted else None}
+    num_scratch = 5 if wanted & {"grad_norm", "jsd"} else 4
     workspace = Workspace(cut, head.dtype, device, num_scratch=num_scratch, tiles=len(models))
-    num_groups = cut.vocab_size // GROUP if wanted & TOP_TOKEN_STATISTICS else 0
+    top_wanted = wanted & TOP_TOKEN_STATISTICS
+    num_groups = cut.vocab_size // GROUP if top_wanted else 0
     group_maxima = torch.empty(2, cut.height, num_groups, dtype=head.dtype, device=device)
     values: list[Statistics] = []
     normalizers: list[LogNormalizers] = []
     for rows in cut.rows():
         tile_ids = token_ids[rows]
         tile_maxima = group_maxima[:, : len(tile_ids)]
-        sums, tile_values = _row_sums(
-            [model[rows] for model in models], tile_ids, workspace, tile_maxima, with_gradient=with_gradient
-        )
+        sums, tile_values = _row_sums([model[rows] for model in models], tile_ids, workspace, tile_maxima, **options)
         if needs_teacher:
             normalizers.append(LogNormalizers.of(*sums))
             tile_values["reverse_kl"] = normalizers[-1].reverse_kl.clamp(min=0)  # rounding can make it negative
             tile_values["forward_kl"] = normalizers[-1].forward_kl.clamp(min=0)
-        if whole_rows:
+        if "jsd" in wanted:
+            tile_values["jsd"] = jsd(sums[0], sums[1], jsd_beta).clamp(min=0)
+        if top_wanted:
             z, t = workspace.tiles(len(tile_ids), slice(0, cut.vocab_size))
-            if "jsd" in wanted:
-                tile_values["jsd"] = jsd(z, t, sums[0], sums[1], jsd_beta, workspace).clamp(min=0)
-            if wanted & TOP_TOKEN_STATISTICS:
-                tile_values |= top_token_statistics(
-                    z, t, sums[1].log_normalizer, tile_ids, tile_maxima, top_k, wanted & TOP_TOKEN_STATISTICS
-                )
+            log_normalizer = sums[1].log_normalizer
+            tile_values |= top_token_statistics(
+                z, t, log_normalizer, tile_ids, tile_maxima, workspace, overlap_k=top_k, wanted=top_wanted
+            )
         values.append({name: tile_values[name] for name in wanted})
     joined = {name: torch.cat([tile[name] for tile in values]).to(head.dtype) for name in wanted}
     log_normalizers = LogNormalizers(*map(torch.cat, zip(*normalizers, strict=True))) if needs_teacher else None
@@ -110,15 +110,14 @@ def top_tokens(
 
 
 def _row_sums(
-    models: list[LazyLogits], token_ids: Tensor, workspace: Workspace, group_maxima: Tensor, *, with_gradient: bool
+    models: list[LazyLogits], token_ids: Tensor, workspace: Workspace, group_maxima: Tensor, **options: Any
 ) -> tuple[list[OnlineSoftmaxStats], Statistics]:
-    """Each model's sums over the vocabulary at one tile's rows, and its statistics; fills `group_maxima`."""
+    """Each model's sums over the vocabulary at one tile's rows, and its statistics; `options` as in `add_tile`."""
     sums: list[OnlineSoftmaxStats] = []
     sampled_logits = group_maxima.new_zeros(len(models), len(token_ids))
     for columns in workspace.cut.columns():
         tiles = project(models, columns, workspace)
-        groups = slice(columns.start // GROUP, columns.stop // GROUP)
-        sums = add_tile(sums, tiles, workspace, group_maxima[:, :, groups], with_gradient=with_gradient)
+        sums = add_tile(sums, tiles, workspace, group_maxima, **options)
         for logits, tile in zip(sampled_logits, tiles, strict=True):
             logits += _sampled_logit(tile, token_ids - columns.start)
     names = (("entropy", "student_logprob"), ("teacher_entropy", "teacher_logprob"))

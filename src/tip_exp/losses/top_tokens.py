@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tip_exp.losses.tiling import GROUP
+from tip_exp.losses.tiling import GROUP, Workspace
 
 TOP_TOKEN_STATISTICS = frozenset({"topk_overlap", "teacher_mass_topk", "teacher_rank", "ier"})
 SUPPORT = 16  # K of teacher_mass_topk (TA-OPD) and of IER
@@ -20,6 +20,8 @@ def top_token_statistics(
     teacher_log_normalizer: Float[Tensor, " n"],
     token_ids: Int[Tensor, " n"],
     group_maxima: Tensor,
+    workspace: Workspace,
+    *,
     overlap_k: int,
     wanted: frozenset[str],
 ) -> dict[str, Tensor]:
@@ -28,7 +30,7 @@ def top_token_statistics(
     overlap_k, support = min(overlap_k, vocab_size), min(SUPPORT, vocab_size)
     k = overlap_k if wanted <= {"topk_overlap"} else max(overlap_k, support)
     student_top, teacher_top = (
-        _top_ids(logits, maxima, k)
+        top_ids(logits, maxima, k)
         for logits, maxima in zip((student_logits, teacher_logits), group_maxima, strict=True)
     )
     values: dict[str, Tensor] = {}
@@ -41,7 +43,7 @@ def top_token_statistics(
         values["teacher_mass_topk"] = logprobs.exp().sum(-1).clamp(max=1)
     if "teacher_rank" in wanted:
         likeliest = teacher_logits.gather(-1, student_top[:, :1])
-        values["teacher_rank"] = (teacher_logits > likeliest).sum(-1).double()
+        values["teacher_rank"] = _count_above(teacher_logits, likeliest, workspace)
     if "ier" in wanted:
         candidates = torch.cat([student_top, teacher_top, token_ids[:, None]], -1).sort(-1).values
         logits = (student_logits.gather(-1, candidates), teacher_logits.gather(-1, candidates))
@@ -69,7 +71,18 @@ def _ier(student_logits: Tensor, teacher_logits: Tensor, candidates: Int[Tensor,
     return signal / noise.clamp(min=_MIN_NOISE)
 
 
-def _top_ids(logits: Tensor, group_maxima: Tensor, k: int) -> Tensor:
+def _count_above(logits: Tensor, threshold: Float[Tensor, "n 1"], workspace: Workspace) -> Float[Tensor, " n"]:
+    """Number of each row's logits above a threshold. On a CPU by way of floats: counting booleans takes longer."""
+    if logits.is_cuda:
+        return (logits > threshold).sum(-1).double()
+    counts = torch.empty(len(logits), dtype=torch.float64)
+    for rows in workspace.blocks(logits):
+        above = torch.gt(logits[rows], threshold[rows], out=workspace.scratch(0, logits[rows]))
+        counts[rows] = above.sum(-1).double()
+    return counts
+
+
+def top_ids(logits: Tensor, group_maxima: Tensor, k: int) -> Tensor:
     """Token ids of each row's k largest logits, (n, k), the largest first.
 
     They lie in the k groups with the largest maxima (or the columns after the last full group), so only those are read.
