@@ -2,8 +2,8 @@
 
 The student trains on the same ledgers as the teacher, except that 80 % of its lookups of a changed balance return the
 one of the first line. Seeds, declared before the first training: 31 for the teacher, 32 for the student. The recipe and
-the size of the ledgers were changed by training loss and validation accuracy until the teacher could copy names; no
-token rule was run on the pair.
+the size of the ledgers were changed by training loss and validation accuracy; no token rule was run on the pair. The
+teacher does not solve the task yet: results/LOG.md, "The ledger pair is not ready".
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RECIPES = {
         128, 256, num_heads=4, num_kv_heads=4, slip=0.0, lr=4e-3, num_steps=700, seed=31, batch_size=8, warmup_steps=20
     ),
     "student": Recipe(
-        64, 128, num_heads=4, num_kv_heads=4, slip=0.8, lr=4e-3, num_steps=800, seed=32, batch_size=8, warmup_steps=20
+        64, 128, num_heads=4, num_kv_heads=4, slip=0.8, lr=4e-3, num_steps=600, seed=32, batch_size=8, warmup_steps=20
     ),
 }
 

@@ -125,7 +125,9 @@ def test_the_gradient_of_step_1_is_set_against_the_outcome(arms: list[ArmResult]
     (points,) = figure.data
     assert dict(zip(points.text, points.x, strict=True)) == pytest.approx({k: 100 * v for k, v in masses.items()})
     assert dict(zip(points.text, points.y, strict=True))["grad_norm 10 %"] == pytest.approx(2.05, abs=0.01)
-    assert figure.layout.annotations[0].text == "Spearman -0.40, 4 arms"  # ranks 4 2 1 3 against 2 3 4 1
+    assert (
+        figure.layout.annotations[0].text == "Spearman -0.80, 4 arms"
+    )  # ranks 4 2 1 3 against 2 3 4 1: 1 - 6 x 18 / 60
     assert prediction(arms[:2], files(), colours) is None
     assert prediction(arms, [], colours) is None
 
