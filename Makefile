@@ -7,7 +7,7 @@ BENCH ?= loss --quick --out outputs/bench/loss.csv
 # With a CUDA device vLLM generates the rollouts, and constraints-cuda.txt pins it and the torch that it needs.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 PINS := $(if $(GPU),constraints-cuda.txt,constraints.txt)
-DEMOS := $(basename $(notdir $(wildcard sweeps/demo_*.yaml)))
+DEMOS := $(filter-out demo_leaderboard,$(basename $(notdir $(wildcard sweeps/demo_*.yaml))))
 
 .DEFAULT_GOAL := help
 

@@ -97,15 +97,17 @@ def pretrain(
     vocab_size: int,
     batches: Iterator[list[Rollout]],
     decay: Callable[[int], float],
-    embedding_scale: float = 1.0,
+    initial_scale: float = 1.0,
 ) -> Qwen3ForCausalLM:
     """Next-token cross-entropy on response tokens; AdamW with lr x warm-up x decay(step), steps counted from 1.
 
-    `embedding_scale` multiplies the initial token embeddings.
+    `initial_scale` multiplies the initial embeddings and matrices.
     """
     model = build_model(recipe, vocab_size).train()
-    if embedding_scale != 1.0:
-        model.model.embed_tokens.weight.data.mul_(embedding_scale)
+    if initial_scale != 1.0:
+        for weight in model.parameters():
+            if weight.dim() == 2:  # the tied embedding once
+                weight.data.mul_(initial_scale)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01, betas=(0.9, 0.98))
     for step in range(1, recipe.num_steps + 1):
         for group in optimizer.param_groups:

@@ -1,14 +1,13 @@
 """The pair `tiny_ledger`: a teacher that carries balances forward and a student that reads stale ones.
 
 The student trains on the same ledgers as the teacher, except that 80 % of its lookups of a changed balance return the
-one of the first line. Seeds, declared before the first training: 31 for the teacher, 32 for the student. Of the recipe,
-only the scale of the first embeddings and the number of steps were changed, by the training loss; no token rule was run
-on the pair.
+one of the first line. Seeds, declared before the first training: 31 for the teacher, 32 for the student. The recipe and
+the size of the ledgers were changed by training loss and validation accuracy; no token rule was run on the pair. The
+teacher does not solve the task yet: results/LOG.md, "The ledger pair is not ready".
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,12 +20,17 @@ from scripts.make_pairs.common import END, Recipe
 from tip_exp.data import ledger
 from tip_exp.types import Rollout
 
-# Names that are seen a few times each stay apart only if their first embeddings are far apart.
-EMBEDDING_SCALE = 5.0
+# Copying one of 4,000 names needs values of the embedding's whole width (as many key-value heads as fill it) and first
+# weights of about 1 / sqrt(width): with transformers' 0.02 the names are not learned within the steps below.
+INITIAL_SCALE = 4.0
 PIECES = r" ?\p{N}+| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s"
 RECIPES = {
-    "teacher": Recipe(128, 256, num_heads=4, num_kv_heads=2, slip=0.0, lr=3e-3, num_steps=600, seed=31, batch_size=16),
-    "student": Recipe(64, 128, num_heads=4, num_kv_heads=2, slip=0.8, lr=4e-3, num_steps=600, seed=32, batch_size=16),
+    "teacher": Recipe(
+        128, 256, num_heads=4, num_kv_heads=4, slip=0.0, lr=4e-3, num_steps=700, seed=31, batch_size=8, warmup_steps=20
+    ),
+    "student": Recipe(
+        64, 128, num_heads=4, num_kv_heads=4, slip=0.8, lr=4e-3, num_steps=600, seed=32, batch_size=8, warmup_steps=20
+    ),
 }
 
 
@@ -50,12 +54,12 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def pretrain(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """The learning rate decays to 10 % along a cosine."""
+    """The learning rate is constant for the first half of the steps, then falls linearly to 5 %."""
 
     def decay(step: int) -> float:
-        return 0.1 + 0.9 * common.cosine(math.pi * step / recipe.num_steps)
+        return min(1.0, 0.05 + 1.9 * (1 - step / recipe.num_steps))
 
-    return common.pretrain(recipe, len(tokenizer), _batches(recipe, tokenizer), decay, EMBEDDING_SCALE)
+    return common.pretrain(recipe, len(tokenizer), _batches(recipe, tokenizer), decay, INITIAL_SCALE)
 
 
 def _batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[Rollout]]:

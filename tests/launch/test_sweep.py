@@ -48,6 +48,16 @@ def test_lines_times_grid() -> None:
     ]
 
 
+def test_a_line_can_be_a_grid() -> None:
+    assert expand(["a=1,2 b=3,4", "a=1 b=4"], {"seed": "0"}, []) == [
+        ["a=1", "b=3", "seed=0"],
+        ["a=1", "b=4", "seed=0"],
+        ["a=2", "b=3", "seed=0"],
+        ["a=2", "b=4", "seed=0"],
+    ]
+    assert expand(["a=1,2 b=3"], {}, ["a=5"]) == [["b=3", "a=5"]]
+
+
 def test_grid_alone_and_line_alone() -> None:
     assert expand([], {"x": "1,2"}, []) == [["x=1"], ["x=2"]]
     assert expand(["x=1", "x=2"], {}, []) == [["x=1"], ["x=2"]]

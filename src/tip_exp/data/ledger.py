@@ -1,6 +1,6 @@
 """Generated ledgers: people pay each other coins, and the worked solution carries every balance forward.
 
-    Ledger: Maldora 12, Tibane 7, Corvil 9, Hanesa 6. First Maldora pays 3 to Corvil. Second Corvil pays 2 to Tibane.
+    Ledger: Maldora 12, Tibane 7, Corvil 9. First Maldora pays 3 to Corvil. Second Corvil pays 2 to Tibane.
     How many coins does Corvil have?
     ->  Start. First Maldora pays 3 to Corvil. Maldora 12 - 3 = 9, Corvil 9 + 3 = 12. Now Maldora 9, Corvil 12.
         Second Corvil pays 2 to Tibane. Corvil 12 - 2 = 10, … So Corvil 10. \\boxed{10}
@@ -30,11 +30,11 @@ _MIDDLE = ("a", "ba", "cu", "do", "e", "fi", "go", "hu", "i", "ka", "la", "me", 
 _MIDDLE += ("ve",)
 _LAST = ("bel", "dra", "fin", "gor", "lan", "mir", "nos", "ric", "ton", "vas")
 NAMES = tuple("".join(parts) for parts in product(_FIRST, _MIDDLE, _LAST))  # 20 x 20 x 10
-ORDINALS = ("First", "Second", "Third", "Fourth")
+ORDINALS = ("First", "Second", "Third")
 OPENERS = ("Start.", "Begin.", "Solution.", "Read.")
 LINKS = ("Now", "Then", "Next", "After")
-NUM_PEOPLE, MAX_BALANCE, MAX_PAYMENT = 4, 19, 5
-MIN_PAYMENTS, MAX_PAYMENTS = 3, 4  # in a problem; the pair tiny_ledger is trained on these
+NUM_PEOPLE, MAX_BALANCE, MAX_PAYMENT = 3, 19, 5
+MIN_PAYMENTS, MAX_PAYMENTS = 2, 3  # in a problem; the pair tiny_ledger is trained on these
 
 
 def load(config: LedgerConfig) -> Dataset:

@@ -1,7 +1,7 @@
-"""The runs of a sweep: its `runs` (one line = the overrides of one run) times the grid of its `params`.
+"""The runs of a sweep: its `runs` (a line = the overrides of one run, or a grid of its own) times its `params`.
 
-    hydra.sweeper.runs: ["selector=full", "selector=random selector.retention=0.2"]   (combinations that form no grid)
-    hydra.sweeper.params: {seed: "range(3)"}                                          (Hydra's own sweep syntax)
+    hydra.sweeper.runs: ["selector=full", "selector=random,q3 selector.retention=0.2"]   (what forms no grid)
+    hydra.sweeper.params: {seed: "range(3)"}                                             (Hydra's own sweep syntax)
 
 A value on the command line replaces a swept key in both: `seed=7` runs seed 7 only.
 """
@@ -49,8 +49,8 @@ class RefusedRun:
 def expand(runs: Sequence[str], params: Mapping[str, str], arguments: Sequence[str]) -> list[list[str]]:
     """The overrides of every run, in order; lines that become equal under `arguments` are one run.
 
-    expand(["a=1 b=2", "a=3"], {"seed": "0,1"}, ["c=9"]) ->
-        [["a=1", "b=2", "seed=0", "c=9"], ["a=1", "b=2", "seed=1", "c=9"], ["a=3", "seed=0", "c=9"], …]
+    expand(["a=1 b=2,4", "a=3"], {"seed": "0"}, ["c=9"]) ->
+        [["a=1", "b=2", "seed=0", "c=9"], ["a=1", "b=4", "seed=0", "c=9"], ["a=3", "seed=0", "c=9"]]
     """
     parser = OverridesParser.create()
     replaced = {override.get_key_element() for override in parser.parse_overrides(list(arguments))}
@@ -58,9 +58,11 @@ def expand(runs: Sequence[str], params: Mapping[str, str], arguments: Sequence[s
     grid = BasicSweeper.split_arguments(parser.parse_overrides(grid_overrides), None)[0]
     lines: list[list[str]] = []
     for line in runs or [""]:
-        kept = [text for text in line.split() if parser.parse_override(text).get_key_element() not in replaced]
-        if kept not in lines:
-            lines.append(kept)
+        overrides = [parser.parse_override(text) for text in line.split()]
+        kept = [override for override in overrides if override.get_key_element() not in replaced]
+        for of_run in BasicSweeper.split_arguments(kept, None)[0]:
+            if of_run not in lines:
+                lines.append(of_run)
     return [[*line, *point] for line in lines for point in grid]
 
 

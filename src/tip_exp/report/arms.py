@@ -86,8 +86,8 @@ def summarize(records: list[RunRecord]) -> list[ArmResult]:
     """One result per arm and benchmark, in the order of the records.
 
     A seed that was run twice (in two sweeps, for example) counts once; a finished run is preferred. The baseline of a
-    `difference` is the arm with selector.score=full that shares everything but the selector. `p_holm` is corrected over
-    all comparisons of one setting on all its benchmarks, and so is `kl_p_holm`.
+    `difference` is the arm of selector.score=full with equal weights that shares everything but the selector. `p_holm`
+    is corrected over all comparisons of one setting on all its benchmarks, and so is `kl_p_holm`.
     """
     by_seed: dict[tuple[str, str, int], RunRecord] = {}
     for record in records:
@@ -101,9 +101,10 @@ def summarize(records: list[RunRecord]) -> list[ArmResult]:
     for (identity, benchmark, _), record in by_seed.items():
         groups.setdefault((identity, benchmark), []).append(record)
     arms = [_arm(group, identity, benchmark) for (identity, benchmark), group in groups.items()]
-    baselines = {(arm.setting, arm.benchmark): arm for arm in arms if arm.score == "full" and arm.seeds}
+    full = [arm for arm in arms if arm.score == "full" and arm.config.get("selector.weight", "none") == "none"]
+    baselines = {(arm.setting, arm.benchmark): arm for arm in full if arm.seeds}
     for arm in arms:
-        if arm.score != "full" and (baseline := baselines.get((arm.setting, arm.benchmark))):
+        if (baseline := baselines.get((arm.setting, arm.benchmark))) and arm is not baseline:
             arm.difference = compare(arm.scores, baseline.scores)
             arm.kl_difference = compare(arm.kl_scores, baseline.kl_scores)
     for family in group_by(arms, "setting").values():

@@ -3,6 +3,7 @@
 tip-report outputs/sweeps/demo --markdown results/demo.md --csv results/demo.csv
 tip-report outputs --where learner.lr=0.002 --sort final --columns selector,retention,final,"vs full"
 tip-report outputs --table table5 --latex table5.tex     (rows and columns of the paper, our number over the paper's)
+tip-report outputs --table leaderboard                   (arms ranked by held-out KL, in groups not told apart)
 tip-report outputs --html report.html                    (plots and the token viewer, in one file)
 tip-report results outputs --out results                 (all tables, and which cells of the paper's tables are missing)
 tip-report wandb | sync …                                (a W&B workspace; upload of offline runs: see report/wandb.py)
@@ -20,6 +21,7 @@ from tip_exp.records.reader import RunRecord
 from tip_exp.report import wandb
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.columns import LABELS, NAMES, select_arms, sort_arms
+from tip_exp.report.leaderboard import LEADERBOARD, leaderboards
 from tip_exp.report.overview import COMPACT, csv_text, legend, overviews
 from tip_exp.report.paper import LAYOUTS, paper_tables
 from tip_exp.report.results_page import write_results
@@ -39,7 +41,7 @@ def _parser(command: str, description: str, epilog: str | None = None) -> argpar
 
 def _tables(arguments: list[str]) -> None:
     parser = _parser("tip-report", "Tables from run folders.", EPILOG)
-    parser.add_argument("--table", choices=list(LAYOUTS), help="a table of the paper instead of the overview")
+    parser.add_argument("--table", choices=[*LAYOUTS, LEADERBOARD], help="a table of the paper, or arms ranked by KL")
     parser.add_argument("--columns", default=",".join(COMPACT), help=f"all, or some of: {', '.join(NAMES)}")
     parser.add_argument(
         "--where", action="append", default=[], metavar="KEY=VALUE",
@@ -58,7 +60,10 @@ def _tables(arguments: list[str]) -> None:
     if given.sort:
         arms = sort_arms(arms, given.sort)
     columns = tuple(NAMES) if given.columns == "all" else [name.strip() for name in given.columns.split(",")]
-    tables = paper_tables(given.table, arms, arms) if given.table else overviews(arms, columns)
+    if given.table == LEADERBOARD:
+        tables = leaderboards(arms)
+    else:
+        tables = paper_tables(given.table, arms, arms) if given.table else overviews(arms, columns)
     if not tables:
         chosen = f" belongs to {given.table}" if given.table else f" has {' and '.join(given.where)}"
         raise DataError(f"no finished run below {', '.join(map(str, given.roots))}{chosen}")

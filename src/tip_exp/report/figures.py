@@ -29,9 +29,9 @@ def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
     A band is the 95 % interval of the difference to that line, around the arm's mean: all arms answer the same
     problems, whose scatter would hide differences. Without such a run it is the interval of the mean.
     """
-    figure, symbols = go.Figure(), _symbols(colours)
-    lowest = min([_kept(arm) for arm in arms if arm.seeds and _kept(arm) > 0], default=10.0) / 1.5
-    for selector, curve in _by_selector(arms).items():
+    figure, symbols = go.Figure(), symbols_of(colours)
+    lowest = min([kept_percent(arm) for arm in arms if arm.seeds and kept_percent(arm) > 0], default=10.0) / 1.5
+    for selector, curve in by_selector(arms).items():
         colour = colours[selector]
         means = [100 * arm.final.mean for arm in curve]
         if selector == "full":
@@ -45,7 +45,7 @@ def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
         errors = [0.0 if math.isnan(half_width) else half_width for half_width in half_widths]
         low = [mean - error for mean, error in zip(means, errors, strict=True)]
         high = [mean + error for mean, error in zip(means, errors, strict=True)]
-        shares = [_kept(arm) for arm in curve]
+        shares = [kept_percent(arm) for arm in curve]
         _add_band(figure, shares, low, high, colour, selector)
         seeds = [
             (x, 100 * y) for x, arm in zip(shares, curve, strict=True) if arm.scores for y in arm.scores.scores.mean(1)
@@ -63,20 +63,20 @@ def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
         )  # fmt: skip
     _limit_axis(figure, arms)
     figure.update_xaxes(type="log", range=[math.log10(lowest), math.log10(120)], tickvals=TICKS)
-    return _with_axes(figure, KEPT, ACCURACY)
+    return with_axes(figure, KEPT, ACCURACY)
 
 
 def memory(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
     """Peak allocation of the masked loss against the share of tokens kept."""
-    figure, symbols = go.Figure(), _symbols(colours)
-    for selector, curve in _by_selector(arms).items():
+    figure, symbols = go.Figure(), symbols_of(colours)
+    for selector, curve in by_selector(arms).items():
         figure.add_scatter(
-            x=[_kept(arm) for arm in curve], y=[arm.loss_mib for arm in curve], mode="lines+markers",
+            x=[kept_percent(arm) for arm in curve], y=[arm.loss_mib for arm in curve], mode="lines+markers",
             name=selector, line_color=colours[selector], marker={"size": 9, "symbol": symbols[selector]},
             hovertemplate="%{x:.3g} %: loss %{y:.1f} MiB",
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
-    return _with_axes(figure, KEPT, "peak of the loss, MiB")
+    return with_axes(figure, KEPT, "peak of the loss, MiB")
 
 
 def learning_curves(
@@ -119,7 +119,7 @@ def learning_curves(
     for text, dash in dashes.items():
         line = {"color": GREY, "dash": dash, "width": 2.5}
         figure.add_scatter(x=[None], y=[None], mode="lines", name=f"{text} of tokens", line=line, row=1, col=1)
-    _with_axes(figure, "", "")
+    with_axes(figure, "", "")
     figure.update_xaxes(showticklabels=True, matches="x")
     figure.update_yaxes(matches="y")
     figure.update_xaxes(title_text="step", row=num_rows)
@@ -166,7 +166,7 @@ def plane(
         )  # fmt: skip
     figure.update_xaxes(type="log", exponentformat="power", dtick=1)
     figure.update_yaxes(type="log", exponentformat="power", dtick=1, title_standoff=14)
-    _with_axes(figure, f"student's entropy, nats (below {MIN_LOG:g} on the axis)", "KL(student ‖ teacher), nats")
+    with_axes(figure, f"student's entropy, nats (below {MIN_LOG:g} on the axis)", "KL(student ‖ teacher), nats")
     return figure.update_layout(legend={"x": 1, "xanchor": "right"})
 
 
@@ -191,16 +191,16 @@ def _heatmap(values: list[list[float]], x: list[str], y: list[str], hover: str, 
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(tickangle=-45 if len(x) > 4 else 0)
-    return _with_axes(figure, "", "")
+    return with_axes(figure, "", "")
 
 
-def _by_selector(arms: list[ArmResult]) -> dict[str, list[ArmResult]]:
+def by_selector(arms: list[ArmResult]) -> dict[str, list[ArmResult]]:
     """Arms with a finished run by selector, each sorted by what they kept."""
-    by_selector = group_by((arm for arm in arms if arm.seeds), "selector")
-    return {name: sorted(curve, key=_kept) for name, curve in by_selector.items()}
+    curves = group_by((arm for arm in arms if arm.seeds), "selector")
+    return {name: sorted(curve, key=kept_percent) for name, curve in curves.items()}
 
 
-def _kept(arm: ArmResult) -> float:
+def kept_percent(arm: ArmResult) -> float:
     """% of the response tokens that were kept; the setting, if the run did not record it."""
     return 100 * (arm.retention if math.isnan(arm.kept_frac) else arm.kept_frac)
 
@@ -209,7 +209,7 @@ def _limit_axis(figure: go.Figure, arms: list[ArmResult]) -> None:
     """Leave arms below half of the best outside of the axis, and name them at the bottom of the plot instead."""
     percents = [(arm, 100 * arm.final.mean) for arm in arms if arm.seeds]
     half = max((percent for _, percent in percents), default=0.0) / 2
-    far = [f"{arm.selector} {_kept(arm):.3g} %: {percent:.1f}" for arm, percent in percents if percent < half]
+    far = [f"{arm.selector} {kept_percent(arm):.3g} %: {percent:.1f}" for arm, percent in percents if percent < half]
     if not far:
         return
     near = [percent for _, percent in percents if percent >= half]
@@ -230,12 +230,12 @@ def _add_band(
     )  # fmt: skip
 
 
-def _symbols(colours: dict[str, str]) -> dict[str, str]:
+def symbols_of(colours: dict[str, str]) -> dict[str, str]:
     """One marker per selector, because colours of many selectors look alike."""
     return {selector: SYMBOLS[i % len(SYMBOLS)] for i, selector in enumerate(colours)}
 
 
-def _with_axes(figure: go.Figure, x: str, y: str) -> go.Figure:
+def with_axes(figure: go.Figure, x: str, y: str) -> go.Figure:
     figure.update_layout(
         template="none", margin={"l": 60, "r": 16, "t": 40, "b": 48}, hovermode="closest",
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},

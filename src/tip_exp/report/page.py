@@ -21,8 +21,10 @@ from tip_exp.report import figures
 from tip_exp.report.arms import ArmResult, group_by, setting_names
 from tip_exp.report.colours import colour_of
 from tip_exp.report.columns import LEGEND
+from tip_exp.report.leaderboard import leaderboards
 from tip_exp.report.overlaps import Overlaps, overlaps
 from tip_exp.report.overview import csv_text, overview
+from tip_exp.report.prediction import divergence, prediction
 from tip_exp.report.results_page import SINGLE, run_facts
 from tip_exp.report.run_files import RunFiles, read_files
 from tip_exp.report.tables import Table
@@ -37,6 +39,14 @@ CAPTIONS = {
         "Accuracy against kept tokens",
         "Dashed: all tokens. Bands: 95 % interval of the difference to it; it covers what the table says. Small dots: "
         "seeds.",
+    ),
+    "divergence": (
+        "Held-out divergence against kept tokens",
+        "KL(student || teacher) of a sampled response. Bars: 95 % interval of the ratio to full.",
+    ),
+    "prediction": (
+        "Gradient kept before training, and the outcome",
+        "Gradient: its norm at the logits, summed over the kept tokens of step 1 over that of all its tokens.",
     ),
     "memory": (
         "Memory against kept tokens",
@@ -130,6 +140,12 @@ def _figures(
     selectors = {run.arm: run.config["selector"]["label"] for run in runs}
     for benchmark, of_benchmark in group_by(arms, "benchmark").items():
         drawn[f"accuracy-{benchmark}"] = figures.accuracy(of_benchmark, colours)
+        for kind, figure in (
+            ("divergence", divergence(of_benchmark, colours)),
+            ("prediction", prediction(of_benchmark, runs, colours)),
+        ):
+            if figure:
+                drawn[f"{kind}-{benchmark}"] = figure
         drawn[f"curves-{benchmark}"] = figures.learning_curves(_curves(runs, benchmark), selectors, colours)
     drawn["memory"] = figures.memory([of_arm[0] for of_arm in group_by(arms, "identity").values()], colours)
     if shares := _quadrant_shares(runs):
@@ -172,6 +188,11 @@ def _quadrant_shares(runs: list[RunFiles]) -> dict[str, dict[str, float]]:
 def _section(setting: Setting, number: int, plots_by_id: dict[str, go.Figure]) -> str:
     table = overview(setting.arms)
     notes = _paragraphs(table.notes)
+    ranked = "".join(
+        f"<details><summary>{html.escape(board.title)}</summary>{_table(board.headings, board.rows)}"
+        f"{_paragraphs(board.notes)}</details>"
+        for board in leaderboards(setting.arms)
+    )
     plots = "".join(_plot(plot_id, figure, len(table.rows)) for plot_id, figure in plots_by_id.items())
     buttons = "".join(
         f'<button type="button" class="download" data-setting="{number}" data-kind="{kind}">{text}</button>'
@@ -185,7 +206,7 @@ def _section(setting: Setting, number: int, plots_by_id: dict[str, go.Figure]) -
         for sweep, records in by_sweep.items()
     )
     return (
-        f"<section><h2>{html.escape(setting.name)}</h2>{_table(table.headings, table.rows)}{notes}"
+        f"<section><h2>{html.escape(setting.name)}</h2>{_table(table.headings, table.rows)}{notes}{ranked}"
         f'<div class="choices">{buttons}</div><details>'
         f'<summary>commands, versions, hardware</summary>{facts}</details><div class="grid">{plots}</div></section>'
     )

@@ -18,6 +18,7 @@ from tip_exp.records.reader import RunRecord
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.claims import claims
 from tip_exp.report.columns import LEGEND, NAMES
+from tip_exp.report.leaderboard import LEADERBOARD, leaderboards
 from tip_exp.report.overview import csv_text, legend, overviews
 from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, Cell, paper_numbers, paper_tables
 from tip_exp.report.tables import Table, latex, markdown, write
@@ -59,10 +60,13 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
 def sweep_tables(sweep: str, arms: list[ArmResult], everything: list[ArmResult]) -> list[Table]:
     """In the paper's layout if the sweep is named like a table (table5, demo_table5), else one row per arm.
 
+    A sweep named leaderboard has arms by rank.
+
     `everything`: the arms of all sweeps, where memory is looked up.
     """
     layout = sweep.removeprefix("demo_")
     tables = paper_tables(layout, arms, everything) if layout in LAYOUTS else []
+    tables += leaderboards(arms) if layout == LEADERBOARD else []
     return tables or overviews(arms, tuple(NAMES))
 
 

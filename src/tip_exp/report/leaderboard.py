@@ -1,0 +1,76 @@
+"""Arms ranked by their held-out divergence, in groups whose arms cannot be told apart."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+
+import numpy as np
+
+from tip_exp.report.arms import ArmResult, group_by, setting_names
+from tip_exp.report.columns import COLUMNS, NAMES
+from tip_exp.report.significance import LEVEL, ArmScores, compare, holm
+from tip_exp.report.tables import Table
+
+LEADERBOARD = "leaderboard"  # the table's name; a sweep of this name has it in results/
+SHOWN = ("selector", "retention", "kept", "seeds", "KL/response", "KL vs full", "final", "vs full", "differs in")
+NOTE = (
+    "Ranked by {metric}. No two arms of a group can be told apart (pairwise t tests of it at 5 %, Holm over {tests} "
+    "pairs). The first arm of a group differs from an arm of the group above; other arms of two groups may not differ."
+)
+
+
+def leaderboards(arms: list[ArmResult]) -> list[Table]:
+    """A table for each setting and benchmark with two trained arms of two seeds or more; fewer have no groups."""
+    tables: list[Table] = []
+    settings = list(group_by([arm for arm in arms if arm.config["mode"] == "train"], "setting").values())
+    for setting, name in zip(settings, setting_names(settings), strict=True):
+        for benchmark, of_benchmark in group_by(setting, "benchmark").items():
+            ranked = [arm for arm in of_benchmark if arm.seeds > 1 and arm.scores is not None]
+            if len(ranked) > 1:
+                tables.append(_leaderboard(ranked, f"Leaderboard: {name}, {benchmark}"))
+    return tables
+
+
+def _leaderboard(arms: list[ArmResult], title: str) -> Table:
+    by_kl = all(arm.kl_scores is not None for arm in arms)
+    scores = {id(arm): arm.kl_scores if by_kl else arm.scores for arm in arms}
+    arms = sorted(arms, key=lambda arm: _mean(scores[id(arm)]) * (1 if by_kl else -1))
+    groups = indistinguishable([scores[id(arm)] for arm in arms])
+    shown = [name for name in SHOWN if name != "differs in" or any(arm.differs for arm in arms)]
+    rows = [
+        [str(rank), _letters(group), *(COLUMNS[NAMES[name]](arm) for name in shown)]
+        for rank, (arm, group) in enumerate(zip(arms, groups, strict=True), start=1)
+    ]
+    metric = "the mean log KL of a response" if by_kl else "mean accuracy"
+    note = NOTE.format(metric=metric, tests=math.comb(len(arms), 2))
+    return Table(title, ["rank", "group", *(NAMES[name] for name in shown)], rows, notes=[note])
+
+
+def indistinguishable(scores: list[ArmScores | None]) -> list[int]:
+    """The group of each arm, counted from 0, for arms in ranked order.
+
+    An arm joins the group of the arm above it unless it differs from one of its members; then it opens the next. A pair
+    without a p value (other problems, no scores) counts as not told apart.
+    """
+    pairs = list(combinations(range(len(scores)), 2))
+    differences = [compare(scores[j], scores[i]) for i, j in pairs]
+    adjusted = holm([difference.p if difference else math.nan for difference in differences])
+    apart = {pair for pair, p in zip(pairs, adjusted, strict=True) if p < 1 - LEVEL}
+    groups: list[int] = []
+    start = 0  # the first arm of the present group
+    for j in range(len(scores)):
+        if any((i, j) in apart for i in range(start, j)):
+            start = j
+        groups.append(groups[-1] + (start == j) if groups else 0)
+    return groups
+
+
+def _mean(scores: ArmScores | None) -> float:
+    return float(np.mean(scores.scores)) if scores is not None else math.nan
+
+
+def _letters(group: int) -> str:
+    """0 -> "a", 25 -> "z", 26 -> "aa" """
+    first, last = divmod(group, 26)
+    return (_letters(first - 1) if first else "") + chr(ord("a") + last)
