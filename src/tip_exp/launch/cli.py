@@ -62,9 +62,16 @@ def _compare(arguments: list[str]) -> None:
     compare(arguments)
 
 
+def _watch(arguments: list[str]) -> None:
+    from tip_exp.launch.watch import watch
+
+    watch(arguments)
+
+
 # name -> (the command, what it does)
 COMMANDS = {
     "show": (_show, "configuration, state and results of a run, or of each run of a folder"),
+    "watch": (_watch, "a table of the runs of a folder while they run: step, accuracy, loss, time left"),
     "compare": (_compare, "how two runs or sweeps differ: configuration and results"),
     "score": (_score, "statistics of the tokens of a file, without training"),
 }
