@@ -11,6 +11,7 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import hydra
@@ -44,50 +45,21 @@ HELP = {"--help", "-h"}
 ERRORS = (ConfigError, HydraException, OmegaConfBaseException, RunFailedError, OSError)
 
 
-def _score(arguments: list[str]) -> None:
-    from tip_exp.api.command import main
-
-    main(arguments)
-
-
-def _show(arguments: list[str]) -> None:
-    from tip_exp.launch.show import show
-
-    show(arguments)
-
-
-def _compare(arguments: list[str]) -> None:
-    from tip_exp.launch.show import compare
-
-    compare(arguments)
-
-
-def _push(arguments: list[str]) -> None:
-    from tip_exp.launch.push import push
-
-    push(arguments)
-
-
-def _schema(arguments: list[str]) -> None:
-    from tip_exp.launch.schema import schema
-
-    schema(arguments)
-
-
-def _replay(arguments: list[str]) -> None:
-    from tip_exp.probe.replay import replay
-
-    replay(arguments)
-
-
-# name -> (the command, what it does)
+# name -> (the function that takes its arguments, imported when it is called; what it does)
 COMMANDS = {
-    "show": (_show, "configuration, state and results of a run, or of each run of a folder"),
-    "compare": (_compare, "how two runs or sweeps differ: configuration and results"),
-    "push": (_push, "a finished run's model, with a card, on the Hugging Face hub"),
-    "schema": (_schema, "the JSON schema of YAML files, for editors"),
-    "replay": (_replay, "the rollouts of a step whose numbers were not finite, and where they are not"),
-    "score": (_score, "statistics of the tokens of a file, without training"),
+    "show": ("tip_exp.launch.show:show", "configuration, state and results of a run, or of each run of a folder"),
+    "watch": (
+        "tip_exp.launch.watch:watch",
+        "a table of the runs of a folder while they run: step, accuracy, loss, time left",
+    ),
+    "compare": ("tip_exp.launch.show:compare", "how two runs or sweeps differ: configuration and results"),
+    "push": ("tip_exp.launch.push:push", "a finished run's model, with a card, on the Hugging Face hub"),
+    "schema": ("tip_exp.launch.schema:schema", "the JSON schema of YAML files, for editors"),
+    "replay": (
+        "tip_exp.probe.replay:replay",
+        "the rollouts of a step whose numbers were not finite, and where they are not",
+    ),
+    "score": ("tip_exp.api.command:main", "statistics of the tokens of a file, without training"),
 }
 
 
@@ -141,7 +113,7 @@ class RefuseEarly(Callback):
 def main() -> None:
     """An error that a user can cause is one message without a traceback (HYDRA_FULL_ERROR=1 shows it)."""
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
-        return COMMANDS[sys.argv[1]][0](sys.argv[2:])
+        return resolve_name(COMMANDS[sys.argv[1]][0])(sys.argv[2:])
     body = _run
     if sys.argv[1:2] and sys.argv[1] in PROBES:
         body, overrides = command(sys.argv[1], sys.argv[2:])
