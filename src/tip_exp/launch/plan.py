@@ -31,6 +31,7 @@ from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import BAD_CONFIG, ConfigError, format_error, quiet_when_reader_closes
 from tip_exp.utils.paths import OUTPUTS, conf_dir, sweeps_dir
+from tip_exp.utils.units import format_duration
 
 CANNOT_RUN, DONE_ELSEWHERE = "cannot run", "done elsewhere"  # beside the states of launch.State
 NO_DURATION = "-"
@@ -119,15 +120,6 @@ def _format_forecast(config: RunConfig, expected: Forecast) -> str:
     if config.ranks != "auto" and expected.cards > (ranks := total_ranks(config)):
         note = f"; {ranks} do not hold it"
     return f"{expected.gib:8.2f} GiB {duration:>9}  {expected.basis}{note}"
-
-
-def format_duration(seconds: float) -> str:
-    """48 s, 12 min, 3.5 h, 12 d"""
-    for limit, size, unit in ((172_800, 86_400, "d"), (5_400, 3_600, "h"), (120, 60, "min")):
-        if seconds >= limit:
-            value = seconds / size
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def tables(kind: str, overrides: list[str], card: Card) -> list[str]:

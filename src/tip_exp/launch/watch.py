@@ -16,6 +16,7 @@ from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import find_runs, read_run
 from tip_exp.utils.errors import first_line
 from tip_exp.utils.io import read_rows
+from tip_exp.utils.units import format_duration
 
 HEADINGS = ("run", "state", "step", "accuracy", "loss", "tokens/s", "left")
 NUM_TIMED = 10  # newest steps whose mean duration forecasts the time left
@@ -74,7 +75,7 @@ def _cells(run: RunFolder, folder: Path) -> tuple[str, ...]:
     step = rows[-1]["step"] if rows else 0
     state = "done" if run.result.exists() else "running" if holder(run.lock) else "stopped"
     times = [row[metrics.seconds("step")] for row in rows if metrics.seconds("step") in row][-NUM_TIMED:]
-    left = _duration((num_steps - step) * fmean(times)) if times and state == "running" else ""
+    left = format_duration((num_steps - step) * fmean(times)) if times and state == "running" else ""
     return (
         name,
         state,
@@ -98,11 +99,3 @@ def _accuracy(rows: list[dict[str, Any]]) -> str:
             if metrics.standard_error_of(metrics.EVAL + name) in row and not name.endswith(metrics.SEQ_KL):
                 return f"{name} {100 * value:.1f} % (step {row['step']})" if value is not None else ""
     return ""
-
-
-def _duration(seconds: float) -> str:
-    """ "45 s", "12 min", "3 h 05 min" """
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
