@@ -13,9 +13,10 @@ import os
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from tip_exp.config.parse import load
 from tip_exp.launch.lock import check_held, joined
@@ -33,9 +34,19 @@ def main() -> None:
     """Do the run. An error is one message on stderr, a traceback in the rank's log, and an exit code."""
     folder, parent, locks = RunFolder(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3:]
     end_with(parent)  # before torch loads: that takes seconds, in which the parent may be killed
+    try:
+        _hold_and_run(folder, locks)
+    except OSError as error:  # of the lock or the log: a full disk, or a folder that may only be read
+        print(format_error(error), file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
     rank, report = int(os.environ.get("RANK", "0")), os.environ.get("TORCHELASTIC_ERROR_FILE")
     log_path = folder.log_of(rank)
-    with ExitStack() as stack, log_path.open("a", encoding="utf-8") as log_file:
+    with ExitStack() as stack:
+        log_file = log_path.open("a", encoding="utf-8")
+        stack.callback(_close, log_file)
         for lock in map(Path, locks):
             stack.enter_context(joined(lock))
             if lock == folder.lock:
@@ -46,6 +57,7 @@ def main() -> None:
             os.dup2(log_file.fileno(), sys.stderr.fileno())
         logging.basicConfig(stream=log_file, level=logging.INFO, format=LOG_FORMAT)
         logging.captureWarnings(True)
+        logging.raiseExceptions = False  # on a full disk the log ends, without a traceback for each line
         faulthandler.enable(log_file)
         end_at_first_interrupt()
         try:
@@ -68,6 +80,11 @@ def main() -> None:
             sys.exit(code)
 
 
+def _close(log_file: TextIO) -> None:
+    with suppress(OSError):  # a full disk
+        log_file.close()
+
+
 def end_with(parent: int) -> None:
     """Receive SIGTERM when the parent dies, so that no run continues without its launcher (Linux)."""
     if sys.platform == "linux":
@@ -81,8 +98,11 @@ def end_at_first_interrupt() -> None:
 
     def interrupt(*_: object) -> None:
         for number in (signal.SIGINT, *termination.SIGNALS):
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, ignore)
         raise KeyboardInterrupt
+
+    def ignore(*_: object) -> None:
+        """In place of SIG_IGN, which makes Python print an error about a signal that arrived just before."""
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a script's background job, which no Ctrl-C shall end
         signal.signal(signal.SIGINT, interrupt)
