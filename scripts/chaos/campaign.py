@@ -29,7 +29,7 @@ def warm_up() -> None:
     load_pair(composed().pair, pick_device("cpu"))
 
 
-def judge(kind: Kind, trial: Trial, expected: dict[str, Any]) -> str:
+def judge(kind: Kind, trial: Trial) -> str:
     """EQUAL, REFUSED (one clear line, and its remedy leads to the same numbers), or what is wrong."""
     try:
         for _ in range(trial.draw.randint(1, kind.repeats)):
@@ -44,7 +44,7 @@ def judge(kind: Kind, trial: Trial, expected: dict[str, Any]) -> str:
                 return complaint
         if code != 0:
             return f"exit code {code}: {trial.launches[-1].text()[-600:]}"
-        found = numbers(trial.setting, trial.root)
+        found, expected = numbers(trial.setting, trial.root), trial.whole.numbers
         return outcome if found == expected else f"other numbers: {differences(found, expected)}"
     except AssertionError as error:
         return str(error)
@@ -78,13 +78,13 @@ def run_case(number: int, seed: int, scratch: Path, undisturbed: Undisturbed) ->
     if not kind.needs():
         return record | {"outcome": SKIPPED, "done": []}
     setting = SETTINGS[kind.setting]
-    expected, seconds = undisturbed(setting)
+    whole = undisturbed(setting)
     root = scratch / str(number)
     root.mkdir()
-    trial = Trial(setting, root, random.Random(f"{seed}.{number}"), seconds)
+    trial = Trial(setting, root, random.Random(f"{seed}.{number}"), whole)
     before = _cpu_seconds()
     try:
-        outcome = judge(kind, trial, expected)
+        outcome = judge(kind, trial)
     finally:
         end_mounts(trial)
     if outcome in (EQUAL, REFUSED):

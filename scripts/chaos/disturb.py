@@ -15,11 +15,9 @@ from functools import cache
 from pathlib import Path
 
 from scripts.chaos.faults import TRACKERS, bad_tracker, clock_jump, kill_at_write, shift_times
-from scripts.chaos.forked import Launched, descendants, send
+from scripts.chaos.forked import descendants, send
 from scripts.chaos.settings import LIMIT_S, Trial
-from tip_exp.records.folder import RunFolder
 
-WRITES_OF_A_RUN = 110  # of WRITES, in the run of settings.SMALL
 DISK_MIB = 24
 
 
@@ -46,7 +44,7 @@ def _signal(trial: Trial, number: signal.Signals, target: str) -> None:
 
 
 def kill_in_a_write(trial: Trial) -> None:
-    at = trial.draw.randint(1, WRITES_OF_A_RUN)
+    at = trial.draw.randint(1, trial.whole.writes)
     trial.launch(kill_at_write(at)).wait(LIMIT_S)
     trial.done.append(f"SIGKILL before write {at}")
     trial.wait_until_free()
@@ -141,7 +139,7 @@ def full_disk(trial: Trial) -> None:
         with suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**16))
-        code = launched.wait(trial.draw.uniform(1, 1.5 * trial.seconds + 2))
+        code = launched.wait(trial.draw.uniform(1, 1.5 * trial.whole.seconds + 2))
         trial.done.append(f"full disk: {'it waits' if code is None else f'exit code {code}'}")
         assert code in (None, 0, 1), launched.text()
         ballast.unlink(missing_ok=True)

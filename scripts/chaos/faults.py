@@ -1,4 +1,4 @@
-"""What is wrong in the processes of a run: a kill before a write, a clock that jumps, a tracker that does not answer."""
+"""What is wrong in the processes of a run: a kill before a write, a clock that jumps, a tracker without an answer."""
 
 from __future__ import annotations
 
@@ -24,21 +24,35 @@ def kill_at_write(at: int) -> Fault:
     """Kill the process before its `at`-th operation that orders writes."""
     count = 0
 
-    def counting(operation: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*arguments: Any, **options: Any) -> Any:
-            nonlocal count
-            count += 1
-            if count == at:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def before() -> None:
+        nonlocal count
+        count += 1
+        if count == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return lambda: _before_writes(before)
+
+
+def count_writes(path: Path) -> Fault:
+    """One byte in the file for each operation that orders writes."""
+
+    def before() -> None:
+        with path.open("ab") as file:
+            file.write(b".")
+
+    return lambda: _before_writes(before)
+
+
+def _before_writes(act: Callable[[], None]) -> None:
+    def preceded(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def both(*arguments: Any, **options: Any) -> Any:
+            act()
             return operation(*arguments, **options)
 
-        return counted
+        return both
 
-    def fault() -> None:
-        for name in WRITES:
-            setattr(os, name, counting(getattr(os, name)))
-
-    return fault
+    for name in WRITES:
+        setattr(os, name, preceded(getattr(os, name)))
 
 
 def clock_jump(at: int, seconds: float) -> Fault:

@@ -16,6 +16,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
+from scripts.chaos.faults import count_writes
 from scripts.chaos.forked import Fault, Launched
 from tip_exp.config.parse import parse
 from tip_exp.launch import cli, launch
@@ -73,6 +74,15 @@ SETTINGS = {
 }
 
 
+@dataclass(frozen=True)
+class Whole:
+    """An undisturbed launch: numbers by run, seconds, and operations that order writes."""
+
+    numbers: dict[str, Any]
+    seconds: float
+    writes: int
+
+
 @dataclass
 class Trial:
     """One case: a working directory, the launches in it, and what was done to it."""
@@ -80,7 +90,7 @@ class Trial:
     setting: Setting
     root: Path
     draw: random.Random
-    seconds: float  # of an undisturbed launch
+    whole: Whole
     overrides: list[str] = field(default_factory=list)
     launches: list[Launched] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
@@ -96,7 +106,7 @@ class Trial:
 
     def moment(self) -> float:
         """Seconds after a launch: while Python starts, in the run, or after its end."""
-        return self.draw.uniform(0, 1.1 * self.seconds)
+        return self.draw.uniform(0, 1.1 * self.whole.seconds)
 
     def wait_until_free(self) -> None:
         end = time.monotonic() + LIMIT_S
@@ -124,18 +134,19 @@ def numbers(setting: Setting, root: Path) -> dict[str, Any]:
 
 
 class Undisturbed:
-    """Numbers, seconds and operations that order writes, of each setting; measured when first asked for."""
+    """The undisturbed launch of each setting, done when first asked for."""
 
     def __init__(self, scratch: Path) -> None:
-        self._scratch, self._known = scratch, {}
+        self._scratch = scratch
+        self._known: dict[str, Whole] = {}
 
-    def __call__(self, setting: Setting) -> tuple[dict[str, Any], float]:
+    def __call__(self, setting: Setting) -> Whole:
         if setting.name not in self._known:
             root = self._scratch / f"undisturbed {setting.name}"
             root.mkdir()
-            start = time.monotonic()
-            trial = Trial(setting, root, random.Random(0), 0.0)
-            launched = trial.launch()
-            assert launched.wait() == 0, launched.text()
-            self._known[setting.name] = numbers(setting, root), time.monotonic() - start
+            start, log = time.monotonic(), root / "writes"
+            launched = Launched(lambda: setting.start(root, []), root / "output.txt", count_writes(log))
+            assert launched.wait(LIMIT_S) == 0, launched.text()
+            seconds = time.monotonic() - start
+            self._known[setting.name] = Whole(numbers(setting, root), seconds, log.stat().st_size)
         return self._known[setting.name]
