@@ -13,7 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from scripts.chaos.disturb import CYCLE, HAS_VLLM, KINDS, Kind, end_mounts, remedy
+from scripts.chaos.damage import remedy
+from scripts.chaos.disturb import CYCLE, HAS_VLLM, KINDS, Kind, end_mounts
 from scripts.chaos.settings import LIMIT_S, SETTINGS, Trial, Undisturbed, composed, numbers
 from tip_exp.learner.device import pick_device
 from tip_exp.models.load import load_pair

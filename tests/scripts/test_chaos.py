@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scripts.chaos.readers import readers_beside_writers
 
+from scripts.chaos.readers import readers_beside_writers
 from tip_exp.config.schema import RunConfig
 from tip_exp.records import reader
 
