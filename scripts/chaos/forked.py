@@ -43,8 +43,8 @@ class Forked:
         os.environ.clear()
         os.environ.update(env)
         sys.argv = command[command.index("-m") + 1 :]
-        if self.fault is not None:
-            type(self).fault()
+        if (fault := self.fault) is not None:
+            fault()
         importlib.import_module(sys.argv[0]).main()
         return 0
 
