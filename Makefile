@@ -33,7 +33,7 @@ demo: install ## train eight selections on the embedded pair, using all cores, a
 	@$(BIN)/tip-report outputs/sweeps/demo
 
 test: install ## run the fast tests (15 to 25 minutes on two slow cores)
-	$(BIN)/pytest -n 2 -m "not slow and not gpu and not data and not vllm"
+	$(BIN)/pytest -n 2 $(PYTEST_ARGS) -m "not slow and not gpu and not data and not vllm"
 
 test-data: install ## run the tests that need the real data sets in ../shared/data
 	$(BIN)/pytest -n 2 -m "data and not gpu"
@@ -70,11 +70,17 @@ audit: install ## compare requirements.lock with the published advisories (needs
 	$(BIN)/pip install --quiet $(PIP_ARGS) pip-audit
 	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
 
-chaos: install ## disturb 500 small runs at random (kills, signals, moves, damaged files); writes results/chaos.md
-	$(BIN)/python -m scripts.chaos --cases 500 --out results/chaos.md
+chaos: install ## disturb 500 small runs at random (kills, disks, clocks, damaged files); goes on where it was stopped
+	$(BIN)/python -m scripts.chaos --cases 500 --records outputs/chaos/0.jsonl --out outputs/chaos/0.md
 
 chaos-quick: install ## the same for two minutes, with fewer cases
-	$(BIN)/python -m scripts.chaos --cases 500 --seconds 120
+	$(BIN)/python -m scripts.chaos --cases 500 --seconds 100
+
+soak: install ## memory, handles and processes over 2,000 steps; 64 readers of run folders beside two writers
+	$(BIN)/python -m scripts.chaos soak
+
+fuzz: install ## damage 20,000 configurations at random: each is accepted, or refused by a short message (3 minutes)
+	$(BIN)/python -m tests.config.test_fuzz --cases 20000
 
 lint: install ## check format, style and types
 	$(BIN)/ruff format --check .
@@ -131,5 +137,5 @@ clean: ## remove the caches of tests and tools (not outputs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
-.PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check chaos chaos-quick docs lock audit lint check plan sweep demos \
+.PHONY: help install demo test test-data test-slow test-vllm test-gpu gpu-check chaos chaos-quick soak fuzz docs lock audit lint check plan sweep demos \
 	demos-quick results report bench pairs students ledger clean

@@ -56,6 +56,7 @@ BAD = {
     "unknown group key": ("+lerner=3", "lerner is not a key; did you mean learner?"),
     "unknown option": ("selector=entropi", "Could not find 'selector/entropi'"),
     "unknown score rule": ("selector.score=entropi", "did you mean entropy?"),
+    "no score rule": ("selector.score=zzzz", "selector.score: no rule 'zzzz'; choose soft_or, "),
     "clip of an unknown statistic": ("+selector.clip.entropi=0.9", "input should be 'entropy', 'teacher_entropy', "),
     "clip of a statistic the rule does not read": ("selector=q3 +selector.clip.jsd=0.9", "q3 does not read jsd"),
     "clip quantile of 2": ("selector.clip.entropy=2", "selector.clip.entropy: input should be less than or equal to 1"),

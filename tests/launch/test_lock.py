@@ -112,6 +112,30 @@ def test_a_child_that_joined_keeps_the_lock(tmp_path: Path, sleeper: subprocess.
     assert not path.exists()  # the last process removes the file
 
 
+def test_a_full_disk_leaves_a_lock_that_the_next_launch_takes(
+    tmp_path: Path, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not an empty file, which would say that another process holds it; and the end of a process raises no error."""
+    path = tmp_path / "lock"
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lock._Lock, "with_processes", full)
+        with pytest.raises(OSError, match="No space left"), lock_or_holder(path):
+            pass
+    assert holder(path) == "" and not path.exists()
+    write(path, [[str(sleeper.pid), start_time(sleeper.pid)]])
+    with monkeypatch.context() as patch, joined(path):
+        patch.setattr(lock, "write_atomic", full)
+    sleeper.kill()
+    sleeper.wait()
+    assert str(os.getpid()) in path.read_text()
+    write(path, [["999999", "1"]])
+    assert holder(path) == ""
+
+
 def test_a_process_notices_that_its_lock_is_gone(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     """The folder is moved, removed, or locked by another launch."""
     folder = tmp_path / "run"

@@ -83,3 +83,11 @@ def test_folders_inside_a_run_are_not_runs(runs: Path) -> None:
         (runs / "full" / inner).mkdir(parents=True)
         (runs / "full" / inner / "config.yaml").write_text("")
     assert [folder.root.name for folder in find_runs([runs, runs / "full"])] == ["full", "soft0", "soft1", "soft2"]
+
+
+def test_a_result_that_is_removed_while_it_is_read_is_no_damage(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch of a changed teacher removes result.json, at any moment."""
+    (runs / "full" / "result.json").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", lambda path: True)  # it was there a moment ago
+        assert reader.read_run(RunFolder(runs / "full")).result is None

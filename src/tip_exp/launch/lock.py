@@ -106,14 +106,19 @@ def _acquire(path: Path) -> str:
             file = path.open("x", encoding="utf-8")
         except FileExistsError:  # by another host, since the line above
             return holder(path)
-        with file:
-            since = datetime.now().isoformat(timespec="seconds")
-            file.write(_Lock(platform.node(), _boot_id(), since, []).with_processes([_this_process()]))
+        since = datetime.now().isoformat(timespec="seconds")
+        try:
+            with file:
+                file.write(_Lock(platform.node(), _boot_id(), since, []).with_processes([_this_process()]))
+        except OSError:  # an empty lock would say that another process holds it
+            path.unlink(missing_ok=True)
+            raise
     return ""
 
 
 def _release(path: Path) -> None:
-    with _one_at_a_time(), suppress(FileNotFoundError, ValueError, TypeError):
+    """Take this process from the lock. On a full disk it stays there: it ends soon, and is then no longer counted."""
+    with _one_at_a_time(), suppress(OSError, ValueError, TypeError):
         lock = _read(path)
         if _this_process() not in lock.processes:  # removed by hand, and locked by another since
             return

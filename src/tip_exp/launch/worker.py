@@ -34,9 +34,16 @@ def main() -> None:
     """Do the run. An error is one message on stderr, a traceback in the rank's log, and an exit code."""
     folder, parent, locks = RunFolder(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3:]
     end_with(parent)  # before torch loads: that takes seconds, in which the parent may be killed
+    try:
+        _hold_and_run(folder, locks)
+    except OSError as error:  # of the lock or the log: a full disk, or a folder that may only be read
+        print(format_error(error), file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
     rank, report = int(os.environ.get("RANK", "0")), os.environ.get("TORCHELASTIC_ERROR_FILE")
     log_path = folder.log_of(rank)
-    logging.raiseExceptions = False  # of a full disk: the run says it once
     with (
         ExitStack() as stack,
         log_path.open("ab", buffering=0) as raw,  # nothing is left to write, and to fail, as it closes
@@ -52,6 +59,7 @@ def main() -> None:
             os.dup2(log_file.fileno(), sys.stderr.fileno())
         logging.basicConfig(stream=log_file, level=logging.INFO, format=LOG_FORMAT)
         logging.captureWarnings(True)
+        logging.raiseExceptions = False  # on a full disk the log ends, without a traceback for each line
         faulthandler.enable(log_file)
         end_at_first_interrupt()
         try:
@@ -89,8 +97,11 @@ def end_at_first_interrupt() -> None:
 
     def interrupt(*_: object) -> None:
         for number in (signal.SIGINT, *termination.SIGNALS):
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, ignore)
         raise KeyboardInterrupt
+
+    def ignore(*_: object) -> None:
+        """In place of SIG_IGN, which makes Python print an error about a signal that arrived just before."""
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a script's background job, which no Ctrl-C shall end
         signal.signal(signal.SIGINT, interrupt)

@@ -76,24 +76,28 @@ def read_all(roots: list[Path]) -> list[RunRecord]:
 
 def read_run(folder: RunFolder) -> RunRecord:
     """Read one run from its files. Raises ValueError or OSError if they are damaged."""
-    config = _parsed(folder.config, lambda text: yaml.load(text, Loader=_Loader))
+    config = _parsed(folder.config, lambda text: yaml.load(text, Loader=_Loader), ...)
+    if config is ...:
+        raise ValueError(f"{folder.config.name} is missing")
     check_config(config)
-    result = _parsed(folder.result, json.loads) if folder.result.exists() else None
+    result = _parsed(folder.result, json.loads, None)
     if result is not None:
         check_result(result)
     outcomes = result.pop("outcomes") if result else {}
     return RunRecord(str(folder.root), _stamp(folder), config, result, outcomes)
 
 
-def _parsed(path: Path, parse: Callable[[str], Any]) -> Any:
-    if not path.exists():
-        raise ValueError(f"{path.name} is missing")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path.name} is empty")
+def _parsed(path: Path, parse: Callable[[str], Any], missing: Any) -> Any:
+    """What the file holds, or `missing`. Opened once: a launch may remove or replace it at any moment."""
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if text:
+            return parse(text)
+    except FileNotFoundError:
+        return missing
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is torn ({first_line(error)})") from None
+    raise ValueError(f"{path.name} is empty")
 
 
 def _record(folder: RunFolder, indexed: dict[str, RunRecord]) -> RunRecord:

@@ -237,7 +237,7 @@ def _import_path(name: str) -> str:
     names = [*SCORES, *paths]
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise ValueError(f"should be {', '.join(names)}, or a function as my_module:my_rule{hint}")
+    raise ValueError(f"no rule {name[:80]!r}; choose {', '.join(names)}, or a function as my_module:my_rule{hint}")
 
 
 def _code_digest(name: str, rule: Rule) -> str:

@@ -1,0 +1,1 @@
+"""Runs that are disturbed at random, and programs that read and write run folders for long: see __main__.py."""
