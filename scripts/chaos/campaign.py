@@ -109,7 +109,8 @@ def campaign(cases: list[int], seed: int, seconds: float, records: Path | None) 
             continue
         if time.monotonic() > end:
             break
-        known[number] = record = run_case(number, seed, scratch, undisturbed) | {"revision": revision}
+        record: dict[str, Any] = run_case(number, seed, scratch, undisturbed) | {"revision": revision}
+        known[number] = record
         if records is not None:
             records.parent.mkdir(parents=True, exist_ok=True)
             with records.open("a") as file:

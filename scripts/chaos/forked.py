@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
@@ -26,7 +26,7 @@ Fault = Callable[[], None]  # what is wrong in the processes of a run; called in
 class Forked:
     """What launch.py and torch.distributed.run use of subprocess.Popen, for `python -m MODULE …`."""
 
-    fault: Fault | None = None
+    fault: ClassVar[Any] = None  # a function of the worker, as a static method
 
     def __init__(self, args: Any, env: dict[str, str], **options: Any) -> None:
         self.returncode: int | None = None
@@ -93,8 +93,8 @@ def fork(body: Callable[[], int]) -> int:
         code = end.code if isinstance(end.code, int) else 1
     except KeyboardInterrupt:  # before the handlers of the program are set
         code = INTERRUPTED
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         with suppress(OSError):
             sys.stdout.flush()
@@ -117,7 +117,7 @@ class Launched:
         Forked.fault = staticmethod(fault) if fault else None
         popen = SimpleNamespace(Popen=Forked, TimeoutExpired=subprocess.TimeoutExpired)
         launch.subprocess = popen  # pyright: ignore[reportAttributeAccessIssue]
-        subprocess_handler.Popen = Forked  # pyright: ignore[reportAttributeAccessIssue]
+        subprocess_handler.Popen = Forked  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
         termination.handle()
         try:
             body()

@@ -202,7 +202,7 @@ def reorder_vocabulary(module: PreTrainedModel, order: list[int]) -> None:
 
     Raises ConfigError if another parameter may have a row for each token.
     """
-    parts = (module.get_input_embeddings(), module.get_output_embeddings())
+    parts: tuple[Any, Any] = (module.get_input_embeddings(), module.get_output_embeddings())
     parameters = {id(parameter): parameter for part in parts for parameter in part.parameters()}
     for name, parameter in module.named_parameters():
         if id(parameter) not in parameters and len(order) in parameter.shape[:1]:

@@ -28,7 +28,7 @@ from tip_exp.config.parse import load
 from tip_exp.learner.adamw import divide_gradients, local_part
 from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.distributed import ALONE
-from tip_exp.learner.learner import objective
+from tip_exp.learner.objective import make_objective
 from tip_exp.learner.teacher import split
 from tip_exp.losses import BACKENDS
 from tip_exp.losses.head import LazyLogits
@@ -124,7 +124,8 @@ def _read_batch(folder: RunFolder, step: int | None) -> dict[str, Any]:
 def _rollout(row: dict[str, Any]) -> Rollout:
     """JSON has null for log-probabilities that are not finite."""
     logprobs = [math.nan if value is None else value for value in row["sampler_logprobs"]]
-    return Rollout(**{field.name: row[field.name] for field in fields(Rollout)} | {"sampler_logprobs": logprobs})
+    values: dict[str, Any] = {field.name: row[field.name] for field in fields(Rollout)}
+    return Rollout(**values | {"sampler_logprobs": logprobs})
 
 
 def _go_to(parts: TrainingParts, folder: RunFolder, step: int) -> str:
@@ -142,6 +143,7 @@ def _go_to(parts: TrainingParts, folder: RunFolder, step: int) -> str:
 
 def _measure(parts: TrainingParts, number: int, rollout: Rollout, problem: Problem) -> Measured:
     pair, config, learner = parts.pair, parts.config.learner, parts.learner
+    unclipped = {"reverse_kl": torch.zeros(0)}  # by a quantile of the step, which one rollout does not have
     checkpoints = activation_checkpointing(pair.student.module) if config.activation_checkpointing else nullcontext()
     with _first_not_finite({"teacher": pair.teacher.module, "student": pair.student.module}) as first:
         teacher_hidden = parts.teacher.hidden([rollout], [problem])
@@ -153,7 +155,7 @@ def _measure(parts: TrainingParts, number: int, rollout: Rollout, problem: Probl
                 LazyLogits(hidden.detach(), pair.student.head),
                 LazyLogits(teacher_hidden[0], pair.teacher.head),
                 torch.ones(batch.num_tokens, dtype=torch.bool),
-                objective(config, batch.token_ids),
+                make_objective(config, unclipped)(batch.token_ids),
                 config.tile_mib * MIB,
             )
             hidden.backward(result.hidden_grad)

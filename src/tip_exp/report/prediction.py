@@ -65,7 +65,7 @@ def prediction(arms: list[ArmResult], runs: list[RunFiles], colours: dict[str, s
             hovertemplate="%{text}: %{x:.3g} % of the gradient, %{y:.3g} nats<extra></extra>",
         )
     )  # fmt: skip
-    correlation = float(spearmanr(x, y).statistic) if len({*x}) > 1 and len({*y}) > 1 else math.nan
+    correlation = float(spearmanr(x, y)[0]) if len({*x}) > 1 and len({*y}) > 1 else math.nan
     figure.add_annotation(
         text=f"Spearman {correlation:+.2f}, {len(points)} arms", x=0.99, y=0.98, xref="paper", yref="paper",
         showarrow=False, xanchor="right", font_color=GREY,
