@@ -15,6 +15,7 @@ from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
 from tip_exp.data.training_set import TrainingSet
+from tip_exp.grading import boxed
 from tip_exp.learner.device import pick_device, pick_threads
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.teacher import Teacher
@@ -36,6 +37,16 @@ def train(compose_run: Run, folder: Path, *overrides: str) -> list[dict]:
     folder.mkdir()
     run(compose_run(*QUICK, *overrides), run_folder)
     return read_rows(run_folder.metrics)
+
+
+def test_shown_rollouts_have_the_verdicts_of_the_grader(tmp_path: Path, compose_run: Run) -> None:
+    few = ["learner.num_steps=1", "learner.warmup_steps=0", "learner.prompts_per_step=8", "eval.samples=0"]
+    few += ["eval.benchmarks.word_sums.num_problems=2", "logger.rollouts_per_sample=8"]
+    train(compose_run, tmp_path / "run", *few)
+    rows = read_rows(RunFolder(tmp_path / "run").samples)
+    graded = [boxed.grade("".join(row["tokens"]), row["answer"]) for row in rows]
+    assert [(row["right"], row["extracted"]) for row in rows] == [(v.right, v.extracted) for v in graded]
+    assert {row["right"] for row in rows} == {True, False}
 
 
 @pytest.mark.parametrize("backend", ["fused", "materialized"])

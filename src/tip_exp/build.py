@@ -18,6 +18,7 @@ from tip_exp.data.training_set import TrainingSet
 from tip_exp.envs.sampler import episode_metrics
 from tip_exp.estimate.memory_check import check_memory
 from tip_exp.eval.evaluate import Evaluations
+from tip_exp.eval.verdicts import Verdicts, grade_rollouts
 from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.device import pick_device, pick_threads
 from tip_exp.learner.distributed import start
@@ -173,9 +174,8 @@ class TrainingParts(Parts):
         options["keep_batch"] = self.logger.non_finite
         self.learner = Learner(self.pair, make_selector(config), config.learner, **options)
         self.update = FittingSteps(self.teacher, self.learner, folder.micro_batches)
-        rollout, max_tokens = config.rollout, config.data.max_response_tokens
-        samples = config.learner.samples_per_prompt
-        self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, max_tokens)
+        rollout, data, samples = config.rollout, config.data, config.learner.samples_per_prompt
+        self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, data.max_response_tokens)
         dtypes = self.backend.dtype, config.pair.student.dtype, config.learner.compute_dtype
         given = rollout.max_logprob_mismatch
         later = limits_for(**given) if rollout.staleness else None
@@ -237,6 +237,11 @@ class TrainingParts(Parts):
     def export(self) -> None:
         """Write the student as a Hugging Face folder, in place of the one before."""
         export(self.folder.model, self.pair.student.module, self.pair.tokenizer, self.ranks)
+
+    def verdicts(self, shown: list[tuple[Rollout, Problem]]) -> Verdicts:
+        """Whether some rollouts are right; empty on every rank but the main one."""
+        config, is_main = self.config.data.train, self.ranks.is_main
+        return grade_rollouts(config, shown, self.generator, self.pair.decode) if is_main else {}
 
     def rollout_metrics(self, rollouts: list[Rollout]) -> dict[str, float]:
         return {

@@ -45,7 +45,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 parts.export()
                 progress.write(names.format_accuracies(step, metrics))
             if top_tokens is not None:
-                parts.logger.samples(step, sample_rows(parts.teacher, shown, report, top_tokens))
+                verdicts = parts.verdicts(shown)
+                parts.logger.samples(step, sample_rows(parts.teacher, shown, report, top_tokens | verdicts))
             parts.log(step, metrics)
             progress.set_postfix(loss=f"{metrics.get(names.LOSS, math.nan):.3f}", refresh=False)
             ends = step < last and any(parts.ranks.gather_objects(is_requested()))

@@ -37,14 +37,15 @@ TOKENS = ["Now", " 1", "2", "-", "8", "=", "</script><b>", "4"]
 
 
 def sample(step: int, kept: list[bool]) -> dict[str, Any]:
-    """Token i has entropy i / 10, but the last one has low entropy and high divergence (Q3)."""
+    """Token i has entropy i / 10, but the last one has low entropy and high divergence (Q3). Step 20 has no verdict."""
     statistics: dict[str, Any] = {name: [0.1 * i for i in range(8)] for name in STATISTICS}
     statistics["entropy"] = [0.1 * i for i in range(7)] + [0.001]
     statistics["reverse_kl"] = [0.01] * 7 + [5.0]
     statistics["forward_kl"] = [0.01] * 7 + [3.0]
     tops = {f"{name}_top": [[[name[0], 0.9], ["b", 0.05]]] * 8 for name in ("student", "teacher")}
     head = {"step": step, "problem_id": f"p{step}", "prompt": "Max has 12.", "answer": "4", "finish": "stop"}
-    return head | {"tokens": TOKENS, "kept": kept, "score": statistics["entropy"]} | statistics | tops
+    verdict = {} if step == 20 else {"right": False, "extracted": "<i>5"}
+    return head | {"tokens": TOKENS, "kept": kept, "score": statistics["entropy"]} | statistics | tops | verdict
 
 
 @pytest.fixture
@@ -103,6 +104,8 @@ def test_the_data_of_the_page(folder: Path) -> None:
     assert {rollout["run"] for rollout in data["rollouts"] if "reference" not in rollout} == {
         "full 100 %, seed 0", "entropy 25 %, seed 0", "entropy 50 %, seed 0", "q3 12.5 %, seed 0",
     }  # fmt: skip
+    verdicts = {(row["step"], row.get("right"), row.get("extracted")) for row in data["rollouts"]}
+    assert verdicts == {(20, None, None), (80, False, "<i>5")}
     curves = {trace["name"]: trace for trace in plots["s0-accuracy-word_sums"]["data"] if trace.get("name")}
     assert set(curves) == {"full (all tokens)", "entropy", "q3"}
     assert [round(y, 3) for y in curves["entropy"]["y"]] == [45.0, 45.0]  # mean of 40 and 50 %
@@ -164,7 +167,16 @@ const timer = setInterval(() => {
   report.sorted = [...heading.closest("table").tBodies[0].rows].map(row => row.cells[heading.cellIndex].textContent);
   const run = document.getElementById("run");
   run.value = "q3 12.5 %, seed 0"; run.dispatchEvent(new Event("change"));
-  report.run = run.value; report.rollouts = document.getElementById("rollout").options.length;
+  const rollout = document.getElementById("rollout"), verdict = document.getElementById("verdict");
+  report.run = run.value; report.rollouts = [...rollout.options].map(option => option.text);
+  report.verdicts = [verdict.textContent];
+  choose("rollout", "1");
+  report.verdicts.push(verdict.textContent);
+  const row = selectedRollouts()[1];
+  for (const [right, extracted] of [[true, "4"], [false, null], [null, "9^9"], [1, undefined], [0.25, undefined]]) {
+    Object.assign(row, {right, extracted}); choose("rollout", "1");
+    report.verdicts.push(verdict.textContent);
+  }
   const out = document.createElement("pre"); out.id = "report"; out.textContent = JSON.stringify(report);
   document.body.append(out);
 }, 200);
@@ -200,7 +212,16 @@ def test_in_a_browser(folder: Path, theme: str, background: str) -> None:
     assert report["listed"] == ['"4"'] * 2 and report["found"] == ['" 1"'] * 2  # of steps 20 and 80
     assert report["focused"] == " 1" and report["keptByQ3"] == 7
     assert report["sorted"] == ["12.5 %", "25 %", "50 %", "100 %"]
-    assert (report["run"], report["rollouts"]) == ("q3 12.5 %, seed 0", 2)
+    assert (report["run"], report["rollouts"]) == ("q3 12.5 %, seed 0", ["step 20: p20", "step 80: p80, wrong"])
+    assert report["verdicts"] == [
+        "Verdict: not graded; known answer: 4",
+        "Verdict: wrong; answer in the response: <i>5; known answer: 4",
+        "Verdict: right; answer in the response: 4; known answer: 4",
+        "Verdict: wrong; no answer in the response; known answer: 4",
+        "Verdict: not graded; answer in the response: 9^9; known answer: 4",
+        "Verdict: right; known answer: 4",
+        "Verdict: score 0.250; known answer: 4",
+    ]
 
 
 @pytest.mark.slow

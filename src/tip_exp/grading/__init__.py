@@ -32,12 +32,16 @@ class Grader:
 
 
 @contextmanager
-def open_grader(name: str) -> Iterator[Grader]:
-    """A grader by its name in the config. "math" compares in worker processes, which end with the `with` block."""
+def open_grader(name: str, workers: int | None = None) -> Iterator[Grader]:
+    """A grader by its name in the config.
+
+    "math" compares in worker processes, one a core but at most `workers`, which end with the `with` block.
+    """
     if name == "math":
         from tip_exp.grading.pool import GradingPool
 
-        with GradingPool(workers=os.cpu_count() or 1) as pool:
+        cores = os.cpu_count() or 1
+        with GradingPool(workers=min(cores, workers or cores)) as pool:
             yield Grader(with_retry(pool.grade_all), pool.group_all)
     else:
         grade = {"boxed_integer": boxed.grade, "strict": string_match.grade}[name]

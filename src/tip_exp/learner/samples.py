@@ -42,9 +42,12 @@ def measure_top_tokens(teacher: Teacher, shown: list[tuple[Rollout, Problem]]) -
 
 
 def sample_rows(
-    teacher: Teacher, shown: list[tuple[Rollout, Problem]], report: StepReport, top: TopTokens
+    teacher: Teacher, shown: list[tuple[Rollout, Problem]], report: StepReport, fields: dict[str, list[Any]]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each of the first rollouts of a step: tokens as text, numbers as lists."""
+    """A row for each of the first rollouts of a step: tokens as text, numbers as lists.
+
+    `fields`: further fields, with the value of each rollout; the models' most likely tokens are among them.
+    """
     for index, (rollout, problem) in enumerate(shown):
         rows = (report.tokens.rollout == index).nonzero().squeeze(-1)
         yield {
@@ -56,7 +59,7 @@ def sample_rows(
             "kept": report.selection.kept_mask[rows].tolist(),
             "score": _rounded(report.selection.score[rows].tolist()),
             **{name: _rounded(values[rows].tolist()) for name, values in report.statistics.items()},
-            **{name: by_rollout[index] for name, by_rollout in top.items()},
+            **{name: by_rollout[index] for name, by_rollout in fields.items()},
         }
 
 

@@ -53,10 +53,10 @@ def influence_page(
     selection = probe.select(probe.parts.learner.selector, batch)
     report = StepReport({}, batch.tokens, batch.statistics | {"influence": values}, selection)
     shown = list(zip(batch.rollouts, batch.problems, strict=True))[:SHOWN_ROLLOUTS]
-    top_tokens = measure_top_tokens(probe.parts.teacher, shown)
+    fields = measure_top_tokens(probe.parts.teacher, shown) | probe.parts.verdicts(shown)
     labels: dict[str, Any] = {"step": batch.step, "run": probe.config.selector.label, "setting": probe.config.name}
     labels["thresholds"] = probe.config.quadrants.model_dump()
-    rows = [row | labels for row in sample_rows(probe.parts.teacher, shown, report, top_tokens)]
+    rows = [row | labels for row in sample_rows(probe.parts.teacher, shown, report, fields)]
     return _page("Token influence", head, tables, figure, rows, ["influence", *batch.statistics])
 
 
