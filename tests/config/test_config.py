@@ -181,7 +181,10 @@ BAD = {
     ),
     "file of no benchmark": ("eval=gsm8k +eval.file=x", "eval.file is not a key"),
     "template that does not exist": ("pair.chat.template=x", "pair.chat.template: there is no file x"),
-    "stop tokens as a class": ("pair.stop=class", "pair.stop: input should be 'union' or 'refuse'; got 'class'"),
+    "unknown treatment of stop tokens": (
+        "pair.stop=any",
+        "pair.stop: input should be 'union', 'class' or 'refuse'; got 'any'",
+    ),
     "nothing evaluated": ("eval.greedy=false eval.samples=0", "evaluate nothing; set eval.greedy=true"),
     "key of LoRA": (
         "pair.student.lora={rank:4,alpha:8,target_modules:all-linear,ranks:4}",

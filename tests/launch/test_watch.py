@@ -45,11 +45,11 @@ def test_a_row_says_how_far_a_run_is(sweep: Path) -> None:
     files = sorted(sweep.rglob("*"))
     with lock_or_holder(RunFolder(sweep / "b").lock):
         lines, all_done = table(sweep)
-    assert lines[0] == f"{sweep}: 1 of 3 done, 1 running" and not all_done
+    assert lines[0] == f"1 of 3 done, 1 running in {sweep}" and not all_done
     assert cells(lines, "run") == ["run", "state", "step", "accuracy", "loss", "tokens/s", "left"]
     assert cells(lines, "a")[1] == "done"
     # 36 steps of 10 s are left
-    newest = ["running", "4 of 40", "word_sums/mean@4 61.5 % (step 2)", "0.2", "1,234", "6 min"]
+    newest = ["running", "4 of 40", "word_sums/mean@4 61.5 % (step 2)", "0.2", "1,234", "6.0 min"]
     assert cells(lines, "b") == ["b", *newest]
     assert cells(lines, "c") == ["c", "unread", "config.yaml is empty"]
     assert cells(table(sweep)[0], "b")[1] == "stopped"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,9 @@ def test_a_resumed_run_trains_on_the_rollouts_of_the_stopped_one(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Learner, "step", stopped)
         run(config, folder)
+    end = time.monotonic() + 60
+    while (folder.checkpoints / ".writing_00002").exists() and time.monotonic() < end:  # in the background
+        time.sleep(0.01)
     assert [path.name for path in folder.checkpoints.iterdir()] == ["step_00002"]
     in_order(monkeypatch, first)
     run(config, folder)

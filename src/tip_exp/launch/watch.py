@@ -57,7 +57,7 @@ def table(folder: Path) -> tuple[list[str], bool]:
     """The lines to print, and whether every run is done."""
     cells = [_cells(run, folder) for run in find_runs([folder])]
     states = [row[1] for row in cells]
-    total = f"{folder}: {states.count('done')} of {len(cells)} done, {states.count('running')} running"
+    total = f"{states.count('done')} of {len(cells)} done, {states.count('running')} running in {folder}"
     rows = [HEADINGS, *cells]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
