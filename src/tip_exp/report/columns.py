@@ -41,7 +41,8 @@ LEGEND = {
         "KL/response: KL(student || teacher) in nats, summed over a sampled response to a held-out problem; KL vs "
         "full: ratio of the geometric means [95 % interval], with its own p"
     ),
-    ("loss MiB", "seconds"): "loss MiB: peak allocation of the masked loss; seconds: wall clock of a run",
+    ("loss MiB",): "loss MiB: peak allocation of the masked loss",
+    ("seconds",): "seconds: wall clock of a run",
 }
 
 

@@ -24,6 +24,7 @@ from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, Cell, paper_numbe
 from tip_exp.report.tables import Table, latex, markdown, write
 from tip_exp.utils.paths import PAPER_PAIRS
 
+SHOWN = tuple(name for name in NAMES if name != "seconds")  # which depend on what else the machine does
 SINGLE = "single runs"  # the heading of runs that belong to no sweep
 SWEPT = ("seed=", "selector=", "selector.")  # overrides that come from the sweep's file or the list of seeds
 
@@ -45,7 +46,7 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
             write(stem.with_suffix(".md"), f"{text}\n\n{legend(tables)}\n")
             write(stem.with_suffix(".tex"), "\n\n".join(map(latex, tables)) + "\n")
             write(stem.with_suffix(".csv"), csv_text(arms))
-    notes = "\n".join(f"- {line}" for line in LEGEND.values())
+    notes = "\n".join(f"- {line}" for columns, line in LEGEND.items() if set(columns) & set(SHOWN))
     head = (
         f"# Results\n\nGenerated from run folders by `{command}`; do not edit. Negative results are in LOG.md.\n\n"
         f"{notes}\n- Our number stands over the paper's where the paper has one."
@@ -67,7 +68,7 @@ def sweep_tables(sweep: str, arms: list[ArmResult], everything: list[ArmResult])
     layout = sweep.removeprefix("demo_")
     tables = paper_tables(layout, arms, everything) if layout in LAYOUTS else []
     tables += leaderboards(arms) if layout == LEADERBOARD else []
-    return tables or overviews(arms, tuple(NAMES))
+    return tables or overviews(arms, SHOWN)
 
 
 def unfilled_cells(arms: list[ArmResult]) -> Table:
