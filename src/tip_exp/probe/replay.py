@@ -125,7 +125,8 @@ def _rollout(row: dict[str, Any]) -> Rollout:
     """JSON has null for log-probabilities that are not finite."""
     logprobs = [math.nan if value is None else value for value in row["sampler_logprobs"]]
     values: dict[str, Any] = {field.name: row[field.name] for field in fields(Rollout)}
-    return Rollout(**values | {"sampler_logprobs": logprobs})
+    values["sampler_logprobs"] = logprobs
+    return Rollout(**values)
 
 
 def _go_to(parts: TrainingParts, folder: RunFolder, step: int) -> str:

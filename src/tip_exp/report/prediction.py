@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -65,7 +66,8 @@ def prediction(arms: list[ArmResult], runs: list[RunFiles], colours: dict[str, s
             hovertemplate="%{text}: %{x:.3g} % of the gradient, %{y:.3g} nats<extra></extra>",
         )
     )  # fmt: skip
-    correlation = float(spearmanr(x, y)[0]) if len({*x}) > 1 and len({*y}) > 1 else math.nan
+    ranked: Any = spearmanr(x, y) if len({*x}) > 1 and len({*y}) > 1 else None
+    correlation = math.nan if ranked is None else ranked.statistic
     figure.add_annotation(
         text=f"Spearman {correlation:+.2f}, {len(points)} arms", x=0.99, y=0.98, xref="paper", yref="paper",
         showarrow=False, xanchor="right", font_color=GREY,
