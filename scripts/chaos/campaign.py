@@ -45,8 +45,8 @@ def judge(kind: Kind, trial: Trial) -> str:
                 return complaint
         if code != 0:
             return f"exit code {code}: {trial.launches[-1].text()[-600:]}"
-        found, expected = numbers(trial.setting, trial.root), trial.whole.numbers
-        return outcome if found == expected else f"other numbers: {differences(found, expected)}"
+        measured, expected = numbers(trial.setting, trial.root), trial.whole.numbers
+        return outcome if measured == expected else f"other numbers: {differences(measured, expected)}"
     except AssertionError as error:
         return str(error)
 
@@ -61,14 +61,14 @@ def unclear(text: str) -> str:
     return ""
 
 
-def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
+def differences(measured: dict[str, Any], expected: dict[str, Any]) -> str:
     names = ("result", "metrics", "model", "eval.jsonl", "samples.jsonl")
-    if found.keys() != expected.keys():
-        return f"folders {sorted(found)}"
+    if measured.keys() != expected.keys():
+        return f"folders {sorted(measured)}"
     return ", ".join(
         f"{name}: {part}"
         for name in expected
-        for part, a, b in zip(names, found[name], expected[name], strict=True)
+        for part, a, b in zip(names, measured[name], expected[name], strict=True)
         if a != b
     )
 

@@ -119,6 +119,6 @@ def test_sharded_or_converted_weights_are_refused(compose_run: Callable[..., Run
     config = compose_run("learner.gradient_every=5", "learner.compute_dtype=bfloat16")
     with (
         start(CPU, alone=True) as ranks,
-        pytest.raises(ConfigError, match=r"learner\.gradient_every=5 needs a student"),
+        pytest.raises(ConfigError, match=r"learner\.gradient_every=5 needs one rank"),
     ):
         make_sharding(config, ranks, CPU)

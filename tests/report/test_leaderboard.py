@@ -95,7 +95,7 @@ def scores(*by_seed: float) -> ArmScores:
 
 
 def test_a_group_has_no_two_arms_that_differ() -> None:
-    """The second arm is told apart from neither neighbour, the first and the third are: the third opens a group."""
+    """Only the first and the third arm differ significantly: the third opens a group."""
     chain = [scores(0.0, 0.01, 0.0), scores(-0.5, 0.8, 0.0), scores(0.5, 0.51, 0.5)]
     assert indistinguishable(chain) == [0, 0, 1]
     assert indistinguishable([chain[0], chain[2], scores(0.9, 0.91, 0.92)]) == [0, 1, 2]

@@ -236,9 +236,8 @@ def make_sharding(config: RunConfig, ranks: Ranks, device: torch.device) -> dict
         return None
     if config.learner.gradient_every:
         raise ConfigError(
-            f"learner.gradient_every={config.learner.gradient_every} needs a student in whole weights, but here are "
-            f"{ranks.size} ranks with learner.compute_dtype={config.learner.compute_dtype}; set "
-            "learner.gradient_every=0, or ranks=1 and learner.compute_dtype to pair.student.dtype"
+            f"learner.gradient_every={config.learner.gradient_every} needs one rank (here {ranks.size}) and weights in "
+            "learner.compute_dtype; set it to 0, or ranks=1 and learner.compute_dtype to pair.student.dtype"
         )
     mesh = ranks.mesh(device, config.learner.replicas)
     shard: dict[str, load.Shard] = {"student": Sharding(mesh, device, compute_dtype)}

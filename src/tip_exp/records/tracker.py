@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 
 class Listener(Protocol):
-    """What a tracker is told. Its methods may take long or fail: a run calls them through a `Tracker`."""
+    """Receives what a run reports. Its methods may take long or fail: a run calls them through a `Tracker`."""
 
     def log(self, values: dict[str, float], step: int) -> None: ...
 

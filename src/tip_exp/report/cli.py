@@ -3,7 +3,7 @@
 tip-report outputs/sweeps/demo --markdown results/demo.md --csv results/demo.csv
 tip-report outputs --where learner.lr=0.002 --sort final --columns selector,retention,final,"vs full"
 tip-report outputs --table table5 --latex table5.tex     (rows and columns of the paper, our number over the paper's)
-tip-report outputs --table leaderboard                   (arms ranked by held-out KL, in groups not told apart)
+tip-report outputs --table leaderboard                   (arms ranked by held-out KL, with groups of like arms)
 tip-report outputs --html report.html                    (plots and the token viewer, in one file)
 tip-report results outputs --out results                 (all tables, and which cells of the paper's tables are missing)
 tip-report wandb | sync …                                (a W&B workspace; upload of offline runs: see report/wandb.py)

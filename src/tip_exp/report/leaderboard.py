@@ -1,4 +1,4 @@
-"""Arms ranked by their held-out divergence, in groups whose arms cannot be told apart."""
+"""Arms ranked by their held-out divergence, in groups without significant differences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tip_exp.report.tables import Table
 LEADERBOARD = "leaderboard"  # the table's name; a sweep of this name has it in results/
 SHOWN = ("selector", "retention", "kept", "seeds", "KL/response", "KL vs full", "final", "vs full", "differs in")
 NOTE = (
-    "Ranked by {metric}. No two arms of a group can be told apart (pairwise t tests of it at 5 %, Holm over {tests} "
+    "Ranked by {metric}. No two arms of a group differ significantly (pairwise t tests of it at 5 %, Holm over {tests} "
     "pairs). The first arm of a group differs from an arm of the group above; other arms of two groups may not differ."
 )
 
@@ -51,7 +51,7 @@ def indistinguishable(scores: list[ArmScores | None]) -> list[int]:
     """The group of each arm, counted from 0, for arms in ranked order.
 
     An arm joins the group of the arm above it unless it differs from one of its members; then it opens the next. A pair
-    without a p value (other problems, no scores) counts as not told apart.
+    without a p value (other problems, no scores) counts as not significant.
     """
     pairs = list(combinations(range(len(scores)), 2))
     differences = [compare(scores[j], scores[i]) for i, j in pairs]
