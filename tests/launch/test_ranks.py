@@ -155,6 +155,24 @@ def test_all_ranks_end_with_their_launcher(
         assert err == f"\ninterrupted; the same command resumes from the last checkpoint in {folder.checkpoints}\n"
 
 
+def test_a_signal_after_the_ranks_have_ended_interrupts_nothing(tmp_path: Path) -> None:
+    """Before there are ranks it ends the launch; in a process of its own, whose children would get the signal."""
+    code = """
+import pathlib, sys
+from tip_exp.launch.torchrun import pass_on
+from tip_exp.utils.termination import Terminated
+try:
+    pass_on(15, pathlib.Path(sys.argv[1]))
+except Terminated:
+    print("ends", end="")
+"""
+    for left, printed in ((None, "ends"), ("none_id", "")):
+        if left:
+            (tmp_path / left).mkdir()
+        ended = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+        assert ended.stdout == printed
+
+
 def test_runs_of_two_ranks_side_by_side(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     process = start("ends,fails", "hydra.sweeper.jobs=2", f"hydra.sweep.dir={tmp_path}", "-m")
     out, err = process.communicate(timeout=200)

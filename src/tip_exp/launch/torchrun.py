@@ -34,12 +34,14 @@ def main() -> None:
     options, locks = sys.argv[3:split], sys.argv[split + 1 :]
     worker = ["-m", "tip_exp.launch.worker", str(folder.root), str(os.getpid()), *locks]
     logging.basicConfig(filename=folder.root / "torchrun.log", format=LOG_FORMAT)
-    for number in SIGNALS:
-        signal.signal(number, lambda number, _: pass_on(number))
     try:
         with tempfile.TemporaryDirectory(prefix="tip_exp_ranks_") as reports:
+            for number in SIGNALS:
+                signal.signal(number, lambda number, _: pass_on(number, Path(reports)))
             options += ["--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", f"--log-dir={reports}"]
             code = run_ranks([*options, *worker], Path(reports))
+            for number in SIGNALS:  # the ranks have ended
+                signal.signal(number, signal.SIG_IGN)
     except KeyboardInterrupt as stop:  # while torch loads
         code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     if code in (INTERRUPTED, TERMINATED):
@@ -51,9 +53,12 @@ def main() -> None:
     sys.exit(code)
 
 
-def pass_on(number: int) -> None:
-    """Send the signal to the ranks, which have process groups of their own; raises Terminated if there are none yet."""
-    has_ranks = False
+def pass_on(number: int, reports: Path) -> None:
+    """Send the signal to the ranks, which have process groups of their own; raises Terminated if there are none yet.
+
+    Once torch.distributed.run has made the ranks' folders in `reports`, an absent rank is one that has ended.
+    """
+    has_ranks = any(reports.glob("*"))
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             pid, rest = stat.parent.name, stat.read_text().rpartition(")")[2].split()
