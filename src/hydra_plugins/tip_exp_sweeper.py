@@ -39,7 +39,7 @@ class RunsSweeper(BasicSweeper):
         composer = RunComposer(lambda chosen: loader.load_sweep_config(config, chosen))
         runs = expand(self.runs, self.params, arguments)
         name = folder_name(config.hydra.job.config_name, arguments)
-        checked = [composer.check(name, overrides) for overrides in runs]
+        checked = composer.check_all(name, runs)
         if refused := [run for run in checked if isinstance(run, RefusedRun)]:
             problems = "\n".join(f"{' '.join(run.overrides)}: {run.error}" for run in refused)
             raise ConfigError(f"no run of this sweep was started:\n{problems}")

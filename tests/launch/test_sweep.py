@@ -76,6 +76,17 @@ def test_plan_of_the_demo() -> None:
     assert runs[0].folder == RunFolder(Path("outputs/sweeps/demo/tiny.word_sums.full.r100.s7"))
 
 
+def test_runs_that_their_names_do_not_part_get_folders_of_their_own() -> None:
+    runs = accepted(plan(SWEEPS / "demo.yaml", ["learner.lr=1e-3,2e-3", "learner.divergence=jsd"]))
+    names = [run.folder.root.name for run in runs]
+    assert len({*names}) == 16 and names[:2] == [f"tiny.word_sums.full.r100.s0.lr{lr}" for lr in (0.001, 0.002)]
+    assert all(
+        run.config.name == name and run.overrides[-1] == f"name={name}" for run, name in zip(runs, names, strict=True)
+    )
+    search = accepted(plan(SWEEPS / "registered_search.yaml", []))
+    assert len({run.folder.root for run in search}) == len({digest(run.config) for run in search}) == len(search) == 120
+
+
 def test_a_run_that_cannot_start_is_refused_with_its_reason(tmp_path: Path) -> None:
     runs = plan(SWEEPS / "demo.yaml", ["learner.lr=-1"])
     assert all(isinstance(run, RefusedRun) and "learner.lr" in run.error for run in runs)

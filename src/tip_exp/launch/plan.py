@@ -45,7 +45,7 @@ def plan(sweep: Path, arguments: list[str]) -> list[SweepRun | RefusedRun]:
         sweeper = compose(sweep.stem, overrides=search, return_hydra_config=True).hydra.sweeper
         runs = expand(OmegaConf.to_object(sweeper.runs), OmegaConf.to_object(sweeper.params), arguments)  # pyright: ignore[reportArgumentType]
         composer = RunComposer(lambda chosen: compose(sweep.stem, overrides=search + chosen, return_hydra_config=True))
-        return [composer.check(sweep.stem, overrides) for overrides in runs]
+        return composer.check_all(sweep.stem, runs)
 
 
 def format_plan(

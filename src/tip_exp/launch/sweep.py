@@ -9,6 +9,7 @@ A value on the command line replaces a swept key in both: `seed=7` runs seed 7 o
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,23 @@ class RunComposer:
             return self._compose(list(overrides))  # for Hydra's error message
         return config
 
+    def check_all(self, sweep: str, runs: Sequence[list[str]]) -> list[SweepRun | RefusedRun]:
+        """`check` of each run. Runs that would share a folder have the overrides in which they differ in their names.
+
+        Of learner.lr=1e-3,2e-3: NAME.lr0.001 and NAME.lr0.002.
+        """
+        checked = [self.check(sweep, overrides) for overrides in runs]
+        sharing: dict[str, list[int]] = {}
+        for i, run in enumerate(checked):
+            if isinstance(run, SweepRun):
+                sharing.setdefault(run.config.name, []).append(i)
+        for name, places in sharing.items():
+            common = set.intersection(*(set(runs[i]) for i in places))
+            for i in places:
+                if differing := [override for override in runs[i] if override not in common]:
+                    checked[i] = self.check(sweep, [*runs[i], f"name={name}.{'.'.join(map(_short, differing))}"])
+        return checked
+
     def check(self, sweep: str, overrides: list[str]) -> SweepRun | RefusedRun:
         """Compose and validate one run of the sweep file named `sweep`."""
         try:
@@ -122,6 +140,12 @@ def folder_name(config_name: str, overrides: Sequence[str]) -> str:
         return named[-1]
     swept = [override.key_or_group.rpartition(".")[2] for override in parsed if override.is_sweep_override()]
     return "-".join(dict.fromkeys(swept)) or config_name
+
+
+def _short(override: str) -> str:
+    """Of an override in a file's name: learner.lr=0.001 -> lr0.001."""
+    key, _, value = override.partition("=")
+    return re.sub(r"[^\w.+-]+", "-", key.rpartition(".")[2] + value)
 
 
 def _is_value(override: Override) -> bool:
