@@ -1,0 +1,93 @@
+"""The registered test (results/preregistration.md): each arm's best setting by the search, and the test's differences.
+
+    python -m scripts.registered outputs/sweeps/registered_search      # settings of registered.yaml
+    python -m scripts.registered outputs/sweeps/registered            # differences to F, verdicts
+
+Prints Markdown tables. A folder whose arms have one setting each is a test, another is a search.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from tip_exp.records.reader import read_runs
+from tip_exp.report.arms import ArmResult, summarize
+from tip_exp.report.columns import p_value, percent, points, ratio
+from tip_exp.report.significance import Estimate, compare, estimate, holm
+from tip_exp.report.tables import Table, markdown
+
+ARMS = {  # selector.score, selector.weight, learner.divergence -> arm of the registration
+    ("full", "none", "reverse_kl"): "F",
+    ("full", "sqrt", "reverse_kl"): "W",
+    ("grad_norm", "inverse_gradient", "reverse_kl"): "R",
+    ("grad_norm", "none", "reverse_kl"): "M",
+    ("full", "none", "jsd"): "J",
+}
+SETTING = ("learner.lr", "learner.eps", "learner.betas", "learner.grad_clip")
+HYPOTHESES = ("W", "R")
+ACCURACY_MARGIN = 0.02  # a confirmed arm loses less of mean@4
+
+
+def main() -> None:
+    arms: dict[str, list[ArmResult]] = {}
+    for arm in summarize(read_runs([Path(root) for root in sys.argv[1:]])):
+        if arm.seeds:
+            arms.setdefault(name_of(arm), []).append(arm)
+    is_test = all(len(settings) == 1 for settings in arms.values())
+    table = differences_table({name: settings[0] for name, settings in arms.items()}) if is_test else search_table(arms)
+    print(markdown(table))
+
+
+def name_of(arm: ArmResult) -> str:
+    """F, W, R, M or J."""
+    config = arm.config
+    return ARMS[arm.score, config["selector.weight"], config["learner.divergence"]]
+
+
+def search_table(arms: dict[str, list[ArmResult]]) -> Table:
+    """A row per arm and setting, the best setting of an arm first: by the mean log KL of a response over all seeds."""
+    rows: list[list[str]] = []
+    for name in sorted(arms):
+        for rank, arm in enumerate(sorted(arms[name], key=_log_kl)):
+            mark = "best" if rank == 0 else ""
+            values = [str(arm.config[key]) for key in SETTING]
+            rows.append([name, *values, str(arm.seeds), f"{_log_kl(arm):.3f}", percent(arm.final), mark])
+    return Table("", ["arm", *SETTING, "seeds", "mean log KL", "mean@4", ""], rows)
+
+
+def differences_table(arms: dict[str, ArmResult]) -> Table:
+    """A row per arm with its differences to F, and the verdict on W and R by the registered rule."""
+    full = arms["F"]
+    differences = {name: compare(arm.kl_scores, full.kl_scores) for name, arm in arms.items() if name != "F"}
+    p_values = [difference.p if (difference := differences.get(name)) else np.nan for name in HYPOTHESES]
+    adjusted = dict(zip(HYPOTHESES, holm(p_values), strict=True))
+    rows: list[list[str]] = []
+    for name, arm in arms.items():
+        difference, change = differences.get(name), compare(arm.scores, full.scores)
+        verdict = verdict_of(difference, change) if name in HYPOTHESES and difference and change else ""
+        log_kl = estimate(arm.kl_scores.scores) if arm.kl_scores else Estimate(np.nan, np.nan)
+        cells = [ratio(difference), p_value(adjusted[name]) if name in adjusted else "", points(change), verdict]
+        settings = " ".join(arm.values_of(list(SETTING[:2])))
+        rows.append(
+            [name, settings, str(arm.seeds), f"{log_kl.mean:.3f} ± {log_kl.se:.3f}", percent(arm.final), *cells]
+        )
+    headings = ["arm", "setting", "seeds", "mean log KL", "mean@4", "KL against F [95 %]", "p (Holm)"]
+    return Table("", [*headings, "mean@4 against F [95 %]", "hypothesis"], rows)
+
+
+def verdict_of(log_kl: Estimate, accuracy: Estimate) -> str:
+    """Of an arm's differences to F in log KL and in accuracy, a fraction."""
+    if log_kl.high < 0 and accuracy.low > -ACCURACY_MARGIN:
+        return "confirmed"
+    return "contradicted" if log_kl.low > 0 else "not resolved"
+
+
+def _log_kl(arm: ArmResult) -> float:
+    return float(arm.kl_scores.scores.mean()) if arm.kl_scores else np.nan
+
+
+if __name__ == "__main__":
+    main()
