@@ -92,8 +92,9 @@ def damaged(rng: random.Random, resolved: bool) -> Any:
         elif kind == 8:
             del section[key]
         elif kind == 9:  # a typo: the value stands under another name
-            position = rng.randrange(len(key) + 1)
-            section[key[:position] + rng.choice("aeiou_.-") + key[position + 1 :]] = section.pop(key)
+            name = str(key)
+            position = rng.randrange(len(name) + 1)
+            section[name[:position] + rng.choice("aeiou_.-") + name[position + 1 :]] = section.pop(key)
         elif kind == 10:
             section[rng.choice(("foo", "lr", "x" * 700, "a.b", "??", "label"))] = rng.choice(NUMBERS)
         elif kind == 11:
