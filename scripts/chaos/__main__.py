@@ -33,8 +33,9 @@ def main() -> int:
     torch.set_num_threads(1)
     register_resolvers()
     if arguments.what == "soak":
-        print(soak(arguments.steps))
-        return 0
+        text, is_wanted = soak(arguments.steps)
+        print(text)
+        return 0 if is_wanted else 1
     cases = list(range(arguments.cases)) if arguments.only is None else arguments.only
     records = campaign(cases, arguments.seed, arguments.seconds, arguments.records)
     command = f"python -m scripts.chaos --cases {len(records)} --seed {arguments.seed}"

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from scripts.chaos.forked import descendants, send
 from scripts.chaos.settings import LIMIT_S, Trial
+from tip_exp.records.reader import read_all
+
+FLIPPED_WHEN_FINISHED = "flipped when finished"
 
 
 def damage(trial: Trial, how: str) -> None:
-    """Kill the run, or let it end, then damage one of its files.
-
-    Of a finished run not what a launch does not read: the model, and bits of rows and result, whose sizes it compares.
-    """
-    launched = trial.launch()
-    if launched.wait(trial.moment()) is None:
+    """Kill the run, or let it end, then damage one of its files: "flipped when finished" only rows, result or model."""
+    launched, of_finished = trial.launch(), how == FLIPPED_WHEN_FINISHED
+    if launched.wait(LIMIT_S if of_finished else trial.moment()) is None:
         send([launched.pid, *(pid for level in descendants(launched.pid) for pid in level)], signal.SIGKILL)
     launched.wait(LIMIT_S)
     folder = trial.folder()
     kinds: dict[str, list[Path]] = {}
     for path in sorted(folder.root.rglob("*")):
-        is_read = not folder.result.exists() or not (
-            path.is_relative_to(folder.model) or (how == "flipped" and path in (*folder.rows, folder.result))
+        is_meant = path != folder.card and (
+            not of_finished or path.is_relative_to(folder.model) or path in (*folder.rows, folder.result)
         )
-        if path.is_file() and not path.is_symlink() and path.suffix != ".log" and is_read:
+        if path.is_file() and not path.is_symlink() and path.suffix != ".log" and is_meant:
             kinds.setdefault(re.sub(r"\d+", "N", str(path.relative_to(folder.root))), []).append(path)
     if not kinds:
         return
@@ -46,14 +48,24 @@ def damage(trial: Trial, how: str) -> None:
         changed[place] ^= 1 << trial.draw.randrange(8)
         path.write_bytes(changed)
     trial.restore = lambda: path.write_bytes(whole)
+    if of_finished:
+        (record,) = read_all([trial.root])
+        assert record.damage or is_same_json(path, whole), f"{path.name} is damaged, but the report reads the run"
+
+
+def is_same_json(path: Path, content: bytes) -> bool:
+    """Whether a file holds the same values as before, as after a flipped bit in a blank."""
+    with suppress(ValueError):
+        return path.name == "result.json" and json.loads(path.read_bytes()) == json.loads(content)
+    return False
 
 
 def remedy(trial: Trial, text: str) -> None:
     """Do one of the things that an error message advises."""
     folder = trial.folder()
     options: list[tuple[str, Callable[[], object]]] = []
-    if "remove result.json" in text:
-        options.append(("remove result.json", folder.result.unlink))
+    if "rename result.json" in text:
+        options.append(("rename result.json", lambda: folder.result.rename(trial.root / "result.json")))
     if f"remove {folder.lock}" in text:
         options.append(("remove the lock", folder.lock.unlink))
     if "move the folder away" in text:

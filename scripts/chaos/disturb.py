@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from scripts.chaos.damage import damage
+from scripts.chaos.damage import FLIPPED_WHEN_FINISHED, damage
 from scripts.chaos.faults import TRACKERS, bad_tracker, clock_jump, kill_at_write, shift_times
 from scripts.chaos.forked import descendants, send
 from scripts.chaos.settings import LIMIT_S, Trial
@@ -231,7 +231,7 @@ KINDS = [
     Kind("tracker refuses or hangs", ONE, tracker, repeats=1),
     *(
         Kind(f"file {how}", ONE, _damage(how), repeats=1, may_refuse=True)
-        for how in ("removed", "emptied", "cut", "flipped")
+        for how in ("removed", "emptied", "cut", "flipped", FLIPPED_WHEN_FINISHED)
     ),
 ]
 CYCLE = [kind for turn in range(5) for kind in KINDS if kind.share > turn]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -22,7 +21,7 @@ from tip_exp.config.parse import parse
 from tip_exp.launch import cli, launch
 from tip_exp.launch.lock import holder
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.io import read_rows
+from tip_exp.utils.io import checksum, read_rows
 from tip_exp.utils.paths import conf_dir
 
 SMALL = ["device=cpu", "logger=files", "learner.num_steps=4", "learner.warmup_steps=0", "learner.prompts_per_step=2"]
@@ -122,8 +121,7 @@ def numbers_of(folder: RunFolder) -> Any:
         {key: value for key, value in row.items() if not key.startswith(("time/", "memory/")) and "_per_s" not in key}
         for row in read_rows(folder.metrics)
     ]
-    path = folder.model / "model.safetensors"
-    weights = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    weights = {path.name: checksum(path) for path in sorted(folder.model.rglob("*")) if path.is_file()}
     parts = [{key: result[key] for key in ("start", "teacher", "final", "outcomes", "health")}, rows, weights]
     return [*parts, read_rows(folder.eval_rows), read_rows(folder.samples)]
 

@@ -24,6 +24,9 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         if start == 0:
             parts.evaluate_start()
 
+        if start == last:
+            parts.export()  # of the checkpoint, in place of a model/ that may have been damaged since
+
         defer()  # from here on SIGTERM waits for the end of a step
         steps, silent = range(start + 1, last + 1), not parts.ranks.is_main
         progress = tqdm(steps, initial=start, total=last, desc=config.name, mininterval=1.0, disable=silent)

@@ -103,7 +103,7 @@ def run(tmp_path: Path, compose_run: Callable[..., RunConfig]) -> RunFolder:
     (run.model / "adapter").mkdir(parents=True)
     (run.model / "config.json").write_text("{}")
     (run.model / "adapter" / "weights.safetensors").write_bytes(bytes(range(256)))
-    write_card(config, json.loads(run.result.read_text()), run.model)
+    write_card(config, json.loads(run.result.read_text()), run.card)
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from types import SimpleNamespace
 
@@ -64,3 +65,21 @@ def test_resident_peaks_belong_to_their_span() -> None:
     with meter.span("small"):
         pass
     assert meter.memory()["memory/small_peak_gib"] < peaks["memory/big_peak_gib"] - 0.2
+
+
+def test_a_count_of_allocations_leaves_nothing_behind() -> None:
+    """Neither objects nor cycles of them, which would grow by megabytes an evaluation."""
+    meter = Meter(CPU)
+    meter.count_allocations = True
+    gc.collect()
+    gc.disable()
+    try:
+        with meter.span("warm", allocations=True):
+            torch.ones(10).sum()
+        before = len(gc.get_objects())
+        with meter.span("many", allocations=True):
+            for _ in range(200):
+                torch.ones(10).sum()
+        assert len(gc.get_objects()) - before < 100
+    finally:
+        gc.enable()

@@ -113,7 +113,7 @@ def test_a_result_is_valid_json_and_has_the_sizes_of_the_rows(folder: RunFolder,
 
 
 def test_the_model_card_has_the_result_and_the_settings(folder: RunFolder, tiny_config: RunConfig) -> None:
-    write_card(tiny_config, write_result(tiny_config, folder, {}, {}), folder.root)
+    write_card(tiny_config, write_result(tiny_config, folder, {}, {}), folder.root / "README.md")
     card = (folder.root / "README.md").read_text()
     assert card.startswith("---\nbase_model: package:tiny/student\n")
     assert "10 of 30 response tokens" in card and "| b/greedy | 0.2500 | 0.5000 |" in card and "num_steps: 40" in card

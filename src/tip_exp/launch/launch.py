@@ -27,15 +27,17 @@ from tip_exp.launch.gpu_lock import locked_gpus
 from tip_exp.launch.lock import holder, lock_or_holder
 from tip_exp.launch.ranks import cores, ranks_per_node, this_node, torchrun_options
 from tip_exp.launch.reuse import (
-    damage,
+    check_models,
     find_duplicate,
     finished_digests,
     link_from,
+    parse_result,
     read_result,
     remove_stale,
     teacher_config,
 )
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
+from tip_exp.records.integrity import damage, remedy
 from tip_exp.utils import termination
 from tip_exp.utils.errors import TERMINATED, ConfigError, RunFailedError, first_line
 from tip_exp.utils.io import write_atomic
@@ -109,10 +111,9 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
                 "Give this run another name (name=…), or move the folder away"
             )
         if state is State.DAMAGED:
-            raise RunFailedError(
-                f"{folder.root}: {damage(folder)}. Restore the file from a copy, or remove result.json to go on from "
-                "the newest checkpoint"
-            )
+            damaged = _damage(folder)
+            raise RunFailedError(f"{folder.root}: {damaged}. {remedy(folder, damaged)}")
+        check_models(config)
         if is_first:
             header = f"# resolved config of this run, digest {digest(config)}\n"
             write_atomic(folder.config, header + OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
@@ -222,12 +223,18 @@ def _error_in_log(folder: RunFolder, start: int) -> str:
 
 
 def _state_on_disk(config: RunConfig, folder: RunFolder) -> State:
-    result = read_result(folder) if folder.config.exists() else None
-    if result and result["digest"] == digest(config):
-        return State.DONE
+    result, damaged = parse_result(folder), _damage(folder)
+    if result and result["digest"] == digest(config) and folder.config.exists():
+        return State.DAMAGED if damaged else State.DONE
     started = folder.result.exists() or numbered_checkpoints(folder.checkpoints)
     if not started:
         return State.TO_DO
     if changes(config, folder):
         return State.CHANGED
-    return State.DAMAGED if damage(folder) else State.UNFINISHED  # also if result.json is empty or torn
+    return State.DAMAGED if damaged else State.UNFINISHED  # also if result.json is empty or torn
+
+
+def _damage(folder: RunFolder) -> str:
+    """Why a finished run is damaged; of model/ the sizes and the files that are newer than result.json are compared."""
+    result = parse_result(folder)
+    return damage(folder, result) if result else ""

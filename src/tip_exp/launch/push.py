@@ -9,12 +9,12 @@ from pathlib import Path
 
 import yaml
 
-from tip_exp.launch.reuse import read_result
+from tip_exp.launch.reuse import parse_result
 from tip_exp.records.folder import RunFolder
+from tip_exp.records.integrity import damage, remedy
 from tip_exp.records.reader import read_runs
 from tip_exp.utils.errors import DataError, exit_code, first_line, format_error
 
-CARD = "README.md"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -34,7 +34,7 @@ def push(arguments: list[str]) -> None:
             print(text)
         else:
             repo = given.repo or run.root.resolve().name
-            print(f"{run.model} is at {_upload(run.model, text, repo, given.private, given.update)}")
+            print(f"{run.model} is at {_upload(run, text, repo, given.private, given.update)}")
     except (ValueError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -44,13 +44,15 @@ def push(arguments: list[str]) -> None:
 
 def card(run: RunFolder) -> str:
     """The card that the run wrote, then its row among the runs beside it, and versions. Raises DataError."""
-    result = read_result(run)
+    result = parse_result(run)
     if result is None:
         raise DataError(f"{run.root} holds no finished run (result.json); the command that started it finishes it")
-    if not (run.model / CARD).is_file():
+    if damaged := damage(run, result, "all"):
+        raise DataError(f"{run.root}: {damaged}. {remedy(run, damaged)}")
+    if not run.card.is_file():
         of = f"; push the run that trained it: {result['reused_from']}" if "reused_from" in result else ""
         raise DataError(f"{run.root} has no trained model (model/){of}")
-    _, head, body = (run.model / CARD).read_text(encoding="utf-8").split("---\n", 2)
+    _, head, body = run.card.read_text(encoding="utf-8").split("---\n", 2)
     fields = yaml.safe_load(head)
     if not _HUB_ID.fullmatch(fields.get("base_model", "")) or Path(fields["base_model"]).exists():
         fields.pop("base_model", None)  # the hub accepts only one of its own
@@ -70,20 +72,20 @@ def _row(run: RunFolder) -> str:
     return f"{markdown(table)}\n\n{legend([table])}"
 
 
-def _upload(model: Path, text: str, repo: str, private: bool, update: bool) -> str:
+def _upload(run: RunFolder, text: str, repo: str, private: bool, update: bool) -> str:
     """Address of the repository. Raises DataError."""
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError
 
     if get_token() is None:
         raise DataError("the hub needs a token that may write; set HF_TOKEN, or run `hf auth login`")
-    files = [path for path in sorted(model.rglob("*")) if path.is_file() and path != model / CARD]
-    operations = [CommitOperationAdd(path.relative_to(model).as_posix(), path) for path in files]
-    operations.append(CommitOperationAdd(CARD, text.encode()))
+    files = [path for path in sorted(run.model.rglob("*")) if path.is_file() and path != run.card]
+    operations = [CommitOperationAdd(path.relative_to(run.model).as_posix(), path) for path in files]
+    operations.append(CommitOperationAdd(run.card.name, text.encode()))
     api = HfApi()
     try:
         address = api.create_repo(repo, private=private or None, exist_ok=update)
-        api.create_commit(address.repo_id, operations, commit_message=f"Upload {model.parent.name}")
+        api.create_commit(address.repo_id, operations, commit_message=f"Upload {run.root.name}")
         return str(address)
     except HfHubHTTPError as error:
         status = error.response.status_code

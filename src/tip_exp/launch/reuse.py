@@ -15,7 +15,9 @@ from typing import Any
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
+from tip_exp.records.integrity import Depth, damage, describe_files, remedy, with_checksum
 from tip_exp.records.reader import find_runs
+from tip_exp.utils.errors import DataError
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import resolve_model
 
@@ -25,15 +27,17 @@ def finished_digests(outputs: Path) -> dict[str, RunFolder]:
     originals: dict[str, RunFolder] = {}
     links: dict[str, RunFolder] = {}
     for folder in find_runs([outputs]) if outputs.is_dir() else []:
-        if result := read_result(folder):
+        if result := read_result(folder, "newer"):
             (links if "reused_from" in result else originals).setdefault(result["digest"], folder)
     return links | originals
 
 
 def find_duplicate(config: RunConfig, folder: RunFolder, finished: dict[str, RunFolder]) -> RunFolder | None:
-    """The finished run with the same digest in another folder."""
+    """The finished run with the same digest in another folder, whose rows are whole."""
     duplicate = finished.get(digest(config))
-    return None if duplicate is None or duplicate.root.resolve() == folder.root.resolve() else duplicate
+    if duplicate is None or duplicate.root.resolve() == folder.root.resolve():
+        return None
+    return duplicate if read_result(duplicate) else None
 
 
 def link_from(source: RunFolder, config: RunConfig, folder: RunFolder) -> None:
@@ -51,8 +55,8 @@ def link_from(source: RunFolder, config: RunConfig, folder: RunFolder) -> None:
                 shutil.copyfile(rows, link)
     result = read_result(source)
     assert result is not None, "the source is a finished run"
-    result |= {"name": config.name, "reused_from": str(source.root)}
-    write_atomic(folder.result, json.dumps(result, indent=2) + "\n")
+    result |= {"name": config.name, "reused_from": str(source.root), "files": describe_files(folder)}
+    write_atomic(folder.result, json.dumps(with_checksum(result), indent=2) + "\n")
 
 
 def teacher_config(config: RunConfig) -> RunConfig:
@@ -88,23 +92,26 @@ def _local(model: str) -> Path:
     return Path(resolve_model(model)).expanduser()
 
 
-def read_result(folder: RunFolder) -> dict[str, Any] | None:
-    """result.json of a finished run; None if it is absent, torn, without a digest, or not of the rows in the folder."""
-    result = _parse(folder.result)
-    return None if result is None or damage(folder) else result
+def check_models(config: RunConfig) -> None:
+    """Raise DataError if a model of the pair is the model/ of a finished run and not what that run wrote."""
+    for role in ("teacher", "student"):
+        path = getattr(config.pair, role).path
+        run = RunFolder(_local(path).parent)
+        result = parse_result(run) if _local(path) == run.model else None
+        if result and (damaged := damage(run, result, "all")):
+            raise DataError(f"pair.{role}.path={path}: {damaged}. {remedy(run, damaged)}")
 
 
-def damage(folder: RunFolder) -> str:
-    """Which rows are not those that result.json was computed from, by their sizes; "" if all are or it is torn."""
-    sizes, result = folder.row_sizes(), _parse(folder.result) or {}
-    expected: dict[str, int] = result.get("row_bytes", sizes)
-    differ = {name: size for name, size in expected.items() if sizes.get(name, 0) != size}
-    return "; ".join(f"{name} has {sizes.get(name, 0)} bytes instead of {size}" for name, size in differ.items())
+def read_result(folder: RunFolder, depth: Depth = "rows") -> dict[str, Any] | None:
+    """result.json of a finished run; None if it is absent, torn or without a digest, or if the run is damaged."""
+    result = parse_result(folder)
+    return None if result is None or damage(folder, result, depth) else result
 
 
-def _parse(path: Path) -> dict[str, Any] | None:
+def parse_result(folder: RunFolder) -> dict[str, Any] | None:
+    """result.json, whatever the other files hold; None if it is absent, torn or without a digest."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        result = json.loads(folder.result.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return result if isinstance(result, dict) and "digest" in result else None

@@ -19,12 +19,14 @@ from tip_exp.launch.announce import accuracies, change, opening
 from tip_exp.launch.lock import holder
 from tip_exp.records import metrics
 from tip_exp.records.folder import RunFolder
+from tip_exp.records.integrity import Depth, remedy
 from tip_exp.records.reader import RunRecord, find_runs, read_run
-from tip_exp.utils.errors import DataError, exit_code, format_error
+from tip_exp.utils.errors import DataError, exit_code, first_line, format_error
 from tip_exp.utils.io import read_rows
 
 # metrics of a step with lines of their own
 UNSHOWN = (metrics.EVAL, metrics.TEACHER, metrics.MEMORY, metrics.SHADOW, "time/", "step")
+DAMAGED = "damaged"
 UNCOMPARED = ("name", "sweep", "logger")  # sections of a config that say nothing of the numbers
 
 
@@ -32,8 +34,9 @@ def show(arguments: list[str]) -> None:
     """Print each run below the given folders: in full if it is one, else a line each."""
     parser = argparse.ArgumentParser(prog="tip-exp show", description="Configuration, state and results of runs.")
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("outputs")], help="runs, or folders of runs")
+    parser.add_argument("--verify", action="store_true", help="compare the SHA-256 of all files of finished runs")
     given = parser.parse_args(arguments)
-    _print(lambda: _described(_runs(given.folders)))
+    _print(lambda: _described(_runs(given.folders), "all" if given.verify else "rows"))
 
 
 def compare(arguments: list[str]) -> None:
@@ -71,17 +74,20 @@ def _records(folders: list[Path]) -> list[RunRecord]:
     return [read_run(folder) for folder in _runs(folders)]
 
 
-def _described(runs: list[RunFolder]) -> str:
+def _described(runs: list[RunFolder], depth: Depth) -> str:
     if len(runs) == 1:
-        return _in_full(runs[0])
-    lines = [(str(run.root), _state(run), _reached(run)) for run in runs]
+        return _in_full(runs[0], depth)
+    lines = [(str(run.root), *_state(run, depth)) for run in runs]
     widths = [max(len(line[i]) for line in lines) for i in (0, 1)]
     return "\n".join(f"{root:<{widths[0]}}  {state:<{widths[1]}}  {reached}" for root, state, reached in lines)
 
 
-def _in_full(run: RunFolder) -> str:
-    config, rows = load(run.config), read_rows(run.metrics)
-    lines = [opening(config, run), f"state: {_state(run)}"]
+def _in_full(run: RunFolder, depth: Depth) -> str:
+    config, (state, _) = load(run.config), _state(run, depth)
+    lines = [opening(config, run), f"state: {state}"]
+    if state.startswith(DAMAGED):
+        return "\n".join([*lines, remedy(run, state)])
+    rows = read_rows(run.metrics)
     overrides = run.root / ".hydra" / "overrides.yaml"
     if overrides.exists():
         typed = yaml.safe_load(overrides.read_text(encoding="utf-8")) or []
@@ -129,23 +135,25 @@ def _is_evaluation(row: dict[str, Any]) -> bool:
     return any(name.startswith((metrics.EVAL, metrics.TEACHER)) for name in row)
 
 
-def _state(run: RunFolder) -> str:
-    """ "done", "running at step 7 of 40, by process 12 …", "stopped at step 7 of 40, resumes from step 5" """
-    if run.result.exists():
-        return "done"
-    rows, raw = read_rows(run.metrics), read_run(run).config
-    at = f"at step {rows[-1]['step'] if rows else 0} of {raw['learner']['num_steps']}"
+def _state(run: RunFolder, depth: Depth) -> tuple[str, str]:
+    """The state, and what a finished run reached.
+
+    "done", "damaged: …", "running at step 7 of 40, by process 12 …", "stopped at step 7 of 40, resumes from step 5"
+    """
+    try:
+        record = read_run(run, depth)
+    except ValueError as error:
+        return f"{DAMAGED}: {first_line(error)}", ""
+    if record.result:
+        verified = ", every file has the SHA-256 in result.json" if depth == "all" and "files" in record.result else ""
+        reached = [f"{name} {change(record.result, name)}" for name in accuracies(load(run.config))]
+        return f"done{verified}", "; ".join(reached)
+    rows = read_rows(run.metrics)
+    at = f"at step {rows[-1]['step'] if rows else 0} of {record.config['learner']['num_steps']}"
     if process := holder(run.lock):
-        return f"running {at}, by {process.partition(';')[0]}"
+        return f"running {at}, by {process.partition(';')[0]}", ""
     saved = max((int(path.name.removeprefix("step_")) for path in run.checkpoints.glob("step_*[0-9]")), default=0)
-    return f"stopped {at}, resumes from step {saved}"
-
-
-def _reached(run: RunFolder) -> str:
-    result = read_run(run).result
-    return (
-        "" if result is None else "; ".join(f"{name} {change(result, name)}" for name in accuracies(load(run.config)))
-    )
+    return f"stopped {at}, resumes from step {saved}", ""
 
 
 def _compared(sides: list[list[RunRecord]]) -> str:

@@ -31,11 +31,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from tip_exp.learner.adamw import local_part
-from tip_exp.learner.checkpoint_files import CHECKSUMS, CheckpointWriter, checksum, keep_newest
+from tip_exp.learner.checkpoint_files import CHECKSUMS, CheckpointWriter, keep_newest
 from tip_exp.learner.distributed import Ranks
 from tip_exp.records.folder import numbered_checkpoints
 from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError, RunFailedError
+from tip_exp.utils.io import checksum
 from tip_exp.utils.termination import Terminated
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -18,7 +17,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as TorchFuture
 
 from tip_exp.records.folder import numbered_checkpoints
-from tip_exp.utils.io import flush, remove_folder
+from tip_exp.utils.io import checksum, flush, remove_folder
 from tip_exp.utils.space import when_there_is_space
 
 NUM_KEPT = 2  # newest checkpoints that stay on disk
@@ -104,8 +103,3 @@ def publish(temporary: Path, final: Path) -> None:
     remove_folder(final)
     temporary.rename(final)
     flush(final.parent)
-
-
-def checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,6 +32,7 @@ class RunFolder:
         self.prompts = self.root / "first_prompts.json"
         self.checkpoints = self.root / "checkpoint"
         self.model = self.root / "model"
+        self.card = self.model / "README.md"
         self.log = self.root / "worker.log"
         self.lock = self.root / "lock"
         self.wandb = self.root / "wandb"
@@ -49,10 +50,6 @@ class RunFolder:
     def batch_of(self, step: int) -> Path:
         """The rollouts of a step whose numbers were not finite."""
         return self.root / f"non_finite_{step:05d}.json"
-
-    def row_sizes(self) -> dict[str, int]:
-        """Bytes of metrics.jsonl, eval.jsonl and samples.jsonl, without those that do not exist."""
-        return {path.name: path.stat().st_size for path in self.rows if path.exists()}
 
 
 def read_budgets(path: Path) -> dict[int, int]:

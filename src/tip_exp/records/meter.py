@@ -44,8 +44,9 @@ class Meter:
         self._open.append(bytes_at_start)
         profile = None
         if allocations and self.count_allocations and not self._cuda:
-            cpu = torch.profiler.ProfilerActivity.CPU
-            profile = torch.profiler.profile(activities=[cpu], profile_memory=True, acc_events=True)
+            # Not torch.profiler.profile: with acc_events it makes a tree of Python objects, megabytes of garbage in
+            # cycles that Python collects after many evaluations, and without it warns.
+            profile = torch.autograd.profiler.profile(use_kineto=True, profile_memory=True)
         started, event = time.perf_counter(), self._event()
         try:
             with profile or nullcontext():
@@ -109,9 +110,9 @@ class Meter:
         self._peaks[metric] = max(self._peaks[metric], value)
 
 
-def _peak_allocation(profile: torch.profiler.profile) -> int:
+def _peak_allocation(profile: torch.autograd.profiler.profile) -> int:
     """The highest sum of torch's allocations in a profiled block, in bytes."""
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # pyright: ignore[reportOptionalMemberAccess]
+    events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]  # pyright: ignore[reportOptionalMemberAccess]
     events.sort(key=lambda event: event.start_ns())
     return max(accumulate((event.nbytes() for event in events), initial=0))  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -1,11 +1,13 @@
 """Reads run folders back, thousands in seconds: an index beside them keeps what was read and detects changes.
 
-The index is `.tip_index.jsonl` in the searched folder. A run is read again when the size or time of its config.yaml or
-result.json differs from the index; without an index all runs are read.
+The index is `.tip_index.jsonl` in the searched folder: a line with the SHA-256 of the rest, then a line for each run. A
+run is read again when the size or time of its config.yaml or result.json differs from the index, or when its rows or
+model/ are not of the size in result.json or newer; without an index all runs and their rows are read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -17,9 +19,10 @@ from typing import Any
 import yaml
 
 from tip_exp.records.folder import RunFolder
+from tip_exp.records.integrity import Depth, damage, damaged_files
 from tip_exp.records.whole import check_config, check_result
 from tip_exp.utils.errors import first_line
-from tip_exp.utils.io import read_rows, to_json_lines, write_atomic
+from tip_exp.utils.io import to_json_lines, write_atomic
 
 INDEX = ".tip_index.jsonl"
 MARKS = {"config.yaml", "metrics.jsonl", "result.json"}  # a folder with one of them is a run, if only a damaged one
@@ -74,8 +77,21 @@ def read_all(roots: list[Path]) -> list[RunRecord]:
     return [by_folder[folder] for folder in sorted(by_folder) if by_folder[folder].config.get("mode") != "teacher"]
 
 
-def read_run(folder: RunFolder) -> RunRecord:
-    """Read one run from its files. Raises ValueError or OSError if they are damaged."""
+def read_run(folder: RunFolder, depth: Depth = "rows") -> RunRecord:
+    """Read one run from its files. Raises ValueError or OSError if they are damaged.
+
+    `depth`: whether all its files are read, to compare their SHA-256. A launch may change them at any moment.
+    """
+    while True:
+        stamp = _stamp(folder)
+        try:
+            return _read(folder, stamp, depth)
+        except (ValueError, OSError):
+            if _stamp(folder) == stamp:
+                raise
+
+
+def _read(folder: RunFolder, stamp: list[int], depth: Depth) -> RunRecord:
     config = _parsed(folder.config, lambda text: yaml.load(text, Loader=_Loader), ...)
     if config is ...:
         raise ValueError(f"{folder.config.name} is missing")
@@ -83,8 +99,10 @@ def read_run(folder: RunFolder) -> RunRecord:
     result = _parsed(folder.result, json.loads, None)
     if result is not None:
         check_result(result)
+        if why := damage(folder, result, depth):
+            raise ValueError(why)
     outcomes = result.pop("outcomes") if result else {}
-    return RunRecord(str(folder.root), _stamp(folder), config, result, outcomes)
+    return RunRecord(str(folder.root), stamp, config, result, outcomes)
 
 
 def _parsed(path: Path, parse: Callable[[str], Any], missing: Any) -> Any:
@@ -102,10 +120,9 @@ def _parsed(path: Path, parse: Callable[[str], Any], missing: Any) -> Any:
 
 def _record(folder: RunFolder, indexed: dict[str, RunRecord]) -> RunRecord:
     record = indexed.get(str(folder.root))
-    if record and record.stamp == _stamp(folder):
-        return record
     try:
-        return read_run(folder)
+        is_same = record is not None and not record.damage and record.stamp == _stamp(folder)
+        return record if is_same and not damaged_files(folder, record.result or {}, "newer") else read_run(folder)
     except (ValueError, OSError) as error:
         return RunRecord(str(folder.root), _stamp(folder), {}, None, {}, damage=first_line(error))
 
@@ -140,11 +157,14 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iter
 def _load_index(root: Path) -> dict[str, RunRecord]:
     """Records by folder; empty if the index is missing, torn or of another format."""
     try:
-        rows = read_rows(root / INDEX)
+        written, _, text = (root / INDEX).read_text(encoding="utf-8").partition("\n")
+        if written != _checksum(text):
+            return {}
+        rows = [json.loads(line) for line in text.split("\n")[:-1]]
         for row in rows:
             row["folder"] = str(root / row["folder"])
         records = [RunRecord(**row) for row in rows]
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
     return {record.folder: record for record in records}
 
@@ -153,4 +173,9 @@ def _write_index(root: Path, records: list[RunRecord]) -> None:
     """Write folders relative to the root, so that the tree can be moved. A read-only root gets no index."""
     if os.access(root, os.W_OK):
         rows = [asdict(record) | {"folder": os.path.relpath(record.folder, root)} for record in records]
-        write_atomic(root / INDEX, to_json_lines(rows))
+        text = to_json_lines(rows)
+        write_atomic(root / INDEX, f"{_checksum(text)}\n{text}")
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

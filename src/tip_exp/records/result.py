@@ -18,6 +18,7 @@ from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records import metrics
 from tip_exp.records.folder import RunFolder, read_budgets
+from tip_exp.records.integrity import describe_files, with_checksum
 from tip_exp.records.reader import Outcomes
 from tip_exp.utils.io import read_rows, to_json, write_atomic
 from tip_exp.utils.paths import PACKAGE
@@ -51,10 +52,10 @@ def write_result(
         "hardware": hardware(),
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "health": health(rows, read_budgets(folder.micro_batches)),
-        "row_bytes": folder.row_sizes(),
     }
     if folder.model.exists():
-        write_card(config, result, folder.model)
+        write_card(config, result, folder.card)
+    result = with_checksum(result | {"files": describe_files(folder)})
     folder.check_held()
     when_there_is_space(lambda: write_atomic(folder.result, to_json(result, indent=2) + "\n"), folder.result)
     return result
@@ -145,8 +146,8 @@ def final_outcomes(eval_rows: Path) -> Outcomes:
     return outcomes
 
 
-def write_card(config: RunConfig, result: dict[str, Any], folder: Path) -> None:
-    """Write README.md in the student's folder: base model, training data and settings, accuracy before and after."""
+def write_card(config: RunConfig, result: dict[str, Any], card: Path) -> None:
+    """Write README.md of the student's folder: base model, training data and settings, accuracy before and after."""
     base, totals, selector = config.pair.student.path, result["totals"], config.selector
     head = {"base_model": base, "library_name": "transformers", "tags": ["on-policy-distillation", "tip_exp"]}
     settings = yaml.safe_dump(config.model_dump(exclude={"logger"}), sort_keys=False)
@@ -163,7 +164,7 @@ def write_card(config: RunConfig, result: dict[str, Any], folder: Path) -> None:
         f"\nConfig digest {result['digest']}, {result['hardware']}, revision {result['git_revision']}.\n",
         f"```yaml\n{settings}```\n",
     ]
-    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    card.write_text("\n".join(lines), encoding="utf-8")
 
 
 def git_revision() -> str | None:
