@@ -8,7 +8,7 @@ from typing import Any
 from tip_exp.records import metrics
 from tip_exp.records.reader import RunRecord
 from tip_exp.records.whole import is_finite
-from tip_exp.report.arms import ArmResult, group_by, setting_names
+from tip_exp.report.arms import ArmResult, distinctions, group_by, setting_names
 from tip_exp.report.run_files import read_metrics
 from tip_exp.report.tables import Table
 from tip_exp.utils.errors import first_line
@@ -38,10 +38,12 @@ def shadow_tables(arms: list[ArmResult], records: list[RunRecord]) -> list[Table
     for group, name in zip(groups, setting_names(groups), strict=True):
         rows: list[list[str]] = []
         notes: list[str] = []
-        for arm, *_ in group_by(group, "identity").values():
+        trained = [arm for arm, *_ in group_by(group, "identity").values()]
+        for arm, differs in zip(trained, distinctions(trained), strict=True):
             if shadows := arm.config.get("selector.shadows"):
+                label = f"{arm.selector} {100 * arm.retention:g} %" + (f" ({differs})" if differs else "")
                 steps = _steps([finished[folder] for folder in arm.folders if folder in finished], notes)
-                rows += _rows(arm, shadows, steps) if steps else []
+                rows += _rows(label, shadows, steps) if steps else []
         if rows or notes:
             shown = [i for i in range(len(rows[0]) if rows else 0) if any(row[i] != "-" for row in rows)]
             headings = ["trained on", "rule", "runs", "steps", *COLUMNS]
@@ -63,14 +65,13 @@ def _steps(records: list[RunRecord], notes: list[str]) -> list[list[dict[str, An
     return [rows for rows in steps if rows]
 
 
-def _rows(arm: ArmResult, shadows: list[str], steps: list[list[dict[str, Any]]]) -> list[list[str]]:
-    name = f"{arm.selector} {100 * arm.retention:g} %" + (f" ({arm.differs})" if arm.differs else "")
+def _rows(label: str, shadows: list[str], steps: list[list[dict[str, Any]]]) -> list[list[str]]:
     rows = [row for of_run in steps for row in of_run]
     lines = [("itself", list(COLUMNS.values()))]
     lines += [(rule, [metrics.of_shadow(rule, metric) for metric in COLUMNS.values()]) for rule in shadows]
     counts = [str(len(steps)), str(len(rows))]
     return [
-        [name, rule, *counts, *(_cell([row.get(metric) for row in rows]) for metric in of_rule)]
+        [label, rule, *counts, *(_cell([row.get(metric) for row in rows]) for metric in of_rule)]
         for rule, of_rule in lines
     ]
 
