@@ -259,7 +259,7 @@ def test_bytes_moved(moved: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> 
     maxima = torch.empty(2, n, vocab // GROUP)
     assert bytes_of(kernels.add_tile, None, z, t, group_maxima=maxima) == (8 * pairs, sums + 4 * maxima.numel())
     monkeypatch.setattr(gradient_kernel, "GAP_BLOCK", 1024)
-    assert bytes_of(kernels.logit_gradient_sums, z, t) == (8 * pairs, sums)
+    assert bytes_of(kernels.logit_gradient_sums, z, t) == (8 * pairs, 7 * 8 * n)
     row = z[:, 0].contiguous()
     assert bytes_of(kernels.mixture_sum, z, t, row, row, row) == (8 * pairs + 3 * 4 * n, 4 * n)
     normalizers = LogNormalizers.of(*torch_sums(z, t))

@@ -30,9 +30,8 @@ def logit_gradient_sums(z: Tensor, t: Tensor) -> Tensor:
     (stats, _) = online_softmax.tile_stats([z, t], workspace_for(z), with_gradient=True)
     sums = stats.gradient
     assert sums is not None, "they are wanted"
-    gap = sums.top_gap
     squares = sums.square_sum, sums.square_gap_sum, sums.square_gap2_sum
-    return torch.stack([sums.max, sums.total, gap, gap, sums.gap_sum, *squares])
+    return torch.stack([sums.max, sums.total, sums.center, sums.gap_sum, *squares])
 
 
 def mixture_sum(z: Tensor, t: Tensor, z_max: Tensor, t_max: Tensor, ratio: Tensor) -> Tensor:

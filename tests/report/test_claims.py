@@ -12,7 +12,7 @@ from tests.synthetic_runs import finish, write_config
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import read_runs
 from tip_exp.report.arms import summarize
-from tip_exp.report.claims import CLAIMS, FULL, TINY, Claim, claims, verdict
+from tip_exp.report.claims import CLAIMS, FULL, TINY, Claim, claims, verdict, what_would_change
 from tip_exp.report.significance import Estimate
 from tip_exp.utils.paths import conf_dir
 
@@ -47,6 +47,26 @@ def test_the_verdict_follows_from_the_interval(expected: Any, mean: float, se: f
     assert verdict(claim, Estimate(mean / 100, se / 100)) == "one seed: none"
 
 
+@pytest.mark.parametrize(
+    ("expected", "mean", "se", "text"),
+    [  # points; the 95 % interval is the mean ± 1.96 se
+        ("lower", -1.9, 1.0, "more seeds: the interval shrinks with their root; another pair"),
+        ("lower", -2.3, 1.0, "other seeds: the interval ends 0.3 points from 0; another pair"),  # a quarter: 0.49
+        ("lower", -2.5, 1.0, "another pair"),
+        ("higher", 2.3, 1.0, "other seeds: the interval ends 0.3 points from 0; another pair"),
+        ("higher", -9.0, 1.0, "another pair"),
+        ("at least", -4.0, 1.0, "other seeds: the interval ends 0.0 points from -2; another pair"),
+        ("at least", 3.0, 1.0, "another pair"),
+        ("equal", 4.2, 1.0, "other seeds: the interval ends 0.2 points from 2; another pair"),
+        ("equal", 0.0, 0.5, "another pair"),
+    ],
+)
+def test_what_would_change_a_verdict_follows_from_it(expected: Any, mean: float, se: float, text: str) -> None:
+    claim = Claim("", "", TINY, ("soft_or", 0.5), expected, FULL, "another pair")
+    assert what_would_change(claim, Estimate(mean / 100, se / 100, over_seeds=True)) == text
+    assert what_would_change(claim, Estimate(mean / 100, se / 100)) == "a second seed; another pair"
+
+
 def test_rows_compare_the_arms_of_one_setting(tmp_path: Path, compose_run: Compose) -> None:
     runs = {"selector=full": 0.8, "selector=q3 selector.retention=0.1": 0.6, "selector=q4": 0.35}
     for overrides, final in runs.items():
@@ -64,6 +84,7 @@ def test_rows_compare_the_arms_of_one_setting(tmp_path: Path, compose_run: Compo
     q3 = rows["q3 10 % at least full 100 % (tiny)"]
     assert q3["difference, points [95 %]"].startswith("-20.0 [") and q3["KL/response [95 %]"].startswith("× 2.00 [")
     assert q3["seeds"] == "2" and q3["verdict"] == "contradicted"
+    assert q3["what would change it"].endswith("here a few tokens hold the divergence")
     assert rows["q4 100 % equal step 0 (tiny)"]["difference, points [95 %]"].startswith("+2.5 [")
 
 

@@ -21,6 +21,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import RunRecord, read_runs
 from tip_exp.report.arms import ArmResult, differing_keys, summarize
 from tip_exp.report.columns import select_arms, sort_arms
+from tip_exp.report.leaderboard import leaderboards
 from tip_exp.report.overview import csv_text, overview, overviews
 from tip_exp.report.paper import LAYOUTS, METHODS, paper_numbers, paper_tables
 from tip_exp.report.run_files import read_records
@@ -214,6 +215,21 @@ def test_different_configs_are_never_averaged_and_the_key_is_named(runs: Path, c
     assert "learner.lr=0.001" in markdown(overview(arms))
 
 
+def test_a_table_names_what_tells_its_own_rows_apart(tmp_path: Path, compose_run: Compose) -> None:
+    for steps in (40, 20):
+        for weight in ("none", "sqrt"):
+            for seed in (0, 1):
+                overrides = [f"selector.weight={weight}", f"learner.num_steps={steps}", f"seed={seed}"]
+                make_run(compose_run, tmp_path / f"{weight}{steps}{seed}", 0.5, *overrides)
+    arms = arms_of(tmp_path)
+    assert {arm.differs for arm in arms} == {
+        f"learner.num_steps={steps}, selector.weight={weight}" for steps in (20, 40) for weight in ("none", "sqrt")
+    }
+    weights = {"selector.weight=none", "selector.weight=sqrt"}
+    for table in [*overviews(arms), *leaderboards(arms)]:
+        assert {row["differs in"] for row in cells(table)} == weights, table.title
+
+
 def test_a_value_of_several_lines_stays_in_one_cell(runs: Path, compose_run: Compose) -> None:
     make_run(compose_run, runs / "other", 0.5, "seed=5", 'pair.chat.system="Be brief.\nUse a box."')
     differs = [arm.differs for arm in arms_of(runs) if arm.differs]
@@ -235,6 +251,8 @@ def test_each_setting_has_a_table_and_evaluations_have_one(runs: Path, compose_r
     slow, fast, evaluations = overviews(arms_of(runs))
     assert (slow.title, fast.title) == ("tiny, word_sums, learner.lr=0.002", "tiny, word_sums, learner.lr=0.001")
     assert [row["selector"] for row in cells(slow)] == ["full", "soft_or"] and len(fast.rows) == 1
+    for table in (slow, fast):  # the title says it
+        assert "differs in" not in table.headings
     assert evaluations.title == "Evaluations without training"
     assert cells(evaluations) == [
         {"run": "evaluated", "student": "package:tiny/teacher", "benchmark": "word_sums", "teacher ± se": "99.0 ± 1.5",

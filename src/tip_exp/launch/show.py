@@ -111,24 +111,22 @@ def _in_full(run: RunFolder, depth: Depth) -> str:
 
 def _shadows(config: RunConfig, steps: list[dict[str, Any]]) -> str:
     """A table of what the selector and its shadows keep at the newest step that scored them; "" if none did."""
+    from tip_exp.report.shadows import COLUMNS
     from tip_exp.report.tables import Table, markdown
 
     row = next((row for row in reversed(steps) if any(name.startswith(metrics.SHADOW) for name in row)), None)
     if row is None:
         return ""
-    columns = {"overlap": metrics.OVERLAP, "kept": metrics.KEPT_FRAC}
-    columns |= {"gradient mass": metrics.GRADIENT_MASS, "KL mass": metrics.KL_MASS}
-    columns |= {f"{name.upper()} kept": metrics.quadrant_kept_frac(name) for name in metrics.QUADRANTS}
 
     def percent(name: str) -> str:
         return "-" if row.get(name) is None else f"{100 * row[name]:.1f} %"
 
-    rows = [[config.selector.label, *(percent(name) for name in columns.values())]]
+    rows = [[config.selector.label, *(percent(name) for name in COLUMNS.values())]]
     for rule in config.selector.shadows:
-        rows.append([rule, *(percent(metrics.of_shadow(rule, name)) for name in columns.values())])
+        rows.append([rule, *(percent(metrics.of_shadow(rule, name)) for name in COLUMNS.values())])
     title = f"Shadow selectors at step {row['step']}"
     note = f"Overlap: Jaccard index with the tokens that {config.selector.label} trains on."
-    return markdown(Table(title, ["selector", *columns], rows, notes=[note]))
+    return markdown(Table(title, ["selector", *COLUMNS], rows, notes=[note]))
 
 
 def _is_evaluation(row: dict[str, Any]) -> bool:

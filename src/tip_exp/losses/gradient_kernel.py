@@ -20,7 +20,7 @@ GAP_BLOCK, GAP_WARPS = 1024, 8  # columns in registers at a time: 4 a thread
 @no_type_check
 @triton.jit
 def _recentered(total, gap_sum, square_sum, square_gap_sum, square_gap2_sum, scale, shift):
-    """LogitGradientSums._rescaled; shift: old gap - new gap."""
+    """LogitGradientSums._rescaled; shift: old center - new center."""
     square_gap2_sum = scale * scale * (square_gap2_sum + shift * (2 * square_gap_sum + shift * square_sum))
     square_gap_sum = scale * scale * (square_gap_sum + shift * square_sum)
     return scale * total, scale * (gap_sum + shift * total), scale * scale * square_sum, square_gap_sum, square_gap2_sum
@@ -63,16 +63,15 @@ def logit_gradient_kernel(Z, T, SUMS, num_columns, stride, BLOCK: tl.constexpr):
     tl.store(SUMS + row, row_max)
     tl.store(SUMS + row + num_rows, tl.sum(total, 0))
     tl.store(SUMS + row + 2 * num_rows, row_gap)
-    tl.store(SUMS + row + 3 * num_rows, row_gap)
-    tl.store(SUMS + row + 4 * num_rows, tl.sum(gap_sum, 0))
-    tl.store(SUMS + row + 5 * num_rows, tl.sum(s0, 0))
-    tl.store(SUMS + row + 6 * num_rows, tl.sum(s1, 0))
-    tl.store(SUMS + row + 7 * num_rows, tl.sum(s2, 0))
+    tl.store(SUMS + row + 3 * num_rows, tl.sum(gap_sum, 0))
+    tl.store(SUMS + row + 4 * num_rows, tl.sum(s0, 0))
+    tl.store(SUMS + row + 5 * num_rows, tl.sum(s1, 0))
+    tl.store(SUMS + row + 6 * num_rows, tl.sum(s2, 0))
 
 
 def logit_gradient_sums(z: Tensor, t: Tensor) -> Tensor:
-    """The rows that `LogitGradientSums.of_rows` takes, (8, n) float64, of one tile of logits (n, c)."""
-    sums = torch.empty(8, len(z), dtype=torch.float64, device=z.device)
+    """The rows that `LogitGradientSums.of_rows` takes, (7, n) float64, of one tile of logits (n, c)."""
+    sums = torch.empty(7, len(z), dtype=torch.float64, device=z.device)
     block = block_width(z, GAP_BLOCK)
     logit_gradient_kernel[(len(z),)](z, t, sums, *tile_columns(z, t), BLOCK=block, num_warps=GAP_WARPS)
     return sums

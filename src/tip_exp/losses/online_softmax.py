@@ -127,7 +127,7 @@ def tile_stats(
         group_maxima = z.new_empty(2, len(z), 0)
     sums = z.new_empty(8, len(z))
     z_max, z_total, z_self, z_cross, t_max, t_total, t_self, t_cross = sums.unbind()
-    gradient_sums = z.new_empty(8, len(z)) if with_gradient else None
+    gradient_sums = z.new_empty(7, len(z)) if with_gradient else None
     mixture_sum = None if jsd_beta is None else z.new_empty(len(z))
     for rows in workspace.blocks(z):
         block = z[rows]
@@ -144,8 +144,8 @@ def tile_stats(
         row_dot(p, t_shifted, product, out=z_cross[rows])
         if gradient_sums is not None:
             gradient_sums[:2, rows] = sums[:2, rows]
-            gradient_sums[3, rows] = z_max[rows] - t_max[rows] + (z_self[rows] - z_cross[rows]) / z_total[rows]
-            block_sums(z[rows], block, z_shifted, p, gradient_sums[:, rows], (product, workspace.scratch(4, block)))
+            gradient_sums[2, rows] = z_max[rows] - t_max[rows] + (z_self[rows] - z_cross[rows]) / z_total[rows]
+            block_sums(z[rows], block, p, gradient_sums[:, rows], (product, workspace.scratch(4, block)))
         q = p if mixture_sum is None else workspace.scratch(4, block)
         torch.sum(exp(t_shifted, out=q), -1, out=t_total[rows])
         row_dot(q, t_shifted, product, out=t_self[rows])

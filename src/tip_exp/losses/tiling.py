@@ -24,6 +24,7 @@ MULTIPLE = {"cpu": 1, "cuda": 128}
 # per block, for divergences without a kernel.
 BLOCK_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23}
 GROUP = 64  # columns per group whose maximum is kept
+MAX_NORM_WIDTH = 2048  # columns; torch.linalg.vector_norm adds a row in a few lanes, one number after the other
 LOG2_E = 1 / math.log(2)
 
 
@@ -99,6 +100,13 @@ def exp(x: Tensor, out: Tensor) -> Tensor:
 def row_dot(a: Tensor, b: Tensor, product: Tensor, out: Tensor) -> Tensor:
     """Dot product of each row of two blocks, (n,), by way of the scratch block `product`."""
     return torch.sum(torch.mul(a, b, out=product), -1, out=out)
+
+
+def row_squares(a: Tensor, product: Tensor, out: Tensor) -> Tensor:
+    """Sum of squares of each row of a block, (n,): a norm writes no product, but over long rows it loses digits."""
+    if a.shape[1] > MAX_NORM_WIDTH:
+        return row_dot(a, a, product, out)
+    return torch.linalg.vector_norm(a, dim=-1, out=out).square_()
 
 
 class Workspace:

@@ -18,8 +18,9 @@ import numpy as np
 from tip_exp.config.parse import deciding, flatten
 from tip_exp.records import metrics
 from tip_exp.records.reader import RunRecord
-from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, holm
+from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, holm, scores_of
 
+LOOKS = "pair", "data", "benchmark", "selector", "retention"  # arms look alike that share these
 LEAKS = ("exact", "13gram")  # in_train_… of result.json
 
 
@@ -65,7 +66,7 @@ class ArmResult:
     kl_difference: Estimate | None = None  # of the log KL
     p_holm: float = math.nan
     kl_p_holm: float = math.nan
-    differs: str = ""
+    differs: str = ""  # as of `distinctions`, among the arms of all settings
 
     @property
     def gap_closed(self) -> float:
@@ -113,11 +114,19 @@ def summarize(records: list[RunRecord]) -> list[ArmResult]:
             p_values = holm([difference.p if difference else math.nan for difference in differences])
             for arm, p_holm in zip(family, p_values, strict=True):
                 setattr(arm, p_name, p_holm)
-    for alike in group_by(arms, "pair", "data", "benchmark", "selector", "retention").values():
-        keys = differing_keys(alike)
-        for arm in alike:
-            arm.differs = ", ".join(arm.values_of(keys))
+    for arm, text in zip(arms, distinctions(arms), strict=True):
+        arm.differs = text
     return arms
+
+
+def distinctions(arms: list[ArmResult]) -> list[str]:
+    """Of each arm, what tells it from those of `arms` that look alike: "learner.lr=0.001"; "" if none does.
+
+    A table asks for its own rows: what they share is in its title.
+    """
+    alike = group_by(arms, *LOOKS)
+    keys = {looks: differing_keys(group) for looks, group in alike.items()}
+    return [", ".join(arm.values_of(keys[attrgetter(*LOOKS)(arm)])) for arm in arms]
 
 
 def group_by(arms: Iterable[ArmResult], *fields: str) -> dict[Any, list[ArmResult]]:
@@ -161,7 +170,7 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
     results = [record.result for record in done if record.result is not None]
     main = metrics.main_accuracy(benchmark, config["eval.samples"])
     greedy = f"{benchmark}/{metrics.GREEDY}"
-    scores = _scores(done, benchmark, "right")
+    scores = scores_of(done, benchmark, "right")
     described = [result.get("datasets", {}).get(benchmark, {}) for result in results]
     in_train = [{problem for of_run in described for problem in of_run.get(f"in_train_{how}", [])} for how in LEAKS]
     verdicts = [result.get("health", metrics.HEALTHY) for result in results]
@@ -183,7 +192,7 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
         teacher=_of_one_model(results, "teacher", main),
         start=_of_one_model(results, "start", main),
         final=_final(results, main, scores),
-        greedy=_final(results, greedy, scores if main == greedy else _scores(done, benchmark, "greedy")),
+        greedy=_final(results, greedy, scores if main == greedy else scores_of(done, benchmark, "greedy")),
         strict=_mean(results, "final", f"{benchmark}/{metrics.strict(metrics.mean_at(config['eval.samples']))}"),
         seq_kl=_mean(results, "final", f"{benchmark}/{metrics.SEQ_KL}"),
         kept_tokens=_mean(results, "totals", "kept_tokens"),
@@ -198,8 +207,8 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
         unhealthy=[verdict for verdict in verdicts if verdict != metrics.HEALTHY],
         in_train=(len(in_train[0]), len(in_train[1] - in_train[0])),
         scores=scores,
-        kl_scores=_scores(done, benchmark, metrics.SEQ_KL),
-        change=compare(scores, _scores(done, benchmark, "start")),
+        kl_scores=scores_of(done, benchmark, metrics.SEQ_KL),
+        change=compare(scores, scores_of(done, benchmark, "start")),
     )
 
 
@@ -232,19 +241,3 @@ def _ratio(results: list[dict[str, Any]], numerator: str, denominator: str) -> f
     totals = [result["totals"] for result in results if {numerator, denominator} <= result["totals"].keys()]
     total = sum(of_run[denominator] for of_run in totals)
     return sum(of_run[numerator] for of_run in totals) / total if total else math.nan
-
-
-def _scores(done: list[RunRecord], benchmark: str, key: str) -> ArmScores | None:
-    """Values by seed and problem of this key of the outcomes, "right" and "start" as means over the samples.
-
-    None without a finished run, if a run has no such values, or if the runs were given different problems.
-    """
-    outcomes = [record.outcomes.get(benchmark, {}) for record in done]
-    if not outcomes or any(not outcome.get(key) or not outcome["samples"] for outcome in outcomes):
-        return None
-    problems = tuple(outcomes[0][key])
-    if any(outcome[key].keys() != outcomes[0][key].keys() for outcome in outcomes):
-        return None
-    samples = [outcome["samples"] if key in ("right", "start") else 1 for outcome in outcomes]
-    values = [[outcome[key][name] / k for name in problems] for outcome, k in zip(outcomes, samples, strict=True)]
-    return ArmScores(problems, np.array(values, dtype=float), tuple(record.config["seed"] for record in done))

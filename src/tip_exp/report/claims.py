@@ -31,12 +31,15 @@ class Claim:
     arm: Arm
     expected: Literal["equal", "at least", "higher", "lower"]
     baseline: Arm | None
-    change: str  # what would change the verdict
+    change: str  # other circumstances that would change a verdict
 
 
+CLOSE = 0.25  # of an interval's half-width: other seeds can move its end as far
 FULL = ("full", 1.0)
 TINY, TOOLS = "tiny", "tiny_tools"
 MORE_SEEDS = "more seeds: the interval shrinks with their root"
+CONFIDENT = "a pair with another share of confident mistakes, which entropy misses"
+SPREAD = "a pair whose divergence is spread over more or fewer tokens"
 PAIR = "a pair whose errors are spread over more tokens: here a few tokens hold the divergence"
 CUTS = "other cuts (`quadrants`), or steps in proportion to the gradient, which Adam enlarges where it is small"
 CLAIMS = (
@@ -49,11 +52,11 @@ CLAIMS = (
     Claim("… and is worth more than as many random tokens", "Sec. 3", TINY, ("q3", 0.1), "higher",
           ("random", 0.1), PAIR),
     Claim("Soft-OR beats entropy at half of the tokens", "Table 5", TINY, ("soft_or", 0.5), "higher",
-          ("entropy_sample", 0.5), MORE_SEEDS),
+          ("entropy_sample", 0.5), CONFIDENT),
     Claim("Soft-OR beats entropy at a fifth of the tokens", "Table 5", TINY, ("soft_or", 0.2), "higher",
-          ("entropy_sample", 0.2), MORE_SEEDS),
+          ("entropy_sample", 0.2), CONFIDENT),
     Claim("Half of the tokens by Soft-OR beat all tokens", "Table 5", TINY, ("soft_or", 0.5), "higher", FULL,
-          MORE_SEEDS),
+          CONFIDENT),
     Claim("The lowest half of Soft-OR is far worse than the highest", "Table 6", TINY, ("soft_or_bottom", 0.5),
           "lower", ("soft_or", 0.5), "a pair with signal in the tokens on which both models agree"),
     Claim("… and leaves the student where it was", "Prop. 1: Q4 has no weight", TINY, ("soft_or_bottom", 0.5),
@@ -63,7 +66,7 @@ CLAIMS = (
     Claim("Uncertain tokens on which the teacher agrees (Q2) stabilize: alone they keep the student", "Table 1", TINY,
           ("q2", 1.0), "at least", None, CUTS),
     Claim("Divergence alone is worse than all tokens at a tenth", "Table 8", TINY, ("divergence", 0.1), "lower", FULL,
-          MORE_SEEDS),
+          SPREAD),
     Claim("The teacher's entropy is uninformative: no better than random tokens", "App. B.1", TINY,
           ("teacher_entropy", 0.2), "lower", ("random", 0.2), "a teacher that is uncertain at the student's errors"),
     Claim("A fifth of the tokens by Q3 beats all tokens on tool tasks", "Table 7", TOOLS, ("q3", 0.2), "higher", FULL,
@@ -94,6 +97,20 @@ def verdict(claim: Claim, difference: Estimate) -> str:
     return SUPPORTED if holds else CONTRADICTED if fails else UNRESOLVED
 
 
+def what_would_change(claim: Claim, difference: Estimate) -> str:
+    """More seeds where the interval decides nothing, other seeds where it barely does, and the claim's own words."""
+    outcome = verdict(claim, difference)
+    if outcome not in (SUPPORTED, CONTRADICTED):
+        return f"{MORE_SEEDS if outcome == UNRESOLVED else 'a second seed'}; {claim.change}"
+    margin = MARGIN / 100
+    bounds = {"equal": (-margin, margin), "at least": (-margin,)}.get(claim.expected, (0.0,))
+    gaps = [(abs(end - bound), bound) for end in (difference.low, difference.high) for bound in bounds]
+    gap, bound = min(gaps)
+    if gap > CLOSE * difference.half_width():
+        return claim.change
+    return f"other seeds: the interval ends {100 * gap:.1f} points from {100 * bound:g}; {claim.change}"
+
+
 def _row(claim: Claim, arms: list[ArmResult]) -> list[str]:
     for setting in group_by((arm for arm in arms if arm.pair == claim.pair), "setting", "benchmark").values():
         by_arm = {(arm.selector, arm.retention): arm for arm in setting if arm.scores}
@@ -109,7 +126,7 @@ def _row(claim: Claim, arms: list[ArmResult]) -> list[str]:
             tested = f"{_name(claim.arm)} {claim.expected} {against} ({claim.pair})"
             seeds = " and ".join(dict.fromkeys([str(arm.seeds), str(baseline.seeds)]))
             texts = [points(difference), ratio(kl_difference), seeds, verdict(claim, difference)]
-            return [claim.text, claim.source, tested, *texts, claim.change]
+            return [claim.text, claim.source, tested, *texts, what_would_change(claim, difference)]
     return []
 
 

@@ -26,6 +26,7 @@ from tip_exp.report.overview import COMPACT, csv_text, legend, overviews
 from tip_exp.report.paper import LAYOUTS, paper_tables
 from tip_exp.report.results_page import write_results
 from tip_exp.report.run_files import read_records
+from tip_exp.report.shadows import shadow_tables
 from tip_exp.report.tables import Table, latex, markdown, write
 from tip_exp.utils.errors import DataError, quiet_when_reader_closes
 
@@ -64,6 +65,7 @@ def _tables(arguments: list[str]) -> None:
         tables = leaderboards(arms)
     else:
         tables = paper_tables(given.table, arms, arms) if given.table else overviews(arms, columns)
+        tables += [] if given.table else shadow_tables(arms, records)
     if not tables:
         chosen = f" belongs to {given.table}" if given.table else f" has {' and '.join(given.where)}"
         raise DataError(f"no finished run below {', '.join(map(str, given.roots))}{chosen}")

@@ -7,13 +7,13 @@ from itertools import combinations
 
 import numpy as np
 
-from tip_exp.report.arms import ArmResult, group_by, setting_names
+from tip_exp.report.arms import ArmResult, distinctions, group_by, setting_names
 from tip_exp.report.columns import COLUMNS, NAMES
 from tip_exp.report.significance import LEVEL, ArmScores, compare, holm
 from tip_exp.report.tables import Table
 
 LEADERBOARD = "leaderboard"  # the table's name; a sweep of this name has it in results/
-SHOWN = ("selector", "retention", "kept", "seeds", "KL/response", "KL vs full", "final", "vs full", "differs in")
+SHOWN = ("selector", "retention", "kept", "seeds", "KL/response", "KL vs full", "final", "vs full")
 NOTE = (
     "Ranked by {metric}. No two arms of a group differ significantly (pairwise t tests of it at 5 %, Holm over {tests} "
     "pairs). The first arm of a group differs from an arm of the group above; other arms of two groups may not differ."
@@ -37,11 +37,13 @@ def _leaderboard(arms: list[ArmResult], title: str) -> Table:
     scores = {id(arm): arm.kl_scores if by_kl else arm.scores for arm in arms}
     arms = sorted(arms, key=lambda arm: _mean(scores[id(arm)]) * (1 if by_kl else -1))
     groups = indistinguishable([scores[id(arm)] for arm in arms])
-    shown = [name for name in SHOWN if name != "differs in" or any(arm.differs for arm in arms)]
+    shown, differs = SHOWN, distinctions(arms)
     rows = [
         [str(rank), _letters(group), *(COLUMNS[NAMES[name]](arm) for name in shown)]
         for rank, (arm, group) in enumerate(zip(arms, groups, strict=True), start=1)
     ]
+    if any(differs):
+        shown, rows = (*shown, "differs in"), [[*row, text] for row, text in zip(rows, differs, strict=True)]
     metric = "the mean log KL of a response" if by_kl else "mean accuracy"
     note = NOTE.format(metric=metric, tests=math.comb(len(arms), 2))
     return Table(title, ["rank", "group", *(NAMES[name] for name in shown)], rows, notes=[note])

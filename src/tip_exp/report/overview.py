@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tip_exp.report.arms import ArmResult, differing_keys, group_by, setting_names
+from tip_exp.report.arms import ArmResult, differing_keys, distinctions, group_by, setting_names
 from tip_exp.report.columns import COLUMNS, LEGEND, NAMES, column_name
 from tip_exp.report.significance import Estimate
 from tip_exp.report.tables import Table
@@ -37,13 +37,14 @@ def overview(arms: list[ArmResult], columns: Sequence[str] = tuple(NAMES), title
         if name not in NAMES:
             raise DataError(f"there is no column {name!r}; columns are {', '.join(NAMES)}")
     text = {name: [COLUMNS[NAMES[name]](arm) for arm in arms] for name in NAMES}
+    text["differs in"] = distinctions(arms)
     finished = [i for i, arm in enumerate(arms) if arm.seeds]
     shared = {name: text[name][finished[0]] for name in SHARED if len({text[name][i] for i in finished}) == 1}
     is_shown = {
         "pair": len(set(text["pair"])) > 1,
         "benchmark": len(set(text["benchmark"])) > 1,
         "state": any(arm.seeds < arm.runs for arm in arms),
-        "differs in": any(arm.differs for arm in arms),
+        "differs in": any(text["differs in"]),
     } | dict.fromkeys(shared, False)
     measured = ("Q3 kept", "no-tool baseline", "p", "within", "KL/response", "KL vs full", "KL p")
     is_shown |= {name: set(text[name]) != {"-"} for name in measured}

@@ -27,6 +27,7 @@ from tip_exp.report.overview import csv_text, overview
 from tip_exp.report.prediction import divergence, prediction
 from tip_exp.report.results_page import SINGLE, run_facts
 from tip_exp.report.run_files import RunFiles, read_files
+from tip_exp.report.shadows import shadow_tables
 from tip_exp.report.tables import Table
 from tip_exp.report.viewer import reference_rollouts, viewer_rollouts
 from tip_exp.selector.scores import STATISTICS
@@ -188,10 +189,10 @@ def _quadrant_shares(runs: list[RunFiles]) -> dict[str, dict[str, float]]:
 def _section(setting: Setting, number: int, plots_by_id: dict[str, go.Figure]) -> str:
     table = overview(setting.arms)
     notes = _paragraphs(table.notes)
-    ranked = "".join(
+    folded = "".join(
         f"<details><summary>{html.escape(board.title)}</summary>{_table(board.headings, board.rows)}"
         f"{_paragraphs(board.notes)}</details>"
-        for board in leaderboards(setting.arms)
+        for board in leaderboards(setting.arms) + shadow_tables(setting.arms, setting.records)
     )
     plots = "".join(_plot(plot_id, figure, len(table.rows)) for plot_id, figure in plots_by_id.items())
     buttons = "".join(
@@ -206,7 +207,7 @@ def _section(setting: Setting, number: int, plots_by_id: dict[str, go.Figure]) -
         for sweep, records in by_sweep.items()
     )
     return (
-        f"<section><h2>{html.escape(setting.name)}</h2>{_table(table.headings, table.rows)}{notes}{ranked}"
+        f"<section><h2>{html.escape(setting.name)}</h2>{_table(table.headings, table.rows)}{notes}{folded}"
         f'<div class="choices">{buttons}</div><details>'
         f'<summary>commands, versions, hardware</summary>{facts}</details><div class="grid">{plots}</div></section>'
     )

@@ -9,7 +9,7 @@ from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from tip_exp.report.arms import ArmResult, differing_keys, group_by
+from tip_exp.report.arms import ArmResult, differing_keys, distinctions, group_by
 from tip_exp.report.columns import MARGIN, equivalence, errors_cover, p_value, percent, points, ratio
 from tip_exp.report.overview import warnings
 from tip_exp.report.tables import Table
@@ -131,8 +131,9 @@ def _block_tables(
         same_selector = [arm for arm in block if (arm.selector, arm.retention) == (selector, retention)]
         by_identity = list(group_by(same_selector, "identity").values()) or [[]]
         mib = [(memory or {}).get((selector, retention, backend), "-") for backend in BACKENDS] + ["-"]
-        for arm in by_identity:
-            label = METHODS[selector] + (f" ({arm[0].differs})" if len(by_identity) > 1 else "")
+        differs = distinctions([arm[0] for arm in by_identity if arm]) or [""]
+        for arm, text in zip(by_identity, differs, strict=True):
+            label = METHODS[selector] + (f" ({text})" if text else "")
             method = [label, f"{100 * retention:g} %"]
             arms[len(rows)] = arm
             rows.append([*method, OURS, *_our_cells(arm, len(benchmarks)), *mib[:width]])

@@ -21,6 +21,7 @@ from tip_exp.report.columns import LEGEND, NAMES
 from tip_exp.report.leaderboard import LEADERBOARD, leaderboards
 from tip_exp.report.overview import csv_text, legend, overviews
 from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, Cell, paper_numbers, paper_tables
+from tip_exp.report.shadows import shadow_tables
 from tip_exp.report.tables import Table, latex, markdown, write
 from tip_exp.utils.paths import PAPER_PAIRS
 
@@ -38,7 +39,7 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
     sections = []
     for sweep in sorted(by_sweep, key=lambda name: (name == SINGLE, name.startswith("demo"), name)):
         arms = summarize(by_sweep[sweep])
-        tables = sweep_tables(sweep, arms, everything)
+        tables = sweep_tables(sweep, arms, everything) + shadow_tables(arms, by_sweep[sweep])
         text = "\n\n".join(map(markdown, tables))
         sections.append(f"## {sweep}\n\n{text}\n\n{run_facts(sweep, by_sweep[sweep])}")
         if sweep != SINGLE:

@@ -56,10 +56,16 @@ def _read(record: RunRecord) -> RunFiles:
     """Raises ValueError or OSError if the rows cannot be read."""
     folder, selector = RunFolder(Path(record.folder)), record.config["selector"]
     arm = f"{selector['label']} {100 * selector['retention']:g} %"
-    metric_rows, samples = _rows(folder.metrics), _rows(folder.samples)
-    check_metrics(metric_rows)
+    samples = _rows(folder.samples)
     check_samples(samples)
-    return RunFiles(arm, record.config, metric_rows, samples)
+    return RunFiles(arm, record.config, read_metrics(record), samples)
+
+
+def read_metrics(record: RunRecord) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl. Raises ValueError or OSError if they cannot be read."""
+    rows = _rows(RunFolder(Path(record.folder)).metrics)
+    check_metrics(rows)
+    return rows
 
 
 def _rows(path: Path) -> list[Any]:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr, stdtrit  # cumulative distribution of Student's t, and its inverse
 
+from tip_exp.records.reader import RunRecord
+
 LEVEL = 0.95
 
 
@@ -31,6 +33,22 @@ class ArmScores:
     problems: tuple[str, ...]
     scores: np.ndarray
     seeds: tuple[int, ...]
+
+
+def scores_of(done: list[RunRecord], benchmark: str, key: str) -> ArmScores | None:
+    """Values by seed and problem of this key of the outcomes, "right" and "start" as means over the samples.
+
+    None without a finished run, if a run has no such values, or if the runs were given different problems.
+    """
+    outcomes = [record.outcomes.get(benchmark, {}) for record in done]
+    if not outcomes or any(not outcome.get(key) or not outcome["samples"] for outcome in outcomes):
+        return None
+    problems = tuple(outcomes[0][key])
+    if any(outcome[key].keys() != outcomes[0][key].keys() for outcome in outcomes):
+        return None
+    samples = [outcome["samples"] if key in ("right", "start") else 1 for outcome in outcomes]
+    values = [[outcome[key][name] / k for name in problems] for outcome, k in zip(outcomes, samples, strict=True)]
+    return ArmScores(problems, np.array(values, dtype=float), tuple(record.config["seed"] for record in done))
 
 
 @dataclass(frozen=True, slots=True)
