@@ -21,7 +21,7 @@ from threading import Event
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from tip_exp.config.parse import differences, digest, load
+from tip_exp.config.parse import check_positions, differences, digest, load
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.gpu_lock import locked_gpus
 from tip_exp.launch.lock import holder, lock_or_holder
@@ -113,6 +113,7 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
                 f"{folder.root}: {damage(folder)}. Restore the file from a copy, or remove result.json to go on from "
                 "the newest checkpoint"
             )
+        check_positions(config)
         if is_first:
             header = f"# resolved config of this run, digest {digest(config)}\n"
             write_atomic(folder.config, header + OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
