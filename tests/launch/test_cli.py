@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from tip_exp import __version__
 from tip_exp.launch.cli import with_overrides
-from tip_exp.launch.help import nearest
+from tip_exp.launch.help import unknown_name
 from tip_exp.launch.lock import holder
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.utils.io import read_rows
@@ -151,33 +151,50 @@ def test_a_reader_that_closes_early_leaves_no_message(tmp_path: Path, arguments:
 
 
 @pytest.mark.parametrize(
-    ("typed", "hint"),
+    ("typed", "message"),
     [
-        ("selector.retenton=0.5", "did you mean selector.retention?"),
-        ("retention=0.5", "did you mean selector.retention?"),
-        ("lerner=tiny", "did you mean learner?"),
-        ("selector=entropi", "did you mean selector=entropy?"),
-        ("+exp=1", ""),
+        (
+            "selector.retenton=0.5",
+            "selector.retenton is not a key; did you mean selector.retention?; `tip-exp --help` ",
+        ),
+        ("selector.retenton=0.5", " and +selector.retenton=0.5 adds one where a section takes new keys"),
+        ("retention=0.5", "retention is not a key; did you mean selector.retention?"),
+        ("lerner=tiny", "lerner is not a key; did you mean learner?"),
+        ("selector=entropi", "entropi is not an option of selector; did you mean selector=entropy?; there are ca_so"),
+        ("selector=entropi", "first_n, full, grad_norm, "),
     ],
 )
-def test_a_typo_gets_the_nearest_name(typed: str, hint: str) -> None:
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            compose("config", overrides=[typed])
-        error = Exception("accepted")
-    except HydraException as refused:
-        error = refused
-    assert nearest(error) == (f"\n{hint}" if hint else "")
+def test_a_typo_gets_the_nearest_name_in_one_line(typed: str, message: str) -> None:
+    with pytest.raises(HydraException) as refused, initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        compose("config", overrides=[typed])
+    told = unknown_name(refused.value)
+    assert message in told and "\n" not in told and "struct" not in told
+
+
+def test_other_errors_are_left_as_they_are() -> None:
+    assert unknown_name(Exception("Could not override 'x.y'.\nMerge error")) == ""
 
 
 def test_a_wrong_key_is_one_message_and_exit_code_2(tmp_path: Path) -> None:
     wrong = tip_exp(tmp_path / "x", "selector.retenton=0.5")
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: Could not override 'selector.retenton'")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: selector.retenton is not a key; did you mean sel")
     rule = tip_exp(tmp_path / "x", "selector=full", "selector.retention=0.5")
     assert rule.returncode == 2 and rule.stderr.startswith("error: this configuration cannot run: selector.score=full")
-    assert wrong.stderr.endswith("did you mean selector.retention?\n")
+    assert wrong.stderr.count("\n") == 1
     assert "Traceback" not in wrong.stderr + rule.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_lengths_beyond_the_positions_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    """Not after the evaluation of the teacher, which takes minutes."""
+    lengths = ["data.max_prompt_tokens=1024", "data.max_response_tokens=2048", "eval.max_tokens=2048"]
+    refused = tip_exp(tmp_path / "x", *lengths, "eval.teacher=true")
+    assert refused.returncode == 2
+    expected = "data.max_prompt_tokens (1024) + data.max_response_tokens (2048) = 3072, but pair.teacher.path=package:"
+    assert (
+        expected in refused.stderr and "eval.max_tokens (2048) leaves no place for a prompt: pair.t" in refused.stderr
+    )
+    assert not list(tmp_path.iterdir()), "a refused command leaves nothing"
 
 
 @pytest.mark.parametrize("override", ["selector=null", "seed=" + "9" * 5000])

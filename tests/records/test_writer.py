@@ -167,7 +167,8 @@ def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(
     with RunLogger(folder, start_trackers(config, folder), rows=None) as logger:
         for step in range(3):
             if step == 2:
-                logger.samples(step, [sample])
+                graded = [{"right": True, "extracted": "2"}, {}, {"right": 0.5}, {"right": False, "extracted": "3"}]
+                logger.samples(step, [sample | verdict for verdict in graded])
             logger.log(step, {"train/loss": 0.5 / (step + 1), "eval/word_sums/mean@4": 0.25 * step})
         logger.finish({"name": "x", "memory": {"memory/process_peak_gib": 0.5}, "outcomes": {"word_sums": {}}})
     (run,) = (tmp_path / "wandb").glob("offline-run-*")
@@ -184,7 +185,10 @@ def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(
     (path,) = run.glob("files/media/table/*.json")
     table = json.loads(path.read_text())
     assert table["columns"] == list(SAMPLE_COLUMNS)
-    assert table["data"] == [[2, "1+1?", "2", "2!", "stop", 2, 1, 0.5, "!"]]
+    row = [2, "1+1?", "2", "2!", "right", "2", "stop", 2, 1, 0.5, "!"]
+    unsure = [2, "1+1?", "2", "2!", "not graded", None, "stop", 2, 1, 0.5, "!"]
+    half = [2, "1+1?", "2", "2!", "score 0.500", None, "stop", 2, 1, 0.5, "!"]
+    assert table["data"] == [row, unsure, half, [*row[:4], "wrong", "3", *row[6:]]]
     assert folder.wandb_id.read_text().strip() in run.name
     for text in ("demo", "soft_or", "word_sums", "tiny", "memory/process_peak_gib", "retention"):
         assert text in listing.stdout, text

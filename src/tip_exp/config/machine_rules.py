@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,8 @@ _SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _LOCAL = (SHIPPED, "/", "./", "../", "~")
 _MIN_SECRET = 8  # shorter values are words
+# Keys of a model's config that limit its positions; the first that is set counts.
+POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 
 
 def machine_rules(config: RunConfig) -> Iterator[str]:
@@ -60,6 +63,33 @@ def missing_models(config: RunConfig) -> Iterator[str]:
                 yield f"pair.{role}.revision={model.revision} has no effect: {key} is a folder; set it to null"
         elif not _HUB_ID.fullmatch(model.path) and not is_file(f"{folder}/config.json"):
             yield f"{key} must be a folder, a hub id (org/name) or {SHIPPED}NAME; got {model.path!r}"
+
+
+def too_few_positions(config: RunConfig) -> Iterator[str]:
+    """The lengths that a local model cannot hold, whatever the prompts; hub ids and prompts are checked in the run."""
+    limits = {role: limit for role in ("teacher", "student") if (limit := _positions(getattr(config.pair, role).path))}
+    if not limits:
+        return
+    role = min(limits, key=lambda name: limits[name])
+    model = f"pair.{role}.path={getattr(config.pair, role).path} has {limits[role]} positions"
+    prompt, response = config.data.max_prompt_tokens, config.data.max_response_tokens
+    if config.mode == "train" and prompt + response > limits[role]:
+        yield (
+            f"data.max_prompt_tokens ({prompt}) + data.max_response_tokens ({response}) = {prompt + response}, but "
+            f"{model}; lower one of them"
+        )
+    if (longest := config.eval.max_tokens) >= limits[role] and (role == "student" or config.eval.teacher):
+        yield f"eval.max_tokens ({longest}) leaves no place for a prompt: {model}; lower it"
+
+
+def _positions(path: str) -> int | None:
+    """The most positions of a model in a folder; None for a hub id, or without such a key."""
+    try:
+        values = json.loads((Path(resolve_model(path)).expanduser() / "config.json").read_text(encoding="utf-8"))
+        values = values.get("text_config") or values
+        return next((values[key] for key in POSITION_KEYS if isinstance(values.get(key), int)), None)
+    except (OSError, RuntimeError, ValueError, AttributeError):  # what is wrong with it is said when it loads
+        return None
 
 
 def missing_packages(config: RunConfig) -> Iterator[str]:

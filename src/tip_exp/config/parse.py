@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from yaml import YAMLError
 
 from tip_exp.config.datasets import DATASETS, FieldsConfig
-from tip_exp.config.machine_rules import missing_models, missing_packages
+from tip_exp.config.machine_rules import missing_models, missing_packages, too_few_positions
 from tip_exp.config.rules import broken_rules
 from tip_exp.config.schema import RunConfig, SelectorConfig
 from tip_exp.utils.errors import ConfigError, first_line
@@ -41,6 +41,15 @@ def accept(values: Any, *, with_weights: bool = True) -> RunConfig:
     if problems:
         raise config_error(problems)
     return config
+
+
+def check_positions(config: RunConfig) -> None:
+    """Raise ConfigError if a model of a local folder cannot hold the lengths; reads its config.json alone.
+
+    Before a run starts: the run itself checks again with its prompts, after the evaluation of its teacher.
+    """
+    if problems := list(too_few_positions(config)):
+        raise config_error(problems)
 
 
 def load(path: Path) -> RunConfig:

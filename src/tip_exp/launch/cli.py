@@ -98,13 +98,13 @@ class RefuseEarly(Callback):
     """Checks a single run before Hydra makes its folder, so that a refused command leaves nothing."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        from tip_exp.config.parse import parse
+        from tip_exp.config.parse import check_positions, parse
 
         raw = config.copy()
         with open_dict(raw):
             del raw["hydra"]
         try:
-            parse(raw)
+            check_positions(parse(raw))
         except ConfigError as error:  # Hydra would turn any exception but SystemExit into a warning
             sys.exit(_print_error(error))
 
@@ -189,8 +189,9 @@ def with_overrides(arguments: list[str], added: list[str]) -> list[str]:
 
 
 def _print_error(error: Exception) -> int:
-    from tip_exp.launch.help import nearest
+    from tip_exp.launch.help import unknown_name
 
-    message = format_error(error).partition("\nConfig search path")[0]
-    print(message + nearest(error), file=sys.stderr)
+    known = unknown_name(error) if isinstance(error, HydraException) else ""
+    message = f"error: {known}" if known else format_error(error).partition("\nConfig search path")[0]
+    print(message, file=sys.stderr)
     return exit_code(error)

@@ -75,13 +75,20 @@ def meaning_of(option: Path) -> str:
     return comments[0].split("   ")[0] if comments else ""
 
 
-def nearest(error: Exception) -> str:
-    """A line "did you mean …?" for Hydra's errors of an unknown key or option; "" for others."""
+def unknown_name(error: Exception) -> str:
+    """What is wrong in Hydra's error of an unknown key or option, with the nearest name; "" for other errors."""
     text = str(error)
-    if match := re.search(r"Could not override '([\w.@]+)'", text):
-        return _did_you_mean(match[1], sorted(_keys()), "")
-    if match := re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text):
-        return _did_you_mean(match[2], list(_options([conf_dir()]).get(match[1], {})), f"{match[1]}=")
+    key = re.search(r"Could not override '([\w.@]+)'.*?[Tt]o append to your [\w ]+ use (\S+)", text, re.DOTALL)
+    if key and ("is not in struct" in text or "No match in the defaults list" in text):
+        hint = _did_you_mean(key[1], sorted(_keys()), "")
+        return (
+            f"{key[1]} is not a key{hint}; `tip-exp --help` lists all of them, and {key[2]} adds one where a section "
+            "takes new keys"
+        )
+    if option := re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text):
+        hint = _did_you_mean(option[2], list(_options([conf_dir()]).get(option[1], {})), f"{option[1]}=")
+        names = ", ".join(re.findall(r"^\t(\S+)$", text, re.MULTILINE))
+        return f"{option[2]} is not an option of {option[1]}{hint}{f'; there are {names}' if names else ''}"
     return ""
 
 
@@ -89,7 +96,7 @@ def _did_you_mean(typed: str, names: list[str], prefix: str) -> str:
     """A key that is right but for its section comes first: retention -> selector.retention."""
     close = [name for name in names if name.rpartition(".")[2] == typed.rpartition(".")[2]]
     close = close or difflib.get_close_matches(typed, names, n=1)
-    return f"\ndid you mean {prefix}{close[0]}?" if close else ""
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _folders() -> list[Path]:

@@ -21,7 +21,7 @@ from threading import Event
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from tip_exp.config.parse import differences, digest, load
+from tip_exp.config.parse import check_positions, differences, digest, load
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.gpu_lock import locked_gpus
 from tip_exp.launch.lock import holder, lock_or_holder
@@ -113,7 +113,7 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
         if state is State.DAMAGED:
             damaged = _damage(folder)
             raise RunFailedError(f"{folder.root}: {damaged}. {remedy(folder, damaged)}")
-        check_models(config)
+        check_positions(config)
         if is_first:
             header = f"# resolved config of this run, digest {digest(config)}\n"
             write_atomic(folder.config, header + OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from tip_exp.config.machine_rules import POSITION_KEYS
 from tip_exp.config.schema import PairConfig, RunConfig
 from tip_exp.losses.head import Head, check_same_tokens
 from tip_exp.models import lora
@@ -20,8 +21,6 @@ from tip_exp.models.teacher_offload import backbone_of, move_to_host
 from tip_exp.models.weight_files import WeightFiles, empty_model
 from tip_exp.utils.errors import ConfigError
 
-# Keys of a model's config that limit its positions; the first that is set counts.
-POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 # Spreads a module over the ranks, in place; with files its parameters are on the meta device.
 Shard = Callable[[PreTrainedModel, WeightFiles | None], Shards]
 PROBE_TOKENS, PROBE_LOGIT = 16, 1e3

@@ -9,8 +9,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 PROBES = {
-    "influence": "The influence of every token of a few batches on a direction, and how much of it each rule keeps.",
-    "advise": "Which rules at which ratios keep the gradient of all tokens, read off a few batches before training.",
+    "influence": "the influence of every token of a few batches on a direction, and how much of it each rule keeps",
+    "advise": "which rules at which ratios keep the gradient of all tokens, read off a few batches before training",
 }
 RATIOS = "1,2,5,10,20,50,100"
 
@@ -43,7 +43,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"tip-exp {name}",
         usage=f"tip-exp {name} [group=option …] [key=value …] [options]",
-        description=PROBES[name] + " Groups and keys are those of `tip-exp --help`; nothing is trained.",
+        description=f"{PROBES[name].capitalize()}. Groups and keys are those of `tip-exp --help`; nothing is trained.",
         epilog=f"example: tip-exp {name} pair=tiny data=word_sums --batches 4",
     )
     fewest = 2 if name == "advise" else 1

@@ -19,7 +19,10 @@ from tip_exp.utils.space import when_there_is_space
 
 # File name -> [bytes, SHA-256 of these bytes] of the rows that a checkpoint follows.
 RowsRecord = dict[str, list[Any]]
-SAMPLE_COLUMNS = ("step", "problem", "answer", "response", "finish", "tokens", "kept", "mean_entropy", "most_divergent")
+SAMPLE_COLUMNS = (
+    "step", "problem", "answer", "response", "verdict", "extracted", "finish", "tokens", "kept", "mean_entropy",
+    "most_divergent",
+)  # fmt: skip
 
 
 class RunLogger(AbstractContextManager):
@@ -119,8 +122,16 @@ def sample_cells(row: dict[str, Any]) -> list[Any]:
     tokens, entropy, divergence = row["tokens"], row.get("entropy"), row.get("reverse_kl")
     most_divergent = tokens[max(range(len(divergence)), key=divergence.__getitem__)] if divergence else None
     mean_entropy = sum(entropy) / len(entropy) if entropy else None
-    head = [row["step"], row["prompt"], row["answer"], "".join(tokens), row["finish"]]
+    graded = [_verdict(row.get("right")), row.get("extracted"), row["finish"]]
+    head = [row["step"], row["prompt"], row["answer"], "".join(tokens), *graded]
     return [*head, len(tokens), sum(row["kept"]), mean_entropy, most_divergent]
+
+
+def _verdict(right: float | bool | None) -> str:
+    """A text in every row, as the token viewer has it: a tracker's column has one type."""
+    if right is None:
+        return "not graded"
+    return {1.0: "right", 0.0: "wrong"}.get(float(right), f"score {float(right):.3f}")
 
 
 def missing_rows(folder: RunFolder, rows: RowsRecord) -> str:
