@@ -36,8 +36,8 @@ BASES = (
     ["data=calculator", "eval=calculator", "agent=official"],
     ["mode=eval", "learner.estimator=topk", "selector=random"],
 )
-NUMBERS = [
-    *(0, 1, -1, 2, 3, 7, 10**3, 2**31, 2**32 - 1, 2**32, 2**63, 2**64, 10**21, -(10**30), 10**5000, True, False),
+NUMBERS = [  # 10^4299: Python parses and prints no longer integer, so no configuration file holds one
+    *(0, 1, -1, 2, 3, 7, 10**3, 2**31, 2**32 - 1, 2**32, 2**63, 2**64, 10**21, -(10**30), 10**4299, True, False),
     *(0.0, -0.0, 0.5, 1.0, 1.5, 1e-300, 5e-324, 1e300, 1e38, 1 - 1e-17, 0.99999999, 1e21, -1e-9),
     *(float("inf"), float("-inf"), float("nan")),
 ]

@@ -116,7 +116,7 @@ def _length_rules(config: RunConfig) -> Iterator[str]:
         if agent.max_train_tokens <= data.max_prompt_tokens:
             yield (
                 f"agent.max_train_tokens ({agent.max_train_tokens}) leaves no response token after a prompt of "
-                f"data.max_prompt_tokens ({data.max_prompt_tokens})"
+                f"data.max_prompt_tokens ({data.max_prompt_tokens}); choose a larger agent.max_train_tokens, or null"
             )
     if config.learner.micro_batch_tokens < trained_tokens:
         yield (
