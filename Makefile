@@ -68,7 +68,7 @@ lock: install ## write requirements.lock: every package with its hashes (needs t
 
 audit: install ## compare requirements.lock with the published advisories (needs the internet)
 	$(BIN)/pip install --quiet $(PIP_ARGS) pip-audit
-	$(BIN)/pip-audit --require-hashes --disable-pip --requirement requirements.lock
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
 chaos: install ## disturb 500 small runs at random (kills, disks, clocks, damaged files); goes on where it was stopped
 	$(BIN)/python -m scripts.chaos --cases 500 --records outputs/chaos/0.jsonl --out outputs/chaos/0.md

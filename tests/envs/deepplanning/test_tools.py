@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tip_exp.envs.deepplanning.data import find_databases, task_folder
@@ -133,7 +133,25 @@ def sandbox() -> TravelSandbox:
 
 @given(name=NAMES, arguments=ARGUMENTS)
 def test_any_call_gets_an_answer(sandbox: TravelSandbox, name: Any, arguments: Any) -> None:
+    check_call(sandbox, name, arguments)
+
+
+PATHS = ["../../../../../../etc/passwd", "/etc/passwd", "file:///etc/passwd", "{0.__class__}", "$(id)", "%n%s", "\x00"]
+ESCAPES = st.sampled_from(
+    [*PATHS, "__import__('os').system('id')", "'; DROP TABLE x; --", "nan", "9" * 5000, "[" * 5000]
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None, database=None)
+@given(name=st.sampled_from([*TOOLS]), arguments=st.dictionaries(PARAMETERS, ESCAPES | JSON_VALUES, max_size=5))
+def test_ten_thousand_hostile_calls_get_an_answer(sandbox: TravelSandbox, name: str, arguments: Any) -> None:
+    check_call(sandbox, name, arguments)
+
+
+def check_call(sandbox: TravelSandbox, name: Any, arguments: Any) -> None:
     answer = sandbox.call(name, arguments)
+    assert "root:" not in answer and "uid=" not in answer, "an escape from the tables"
     assert isinstance(answer, str)
     answer.encode("utf-8")  # a lone surrogate would break the tokenizer
     assert answer == sandbox.call(name, arguments), "calls must not change state"
