@@ -160,8 +160,7 @@ class ShardedWeights:
             assert not trains, "gradients are summed by the outermost context"
             yield
             return
-        whole = [self._gather(parameter) for parameter, _ in self._vocabulary]
-        self._sharded_of = dict(zip(whole, (parameter for parameter, _ in self._vocabulary), strict=True))
+        self._sharded_of = whole = {self._gather(sharded): sharded for sharded, _ in self._vocabulary}
         for parameter, (_, slots) in zip(whole, self._vocabulary, strict=True):
             _put(slots, parameter)
         self._depth += 1
@@ -172,7 +171,7 @@ class ShardedWeights:
             for parameter, slots in self._vocabulary:
                 _put(slots, parameter)
         if trains:
-            for parameter, (sharded, _) in zip(whole, self._vocabulary, strict=True):
+            for parameter, sharded in whole.items():
                 if sharded.requires_grad:
                     sharded.grad = _summed_gradient(parameter, sharded).to(sharded.dtype)
 
