@@ -60,6 +60,7 @@ RUNS = {
         "hsdp": ["selector=entropy_sample", "selector.scope=batch", "learner.replicas=2", "learner.prompts_per_step=3"]
     },
 }
+GRADIENT_METRICS = {"select/gradient_cosine", "select/gradient_snr", "select/gradient_snr_full"}
 # Rounding noise of the sampler check, and what is measured in seconds or bytes.
 NOT_COMPARED = ("time/", "memory/", "rollout/logprob", "rollout/tokens_per_s")
 
@@ -87,8 +88,16 @@ def configs(compose_run: Compose, untied: str) -> dict[str, RunConfig]:
 
 
 STEPS = {
-    2: {"soft_or": {"score": "soft_or", "learner": {}}, "random": {"score": "random", "learner": {"average": "token"}}},
-    4: {"few": {"score": "soft_or", "learner": {"replicas": 2, "micro_batch_tokens": 130}}},
+    2: {
+        "soft_or": {"score": "soft_or", "learner": {"gradient_every": 1, "samples_per_prompt": 2}},
+        "random": {"score": "random", "learner": {"average": "token"}},
+    },
+    4: {
+        "few": {
+            "score": "soft_or",
+            "learner": {"replicas": 2, "micro_batch_tokens": 130, "gradient_every": 1, "samples_per_prompt": 1},
+        }
+    },
 }
 
 
@@ -174,6 +183,9 @@ def test_gradients_and_weights_are_those_of_one_process_in_float64(
         assert got["kept"].equal(report.selection.kept_mask)
         for metric in ("train/loss", "train/grad_norm", "train/update_ratio"):
             assert got["metrics"][metric] == pytest.approx(report.metrics[metric], rel=1e-9)
+        for metric in GRADIENT_METRICS & report.metrics.keys():
+            assert got["metrics"][metric] == pytest.approx(report.metrics[metric], rel=1e-6)
+        assert got["metrics"].keys() >= GRADIENT_METRICS or "gradient_every" not in job["learner"]
         assert_close(got["gradients"], gradients, 1e-9)
         assert_close(got["weights"], weights, 1e-9)
 

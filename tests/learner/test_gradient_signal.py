@@ -20,10 +20,10 @@ from tip_exp.learner.sharding import make_sharding
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
 from tip_exp.types import Rollout
-from tip_exp.utils.errors import ConfigError
 
 CPU, PER_PROMPT = torch.device("cpu"), 2
 NAMES = ("select/gradient_cosine", "select/gradient_snr", "select/gradient_snr_full")
+SHARE = "select/influence_share"
 
 
 def flat_gradients(
@@ -89,7 +89,7 @@ def test_the_training_stays_as_it_is(tiny_config: RunConfig) -> None:
         weights.append(pair.student.module.state_dict())
     assert all(value.equal(weights[1][name]) for name, value in weights[0].items())
     for step, (without, measured) in enumerate(zip(*reports, strict=True), 1):
-        assert measured.keys() - without.keys() == (set(NAMES) if step == 2 else set())
+        assert measured.keys() - without.keys() == ({*NAMES, SHARE} if step == 2 else set())
         assert {name: measured[name] for name in without} == without
 
 
@@ -97,11 +97,12 @@ def test_all_tokens_have_the_gradient_of_all_tokens(tiny_pair: Pair, tiny_config
     rollouts = sample_rollouts(tiny_pair)
     metrics = train_step(make_learner(tiny_pair, tiny_config.learner, "full", 1.0, gradient_every=1), rollouts).metrics
     assert metrics[NAMES[0]] == pytest.approx(1.0) and metrics[NAMES[1]] == metrics[NAMES[2]]
+    assert metrics[SHARE] == pytest.approx(1.0)
 
 
 def test_without_kept_tokens_nothing_is_measured(tiny_pair: Pair, tiny_config: RunConfig) -> None:
     learner = make_learner(tiny_pair, tiny_config.learner, retention=0.001, gradient_every=1)
-    assert not set(NAMES) & train_step(learner, sample_rollouts(tiny_pair)).metrics.keys()
+    assert not {*NAMES, SHARE} & train_step(learner, sample_rollouts(tiny_pair)).metrics.keys()
 
 
 def test_sums_scale_their_observations() -> None:
@@ -115,10 +116,55 @@ def test_sums_scale_their_observations() -> None:
     assert cosine(sums.total, {}) == 0.0
 
 
-def test_sharded_or_converted_weights_are_refused(compose_run: Callable[..., RunConfig]) -> None:
-    config = compose_run("learner.gradient_every=5", "learner.compute_dtype=bfloat16")
-    with (
-        start(CPU, alone=True) as ranks,
-        pytest.raises(ConfigError, match=r"learner\.gradient_every=5 needs one rank"),
-    ):
-        make_sharding(config, ranks, CPU)
+def test_weights_that_compute_in_bfloat16(compose_run: Callable[..., RunConfig], tiny_pair: Pair) -> None:
+    """Gradients are those of weights in bfloat16; influence needs weights that are not converted."""
+    metrics, rollouts = {}, sample_rollouts(tiny_pair)
+    for dtype in ("float32", "bfloat16"):
+        config = compose_run(f"pair.student.dtype={dtype}", "learner.compute_dtype=bfloat16")
+        with start(CPU, alone=True) as ranks:
+            pair = load_pair(config.pair, CPU, shard=make_sharding(config, ranks, CPU))
+            assert (pair.student.shards is None) == (dtype == "bfloat16")
+            learner = make_learner(pair, config.learner, gradient_every=1, samples_per_prompt=PER_PROMPT)
+            metrics[dtype] = train_step(learner, rollouts).metrics
+    of_float32, of_bfloat16 = ([metrics[dtype][name] for name in NAMES] for dtype in ("float32", "bfloat16"))
+    assert of_float32 == pytest.approx(of_bfloat16, rel=0.05)
+    assert SHARE in metrics["bfloat16"] and SHARE not in metrics["float32"]
+
+
+@pytest.mark.parametrize("average", ["rollout", "token"])
+def test_the_share_of_influence_is_that_of_a_gradient_per_token(
+    tiny_pair: Pair, tiny_config: RunConfig, average: Any
+) -> None:
+    """At step 1 Adam's v is the square of the step's gradient, at step 2 the optimizer's; lr leaves the weights."""
+    pair, rollouts = in_float64(tiny_pair), sample_rollouts(tiny_pair)[:4]
+    changes = {"gradient_every": 1, "samples_per_prompt": PER_PROMPT, "average": average, "lr": 1e-30, "eps": 1e-3}
+    learner = make_learner(pair, tiny_config.learner, "soft_or", 0.2, **changes | {"micro_batch_tokens": 200})
+    of_tokens = token_gradients(pair, rollouts)
+    scales = [1 / len(gradients) if average == "rollout" else 1.0 for gradients in of_tokens]
+    mass = sum(scale * len(gradients) for scale, gradients in zip(scales, of_tokens, strict=True))
+    mean = sum(scale * gradients.sum(0) for scale, gradients in zip(scales, of_tokens, strict=True)) / mass
+    for step in (1, 2):
+        states = [learner.optimizer.state.get(p) for p in pair.student.module.parameters()]
+        v = mean.square()
+        if step == 2:
+            v = torch.cat([state["exp_avg_sq"].flatten() for state in states if state]) / (1 - learner.config.betas[1])
+        report = train_step(learner, rollouts, step)
+        influence = [gradients @ (mean / (v.sqrt() + 1e-3)) for gradients in of_tokens]
+        pairs = zip(report.tokens.rollout.tolist(), report.tokens.position.tolist(), strict=True)
+        positive = torch.stack([influence[i][position] for i, position in pairs]).clamp(min=0)
+        expected = float(positive[report.selection.kept_mask].sum() / positive.sum())
+        assert report.metrics[SHARE] == pytest.approx(expected, rel=1e-5)
+        assert 0.05 < expected < 0.999  # a mask that loses influence
+
+
+def token_gradients(pair: Pair, rollouts: list[Rollout]) -> list[Tensor]:
+    """Of each rollout (tokens, parameters): a backward pass for each token's divergence on whole logits."""
+    parameters, gradients = list(pair.student.module.parameters()), []
+    for rollout in rollouts:
+        ids = torch.tensor([rollout.token_ids])
+        positions = [t - 1 for t, is_response in enumerate(rollout.response_mask) if is_response]
+        p = pair.student.module(ids).logits[0, positions].softmax(-1)
+        q = pair.teacher.module(ids).logits[0, positions].softmax(-1).detach()
+        by_token = [torch.autograd.grad(kl, parameters, retain_graph=True) for kl in divergence("reverse_kl", p, q)]
+        gradients.append(torch.stack([torch.cat([grad.flatten() for grad in grads]) for grads in by_token]))
+    return gradients

@@ -39,7 +39,7 @@ def token_metrics(
     if {"entropy", "reverse_kl"} <= statistics.keys():
         for name, in_quadrant in quadrants(statistics, selector.quadrants).items():
             metrics[names.quadrant_share(name)] = float(in_quadrant.float().mean())
-            metrics[f"quadrant/{name}_divergence_share"] = _share_within(statistics["reverse_kl"], in_quadrant)
+            metrics[f"quadrant/{name}_divergence_share"] = share_within(statistics["reverse_kl"], in_quadrant)
     for low, high in pairwise(POSITION_EDGES):
         in_bucket = (tokens.position >= low) & (tokens.position < high)
         if bool(in_bucket.any()):
@@ -78,7 +78,7 @@ def _kept_shares(statistics: dict[str, Tensor], kept_mask: Tensor, thresholds: Q
         return shares
     for statistic, mass in (("grad_norm", names.GRADIENT_MASS), ("reverse_kl", names.KL_MASS)):
         if statistic in statistics:
-            shares[mass] = _share_within(statistics[statistic], kept_mask)
+            shares[mass] = share_within(statistics[statistic], kept_mask)
     if {"entropy", "reverse_kl"} <= statistics.keys():
         for name, in_quadrant in quadrants(statistics, thresholds).items():
             shares[names.quadrant_kept_frac(name)] = _mean_within(kept_mask, in_quadrant)
@@ -97,7 +97,7 @@ def _mean_within(values: Tensor, mask: Tensor) -> float:
     return float(values[mask].float().mean()) if bool(mask.any()) else 0.0
 
 
-def _share_within(values: Tensor, mask: Tensor) -> float:
+def share_within(values: Tensor, mask: Tensor) -> float:
     """The masked tokens' sum over the sum of all; 0 if that is 0."""
     total = float(values.sum())
     return float(torch.where(mask, values, 0).sum()) / total if total > 0 else 0.0

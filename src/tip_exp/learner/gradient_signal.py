@@ -1,17 +1,28 @@
-"""How well the gradient of the kept tokens stands for that of all tokens: cosine, and signal to noise."""
+"""How well the kept tokens stand for all tokens: cosine and signal to noise of their gradient, share of influence."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
-from tip_exp.learner.influence import Direction, dot, gradient
+from tip_exp.learner.diagnostics import share_within
+from tip_exp.learner.distributed import Ranks
+from tip_exp.learner.influence import (
+    Direction,
+    dot,
+    gradient,
+    influence,
+    mean_of,
+    parameters_of,
+    preconditioned,
+    second_moments,
+)
 from tip_exp.learner.objective import ObjectiveOf
-from tip_exp.learner.teacher import to_pair
-from tip_exp.models.micro_batch import collate, group
+from tip_exp.learner.sharing import StepTokens, share_batches
+from tip_exp.learner.teacher import TeacherHidden, to_pair
+from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.pair import Pair
 from tip_exp.records import metrics as names
 from tip_exp.selector.selector import Selection, Tokens
@@ -65,45 +76,64 @@ def gradient_metrics(
     pair: Pair,
     config: LearnerConfig,
     rollouts: list[Rollout],
-    teacher_rows: Tensor,
-    tokens: Tokens,
+    batches: list[MicroBatch],
+    teacher_hidden: TeacherHidden,
+    share: StepTokens,
     selection: Selection,
     objective_of: ObjectiveOf,
+    optimizer: torch.optim.Optimizer,
 ) -> dict[str, float]:
     """Of a step's gradient: cosine of that of `selection` with that of all response tokens, and SNR of both.
 
-    teacher_rows (N, D): the teacher's hidden states at `tokens`. `selection` is weighted as the update's. An
+    `batches`, `teacher_hidden`, `share`: this rank's part of the step. `selection` is weighted as the update's. An
     observation is the part of one prompt's rollouts, scaled so that the mean over the P prompts is the step's gradient;
     this has P times an observation's SNR. `.grad` stays as it is. Costs two forward and backward passes of the
-    rollouts; memory: three gradients and the teacher's hidden states.
+    rollouts; memory: four gradients and the teacher's hidden states.
+
+    Of whole weights also the share of the positive influence on the mean divergence of all the step's tokens that the
+    kept tokens hold (`influence`, with Adam's P): about two forward passes more.
     """
-    lengths, per_prompt = [len(rollout.token_ids) for rollout in rollouts], config.samples_per_prompt
+    tokens, ranks, per_prompt = share.tokens, Ranks(), config.samples_per_prompt
     prompts = [range(start, start + per_prompt) for start in range(0, len(rollouts), per_prompt)]
-    rows_of = tokens.rollout.argsort(stable=True).split(
-        torch.bincount(tokens.rollout, minlength=len(rollouts)).tolist()
-    )
+    counts = torch.bincount(tokens.rollout, minlength=len(rollouts)).tolist()
+    rows_of = tokens.rollout.argsort(stable=True).split(counts)
+    teacher_rows = torch.cat(list(teacher_hidden))
+    local_row = torch.zeros(len(tokens), dtype=torch.long)
+    local_row[share.rows] = torch.arange(len(teacher_rows))
     parts = {"kept": selection, "full": everything(tokens, config.average)}
     sums = {name: GradientSums() for name in parts}
     for indices in prompts:
-        groups = group(lengths, config.micro_batch_tokens, packing=config.packing, indices=indices)
-        batches = to_pair((collate(rollouts, members, pair.pad_id, packing=config.packing) for members in groups), pair)
-        rows = torch.cat([rows_of[index] for members in groups for index in members])
-        hidden = teacher_rows[rows.to(teacher_rows.device)].split([batch.num_tokens for batch in batches])
+        options = {"packing": config.packing, "among": indices}
+        part_batches = share_batches(rollouts, ranks, config.micro_batch_tokens, pair.pad_id, **options)
+        members = torch.cat([batch.rollout.unique_consecutive() for batch in part_batches]).tolist()
+        rows = torch.cat([rows_of[0][:0], *(rows_of[index] for index in members)])
+        part_hidden = teacher_rows[local_row[rows].to(teacher_rows.device)]
+        hidden = part_hidden.split([batch.num_tokens for batch in part_batches])
+        of_prompt = torch.cat([rows_of[index] for index in indices])
         for name, whole in parts.items():
-            part = whole.at(rows)
+            mass = whole.at(of_prompt).mass
             observed = gradient(
                 pair.student,
                 pair.teacher.head,
-                batches,
+                to_pair(part_batches, pair),
                 hidden,
-                part,
+                whole.at(rows),
                 objective_of,
                 config.tile_mib * MIB,
                 checkpointed=config.activation_checkpointing,
+                mass=mass,
             )
-            sums[name].add(observed, len(prompts) * part.mass / (whole.mass or 1.0))
+            sums[name].add(observed, len(prompts) * mass / (whole.mass or 1.0))
     kept, full = sums.values()
     metrics = {names.GRADIENT_COSINE: cosine(kept.total, full.total)}
     for name, of_part in ((names.GRADIENT_SNR, kept), (names.GRADIENT_SNR_FULL, full)):
         metrics[name] = len(prompts) * of_part.signal_to_noise()
+    attention: str = pair.student.module.config._attn_implementation or ""
+    if pair.student.shards is None and "flash" not in attention:  # others have no forward mode
+        step_gradient = {name: total.div_(len(prompts)) for name, total in full.total.items()}
+        moments = second_moments(optimizer, parameters_of(pair.student)) or mean_of([step_gradient], squared=True)
+        direction = preconditioned(step_gradient, moments, config.eps)
+        arguments = pair.student, pair.teacher.head, batches, teacher_hidden, direction, objective_of
+        values = influence(*arguments, config.tile_mib * MIB).cpu()
+        metrics[names.INFLUENCE_SHARE] = share_within(values.clamp(min=0), selection.at(share.rows).kept_mask)
     return metrics

@@ -22,6 +22,7 @@ from tip_exp.learner.objective import ObjectiveOf
 from tip_exp.losses import fused
 from tip_exp.losses.estimators import Objective
 from tip_exp.losses.head import Head, LazyLogits
+from tip_exp.models.lora import whole_tensor
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Model
@@ -49,10 +50,13 @@ def gradient(
     tile_bytes: int,
     *,
     checkpointed: bool = False,
+    mass: float | None = None,
 ) -> Direction:
     """Gradient of the kept tokens' weighted mean divergence, as an update divides it; `.grad` stays as it is.
 
     `selection` is of the tokens of all micro-batches in order; `teacher_hidden` has a tensor (n, E) for each of them.
+    Sharded weights give the sum over the ranks in DTensors: every rank makes the call, inside `whole`, with its own
+    micro-batches, as many as the others'; `mass` is then that of the kept tokens of all ranks.
     """
     parameters = parameters_of(student)
     with _without_grads(parameters), torch.enable_grad():
@@ -60,10 +64,14 @@ def gradient(
         for batch, hidden_of_teacher in zip(batches, teacher_hidden, strict=True):
             start, stop = stop, stop + batch.num_tokens
             part = selection.at(slice(start, stop))
-            if not part.kept_mask.any():
+            nothing_kept = not part.kept_mask.any()
+            if nothing_kept and student.shards is None:
                 continue
             with activation_checkpointing(student.module) if checkpointed else nullcontext():
                 hidden = student.hidden(batch)
+            if nothing_kept:  # the passes of a sharded model need every rank
+                hidden.backward(torch.zeros_like(hidden))
+                continue
             result = fused(
                 LazyLogits(hidden.detach(), student.head),
                 LazyLogits(hidden_of_teacher, teacher),
@@ -73,8 +81,10 @@ def gradient(
                 weights=None if part.weights is None else part.weights.to(student.head.dtype),
             )
             hidden.backward(result.hidden_grad)
-        mass = selection.mass or 1.0
-        return {name: p.grad.div_(mass) for name, p in parameters.items() if p.grad is not None}
+        summed = (lambda p: p.grad) if student.shards is None else student.shards.summed_gradient
+        gradients = {name: summed(parameter) for name, parameter in parameters.items()}
+        mass = mass or selection.mass or 1.0
+        return {name: grad.div_(mass) for name, grad in gradients.items() if grad is not None}
 
 
 def influence(
@@ -95,7 +105,11 @@ def influence(
     call = _Hidden(student)
     for batch, hidden_of_teacher in zip(batches, teacher_hidden, strict=True):
         with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-            dual = {n: forward_ad.make_dual(p.detach(), direction[n]) for n, p in parameters.items() if n in direction}
+            dual = {
+                n: forward_ad.make_dual(p.detach(), direction[n].to(p.dtype))
+                for n, p in parameters.items()
+                if n in direction
+            }
             hidden = functional_call(call, {f"module.{name}": tensor for name, tensor in dual.items()}, (batch,))
             by_parameter: dict[Tensor, Tensor] = {parameters[name]: tensor for name, tensor in dual.items()}
             head, objective = _with_tangents(student.head, by_parameter), objective_of(batch.token_ids)
@@ -113,8 +127,12 @@ def influence(
 
 
 def preconditioned(direction: Direction, second_moments: Direction, eps: float) -> Direction:
-    """P g with Adam's P = 1 / (sqrt(v) + eps)."""
-    return {name: tensor / (second_moments[name].sqrt() + eps) for name, tensor in direction.items()}
+    """P g with Adam's P = 1 / (sqrt(v) + eps); a parameter without v, which no step has moved, is left out."""
+    return {
+        name: tensor / (second_moments[name].sqrt() + eps)
+        for name, tensor in direction.items()
+        if name in second_moments
+    }
 
 
 def second_moments(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> Direction:
@@ -140,9 +158,9 @@ def mean_of(directions: Sequence[Direction], *, squared: bool = False) -> Direct
 
 
 def dot(a: Direction, b: Direction) -> float:
-    """Inner product over all parameters; the sums of the parameters are added in float64."""
-    common = [name for name in a if name in b]
-    return sum(float((a[name] * b[name].to(a[name].dtype)).sum(dtype=torch.float64)) for name in common)
+    """Inner product over all parameters; the sums of the parameters are added in float64. Of DTensors: collective."""
+    products = [(a[name] * b[name].to(a[name].dtype)).sum(dtype=torch.float64) for name in a if name in b]
+    return float(whole_tensor(sum(products, torch.zeros_like(products[0])))) if products else 0.0
 
 
 class _Hidden(nn.Module):

@@ -119,9 +119,8 @@ class Learner:
                 loss_sum = self._backward(batches, teacher_hidden, stats, part, objective_of)  # pass 2
                 if is_due(step, self.config.gradient_every) and selection.mass:
                     with self.meter.span("gradients"):
-                        teacher_rows = share.in_order(torch.cat(list(teacher_hidden)))
-                        kept = tokens, selection, objective_of
-                        extra |= gradient_metrics(self.pair, self.config, rollouts, teacher_rows, *kept)
+                        kept = batches, teacher_hidden, share, selection, objective_of
+                        extra |= gradient_metrics(self.pair, self.config, rollouts, *kept, self.optimizer)
             metrics = self._update(step, rollouts, loss_sum, selection.mass)
         metrics |= {names.NON_FINITE: 1.0} if self._num_non_finite > num_non_finite else extra
         metrics |= token_metrics(statistics, tokens, selection, self.selector, self.pair.student.loaded_head.vocab_size)

@@ -146,6 +146,7 @@ class ShardedWeights:
         compute_dtype: torch.dtype | None,
     ) -> None:
         self._vocabulary, self._compute_dtype, self._depth = vocabulary, compute_dtype, 0
+        self._sharded_of: dict[nn.Parameter, nn.Parameter] = {}  # inside `whole`: of embedding and head
         self._layers = [part for part in module.modules() if isinstance(part, FSDPModule)]
         self._backbone: nn.Module = module.base_model
 
@@ -159,20 +160,24 @@ class ShardedWeights:
             assert not trains, "gradients are summed by the outermost context"
             yield
             return
-        whole = [self._gather(parameter) for parameter, _ in self._vocabulary]
+        self._sharded_of = whole = {self._gather(sharded): sharded for sharded, _ in self._vocabulary}
         for parameter, (_, slots) in zip(whole, self._vocabulary, strict=True):
             _put(slots, parameter)
         self._depth += 1
         try:
             yield
         finally:
-            self._depth -= 1
+            self._depth, self._sharded_of = self._depth - 1, {}
             for parameter, slots in self._vocabulary:
                 _put(slots, parameter)
         if trains:
-            for parameter, (sharded, _) in zip(whole, self._vocabulary, strict=True):
+            for parameter, sharded in whole.items():
                 if sharded.requires_grad:
-                    _scatter_gradient(parameter, sharded)
+                    sharded.grad = _summed_gradient(parameter, sharded).to(sharded.dtype)
+
+    def summed_gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        sharded = self._sharded_of.get(parameter)
+        return parameter.grad if sharded is None else _summed_gradient(parameter, sharded)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -209,17 +214,15 @@ class ShardedWeights:
         return whole
 
 
-def _scatter_gradient(whole: nn.Parameter, sharded: nn.Parameter) -> None:
-    """Sum `whole.grad` over the ranks and add this rank's rows to `sharded.grad`; frees `whole.grad`."""
+def _summed_gradient(whole: nn.Parameter, sharded: nn.Parameter) -> Tensor:
+    """The sum of `whole.grad` over the ranks, of which each holds its rows; frees `whole.grad`."""
     assert isinstance(sharded, DTensor), "embedding and head are sharded"
     gradient, whole.grad = whole.grad, None
     if gradient is None:
         gradient = torch.zeros_like(whole, dtype=whole.grad_dtype)
     mesh, placements = sharded.device_mesh, sharded.placements
-    summed = DTensor.from_local(gradient, mesh, [Partial()] * mesh.ndim, run_check=False).redistribute(
-        placements=placements
-    )
-    sharded.grad = summed.to(sharded.dtype)
+    partial = DTensor.from_local(gradient, mesh, [Partial()] * mesh.ndim, run_check=False)
+    return partial.redistribute(placements=placements)
 
 
 def _put(slots: list[Slot], parameter: nn.Parameter | None) -> None:
@@ -234,11 +237,6 @@ def make_sharding(config: RunConfig, ranks: Ranks, device: torch.device) -> dict
     compute_dtype = lowered_dtype(config)
     if ranks.size == 1 and compute_dtype is None:
         return None
-    if config.learner.gradient_every:
-        raise ConfigError(
-            f"learner.gradient_every={config.learner.gradient_every} needs one rank (here {ranks.size}) and weights in "
-            "learner.compute_dtype; set it to 0, or ranks=1 and learner.compute_dtype to pair.student.dtype"
-        )
     mesh = ranks.mesh(device, config.learner.replicas)
     shard: dict[str, load.Shard] = {"student": Sharding(mesh, device, compute_dtype)}
     if ranks.size > 1:

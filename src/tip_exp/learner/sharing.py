@@ -6,7 +6,7 @@ Every rank has all rollouts, so that each knows, without asking, which tokens th
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -38,14 +38,18 @@ def share_batches(
     *,
     packing: bool,
     dealt_by: list[Rollout] | None = None,
+    among: Collection[int] | None = None,
 ) -> list[MicroBatch]:
     """This rank's micro-batches of a step; rollouts keep their numbers in the step.
 
     All ranks get the same number of micro-batches, the last ones empty, because a sharded model's forward and backward
-    passes are collective. `dealt_by`: deal by the lengths of these, the same rollouts with other prompts.
+    passes are collective. `dealt_by`: deal by the lengths of these, the same rollouts with other prompts. `among`: of
+    these rollouts alone; each stays with the rank that has it in the step.
     """
     lengths = [len(rollout.token_ids) for rollout in rollouts]
     shares = deal([len(rollout.token_ids) for rollout in dealt_by or rollouts], ranks.size)
+    if among is not None:
+        shares = [[index for index in share if index in among] for share in shares]
     groups = [group(lengths, budget, packing=packing, indices=share) for share in shares]
     batches = [collate(rollouts, indices, pad_id, packing=packing) for indices in groups[ranks.rank]]
     missing = max(map(len, groups)) - len(batches)

@@ -31,6 +31,10 @@ class Shards(Protocol):
         """Inside, all weights are whole, so that ranks may make different numbers of forward passes."""
         ...
 
+    def summed_gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        """Inside `whole`: `.grad` of a parameter of the module, summed over the ranks, as a DTensor."""
+        ...
+
     def reset(self) -> bool:
         """After an error inside a pass of a single rank: drop gradients, be as before; False if that is impossible."""
         ...

@@ -29,6 +29,8 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | select/gradient_cosine          | of the kept tokens' gradient with that of all response tokens     | -             |
 | select/gradient_snr, …_full     | |E g|^2 / Var g of the kept tokens' gradient g of a step, between | -             |
 |                                 | its prompts; of that of all response tokens                       |               |
+| select/influence_share          | positive influence on the step's divergence, summed over the kept | fraction      |
+|                                 | tokens, over that of all (docs/influence.md)                      |               |
 | shadow/<rule>/overlap           | Jaccard index with the tokens that are trained on                 | fraction      |
 | shadow/<rule>/kept_frac, …      | as select/kept_frac, gradient_mass, kl_mass and                   | fraction      |
 |                                 | quadrant/q1_kept_frac, … for what a rule of selector.shadows      |               |
@@ -76,7 +78,7 @@ RESPONSE_TOKENS, KEPT_TOKENS, KEPT_FRAC = "select/response_tokens", "select/kept
 OVERLAP_ENTROPY = "select/overlap_entropy"
 GRADIENT_MASS, KL_MASS = "select/gradient_mass", "select/kl_mass"
 GRADIENT_COSINE, GRADIENT_SNR = "select/gradient_cosine", "select/gradient_snr"
-GRADIENT_SNR_FULL = "select/gradient_snr_full"
+GRADIENT_SNR_FULL, INFLUENCE_SHARE = "select/gradient_snr_full", "select/influence_share"
 OVERLAP = "select/overlap"  # of a shadow
 
 RESPONSE_LEN, TRUNCATED_FRAC = "rollout/response_len", "rollout/truncated_frac"
