@@ -100,4 +100,4 @@ def pretrain(recipe: Recipe, vocab_size: int, rollouts: list[Rollout]) -> Qwen3F
         # pi * step / num_steps would round differently and change the weights.
         return 0.05 + 0.95 * common.cosine(math.pi * (step / recipe.num_steps))
 
-    return common.pretrain(recipe, vocab_size, batches, decay)
+    return common.pretrain(recipe, common.build_model(recipe, vocab_size), batches, decay)

@@ -65,7 +65,7 @@ def build_tokenizer(texts: list[str], pieces: str, vocab_size: int) -> PreTraine
     return tokenizer
 
 
-def build_model(recipe: Recipe, vocab_size: int) -> Qwen3ForCausalLM:
+def build_model(recipe: Recipe, vocab_size: int, rope_theta: float = 1e4) -> Qwen3ForCausalLM:
     """A Qwen3 model with random weights drawn from `recipe.seed`."""
     torch.manual_seed(recipe.seed)
     config = Qwen3Config(
@@ -77,6 +77,7 @@ def build_model(recipe: Recipe, vocab_size: int) -> Qwen3ForCausalLM:
         num_key_value_heads=recipe.num_kv_heads,
         head_dim=recipe.head_dim,
         max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=END_ID,
@@ -93,21 +94,10 @@ def cosine(angle: float) -> float:
 
 
 def pretrain(
-    recipe: Recipe,
-    vocab_size: int,
-    batches: Iterator[list[Rollout]],
-    decay: Callable[[int], float],
-    initial_scale: float = 1.0,
+    recipe: Recipe, model: Qwen3ForCausalLM, batches: Iterator[list[Rollout]], decay: Callable[[int], float]
 ) -> Qwen3ForCausalLM:
-    """Next-token cross-entropy on response tokens; AdamW with lr x warm-up x decay(step), steps counted from 1.
-
-    `initial_scale` multiplies the initial embeddings and matrices.
-    """
-    model = build_model(recipe, vocab_size).train()
-    if initial_scale != 1.0:
-        for weight in model.parameters():
-            if weight.dim() == 2:  # the tied embedding once
-                weight.data.mul_(initial_scale)
+    """Next-token cross-entropy on response tokens; AdamW with lr x warm-up x decay(step), steps counted from 1."""
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=0.01, betas=(0.9, 0.98))
     for step in range(1, recipe.num_steps + 1):
         for group in optimizer.param_groups:

@@ -61,7 +61,8 @@ def pretrain(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCaus
     def decay(step: int) -> float:
         return 0.1 + 0.9 * common.cosine(math.pi * step / recipe.num_steps)
 
-    return common.pretrain(recipe, len(tokenizer), _batches(recipe, tokenizer), decay)
+    model = common.build_model(recipe, len(tokenizer))
+    return common.pretrain(recipe, model, _batches(recipe, tokenizer), decay)
 
 
 def greedy_accuracy(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, num_problems: int) -> float:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
 from tip_exp.data import ledger
 from tip_exp.data.ledger import stream
 
-STEP = re.compile(r"(\w+) (\d+) ([+-]) (\d+) = (\d+)")
-PAYMENT = re.compile(r"(\w+) pays (\d+) to (\w+)\.")
+STEP = re.compile(r"([A-C]) has (\d+) ([+-]) (\d+) = (\d+)")
+PAYMENT = re.compile(r"([A-C]) pays (\d+) to \w+ ([A-C])\.")
+
+
+def balances_of(line: str) -> dict[str, int]:
+    """Of a list such as "Maldora A 12, Tibane B 7, Corvil C 9", by the letters of the accounts."""
+    return {letter: int(balance) for _, letter, balance in (part.split() for part in line.split(", "))}
 
 
 def first_balances(question: str) -> dict[str, int]:
-    line = question.partition(".")[0].removeprefix("Ledger: ")
-    return {name: int(balance) for name, balance in (part.split() for part in line.split(", "))}
+    return balances_of(question.partition(".")[0].removeprefix("Ledger: "))
 
 
 def test_names_are_different_words() -> None:
@@ -30,20 +34,27 @@ def test_answers_follow_from_the_question() -> None:
             balances[payer] -= int(amount)
             balances[payee] += int(amount)
             assert balances[payer] >= 0 and balances[payee] <= ledger.MAX_BALANCE
-        asked = re.findall(r"does (\w+) have", problem.prompt)[0]
-        assert int(problem.answer) == balances[asked]
+        asked = re.findall(r"does (\w+ [A-C]) have", problem.prompt)[0]
+        assert int(problem.answer) == balances[asked[-1]]
         assert problem.solution.endswith(f"So {asked} {problem.answer}. \\boxed{{{problem.answer}}}")
 
 
 def test_a_worked_solution_carries_every_balance_forward() -> None:
     for problem in islice(stream("test", seed=1), 200):
         balances = first_balances(problem.prompt)
-        steps = STEP.findall(problem.solution)
-        assert len(steps) == 2 * len(PAYMENT.findall(problem.prompt)) and len(steps) in (4, 6)
-        for name, before, sign, amount, after in steps:
-            assert int(before) == balances[name]
-            balances[name] = int(after)
-            assert int(after) == int(before) + (int(amount) if sign == "+" else -int(amount))
+        owners = re.findall(r"(\w+ [A-C]) \d+", problem.prompt)
+        payments = PAYMENT.findall(problem.prompt)
+        assert len(payments) in (2, 3) and len(STEP.findall(problem.solution)) == 2 * len(payments)
+        assert PAYMENT.findall(problem.solution) == payments
+        lines = re.split(rf"(?:{'|'.join(ledger.LINKS)}) (?=\w+ [A-C] \d)", problem.solution)
+        for before_recap, recap in pairwise(lines):
+            for letter, before, sign, amount, after in STEP.findall(before_recap):
+                assert int(before) == balances[letter]
+                balances[letter] = int(after)
+                assert int(after) == int(before) + (int(amount) if sign == "+" else -int(amount))
+            assert balances_of(recap.partition(".")[0]) == balances
+            assert re.findall(r"(\w+ [A-C]) \d+", recap.partition(".")[0]) == owners
+        assert len(lines) == len(payments) + 1
 
 
 def test_slips_are_stale_balances_at_their_rate() -> None:

@@ -107,7 +107,7 @@ def test_only_response_tokens_are_trained(monkeypatch: pytest.MonkeyPatch) -> No
         Rollout([5, 6, 7, 8], [False, False, True, True], "stop", []),
         Rollout([9, 10, 11, 12, 13, 14], [False, True, False, False, True, True], "stop", []),
     ]
-    common.pretrain(recipe, 20, iter([batch]), decay=lambda _: 1.0)
+    common.pretrain(recipe, common.build_model(recipe, 20), iter([batch]), decay=lambda _: 1.0)
     assert targets == [[7, 8, 10, 13, 14]]
 
 
@@ -143,9 +143,12 @@ def test_a_ledger_pair_has_a_token_for_every_name_and_learns_from_few_steps() ->
     assert ledger.build_tokenizer().backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     recipe = replace(ledger.RECIPES["student"], hidden_size=32, num_layers=1, num_steps=6, warmup_steps=2, batch_size=4)
     model, untrained = (ledger.pretrain(replace(recipe, num_steps=steps), tokenizer) for steps in (6, 0))
-    ids = torch.tensor([tokenizer.encode("Start. First Albabel pays 3 to Cordobel. Albabel 12 - 3 = 9, Cordobel")])
+    ids = torch.tensor([tokenizer.encode("Start. First Albabel A pays 3 to Cordobel B. A has 12 - 3 = 9, B")])
     with torch.no_grad():
         losses = [float(trained(ids, labels=ids).loss) for trained in (model, untrained)]
     assert losses[0] < losses[1]
+    names = [tokenizer.encode(f" {name}")[0] for name in NAMES]  # trained alike, seen or not
+    moves = (model.model.embed_tokens.weight - untrained.model.embed_tokens.weight)[names].detach()
+    assert moves.abs().mean() > 5e-3 and (moves - moves.mean(0)).abs().max() < 1e-3
     problems = list(islice(stream("validation", 0), 2))
     assert 0 <= common.greedy_accuracy(model, tokenizer, problems, 8) <= 1
