@@ -113,6 +113,7 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
         if state is State.DAMAGED:
             damaged = _damage(folder)
             raise RunFailedError(f"{folder.root}: {damaged}. {remedy(folder, damaged)}")
+        check_models(config)
         check_positions(config)
         if is_first:
             header = f"# resolved config of this run, digest {digest(config)}\n"
