@@ -49,6 +49,26 @@ def test_shown_rollouts_have_the_verdicts_of_the_grader(tmp_path: Path, compose_
     assert {row["right"] for row in rows} == {True, False}
 
 
+def test_without_its_result_a_run_writes_its_model_again(tmp_path: Path, compose_run: Run) -> None:
+    """What a launch advises for a finished run whose model/ is damaged."""
+    few = ["learner.num_steps=1", "learner.warmup_steps=0", "learner.prompts_per_step=1", "eval.samples=0"]
+    few += ["eval.benchmarks.word_sums.num_problems=2", "data.max_response_tokens=2", "eval.max_tokens=2"]
+    config, folder = compose_run(*QUICK, *few), RunFolder(tmp_path)
+    run(config, folder)
+    files = {path: path.read_bytes() for path in (*folder.model.iterdir(), *folder.rows) if path.is_file()}
+    result = json.loads(folder.result.read_text())
+    (folder.model / "model.safetensors").write_bytes(b"damaged")
+    (folder.model / "config.json").unlink()
+    folder.result.unlink()
+    run(config, folder)
+    assert files == {path: path.read_bytes() for path in files}
+    again = json.loads(folder.result.read_text())
+    changing = ("finished_at", "sha256")
+    assert {key: again[key] for key in again if key not in changing} == {
+        key: result[key] for key in result if key not in changing
+    }
+
+
 @pytest.mark.parametrize("backend", ["fused", "materialized"])
 def test_twenty_steps_of_soft_or_teach(tmp_path: Path, compose_run: Run, backend: str) -> None:
     rows = train(compose_run, tmp_path / "run", f"learner.loss_backend={backend}")
