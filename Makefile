@@ -18,6 +18,7 @@ install: .venv/.installed ## install the package and its test tools in .venv
 
 .venv/.installed: pyproject.toml $(PINS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tip_exp needs Python 3.11 or newer")'
+	@echo "installing into .venv: 2 GB on a CPU, several minutes, in which pip prints nothing"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 ifdef GPU

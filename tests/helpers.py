@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
@@ -31,6 +36,31 @@ def in_float64(pair: Pair) -> Pair:
     teacher, student = copy.deepcopy(pair.teacher.module).double(), copy.deepcopy(pair.student.module).double()
     models = [Model(module, make_head(module, 406)) for module in (teacher, student)]
     return replace(pair, teacher=models[0], student=models[1])
+
+
+def permute_ids(model: Path, folder: Path) -> None:
+    """Write the same model with its tokens under permuted ids: tokenizer, token ids of its configs, rows of weights."""
+    shutil.copytree(model, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    stored_id = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(0)).tolist()
+    tokenizer["model"]["vocab"] = {token: stored_id[i] for token, i in vocab.items()}
+    for added in tokenizer["added_tokens"]:
+        added["id"] = stored_id[added["id"]]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for name in ("config.json", "generation_config.json"):
+        settings = json.loads((folder / name).read_text())
+        settings |= {key: stored_id[i] for key, i in settings.items() if key.endswith("_token_id") and i is not None}
+        (folder / name).write_text(json.dumps(settings))
+    weights = load_file(folder / "model.safetensors")
+    names = [name for name in weights if "embed_tokens" in name or "lm_head" in name]
+    assert names
+    for name in names:
+        permuted = torch.empty_like(weights[name])
+        permuted[stored_id] = weights[name]
+        weights[name] = permuted
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def sample_rollouts(pair: Pair) -> list[Rollout]:

@@ -15,11 +15,11 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import tip_exp
 from tests import reference
-from tests.helpers import QUESTIONS, in_float64, make_learner, sample_rollouts, train_step
+from tests.helpers import QUESTIONS, in_float64, make_learner, permute_ids, sample_rollouts, train_step
 from tip_exp.api.command import read_texts, summary
 from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
@@ -29,7 +29,7 @@ from tip_exp.records.meter import Meter
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.selector.selector import Tokens
 from tip_exp.utils.errors import ConfigError, DataError
-from tip_exp.utils.paths import conf_dir
+from tip_exp.utils.paths import conf_dir, resolve_model
 from tip_exp.utils.seeds import seed_for
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -225,6 +225,16 @@ def test_no_response_token_is_an_empty_table() -> None:
     assert len(frame) == 0 and {"sequence", "reverse_kl", "quadrant"} <= set(frame)
 
 
+def test_a_teacher_with_the_same_tokens_under_other_ids(tmp_path: Path) -> None:
+    """As in training; a teacher that is loaded already is not changed, so it is refused."""
+    permute_ids(Path(resolve_model(TEACHER)), tmp_path / "teacher")
+    scored = [tip_exp.score(STUDENT, teacher, TEXTS[0]) for teacher in (tmp_path / "teacher", TEACHER)]
+    pd.testing.assert_frame_equal(*scored, check_exact=True)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match="tokens differ"):
+        tip_exp.score(STUDENT, loaded, TEXTS[0])
+
+
 IDS = [[5, 7]]
 BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "nothing to read": ({}, "give either texts or input_ids="),
@@ -238,7 +248,10 @@ BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "empty row": ({"input_ids": [[5, 7], []]}, r"input_ids\[1\] has no token"),
     "id outside": ({"input_ids": [[5, 99]]}, "token id 99 is not one of the 61 ids"),
     "too long": ({"input_ids": [[1] * 33]}, "sequence 0 has 33 tokens with its prompt, but the student has 32"),
-    "no model": ({"input_ids": IDS, "teacher": "package:tiny/nobody"}, "teacher: cannot load a model from .*nobody"),
+    "no model": (
+        {"input_ids": IDS, "teacher": "package:tiny/nobody"},
+        "teacher: no model in package:tiny/nobody .*, or one of package:tiny/student, package:tiny/te",
+    ),
     "not a model": (
         {"input_ids": IDS, "student": 7},
         "student: a Hugging Face causal language model or a path; got in",
@@ -384,7 +397,10 @@ BAD_SELECTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "key": ({"retenton": 0.2}, "selector.retenton is not a key; did you mean selector.retention?"),
     "value": ({"order": "up"}, "selector.order: input should be 'top'"),
     "rule": ({"selector": "q1", "retention": 0.5}, "selector.score=q1 keeps every token of its quadrant"),
-    "name": ({"selector": "soft_ro"}, "did you mean soft_or?"),
+    "name": (
+        {"selector": "soft_ro"},
+        "^selector: 'soft_ro' is neither an option nor a rule; did you mean soft_or\\?; choose ca_",
+    ),
     "function": ({"selector": lambda entropi: entropi}, "has the parameter entropi, which is no statistic; .* did you"),
     "micro-batch": ({"normalize_over": "micro_batch"}, "stats lacks micro_batch"),
 }
@@ -579,6 +595,12 @@ def test_the_command_writes_the_table(
     assert out.startswith(f"{len(frame)} response tokens of 2 sequences\n")
     q4 = frame["quadrant"] == "Q4"
     (line,) = [line.split() for line in out.splitlines() if line.startswith("Q4")]
+    largest = frame.nlargest(10, "reverse_kl")
+    listed = out.partition("largest reverse KL\n")[2].splitlines()[2:-1]  # without the headings and the line of --out
+    assert [[int(part) for part in row.split()[:2]] for row in listed] == largest[
+        ["sequence", "position"]
+    ].to_numpy().tolist()
+    assert [json.dumps(token) in row for token, row in zip(largest["token"], listed, strict=True)] == [True] * 10
     assert line[1:3] == [str(q4.sum()), f"{q4.mean():.1%}"] and line[-1] == f"{kept[q4].mean():.1%}"
 
 

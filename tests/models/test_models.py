@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from tests.helpers import permute_ids
 from transformers import (
     AutoTokenizer,
     CohereConfig,
@@ -176,32 +175,12 @@ def test_a_teacher_with_the_same_tokens_under_other_ids(
 ) -> None:
     """Stored with permuted ids, it gives the same logits bit for bit; its stop token is that of the student."""
     folder = tmp_path / "teacher"
-    shutil.copytree(resolve_model("package:tiny/teacher"), folder)
-    vocab_size = tiny_pair.vocab_size
-    stored_id = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(0)).tolist()
-    tokenizer_json = json.loads((folder / "tokenizer.json").read_text())
-    vocab = tokenizer_json["model"]["vocab"]
-    tokenizer_json["model"]["vocab"] = {token: stored_id[i] for token, i in vocab.items()}
-    for added in tokenizer_json["added_tokens"]:
-        added["id"] = stored_id[added["id"]]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json))
-    for name in ("config.json", "generation_config.json"):
-        settings = json.loads((folder / name).read_text())
-        settings |= {key: stored_id[i] for key, i in settings.items() if key.endswith("_token_id") and i is not None}
-        (folder / name).write_text(json.dumps(settings))
-    weights = load_file(folder / "model.safetensors")
-    names = [name for name in weights if "embed_tokens" in name or "lm_head" in name]
-    for name in names:
-        permuted = torch.empty_like(weights[name])
-        permuted[stored_id] = weights[name]
-        weights[name] = permuted
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
+    permute_ids(Path(resolve_model("package:tiny/teacher")), folder)
     changed = tiny_config.pair.teacher.model_copy(update={"path": str(folder)})
     pair = load_pair(tiny_config.pair.model_copy(update={"teacher": changed}), CPU)
     assert "the same tokens under other ids" in capsys.readouterr().out
-    assert names and pair.teacher_order is not None and pair.teacher_order != sorted(pair.teacher_order)
-    assert (pair.vocab_size, pair.stop_ids) == (vocab_size, [2])
+    assert pair.teacher_order is not None and pair.teacher_order != sorted(pair.teacher_order)
+    assert (pair.vocab_size, pair.stop_ids) == (tiny_pair.vocab_size, [2])
     ids = torch.tensor([[1, 50, 60, 70, 2]])
     with torch.no_grad():
         logits = [model.module(ids).logits for model in (pair.teacher, tiny_pair.teacher)]

@@ -146,6 +146,15 @@ const timer = setInterval(() => {
   report.share = last.dataset.share;
   last.focus();
   report.tip = document.getElementById("tip").innerText;
+  const press = key => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, cancelable: true}));
+  const place = () => [...document.querySelectorAll("#text .token")].indexOf(document.activeElement);
+  const stops = () => [...document.querySelectorAll("#text .token")].map(token => token.tabIndex).join();
+  report.moves = [place(), ...["ArrowRight", "ArrowLeft", "Home", "ArrowLeft", "ArrowRight", "End", "x"].map(key => {
+    press(key);
+    return place();
+  })];
+  document.querySelectorAll("#text .token")[2].focus();
+  report.stops = stops();
   const choose = (id, value) => {
     const input = document.getElementById(id);
     input.value = value;
@@ -206,6 +215,8 @@ def test_in_a_browser(folder: Path, theme: str, background: str) -> None:
     assert report["theme"] == background
     assert (report["tokens"], report["kept"]) == (8, 4)
     assert report["share"] == "1.000"  # the largest divergence
+    assert report["moves"] == [7, 7, 6, 0, 0, 1, 7, 7], "arrow keys move along the tokens"
+    assert report["stops"] == "-1,-1,0,-1,-1,-1,-1,-1", "the Tab key stops at one token of a response"
     for part in ('"4"', "token 8 of 8", "left out", "reverse_kl", "5.000", "student", "teacher", '"s"', '"t"', "0.900"):
         assert part in report["tip"], part
     assert report["quadrants"] == "q4,q4,q4,q2,q2,q2,q2,q3"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tip_exp.utils.errors import DataError, exit_code, format_error
 
 JSON_LINES = (".jsonl", ".json")
+LARGEST = 10  # tokens that the summary lists
 ERRORS = (ValueError, TypeError, OSError, FloatingPointError)
 
 
@@ -52,7 +54,7 @@ def read_texts(path: Path) -> tuple[list[str], list[Any] | None]:
 
 
 def summary(stats: Any) -> str:
-    """Of a table of `score`: its size and, with the columns for it, each quadrant's share of tokens and divergence."""
+    """Of a table of `score`: its size and, with the columns for it, each quadrant's share and the largest tokens."""
     from tabulate import tabulate
 
     head = f"{len(stats)} response tokens of {stats['sequence'].nunique()} sequences"
@@ -69,13 +71,31 @@ def summary(stats: Any) -> str:
         )
     headings = ["quadrant", "tokens", "share", "of reverse KL", "mean entropy", "mean reverse KL"]
     headings += ["kept"] if "kept" in stats else []
-    return f"{head}\n{tabulate(rows, headings, disable_numparse=True)}"
+    return f"{head}\n{tabulate(rows, headings, disable_numparse=True)}\n\n{_largest(stats)}"
+
+
+def _largest(stats: Any) -> str:
+    """The LARGEST tokens by reverse KL, and where each stands."""
+    from tabulate import tabulate
+
+    names = ["sequence", "position", *(["token"] if "token" in stats else ["token_id"])]
+    names += ["reverse_kl", "entropy", "quadrant", *(["kept"] if "kept" in stats else [])]
+    top = stats.nlargest(LARGEST, "reverse_kl")[names]
+    cells: dict[str, Callable[[Any], str]] = {
+        "token": json.dumps,
+        "reverse_kl": "{:.3f}".format,
+        "entropy": "{:.3f}".format,
+    }
+    rows = [[cells.get(name, str)(value) for name, value in zip(names, row, strict=True)] for row in top.to_numpy()]
+    return f"largest reverse KL\n{tabulate(rows, names, disable_numparse=True)}"
 
 
 def _score(options: argparse.Namespace) -> None:
     if options.out is not None and not options.out.parent.is_dir():
         raise DataError(f"--out: there is no folder {options.out.parent}")
     texts, prompts = read_texts(options.texts)
+    from transformers.utils import logging
+
     from tip_exp.api.score import score
     from tip_exp.api.select import make_selector, select
 
@@ -83,6 +103,7 @@ def _score(options: argparse.Namespace) -> None:
     if options.selector is not None:
         changes = {} if options.retention is None else {"retention": options.retention}
         selector = make_selector(options.selector, **changes)
+    logging.disable_progress_bar()
     stats = score(
         options.student,
         options.teacher,

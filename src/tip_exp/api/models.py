@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tip_exp.losses.head import Head, LazyLogits, check_same_tokens
-from tip_exp.models.load import head_of, make_head
+from tip_exp.models.load import head_of, make_head, reorder_vocabulary
 from tip_exp.models.pair import Model
-from tip_exp.models.sources import SAFE, SAFE_WEIGHTS, reason_of, shared_vocab
-from tip_exp.utils.paths import resolve_model
+from tip_exp.models.sources import SAFE, SAFE_WEIGHTS, reason_of, shared_vocab, teacher_order
+from tip_exp.utils.paths import LOCAL, is_file, resolve_model, shipped_models
 
 ROLES = ("student", "teacher")
 
@@ -25,6 +25,11 @@ def module_of(model: Any, role: str, device: Any, dtype: Any) -> PreTrainedModel
     """A model as it was given (a PEFT model: its base model, adapters included), or loaded from a path."""
     if isinstance(model, str | os.PathLike):
         path = resolve_model(os.fspath(model))
+        if path.startswith(LOCAL) and not is_file(f"{path}/config.json"):
+            raise ValueError(
+                f"{role}: no model in {os.fspath(model)} (it has no config.json); choose a folder, a hub id, "
+                f"or one of {', '.join(shipped_models())}"
+            )
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(os.path.expanduser(path), dtype=dtype, **SAFE_WEIGHTS)
         except (OSError, ValueError, ImportError) as error:
@@ -37,11 +42,14 @@ def module_of(model: Any, role: str, device: Any, dtype: Any) -> PreTrainedModel
     return model
 
 
-def find_tokenizer(models: dict[str, Any], tokenizer: Any, widths: dict[str, int]) -> PreTrainedTokenizerBase | None:
+def find_tokenizer(
+    models: dict[str, Any], tokenizer: Any, modules: dict[str, PreTrainedModel]
+) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was given, else the student's, once it is compared with the teacher's.
 
-    `models` are as the user gave them; a model that was loaded earlier knows the path that it came from. None if no
-    tokenizer is there. Raises ValueError if teacher and student have different ones.
+    `models` are as the user gave them, `modules` what they are; a model that was loaded earlier knows the path that it
+    came from. The same tokens under other ids: a teacher that was given as a path takes the student's order. None if
+    no tokenizer is there. Raises ValueError if teacher and student have different ones.
     """
     if isinstance(tokenizer, str | os.PathLike):
         return AutoTokenizer.from_pretrained(os.path.expanduser(resolve_model(os.fspath(tokenizer))), **SAFE)
@@ -57,7 +65,12 @@ def find_tokenizer(models: dict[str, Any], tokenizer: Any, widths: dict[str, int
         except (OSError, ValueError, ImportError):
             continue
     if len(loaded) == 2:
-        shared_vocab(loaded["teacher"], loaded["student"], widths["teacher"], widths["student"])
+        by_role = (loaded["teacher"], loaded["student"], width_of(modules["teacher"]), width_of(modules["student"]))
+        order = teacher_order(*by_role) if isinstance(models["teacher"], str | os.PathLike) else None
+        if order is None:
+            shared_vocab(*by_role)
+        else:
+            reorder_vocabulary(modules["teacher"], order)
     return next(iter(loaded.values()), None)
 
 

@@ -64,7 +64,8 @@ def score(
     """What two models think of every response token: a table with a row per token, exact over the whole vocabulary.
 
     student, teacher  Hugging Face causal language models, or their folders, hub ids or `package:…` names. They need
-        the same tokenizer; their logits may differ in width (ids that both have count).
+        the same tokenizer; their logits may differ in width (ids that both have count). The same tokens under other ids
+        are put in the student's order if the teacher is a path.
     texts  one or several. Without `prompts` every token but the first is scored; with them the texts are responses.
     prompts  for each text the user's message, or a list of messages, which are put into the chat template if the
         tokenizer has one. `chat=False`: texts as they are; `chat={"enable_thinking": False}`: options of the template.
@@ -97,7 +98,7 @@ def score(
         where = ", ".join(f"the {role} on {module.device}" for role, module in modules.items())
         raise ValueError(f"student and teacher must be on one device; {where}")
     widths = {role: width_of(module) for role, module in modules.items()}
-    found_tokenizer = find_tokenizer(given, tokenizer, widths)
+    found_tokenizer = find_tokenizer(given, tokenizer, modules)
     if texts is None:
         rollouts = from_ids(input_ids, response_mask, attention_mask)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from torch import Tensor
 from tip_exp.config.parse import config_error, typed_selector
 from tip_exp.config.presets import default_quadrants, selector_options, selector_preset
 from tip_exp.config.selector_rules import selector_rules
-from tip_exp.selector.scores import Rule
+from tip_exp.selector.scores import Rule, find_rule
 from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens
+from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.seeds import seed_for
 
 if TYPE_CHECKING:
@@ -101,6 +103,8 @@ def make_selector(
     values, rule = selector_preset(None), selector
     if isinstance(selector, str):
         is_option = selector in selector_options()
+        if not is_option:
+            _check_rule(selector)
         values = selector_preset(selector) if is_option else values | {"score": selector}
         rule = overrides.pop("score", values["score"])
     # A function is no value of a config; the name of another rule stands for it while the types are checked.
@@ -114,6 +118,24 @@ def make_selector(
     if problems := list(selector_rules(made)):
         raise config_error(problems)
     return made
+
+
+def _check_rule(name: str) -> None:
+    """Raise ConfigError if nothing has this name; of the import path of a function `selector_rules` tells more."""
+    if ":" in name:
+        return
+    try:
+        find_rule(name)
+    except ValueError as error:
+        if not str(error).startswith("no rule"):
+            return
+        options = list(selector_options())
+        close = difflib.get_close_matches(name, options, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(
+            f"selector: {name[:80]!r} is neither an option nor a rule{hint}; choose {', '.join(options)}, or "
+            "my_module:my_rule"
+        ) from None
 
 
 def thresholds(quadrants: tuple[float, float] | None) -> Quadrants:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.utils.paths import SHIPPED, is_file, resolve_model
+from tip_exp.utils.paths import LOCAL, SHIPPED, is_file, resolve_model
 
 MAX_PROCESSORS = 1024  # threads, processes or machines
 
@@ -28,7 +28,6 @@ RESERVED = {
 }
 _SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIALS?)$", re.IGNORECASE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_LOCAL = (SHIPPED, "/", "./", "../", "~")
 _MIN_SECRET = 8  # shorter values are words
 # Keys of a model's config that limit its positions; the first that is set counts.
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
@@ -56,7 +55,7 @@ def missing_models(config: RunConfig) -> Iterator[str]:
         yield f"pair.chat.template: there is no file {template}; set it to a Jinja template, or to null"
     for role, model in (("teacher", config.pair.teacher), ("student", config.pair.student)):
         key, folder = f"pair.{role}.path", Path(resolve_model(model.path))
-        if model.path.startswith(_LOCAL):
+        if model.path.startswith(LOCAL):
             if not is_file(f"{folder}/config.json"):
                 yield f"{key}: no model in {folder} (it has no config.json); choose a folder of a model, or a hub id"
             elif model.revision is not None:

@@ -79,7 +79,7 @@ def unknown_name(error: Exception) -> str:
     """What is wrong in Hydra's error of an unknown key or option, with the nearest name; "" for other errors."""
     text = str(error)
     key = re.search(r"Could not override '([\w.@]+)'.*?[Tt]o append to your [\w ]+ use (\S+)", text, re.DOTALL)
-    if key and ("is not in struct" in text or "No match in the defaults list" in text):
+    if key and ("is not in struct" in f"{error.__cause__}" or "No match in the defaults list" in text):
         hint = _did_you_mean(key[1], sorted(_keys()), "")
         return (
             f"{key[1]} is not a key{hint}; `tip-exp --help` lists all of them, and {key[2]} adds one where a section "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = "package:"
+LOCAL = (SHIPPED, "/", "./", "../", "~")  # how a path starts that is no hub id
 OUTPUTS = Path("outputs")  # relative to the working directory; conf/hydra/default.yaml writes there
 # Pairs in paper_numbers.csv -> their labels in conf/pair/.
 PAPER_PAIRS = {
@@ -38,6 +39,12 @@ def paper_numbers_file() -> Path:
 def resolve_model(path: str) -> str:
     """`package:tiny/teacher` -> the folder of that model inside the package; any other path is returned unchanged."""
     return str(PACKAGE / "assets" / path.removeprefix(SHIPPED)) if path.startswith(SHIPPED) else path
+
+
+def shipped_models() -> list[str]:
+    """ "package:tiny/student" and the others."""
+    folders = [path.parent for path in (PACKAGE / "assets").glob("*/*/config.json")]
+    return sorted(f"{SHIPPED}{folder.relative_to(PACKAGE / 'assets').as_posix()}" for folder in folders)
 
 
 def is_file(path: str) -> bool:
