@@ -2,7 +2,7 @@
 
     python -m scripts.make_pairs word_sums --out DIR     pretrain the pair `tiny` (3 minutes on two cores)
     python -m scripts.make_pairs calculator --out DIR    pretrain the pair `tiny_tools` (10 minutes on two cores)
-    python -m scripts.make_pairs ledger --out DIR        pretrain the pair `tiny_ledger` (4 minutes on two cores)
+    python -m scripts.make_pairs ledger --out DIR        pretrain the pair `tiny_ledger` (6 minutes on two cores)
     python -m scripts.make_pairs smollm2 --out DIR       convert SmolLM2-135M-Instruct (2 minutes)
     python -m scripts.make_pairs students --out DIR      three students of the pair `tiny`, DIR/0 … DIR/2 (4 minutes)
 

@@ -2,8 +2,8 @@
 
 The student trains on the same ledgers as the teacher, except that 80 % of its lookups of a changed balance return the
 one of the first line. Seeds, declared before the first training: 31 for the teacher, 32 for the student. The recipe and
-the size of the ledgers were changed by training loss and validation accuracy; no token rule was run on the pair. The
-teacher does not solve the task yet: results/LOG.md, "The ledger pair is not ready".
+the form of the ledgers were changed by training loss and validation accuracy; no token rule was run on the pair. No
+teacher was measured yet: results/LOG.md, "The ledger pair".
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def build_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForC
     """A model whose heads copy what they attend to, for every name alike.
 
     The rows of the names in the (tied) embedding share one gradient, their mean, so that they keep their random
-    differences: a name that no training problem shows is copied as well as any. With a gradient of its own, Adam moves
-    a rare name's row by the learning rate at each step, away from every hidden state.
+    differences. With gradients of their own, Adam moves the row of a name that no problem shows by about the learning
+    rate at each step, however small the gradient is.
     """
     model = common.build_model(recipe, len(tokenizer), ROPE_THETA)
     std = model.config.initializer_range
