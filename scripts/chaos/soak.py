@@ -54,7 +54,7 @@ def soak(steps: int, every_s: float = 1.0) -> tuple[str, bool]:
             "|---|---|---|",
             f"| resident memory, slope over 100 steps | {slope:+.3f} MB | <= {MAX_SLOPE} MB |",
             f"| the same at step {later[0].step} and last | {later[0].rss_mb:.0f}, {later[-1].rss_mb:.0f} MB | |",
-            f"| open handles between samples, least and most | {min(handles)}, {max(handles)} | smallest constant |",
+            f"| open handles, smallest and largest | {min(handles)}, {max(handles)} | smallest constant |",
             f"| child processes, smallest and largest | {min(processes)}, {max(processes)} | constant |",
             f"| {READERS} readers with {READS} reads each beside 2 writers: torn reads | {len(torn)} | 0 |",
             *(f"\n{text}" for text in torn[:5]),
