@@ -121,8 +121,9 @@ def _parsed(path: Path, parse: Callable[[str], Any], missing: Any) -> Any:
 def _record(folder: RunFolder, indexed: dict[str, RunRecord]) -> RunRecord:
     record = indexed.get(str(folder.root))
     try:
-        is_same = record is not None and not record.damage and record.stamp == _stamp(folder)
-        return record if is_same and not damaged_files(folder, record.result or {}, "newer") else read_run(folder)
+        if record is None or record.damage or record.stamp != _stamp(folder):
+            return read_run(folder)
+        return read_run(folder) if damaged_files(folder, record.result or {}, "newer") else record
     except (ValueError, OSError) as error:
         return RunRecord(str(folder.root), _stamp(folder), {}, None, {}, damage=first_line(error))
 
