@@ -2,8 +2,8 @@
 
 The student trains on the same ledgers as the teacher, except that 80 % of its lookups of a changed balance return the
 one of the first line. Seeds, declared before the first training: 31 for the teacher, 32 for the student. The recipe and
-the form of the ledgers were changed by training loss and validation accuracy; no token rule was run on the pair. Measured:
-results/LOG.md, "The ledger pair".
+the form of the ledgers were changed by training loss and validation accuracy; no token rule was run on the pair.
+Measured: results/LOG.md, "The ledger pair".
 """
 
 from __future__ import annotations
