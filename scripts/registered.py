@@ -36,6 +36,8 @@ def main() -> None:
     for arm in summarize(read_runs([Path(root) for root in sys.argv[1:]])):
         if arm.seeds:
             arms.setdefault(name_of(arm), []).append(arm)
+    if "F" not in arms:
+        sys.exit("error: no finished run of F (selector=full) in these folders")
     is_test = all(len(settings) == 1 for settings in arms.values())
     table = differences_table({name: settings[0] for name, settings in arms.items()}) if is_test else search_table(arms)
     print(markdown(table))

@@ -84,7 +84,7 @@ def test_runs_that_their_names_do_not_part_get_folders_of_their_own() -> None:
         run.config.name == name and run.overrides[-1] == f"name={name}" for run, name in zip(runs, names, strict=True)
     )
     search = accepted(plan(SWEEPS / "registered_search.yaml", []))
-    assert len({run.folder.root for run in search}) == len({digest(run.config) for run in search}) == len(search) == 120
+    assert len({run.folder.root for run in search}) == len({digest(run.config) for run in search}) == len(search) == 132
 
 
 def test_a_run_that_cannot_start_is_refused_with_its_reason(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_result_is_valid_json_and_has_the_sizes_of_the_rows(folder: RunFolder,
     read = json.loads(folder.result.read_text(), parse_constant=pytest.fail)
     assert read["datasets"] == {"x": None} and read["health"] == "healthy"
     sizes = {path.name: path.stat().st_size for path in (folder.metrics, folder.eval_rows)}
-    assert result["row_bytes"] == sizes and min(sizes.values()) > 100
+    assert {name: result["files"][name][0] for name in sizes} == sizes and min(sizes.values()) > 100
 
 
 def test_the_model_card_has_the_result_and_the_settings(folder: RunFolder, tiny_config: RunConfig) -> None:
