@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tip_exp.records.reader import read_runs
+from tip_exp.records import metrics
+from tip_exp.records.reader import RunRecord, read_runs
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.columns import p_value, percent, points, ratio
-from tip_exp.report.significance import Estimate, compare, estimate, holm
+from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, holm, scores_of
 from tip_exp.report.tables import Table, markdown
 
 ARMS = {  # selector.score, selector.weight, learner.divergence -> arm of the registration
@@ -33,14 +34,18 @@ ACCURACY_MARGIN = 0.02  # a confirmed arm loses less of mean@4
 
 def main() -> None:
     arms: dict[str, list[ArmResult]] = {}
-    for arm in summarize(read_runs([Path(root) for root in sys.argv[1:]])):
+    runs = {run.folder: run for run in read_runs([Path(root) for root in sys.argv[1:]])}
+    for arm in summarize(list(runs.values())):
         if arm.seeds:
             arms.setdefault(name_of(arm), []).append(arm)
     if "F" not in arms:
         sys.exit("error: no finished run of F (selector=full) in these folders")
     is_test = all(len(settings) == 1 for settings in arms.values())
-    table = differences_table({name: settings[0] for name, settings in arms.items()}) if is_test else search_table(arms)
-    print(markdown(table))
+    print(
+        markdown(
+            differences_table({n: of_arm[0] for n, of_arm in arms.items()}, runs) if is_test else search_table(arms)
+        )
+    )
 
 
 def name_of(arm: ArmResult) -> str:
@@ -60,24 +65,29 @@ def search_table(arms: dict[str, list[ArmResult]]) -> Table:
     return Table("", ["arm", *SETTING, "seeds", "mean log KL", "mean@4", ""], rows)
 
 
-def differences_table(arms: dict[str, ArmResult]) -> Table:
-    """A row per arm with its differences to F, and the verdict on W and R by the registered rule."""
+def differences_table(arms: dict[str, ArmResult], runs: dict[str, RunRecord]) -> Table:
+    """A row per arm with its differences to F, and the verdict on W and R by the registered rule.
+
+    `runs` by folder have the greedy responses.
+    """
     full = arms["F"]
     differences = {name: compare(arm.kl_scores, full.kl_scores) for name, arm in arms.items() if name != "F"}
     p_values = [difference.p if (difference := differences.get(name)) else np.nan for name in HYPOTHESES]
     adjusted = dict(zip(HYPOTHESES, holm(p_values), strict=True))
+    greedy = {name: _greedy(arm, runs) for name, arm in arms.items()}
     rows: list[list[str]] = []
-    for name, arm in arms.items():
+    for name, arm in sorted(arms.items(), key=lambda item: _log_kl(item[1])):
         difference, change = differences.get(name), compare(arm.scores, full.scores)
         verdict = verdict_of(difference, change) if name in HYPOTHESES and difference and change else ""
         log_kl = estimate(arm.kl_scores.scores) if arm.kl_scores else Estimate(np.nan, np.nan)
-        cells = [ratio(difference), p_value(adjusted[name]) if name in adjusted else "", points(change), verdict]
+        cells = [ratio(difference), p_value(adjusted[name]) if name in adjusted else "", points(change)]
+        cells += [points(compare(greedy[name], greedy["F"])), verdict]
         settings = " ".join(arm.values_of(list(SETTING[:2])))
         rows.append(
             [name, settings, str(arm.seeds), f"{log_kl.mean:.3f} ± {log_kl.se:.3f}", percent(arm.final), *cells]
         )
     headings = ["arm", "setting", "seeds", "mean log KL", "mean@4", "KL against F [95 %]", "p (Holm)"]
-    return Table("", [*headings, "mean@4 against F [95 %]", "hypothesis"], rows)
+    return Table("", [*headings, "mean@4 against F", "greedy against F", "hypothesis"], rows)
 
 
 def verdict_of(log_kl: Estimate, accuracy: Estimate) -> str:
@@ -85,6 +95,11 @@ def verdict_of(log_kl: Estimate, accuracy: Estimate) -> str:
     if log_kl.high < 0 and accuracy.low > -ACCURACY_MARGIN:
         return "confirmed"
     return "contradicted" if log_kl.low > 0 else "not resolved"
+
+
+def _greedy(arm: ArmResult, runs: dict[str, RunRecord]) -> ArmScores | None:
+    done = [run for folder in arm.folders if (run := runs[folder]).is_done]
+    return scores_of(done, arm.benchmark, metrics.GREEDY)
 
 
 def _log_kl(arm: ArmResult) -> float:
