@@ -41,11 +41,11 @@ def main() -> None:
     if "F" not in arms:
         sys.exit("error: no finished run of F (selector=full) in these folders")
     is_test = all(len(settings) == 1 for settings in arms.values())
-    print(
-        markdown(
-            differences_table({n: of_arm[0] for n, of_arm in arms.items()}, runs) if is_test else search_table(arms)
-        )
-    )
+    if is_test:
+        table = differences_table({name: settings[0] for name, settings in arms.items()}, runs)
+    else:
+        table = search_table(arms)
+    print(markdown(table))
 
 
 def name_of(arm: ArmResult) -> str:

@@ -191,7 +191,7 @@ def with_overrides(arguments: list[str], added: list[str]) -> list[str]:
 def _print_error(error: Exception) -> int:
     from tip_exp.launch.help import unknown_name
 
-    known = unknown_name(error) if isinstance(error, HydraException) else ""
-    message = f"error: {known}" if known else format_error(error).partition("\nConfig search path")[0]
+    wrong_name = unknown_name(error) if isinstance(error, HydraException) else ""
+    message = f"error: {wrong_name}" if wrong_name else format_error(error).partition("\nConfig search path")[0]
     print(message, file=sys.stderr)
     return exit_code(error)
