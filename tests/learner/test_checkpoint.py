@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from tests.helpers import make_learner, sample_rollouts, train_step
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from tip_exp.config.schema import RunConfig
@@ -28,6 +28,7 @@ from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
 from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError, RunFailedError
+from tip_exp.utils.termination import Terminated
 
 ROOT, CPU = Path(__file__).parents[2], torch.device("cpu")
 
@@ -88,6 +89,23 @@ def test_a_resumed_learner_holds_what_was_saved_and_not_what_came_after(
         assert parameter.equal(expected)
         state, expected_state = again.optimizer.state[parameter], learner.optimizer.state[expected]
         assert state.keys() == expected_state.keys() and all(state[k].equal(expected_state[k]) for k in state)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Terminated("SIGTERM"), OSError("input/output error")])
+def test_what_ends_the_reading_of_a_checkpoint_is_raised_as_it_is(
+    two_saved: Path, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch wraps it in an exception that is no Exception, and that no `except KeyboardInterrupt` catches."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FileSystemReader, "read_data", fail)
+    newest, module = checkpoints_in(two_saved).newest(), nn.Linear(64, 64)
+    assert newest is not None
+    with pytest.raises(type(error)) as raised:
+        newest.load(module, adamw(module))
+    assert raised.value is error
 
 
 def test_the_newest_two_are_kept(tmp_path: Path, tiny_pair: Pair) -> None:

@@ -72,7 +72,10 @@ class Checkpoint:
         return [Rollout(*row) for row in json.loads(path.read_text())] if path.exists() else None
 
     def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Overwrite trainable weights and optimizer state in place; raises ConfigError if names or shapes differ."""
+        """Overwrite trainable weights and optimizer state in place.
+
+        Raises ConfigError if names or shapes differ, and what ends the reading, an interrupt included.
+        """
         reader = FileSystemReader(self.path)
         saved: dict[str, Any] = reader.read_metadata().state_dict_metadata
         parameters = trainable(module)
@@ -93,7 +96,10 @@ class Checkpoint:
                 else:
                     state[key] = torch.zeros(entry.size, dtype=dtype, device=parameter.device)  # AdamW's step
                 optimizer.state[parameter][slot] = state[key]
-        load(state, storage_reader=reader, process_group=self.ranks.background, no_dist=self.ranks.size == 1)
+        try:
+            load(state, storage_reader=reader, process_group=self.ranks.background, no_dist=self.ranks.size == 1)
+        except CheckpointException as error:  # no Exception; it holds signals too
+            raise _cause(error) from error
 
 
 class Checkpoints:
@@ -190,8 +196,7 @@ class Checkpoints:
         except (CheckpointException, OSError, RuntimeError, Terminated) as error:
             if self.ranks.is_main:
                 shutil.rmtree(self.folder / f".writing_{step:05d}", ignore_errors=True)
-            failures = error.failures if isinstance(error, CheckpointException) else {}
-            cause = next((failure for failure, _ in failures.values()), error)
+            cause = _cause(error) if isinstance(error, CheckpointException) else error
             if isinstance(cause, Terminated):  # while it waited for space
                 raise cause from None
             raise CheckpointError(
@@ -213,6 +218,11 @@ class Checkpoints:
             )
         except (OSError, ValueError):
             return False
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """What a rank raised, the first of several."""
+    return next((cause for cause, _ in error.failures.values()), error)
 
 
 def _is_finite(state: dict[str, dict[str, Tensor]]) -> bool:
