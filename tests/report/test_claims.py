@@ -75,10 +75,17 @@ def test_rows_compare_the_arms_of_one_setting(tmp_path: Path, compose_run: Compo
             folder = tmp_path / config.name
             write_config(config, folder)
             finish(config, folder, final + 0.05 * seed, seq_kl=2.0 if overrides == "selector=full" else 4.0)
+    for overrides, final in {"selector=full": 0.5, "selector=q3 selector.retention=0.1": 0.7}.items():
+        for seed in (0, 1):
+            config = compose_run(
+                *overrides.split(), f"seed={seed}", "learner.eps=1", "name=eps.${selector.label}.${seed}"
+            )
+            write_config(config, tmp_path / config.name)
+            finish(config, tmp_path / config.name, final)
     other = compose_run("selector=q3", "selector.retention=0.1", "seed=0", "learner.num_steps=20", "name=other")
     write_config(other, tmp_path / "other")
     finish(other, tmp_path / "other", 0.9)
-    table = claims(summarize(read_runs([tmp_path])))
+    table, with_eps_1 = claims(summarize(read_runs([tmp_path])))
     rows = {row[2]: dict(zip(table.headings, row, strict=True)) for row in table.rows}
     assert rows.keys() == {"q3 10 % at least full 100 % (tiny)", "q4 100 % equal step 0 (tiny)"}
     q3 = rows["q3 10 % at least full 100 % (tiny)"]
@@ -86,6 +93,7 @@ def test_rows_compare_the_arms_of_one_setting(tmp_path: Path, compose_run: Compo
     assert q3["seeds"] == "2" and q3["verdict"] == "contradicted"
     assert q3["what would change it"].endswith("here a few tokens hold the divergence")
     assert rows["q4 100 % equal step 0 (tiny)"]["difference, points [95 %]"].startswith("+2.5 [")
+    assert with_eps_1.title == "AdamW with eps 1" and [row[3][:5] for row in with_eps_1.rows] == ["+20.0"]
 
 
 def test_every_claim_is_about_arms_of_a_demo_sweep() -> None:

@@ -74,11 +74,24 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def claims(arms: list[ArmResult]) -> Table:
-    """One row per claim, of the first setting with finished runs of both sides; a claim without any has none."""
+def claims(arms: list[ArmResult]) -> list[Table]:
+    """A table for each learner.eps, which decides how Adam's steps follow the gradient, the longest first.
+
+    One row per claim, of the first setting with finished runs of both sides; a claim without any has none.
+    """
     headings = ["claim", "source", "tested", "difference, points [95 %]", "KL/response [95 %]", "seeds", "verdict"]
-    rows = [row for claim in CLAIMS if (row := _row(claim, arms))]
-    return Table("", [*headings, "what would change it"], rows, notes=[VERDICTS])
+    by_eps: dict[float, list[ArmResult]] = {}
+    for arm in arms:
+        by_eps.setdefault(arm.config["learner.eps"], []).append(arm)
+    tables = [
+        Table(f"AdamW with eps {eps:g}", [*headings, "what would change it"], rows)
+        for eps, of_eps in by_eps.items()
+        if (rows := [row for claim in CLAIMS if (row := _row(claim, of_eps))])
+    ]
+    tables.sort(key=lambda table: -len(table.rows))
+    if tables:
+        tables[-1].notes.append(VERDICTS)
+    return tables
 
 
 def verdict(claim: Claim, difference: Estimate) -> str:
