@@ -245,6 +245,23 @@ def test_keys_that_cannot_change_numbers_do_not_part_arms(runs: Path, compose_ru
     assert digest(compose_run("seed=5", "learner.lr=1e-3")) != digest(compose_run("seed=5"))
 
 
+def test_keys_that_only_log_do_not_part_arms_and_keys_of_later_versions_have_their_defaults(
+    runs: Path, compose_run: Compose
+) -> None:
+    logged = ["selector.shadows=[q3]", "learner.gradient_every=2", "learner.diagnostics_every=2"]
+    make_run(compose_run, runs / "logged", 0.85, "seed=5", *logged)
+    make_run(compose_run, runs / "older", 0.85, "seed=6")
+    path = runs / "older" / "config.yaml"
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if line.split(":")[0].strip() not in ("kl_clip", "gradient_every", "shadows")]
+    assert len(kept) == len(lines) - 3
+    path.write_text("\n".join(kept))
+    make_run(compose_run, runs / "clipped", 0.85, "seed=7", "learner.kl_clip=0.5")
+    clipped, soft_or = sorted((arm for arm in arms_of(runs) if arm.selector == "soft_or"), key=lambda arm: arm.seeds)
+    assert soft_or.seeds == 4 and soft_or.differs == "learner.kl_clip=1.0"
+    assert clipped.seeds == 1 and clipped.differs == "learner.kl_clip=0.5"
+
+
 def test_each_setting_has_a_table_and_evaluations_have_one(runs: Path, compose_run: Compose) -> None:
     make_run(compose_run, runs / "other", 0.5, "seed=5", "learner.lr=1e-3")
     make_run(compose_run, runs / "evaluated", 0.7, "experiment=evaluate", "pair.student.path=package:tiny/teacher")

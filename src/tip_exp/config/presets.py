@@ -1,4 +1,4 @@
-"""Options of conf/selector with the values that they leave out, outside of a composed configuration."""
+"""Defaults of conf/config.yaml and options of conf/selector, outside of a composed configuration."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ def selector_options() -> dict[str, Path]:
 @cache
 def _defaults() -> Any:
     return OmegaConf.to_container(OmegaConf.load(conf_dir() / "config.yaml"))
+
+
+def default_values() -> dict[str, Any]:
+    """The sections of conf/config.yaml, without the values that an option sets or another key has."""
+
+    def set_here(values: dict[str, Any]) -> dict[str, Any]:
+        nested = {key: set_here(value) if isinstance(value, dict) else value for key, value in values.items()}
+        return {key: value for key, value in nested.items() if not str(value).startswith(("???", "${"))}
+
+    return set_here({key: value for key, value in _defaults().items() if key != "defaults"})
 
 
 def default_quadrants() -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Run records -> one `ArmResult` per arm and benchmark: accuracy over seeds, cost, difference to the full-token arm.
 
-An arm is all seeds of one config: runs are averaged only if they differ in nothing but the seed. Where arms look alike
-in a table (same pair, data, selector and retention), `differs` names the keys that tell them apart.
+An arm is all seeds of one config: runs are averaged only if they differ in nothing but the seed and what is only
+logged. Where arms look alike in a table (same pair, data, selector and retention), `differs` names the keys that tell
+them apart.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from tip_exp.config.parse import deciding, flatten
+from tip_exp.config.presets import default_values
 from tip_exp.records import metrics
 from tip_exp.records.reader import RunRecord
 from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, holm, scores_of
 
+ONLY_LOGGED = {"learner.diagnostics_every", "learner.gradient_every", "selector.shadows"}
 LOOKS = "pair", "data", "benchmark", "selector", "retention"  # arms look alike that share these
 LEAKS = ("exact", "13gram")  # in_train_… of result.json
 
@@ -157,8 +160,12 @@ def differing_keys(arms: list[ArmResult], *, ignored: tuple[str, ...] = ()) -> l
 
 
 def _arm_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's config, flat, without what the runs of an arm may differ in."""
-    flat = deciding(flatten({key: value for key, value in config.items() if key != "seed"}))
+    """A run's config, flat, without what the runs of an arm may differ in. Keys that it lacks, of a later version of
+    this package, have their defaults.
+    """
+    flat = deciding(flatten(default_values()) | flatten(config))
+    for key in {"seed", *ONLY_LOGGED} & flat.keys():
+        del flat[key]
     if flat.get("pair.student.per_seed"):
         del flat["pair.student.path"]
     return flat

@@ -20,6 +20,11 @@ VERDICTS = (
     "there is no verdict. These are verdicts on the embedded pairs, not on the paper's."
 )
 
+STEPS = (
+    "Adam divides the mean of gradients by root of their squares' mean + eps: a small eps makes steps whose size does "
+    "not depend on the gradient's, a large one steps in proportion to it, as SGD with momentum."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -90,7 +95,7 @@ def claims(arms: list[ArmResult]) -> list[Table]:
     ]
     tables.sort(key=lambda table: -len(table.rows))
     if tables:
-        tables[-1].notes.append(VERDICTS)
+        tables[-1].notes.extend([STEPS, VERDICTS])
     return tables
 
 

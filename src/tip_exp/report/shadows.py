@@ -40,9 +40,11 @@ def shadow_tables(arms: list[ArmResult], records: list[RunRecord]) -> list[Table
         notes: list[str] = []
         trained = [arm for arm, *_ in group_by(group, "identity").values()]
         for arm, differs in zip(trained, distinctions(trained), strict=True):
-            if shadows := arm.config.get("selector.shadows"):
+            of_arm = [finished[folder] for folder in arm.folders if folder in finished]
+            scored = [rule for record in of_arm for rule in record.config["selector"].get("shadows", [])]
+            if shadows := list(dict.fromkeys(scored)):
                 label = f"{arm.selector} {100 * arm.retention:g} %" + (f" ({differs})" if differs else "")
-                steps = _steps([finished[folder] for folder in arm.folders if folder in finished], notes)
+                steps = _steps(of_arm, notes)
                 rows += _rows(label, shadows, steps) if steps else []
         if rows or notes:
             shown = [i for i in range(len(rows[0]) if rows else 0) if any(row[i] != "-" for row in rows)]
