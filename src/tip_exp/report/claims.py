@@ -46,7 +46,7 @@ MORE_SEEDS = "more seeds: the interval shrinks with their root"
 CONFIDENT = "a pair with another share of confident mistakes, which entropy misses"
 SPREAD = "a pair whose divergence is spread over more or fewer tokens"
 PAIR = "a pair whose errors are spread over more tokens: here a few tokens hold the divergence"
-CUTS = "other cuts (`quadrants`), or steps in proportion to the gradient, which Adam enlarges where it is small"
+CUTS = "other cuts (`quadrants`), or another size of steps: Adam enlarges them where the gradient is small"
 CLAIMS = (
     Claim("Half of the tokens, drawn by entropy, match all tokens", "Table 3", TINY, ("entropy_sample", 0.5),
           "at least", FULL, "a longer training, in which all tokens gain more"),
