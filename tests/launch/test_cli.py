@@ -291,7 +291,7 @@ def test_killed_and_interrupted_runs_end_bit_for_bit_like_an_uninterrupted_one(
     saved = max(numbered_checkpoints(folder.checkpoints))
     done = tip_exp(folder.root)
     assert done.returncode == 0, done.stderr
-    assert f"\nkilled: resumes after step {saved} of 10\n" in done.stdout
+    assert f": resumes after step {saved} of 10\n" in done.stdout
     assert [numbers(row) for row in read_rows(folder.metrics)] == [numbers(row) for row in read_rows(finished.metrics)]
     assert read_rows(folder.eval_rows) == read_rows(finished.eval_rows)
     assert read_rows(folder.samples) == read_rows(finished.samples)
