@@ -17,6 +17,7 @@ from tip_exp.launch.ranks import cores, ranks_per_node
 from tip_exp.launch.reuse import read_result
 from tip_exp.launch.sweep import SweepRun, write_overrides
 from tip_exp.launch.watch import EVERY_S, align, cells_of, fit_terminal
+from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import ConfigError, RunFailedError, format_error
 from tip_exp.utils.gpus import visible_gpus
 from tip_exp.utils.paths import OUTPUTS
