@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from tip_exp.learner.teacher import Teacher
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
 
-TRAININGS = (("trl", 1.0), ("trl", 0.2), ("ours", 1.0), ("ours", 0.2))  # implementation, retention
+IMPLEMENTATIONS = ("trl", "ours")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--rollouts", type=int, default=64, help="per step, one per prompt")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--retentions", type=float, nargs="+", default=[1.0, 0.2])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("results/bench/e2e.csv"))
 
@@ -40,13 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> None:
     if arguments.quick:
         arguments.steps, arguments.rollouts, arguments.seeds = 4, 16, [0]
-    trainings = TRAININGS
+    implementations = IMPLEMENTATIONS
     if absent := measuring.missing(["trl"]):
         measuring.warn_missing(absent, "its rows are left out")
-        trainings = tuple(training for training in TRAININGS if training[0] != "trl")
+        implementations = IMPLEMENTATIONS[1:]
     rows: list[measuring.Row] = []
     for seed in arguments.seeds:
-        for implementation, retention in trainings:
+        for implementation, retention in product(implementations, arguments.retentions):
             options = implementation, retention, seed, arguments.steps, arguments.rollouts
             rows.append(measuring.in_child(measure_training, *options, threads=arguments.threads))
             measuring.write_csv(rows, arguments.out)

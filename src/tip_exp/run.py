@@ -23,6 +23,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         start = parts.resume()  # 0, or the checkpoint's step
         if start == 0:
             parts.evaluate_start()
+        elif parts.ranks.is_main:
+            print(f"{config.name}: resumes after step {start} of {last}", flush=True)
 
         if start == last:
             parts.export()  # of the checkpoint, in place of a model/ that may have been damaged since

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -299,6 +300,21 @@ def test_a_tracker_that_is_not_installed_is_refused_with_its_extra(name: str, mo
         composed(f"logger={name}")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         assert parse(compose("config", overrides=[f"logger={name}"]), with_weights=False)  # a dry run sends nothing
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused_before_anything_runs(
+    tmp_path: Path, compose_run: Callable[..., RunConfig]
+) -> None:
+    student = tmp_path / "student"
+    shutil.copytree(resolve_model("package:tiny/student"), student)
+    template = (student / "chat_template.jinja").rename(tmp_path / "base.jinja")
+    with pytest.raises(
+        ConfigError, match=r"tokenizer of \S+student has no chat template; set pair\.chat\.template to a"
+    ):
+        compose_run(f"pair.student.path={student}")
+    compose_run(f"pair.student.path={student}", f"pair.chat.template={template}")
+    (student / "tokenizer_config.json").write_text('{"chat_template": "{{ messages[0].content }}"}')
+    compose_run(f"pair.student.path={student}")
 
 
 def test_a_config_from_before_the_key_of_trackers_is_read(tmp_path: Path, tiny_config: RunConfig) -> None:

@@ -288,8 +288,10 @@ def test_killed_and_interrupted_runs_end_bit_for_bit_like_an_uninterrupted_one(
     interrupted = kill_at(folder.root, 8, signal.SIGINT)
     assert interrupted.returncode == 130 and "resumes from the last checkpoint" in interrupted.stderr
     assert "Traceback" not in interrupted.stderr
+    saved = max(numbered_checkpoints(folder.checkpoints))
     done = tip_exp(folder.root)
     assert done.returncode == 0, done.stderr
+    assert f": resumes after step {saved} of 10\n" in done.stdout
     assert [numbers(row) for row in read_rows(folder.metrics)] == [numbers(row) for row in read_rows(finished.metrics)]
     assert read_rows(folder.eval_rows) == read_rows(finished.eval_rows)
     assert read_rows(folder.samples) == read_rows(finished.samples)

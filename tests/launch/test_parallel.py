@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
+import pty
 import re
 import signal
+import termios
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +21,12 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.memory import RankMemory
 from tip_exp.launch import parallel
 from tip_exp.launch.launch import Background
+from tip_exp.launch.lock import lock_or_holder
 from tip_exp.launch.parallel import choose_jobs, run_all
 from tip_exp.launch.sweep import SweepRun
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import BAD_CONFIG, FAILED, ConfigError, RunFailedError, exit_code
+from tip_exp.utils.io import append_rows
 
 Launch = Callable[[RunConfig, RunFolder, Background | None], str]
 SELECTORS = {"full": 0.8, "q3": 0.7, "soft_or": 0.6}  # and the accuracy that the stub reaches
@@ -156,6 +161,67 @@ def test_a_failed_run_does_not_stop_the_others(
     assert re.search(r"of 3 +tiny\.word_sums\.full\.r100\.s0 +failed\n", printed.out)
 
 
+def screen(written: str) -> list[str]:
+    """The lines of a terminal that knows \\n, "n lines up" and "erase what is below"."""
+    lines = [""]
+    for count, erase, text, end in re.findall(r"\x1b\[(\d+)F|(\x1b\[J)|([^\x1b\n]+)|(\n)", written):
+        if count:
+            row = len(lines) - 1 - int(count)
+            assert row >= 0 and lines[-1] == ""
+            below = lines[row:]
+        elif erase:
+            lines = [*lines[: len(lines) - len(below)], ""]
+        elif text:
+            lines[-1] += text
+        elif end:
+            lines.append("")
+    return lines
+
+
+def test_a_terminal_shows_the_table_of_the_runs_at_work(
+    runs: list[SweepRun], stub: Callable[[Launch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a pseudo-terminal: the first frame, a later one with a step, and no remains of them at the end."""
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (40, 200))
+    written, changed = "", threading.Condition()
+
+    def read() -> None:
+        nonlocal written
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while chunk := os.read(leader, 1000):
+                with changed:
+                    written += chunk.decode().replace("\r\n", "\n")
+                    changed.notify_all()
+
+    def launch(config: RunConfig, folder: RunFolder, background: Background | None) -> str:
+        if config.selector.label == "full":
+            synthetic_runs.write_config(config, folder.root)
+            with changed, lock_or_holder(folder.lock):
+                append_rows(folder.metrics, [{"step": 7, "train/loss": 0.25, "rollout/tokens_per_s": 1234.4}])
+                assert changed.wait_for(lambda: re.search(r"running +7 of 40 +0.25 +1,234", written), timeout=20)
+            raise RunFailedError("no weights")
+        return finish(config, folder, background)
+
+    stub(launch)
+    monkeypatch.setattr(parallel, "EVERY_S", 0.05)
+    monkeypatch.setattr("sys.stderr", terminal := os.fdopen(follower, "w"))
+    monkeypatch.setattr("sys.stdout", terminal)
+    reader = threading.Thread(target=read)
+    reader.start()
+    with pytest.raises(RunFailedError):
+        run_all(runs, 2)
+    terminal.close()
+    reader.join(timeout=20)
+    os.close(leader)
+    assert "run           " in written and "\n2 of 3 finished\n" in written
+    shown = [line for line in screen(written) if line]
+    assert [line.split()[:3] for line in shown if re.match(r" +\d of 3 ", line)] == [[n, "of", "3"] for n in "123"]
+    assert shown[0].startswith("3 runs, 2 at a time") and shown[-1].startswith("next: tip-report")
+    assert sum(" started, run " in line for line in shown) == 3 and "error: no weights" in shown
+    assert len(shown) == 1 + 1 + 3 + 3 + 1 + 1, "title, headings, started, finished, the error, next: nothing else"
+
+
 def test_an_interrupt_stops_running_runs_and_starts_no_other(
     runs: list[SweepRun],
     stub: Callable[[Launch], None],
@@ -177,12 +243,12 @@ def test_an_interrupt_stops_running_runs_and_starts_no_other(
         stopped.append(config.selector.label)
         raise RunFailedError("exit code 130")
 
-    def as_completed(futures: Any) -> Any:
+    def wait(*arguments: Any) -> Any:
         all_submitted.set()
-        return concurrent.futures.as_completed(futures)
+        return concurrent.futures.wait(*arguments)
 
     stub(launch)
-    monkeypatch.setattr(parallel, "as_completed", as_completed)
+    monkeypatch.setattr(parallel, "wait", wait)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run with SIGINT ignored
     try:
         with pytest.raises(KeyboardInterrupt):

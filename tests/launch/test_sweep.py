@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,12 +19,13 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS
 from tip_exp.estimate.forecast import Forecast
 from tip_exp.launch.launch import TEACHERS, State, launch, state_of
-from tip_exp.launch.plan import DONE_ELSEWHERE, format_plan, main, plan
+from tip_exp.launch.plan import DONE_ELSEWHERE, format_plan, main, plan, tables
 from tip_exp.launch.reuse import finished_digests, teacher_config
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand, folder_name
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import read_runs
 from tip_exp.report.arms import summarize
+from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
 from tip_exp.utils.units import format_duration
 
@@ -92,6 +94,17 @@ def test_a_run_that_cannot_start_is_refused_with_its_reason(tmp_path: Path) -> N
     assert all(isinstance(run, RefusedRun) and "learner.lr" in run.error for run in runs)
     lines, states = format_plan(runs, tmp_path)
     assert states == {"cannot run": 8} and lines[0].startswith("cannot run      selector=full learner.lr=-1: ")
+
+
+def test_lengths_beyond_the_positions_are_refused_as_by_a_run(tmp_path: Path) -> None:
+    message = (
+        "data.max_prompt_tokens (500) + data.max_response_tokens (72) = 572, but pair.teacher.path="
+        "package:tiny/teacher has 512 positions; lower one of them"
+    )
+    lines, states = format_plan(plan(SWEEPS / "demo.yaml", ["data.max_prompt_tokens=500"]), tmp_path)
+    assert states == {"cannot run": 8} and lines[0].endswith(message)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        tables("memory", ["data.max_prompt_tokens=500"], CARDS[80])
 
 
 def test_the_plan_says_how_many_gpus_a_run_needs(tmp_path: Path) -> None:

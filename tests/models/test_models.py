@@ -329,6 +329,14 @@ def test_a_chat_template_of_a_file(tiny_config: RunConfig, tmp_path: Path) -> No
     assert loaded.decode(loaded.prompt_ids("1 + 2")) == "1 + 2="
 
 
+def test_the_template_of_the_documentation_for_base_models(tiny_pair: Pair) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "own_models.md").read_text(encoding="utf-8")
+    tiny_pair.tokenizer.chat_template = page.split("```jinja\n")[1].split("```")[0]
+    assert tiny_pair.decode(tiny_pair.prompt_ids("1 + 2")) == "User: 1 + 2\nAssistant:"
+    tiny_pair.tokenizer.bos_token = "<|endoftext|>"
+    assert tiny_pair.decode(tiny_pair.prompt_ids("1"), with_special=True) == "<|endoftext|>User: 1\nAssistant:"
+
+
 @pytest.mark.parametrize("missing", ["tokenizer.json", "config.json", "model.safetensors"])
 def test_a_folder_that_lacks_a_file_is_one_clear_error(tiny_config: RunConfig, tmp_path: Path, missing: str) -> None:
     student = tmp_path / "student"

@@ -13,11 +13,13 @@ import pytest
 
 from tip_exp.config.parse import flatten
 from tip_exp.config.schema import RunConfig
+from tip_exp.records.dashboards import name_of
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.tracker import start_dashboard, start_trackers
 from tip_exp.records.writer import SAMPLE_COLUMNS, RunLogger
 from tip_exp.utils.io import read_rows
 
+NAME = "soft_or.r50.s0, demo/tiny.word_sums"
 ACCURACY = "eval/word_sums/mean@4"
 SAMPLE = {"prompt": "1+1?", "answer": "a|b", "finish": "stop", "tokens": ["2", "\n!"], "kept": [True, False]}
 RESULT = {"name": "x", "final": {ACCURACY: 0.5}, "memory": {"memory/process_peak_gib": 0.5}, "outcomes": {}}
@@ -92,7 +94,7 @@ def test_trackio_reads_back_the_rows_of_the_run(
     folder.root.mkdir()
     rows = train(config, folder)
     (record,) = SQLiteStorage.get_run_records("tip")
-    assert record["name"] == "demo/" + config.name
+    assert record["name"] == NAME
     logs = SQLiteStorage.get_logs("tip", str(record["name"]), run_id=record["id"])
     losses = {log["step"]: log["train/loss"] for log in logs if "train/loss" in log}  # the last value of a step
     assert losses == {row["step"]: row["train/loss"] for row in rows}
@@ -123,13 +125,25 @@ def test_mlflow_reads_back_the_rows_of_the_run(
     experiment = client.get_experiment_by_name("tip")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.run_name == "demo/" + config.name and run.info.status == "FINISHED"
+    assert run.info.run_name == NAME and run.info.status == "FINISHED"
     history = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, "train/loss")}
     assert history == {row["step"]: row["train/loss"] for row in rows}
     assert run.data.metrics["result/final.eval/word_sums/mean_at_4"] == 0.5
     assert run.data.params.keys() == flatten(config.model_dump()).keys()
     assert run.data.params["selector.retention"] == "0.5" and run.data.tags["sweep"] == "demo"
     assert [artifact.path for artifact in client.list_artifacts(run.info.run_id)] == ["samples_00002.json"]
+
+
+def test_a_name_begins_with_what_tells_runs_apart(tiny_config: RunConfig) -> None:
+    """trackio shows about 20 characters below a bar."""
+    settings = {
+        ("quick.tiny.word_sums.q3.r10.s0.lr0.001", "demo"): "q3.r10.s0.lr0.001, demo/quick.tiny.word_sums",
+        ("tiny.word_sums.full.r100.s0", None): "full.r100.s0, tiny.word_sums",
+        ("try", "demo"): "demo/try",
+        ("try", None): "try",
+    }
+    for (name, sweep), expected in settings.items():
+        assert name_of(tiny_config.model_copy(update={"name": name, "sweep": sweep})) == expected
 
 
 class FakeTrackioRun:
@@ -155,7 +169,7 @@ def test_what_trackio_is_sent(chosen: Callable[[str], RunConfig], tmp_path: Path
     config = chosen("trackio")
     rows = train(config, RunFolder(tmp_path))
     assert [options["resume"] for options in started] == ["never", "allow"]
-    assert {options["name"] for options in started} == {"demo/" + config.name}
+    assert {options["name"] for options in started} == {NAME}
     assert started[0]["group"] == "demo" and started[0]["config"]["selector.retention"] == 0.5
     again = run.rows.index("finish") + 1  # the first part ended with an error of the run
     assert run.rows[again][1]["samples"][0] == list(SAMPLE_COLUMNS)

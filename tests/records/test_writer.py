@@ -163,7 +163,7 @@ def test_wandb_offline_has_the_same_numbers_as_metrics_jsonl(
     folder = RunFolder(tmp_path)
     config = tiny_config.model_copy(update={"sweep": "demo"})
     sample = {"prompt": "1+1?", "answer": "2", "finish": "stop", "tokens": ["2", "!"], "kept": [True, False]}
-    sample |= {"entropy": [0.25, 0.75], "reverse_kl": [0.5, 4.0]}
+    sample |= {"entropy": [0.25, 0.75002], "reverse_kl": [0.5, 4.0]}  # a mean of 0.50001
     with RunLogger(folder, start_trackers(config, folder), rows=None) as logger:
         for step in range(3):
             if step == 2:

@@ -31,6 +31,11 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MIN_SECRET = 8  # shorter values are words
 # Keys of a model's config that limit its positions; the first that is set counts.
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
+TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+NO_TEMPLATE = (
+    "pair.student.path: the tokenizer of {} has no chat template; set pair.chat.template to a Jinja file, such as that "
+    "of docs/own_models.md for base models"
+)
 
 
 def machine_rules(config: RunConfig) -> Iterator[str]:
@@ -62,6 +67,18 @@ def missing_models(config: RunConfig) -> Iterator[str]:
                 yield f"pair.{role}.revision={model.revision} has no effect: {key} is a folder; set it to null"
         elif not _HUB_ID.fullmatch(model.path) and not is_file(f"{folder}/config.json"):
             yield f"{key} must be a folder, a hub id (org/name) or {SHIPPED}NAME; got {model.path!r}"
+    if template is None and _has_no_template(config.pair.student.path):
+        yield NO_TEMPLATE.format(config.pair.student.path)
+
+
+def _has_no_template(path: str) -> bool:
+    """Whether a tokenizer in a folder has no chat template, by its files; False where they cannot tell."""
+    try:
+        folder = Path(resolve_model(path)).expanduser()
+        values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return not (values.get("chat_template") or any((folder / name).exists() for name in TEMPLATE_FILES))
+    except (OSError, RuntimeError, ValueError, AttributeError):  # what is wrong with it is said when it loads
+        return False
 
 
 def too_few_positions(config: RunConfig) -> Iterator[str]:

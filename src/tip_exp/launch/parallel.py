@@ -1,10 +1,11 @@
-"""The runs of a sweep on this machine, several at a time: a table that grows by one line per finished run."""
+"""The runs of a sweep on this machine, several at a time: a line per start and end, a live table of those at work."""
 
 from __future__ import annotations
 
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from threading import Lock
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS, DEFAULT_CARD
@@ -15,6 +16,8 @@ from tip_exp.launch.launch import Background, State, launch, state_of
 from tip_exp.launch.ranks import cores, ranks_per_node
 from tip_exp.launch.reuse import read_result
 from tip_exp.launch.sweep import SweepRun, write_overrides
+from tip_exp.launch.watch import EVERY_S, align, cells_of, fit_terminal
+from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import ConfigError, RunFailedError, format_error
 from tip_exp.utils.gpus import visible_gpus
 from tip_exp.utils.paths import OUTPUTS
@@ -49,9 +52,9 @@ def choose_jobs(configs: list[RunConfig], requested: int | None) -> int:
 def run_all(runs: list[SweepRun], jobs: int) -> None:
     """Finish every run, `jobs` at a time.
 
-    jobs > 1: a run's output goes to its worker.log; jobs = 1: to the terminal, with a progress bar. A failed run does
-    not stop the others. Raises an error of the first failure's type after the last run, or KeyboardInterrupt after all
-    child processes have ended.
+    jobs > 1: a run's output goes to its worker.log, and a terminal shows the table of `tip-exp watch` of the runs at
+    work; jobs = 1: it goes to the terminal, with a progress bar. A failed run does not stop the others. Raises an error
+    of the first failure's type after the last run, or KeyboardInterrupt after all child processes have ended.
     """
     table = _Table(runs, jobs)
     errors: list[Exception] = []
@@ -71,7 +74,6 @@ def run_all(runs: list[SweepRun], jobs: int) -> None:
         table.finish(run, outcome)
         if isinstance(outcome, Exception):
             errors.append(outcome)
-            print(format_error(outcome), file=sys.stderr, flush=True)
 
     if jobs == 1:
         for run in runs:
@@ -81,8 +83,12 @@ def run_all(runs: list[SweepRun], jobs: int) -> None:
         with ThreadPoolExecutor(jobs) as executor:
             try:
                 futures = {executor.submit(attempt, run, background): run for run in runs}
-                for future in as_completed(futures):
-                    finish(futures[future], future.result())
+                pending = set(futures)
+                while pending:
+                    done, pending = wait(pending, EVERY_S, FIRST_COMPLETED)
+                    for future in done:
+                        finish(futures[future], future.result())
+                    table.show()
             except KeyboardInterrupt as stop:
                 background.stop.set()
                 executor.shutdown(cancel_futures=True)
@@ -96,28 +102,53 @@ def run_all(runs: list[SweepRun], jobs: int) -> None:
 
 
 class _Table:
-    """Prints one line when a run starts and one when it ends, each with the run's name and number."""
+    """Prints one line when a run starts and one when it ends, each with the run's name and number.
+
+    On a terminal the runs at work follow, in the table of `tip-exp watch`, which the next lines replace.
+    """
 
     def __init__(self, runs: list[SweepRun], jobs: int) -> None:
         self._numbers = {run.config.name: number for number, run in enumerate(runs, 1)}
         self._finished = 0
+        self._working: dict[str, RunFolder] = {}
+        self._is_live = jobs > 1 and sys.stdout.isatty()
+        self._num_drawn = 0  # lines of the table that stand on the terminal
+        self._lock = Lock()
         folder = runs[0].folder
         print(f"{len(runs)} runs, {jobs} at a time; logs in {folder.root.parent}/*/{folder.log.name}")
-        self._print("finished", "run", f"{accuracies(runs[0].config)[0]}, start -> final")
+        self.show(self._line("finished", "run", f"{accuracies(runs[0].config)[0]}, start -> final"))
 
     def start(self, run: SweepRun) -> None:
         number = self._numbers[run.config.name]
-        self._print("", run.config.name, f"started, run {number} of {len(self._numbers)}")
+        with self._lock:
+            self._working[run.config.name] = run.folder
+        self.show(self._line("", run.config.name, f"started, run {number} of {len(self._numbers)}"))
 
     def finish(self, run: SweepRun, outcome: str | Exception) -> None:
         """`outcome`: a note beside the numbers, or the error of a failed run."""
-        self._finished += 1
-        text = "failed"
-        if not isinstance(outcome, Exception) and (result := read_result(run.folder)):
+        text, error = "failed", format_error(outcome) if isinstance(outcome, Exception) else ""
+        if not error and (result := read_result(run.folder)):
             accuracy = change(result, accuracies(run.config)[0])
             text = f"{accuracy:>18}  {result['totals']['wall_s']:6.0f} s   {outcome}".rstrip()
-        self._print(f"{self._finished} of {len(self._numbers)}", run.config.name, text)
+        with self._lock:
+            self._finished += 1
+            self._working.pop(run.config.name, None)
+        self.show(self._line(f"{self._finished} of {len(self._numbers)}", run.config.name, text), error)
 
-    def _print(self, finished: str, name: str, text: str) -> None:
-        line = f"{finished:>10}  {name:<{max(map(len, self._numbers))}}  {text}\n"
-        print(line, end="", flush=True)  # one write, so that lines of several threads do not mix
+    def show(self, line: str = "", error: str = "") -> None:
+        """Print the line and, on stderr, the error in place of the table, then the table of now."""
+        with self._lock:
+            if self._num_drawn:
+                line = f"\x1b[{self._num_drawn}F\x1b[J{line}"  # cursor up to the table, then erase it
+                self._num_drawn = 0
+            print(line, end="", flush=True)  # one write, so that lines of several threads do not mix
+            if error:
+                print(error, file=sys.stderr, flush=True)
+            if self._is_live and self._working:
+                cells = [cells_of(folder, folder.root.parent) for folder in self._working.values()]
+                lines = fit_terminal([f"{self._finished} of {len(self._numbers)} finished", *align(cells)])
+                self._num_drawn = len(lines)
+                print("\n".join(lines), flush=True)
+
+    def _line(self, finished: str, name: str, text: str) -> str:
+        return f"{finished:>10}  {name:<{max(map(len, self._numbers))}}  {text}\n"

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tip_exp.config.parse import digest, parse
+from tip_exp.config.parse import check_positions, digest, parse
 from tip_exp.config.resolvers import register_resolvers
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS, DEFAULT_CARD, Card
@@ -126,6 +126,7 @@ def tables(kind: str, overrides: list[str], card: Card) -> list[str]:
     """The tables of one run: `kind` is one of TABLES."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = parse(compose("config", overrides=overrides), with_weights=False)
+    check_positions(config)
     return memory_tables(config) if kind == "memory" else time_tables(config, card)
 
 

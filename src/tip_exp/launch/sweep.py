@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from tip_exp.config.parse import parse
+from tip_exp.config.parse import check_positions, parse
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.paths import conf_dir
@@ -115,7 +115,9 @@ class RunComposer:
                 raw.hydra.job.config_name = sweep
                 folder = Path(raw.hydra.sweep.dir) / raw.hydra.sweep.subdir
                 del raw["hydra"]
-            return SweepRun(overrides, parse(raw), RunFolder(folder))
+            config = parse(raw)
+            check_positions(config)
+            return SweepRun(overrides, config, RunFolder(folder))
         except (ValueError, HydraException, OmegaConfBaseException) as error:  # ConfigError, or ValueError of Hydra
             return RefusedRun(overrides, str(error))
 

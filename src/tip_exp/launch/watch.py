@@ -21,6 +21,7 @@ from tip_exp.utils.units import format_duration
 HEADINGS = ("run", "state", "step", "accuracy", "loss", "tokens/s", "left")
 NUM_TIMED = 10  # newest steps whose mean duration forecasts the time left
 CLEAR = "\x1b[H\x1b[J"  # cursor to the upper left corner, then erase what is below
+EVERY_S = 5.0  # seconds between tables
 
 
 def watch(arguments: list[str]) -> None:
@@ -34,7 +35,7 @@ def watch(arguments: list[str]) -> None:
         "folder", nargs="?", type=Path, default=Path("outputs"), help="a sweep's folder (default: outputs)"
     )
     parser.add_argument("--once", action="store_true", help="print the table once")
-    parser.add_argument("--every", type=float, default=5.0, metavar="S", help="seconds between tables (default: 5)")
+    parser.add_argument("--every", type=float, default=EVERY_S, metavar="S", help="seconds between tables (default: 5)")
     given = parser.parse_args(arguments)
     if not given.folder.is_dir():
         parser.error(f"{given.folder} is not a folder")
@@ -43,9 +44,7 @@ def watch(arguments: list[str]) -> None:
             lines, all_done = table(given.folder)
             if given.once or not sys.stdout.isatty():
                 return print("\n".join(lines))
-            size = shutil.get_terminal_size()
-            shown = lines if len(lines) < size.lines else [*lines[: size.lines - 2], f"… {len(lines)} lines in all"]
-            print(CLEAR + "\n".join(line[: size.columns] for line in shown), flush=True)
+            print(CLEAR + "\n".join(fit_terminal(lines)), flush=True)
             if all_done:
                 return None
             time.sleep(max(0.2, given.every))
@@ -55,16 +54,27 @@ def watch(arguments: list[str]) -> None:
 
 def table(folder: Path) -> tuple[list[str], bool]:
     """The lines to print, and whether every run is done."""
-    cells = [_cells(run, folder) for run in find_runs([folder])]
+    cells = [cells_of(run, folder) for run in find_runs([folder])]
     states = [row[1] for row in cells]
     total = f"{states.count('done')} of {len(cells)} done, {states.count('running')} running in {folder}"
+    return [total, *align(cells)], bool(cells) and set(states) == {"done"}
+
+
+def align(cells: list[tuple[str, ...]]) -> list[str]:
+    """Lines of equal columns below HEADINGS."""
     rows = [HEADINGS, *cells]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [total, *lines], bool(cells) and set(states) == {"done"}
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _cells(run: RunFolder, folder: Path) -> tuple[str, ...]:
+def fit_terminal(lines: list[str]) -> list[str]:
+    """The lines, cut to the terminal's width; of more than it holds the first ones, and how many there are."""
+    size = shutil.get_terminal_size()
+    shown = lines if len(lines) < size.lines else [*lines[: size.lines - 2], f"… {len(lines)} lines in all"]
+    return [line[: size.columns] for line in shown]
+
+
+def cells_of(run: RunFolder, folder: Path) -> tuple[str, ...]:
     """A row of the table. A run whose files are torn, or not there yet, says so in its last cell."""
     name = str(run.root.relative_to(folder)) if run.root != folder else run.root.name
     try:

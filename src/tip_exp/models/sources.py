@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
+from tip_exp.config.machine_rules import NO_TEMPLATE
 from tip_exp.config.schema import ModelConfig, PairConfig
 from tip_exp.models.pair import ChatTokenizer
 from tip_exp.utils.errors import ConfigError, first_line
@@ -45,10 +46,7 @@ def load_tokenizer(config: PairConfig) -> ChatTokenizer:
     if config.chat.template is not None:
         tokenizer.chat_template = Path(config.chat.template).expanduser().read_text(encoding="utf-8")
     if not tokenizer.chat_template:
-        raise ConfigError(
-            f"pair.student.path: the tokenizer of {config.student.path} has no chat template; set pair.chat.template "
-            "to a file with one"
-        )
+        raise ConfigError(NO_TEMPLATE.format(config.student.path))
     return ChatTokenizer(
         tokenizer=tokenizer,
         vocab_size=vocab_size,

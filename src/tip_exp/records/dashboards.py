@@ -135,8 +135,14 @@ def labels(config: RunConfig) -> list[str]:
 
 
 def name_of(config: RunConfig) -> str:
-    """The run's name in a project that holds several sweeps."""
-    return config.name if config.sweep is None else f"{config.sweep}/{config.name}"
+    """The run's name in a project that holds several sweeps: "soft_or.r50.s0, mine/tiny.word_sums".
+
+    What tells the runs of a sweep apart is in front, because dashboards cut names after some 20 characters.
+    """
+    setting = f"{config.pair.label}.{config.data.label}"
+    before, _, arm = config.name.partition(f"{setting}.")
+    where = [config.sweep, f"{before}{setting}" if arm else config.name]
+    return ", ".join(filter(None, [arm, "/".join(filter(None, where))]))
 
 
 def numbers_of(values: dict[str, Any]) -> dict[str, float]:

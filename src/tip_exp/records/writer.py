@@ -121,7 +121,7 @@ def sample_cells(row: dict[str, Any]) -> list[Any]:
     """Values of SAMPLE_COLUMNS for a row of samples.jsonl; None for a statistic that was not measured."""
     tokens, entropy, divergence = row["tokens"], row.get("entropy"), row.get("reverse_kl")
     most_divergent = tokens[max(range(len(divergence)), key=divergence.__getitem__)] if divergence else None
-    mean_entropy = sum(entropy) / len(entropy) if entropy else None
+    mean_entropy = round(sum(entropy) / len(entropy), 4) if entropy else None  # nats; a table shows all digits
     graded = [_verdict(row.get("right")), row.get("extracted"), row["finish"]]
     head = [row["step"], row["prompt"], row["answer"], "".join(tokens), *graded]
     return [*head, len(tokens), sum(row["kept"]), mean_entropy, most_divergent]
