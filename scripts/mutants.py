@@ -2,9 +2,10 @@
 
     python -m scripts.mutants --count 20 --seed 0 --out mutants.md
 
-`--count` mutants of each package are drawn at random. All of them meet the test files that import their module; those
-that pass meet the other quick files of their package, then the slow ones. One that passes all three survives. Linux
-only: mutants run in forks of a process that has loaded torch.
+`--count` mutants of each package are drawn at random. Each meets the quick tests of its package, those of its module
+first, up to the first failure: in a fork of a process that has collected the tests, where the changed function gets its
+new code. Those that pass meet the slow test files in processes of their own, with a copy of src/ that has the changed
+file; so do, with all tests, changes outside of functions. One that passes all of them survives. Linux only.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ import argparse
 import ast
 import copy
 import gc
-import importlib
 import os
 import random
 import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {  # package -> its tests
@@ -34,7 +38,8 @@ PACKAGES = {  # package -> its tests
     "losses": ["tests/losses"],
     "learner": ["tests/learner", "tests/utils", "tests/test_run.py"],
 }
-SLOW = {"test_checkpoint.py", "test_distributed.py", "test_run.py"}  # several processes, or whole trainings
+SLOW = {"test_checkpoint.py", "test_custom_rules.py", "test_distributed.py", "test_run.py"}  # processes, trainings
+FAST = "not slow and not gpu and not data and not vllm"
 EXCLUDED = {
     "checkpoint.py", "samples.py",  # they decide no number of a run
     "kernels.py", "gradient_kernel.py",  # Triton: their tests, tests/cuda, are skipped where it is not installed
@@ -44,6 +49,9 @@ SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
+PASSED, KILLED, UNPATCHED, FAULT = 0, 1, 2, 99
+VERDICTS = {PASSED: "passes", KILLED: "killed", UNPATCHED: "outside", FAULT: "fault"}
+LOG = os.dup(1)  # forks drop their output
 CPU_S, WALL_S = 900, 3600  # of one mutant's tests; one that takes longer counts as killed
 
 
@@ -63,11 +71,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--packages", nargs="+", choices=list(PACKAGES), default=list(PACKAGES))
     parser.add_argument("--only", nargs="+", help="of the drawn mutants those of these lines, as learner/adamw.py:31")
-    parser.add_argument("--no-baseline", action="store_true", help="do not run the tests without a mutant first")
+    parser.add_argument("--related", action="store_true", help="only quick test files that import the changed module")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    _import_libraries(["pytest", "transformers.models.qwen3.modeling_qwen3"])
     rows: list[str] = []
     survivors: list[str] = []
     for package in arguments.packages:
@@ -75,12 +82,13 @@ def main() -> None:
         rng = random.Random(f"{arguments.seed} {package}")  # the same mutants whichever packages are chosen
         chosen = rng.sample(sites, min(arguments.count, len(sites)))
         chosen = [m for m in chosen if not arguments.only or f"{m.path}:{m.line}" in arguments.only]
-        files = test_files(package)
-        if not (arguments.no_baseline or tests_pass(files, chosen[0], _source(chosen[0]))):
-            raise SystemExit(f"the tests of {package} fail without a mutant: {', '.join(PACKAGES[package])}")
-        remaining = chosen
-        for tier in ("import it", "others", "slow"):
-            remaining = [mutant for mutant in remaining if _passes(mutant, tier, files)]
+        quick, slow = ([file for file in test_files(package) if (file.name in SLOW) == s] for s in (False, True))
+        verdicts = quick_verdicts(chosen, quick, related=arguments.related)
+        remaining = [mutant for mutant, verdict in zip(chosen, verdicts, strict=True) if verdict != KILLED]
+        unpatched = [mutant for mutant, verdict in zip(chosen, verdicts, strict=True) if verdict == UNPATCHED]
+        if not arguments.related:
+            remaining = [m for m in remaining if m not in unpatched or copied_passes(m, quick)]
+            remaining = [m for m in remaining if not slow or copied_passes(m, slow)]
         survivors += [f"- {_description(mutant)}" for mutant in remaining]
         rows.append(f"| {package} | {len(sites)} | {len(chosen)} | {len(remaining)} |")
     command = f"python -m scripts.mutants --count {arguments.count} --seed {arguments.seed}"
@@ -90,27 +98,9 @@ def main() -> None:
     arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _passes(mutant: Mutant, tier: str, files: list[Path]) -> bool:
-    in_tier = [file for file in files if _tier(file, mutant) == tier]
-    in_tier.sort(key=lambda file: file.stem != f"test_{mutant.path.stem}")
-    if not in_tier:
-        return True
-    passes = tests_pass(in_tier, mutant, mutate(mutant)[2])
-    print(f"{'passes' if passes else 'killed by':<9} {tier:<9} {_description(mutant)}", flush=True)
-    return passes
-
-
 def test_files(package: str) -> list[Path]:
     paths = [ROOT / path for path in PACKAGES[package]]
     return [file for path in paths for file in (sorted(path.glob("test_*.py")) if path.is_dir() else [path])]
-
-
-def _tier(file: Path, mutant: Mutant) -> str:
-    """Which of the three rounds a test file belongs to: the name is searched for in the file's imports."""
-    if file.name in SLOW:
-        return "slow"
-    imports = rf"^\s*from tip_exp\.{mutant.package}\b.*\b{mutant.path.stem}\b"
-    return "import it" if re.search(imports, file.read_text(encoding="utf-8"), re.M) else "others"
 
 
 def _description(mutant: Mutant) -> str:
@@ -129,59 +119,124 @@ def mutants(package: str) -> Iterator[Mutant]:
                     yield Mutant(package, path.relative_to(ROOT / "src" / "tip_exp"), index, getattr(node, "lineno", 0))
 
 
-def mutate(mutant: Mutant) -> tuple[str, str, str]:
-    """The expression before and after, and the source of the changed file."""
-    tree = ast.parse(_source(mutant))
+def mutate(mutant: Mutant) -> tuple[str, str, ast.Module]:
+    """The expression before and after, and the changed file."""
+    tree = ast.parse((ROOT / "src" / "tip_exp" / mutant.path).read_text(encoding="utf-8"))
     node = list(ast.walk(tree))[mutant.index]
     before = ast.unparse(node)
     changed = _changed(node)
     assert changed is not None, "mutants() yields nodes that can be changed"
-    return before, ast.unparse(changed), ast.unparse(tree)
+    return before, ast.unparse(changed), tree
 
 
-def _source(mutant: Mutant) -> str:
-    return (ROOT / "src" / "tip_exp" / mutant.path).read_text(encoding="utf-8")
+def quick_verdicts(chosen: list[Mutant], files: list[Path], *, related: bool) -> list[int]:
+    """PASSED, KILLED or UNPATCHED for each mutant, by forks of one process that has collected the tests of `files`."""
+    with tempfile.NamedTemporaryFile("r") as results:
+
+        def collect_and_run() -> int:
+            import pytest
+
+            class Loop:
+                def pytest_runtestloop(self, session: pytest.Session) -> bool:
+                    verdicts: list[int] = []
+                    for mutant in chosen:
+                        verdict = _forked(lambda mutant=mutant: _run(session, mutant, related=related))
+                        verdicts.append(verdict if verdict in VERDICTS else KILLED)  # a signal: it takes too long
+                        _report(VERDICTS[verdicts[-1]], mutant)
+                    if PASSED not in verdicts:  # do the tests themselves fail?
+                        verdicts += [FAULT] * (_forked(lambda: _run(session, None)) != PASSED)
+                    Path(results.name).write_text(" ".join(map(str, verdicts)))
+                    return True
+
+            return int(pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-m", FAST, *map(str, files)], [Loop()]))
+
+        _forked(collect_and_run, limited=False)
+        verdicts = [int(verdict) for verdict in results.read().split()]
+    assert len(verdicts) == len(chosen) and FAULT not in verdicts, f"see the log; do {chosen[0].package}'s tests pass?"
+    return verdicts
 
 
-def tests_pass(files: list[Path], mutant: Mutant, source: str) -> bool:
-    """Run the fast tests of `files` in a fork, up to the first failure, on a copy of src/ with the changed file."""
+def _run(session: Any, mutant: Mutant | None, *, related: bool = False) -> int:
+    """Run the collected tests with a mutant, or without; those of its module, or that import it, come first."""
+    if mutant and not patch(mutant):
+        return UNPATCHED
+    items, package, stem = session.items, mutant and mutant.package, mutant and mutant.path.stem
+    if mutant:
+        imports = re.compile(rf"from tip_exp\.{package}(\.\w+)* import [^)]*\b{stem}\b|tip_exp\.{package}\.{stem}\b")
+        paths = {item.path for item in items}
+        importing = {path for path in paths if imports.search(path.read_text(encoding="utf-8"))}
+        items = [item for item in items if item.path in importing or not related]
+        items.sort(key=lambda item: (item.path.stem != f"test_{stem}", item.path not in importing))
+    for item, following in zip(items, [*items[1:], None], strict=False):
+        session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return KILLED
+    return PASSED
+
+
+def patch(mutant: Mutant) -> bool:
+    """Give the changed function its new code in this process; False if the change is not in a function's body."""
+    file, tree = ROOT / "src" / "tip_exp" / mutant.path, mutate(mutant)[2]
+    node, codes = list(ast.walk(tree))[mutant.index], {}
+    functions = [part for part in ast.walk(tree) if isinstance(part, ast.FunctionDef)]
+    if not any(node is part for function in functions for line in function.body for part in ast.walk(line)):
+        return False
+    pending = [compile(tree, str(file), "exec")]
+    for code in pending:
+        codes[code.co_qualname] = code
+        pending += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    gc.unfreeze()
+    for function in gc.get_objects():
+        if type(function) is FunctionType and function.__code__.co_filename == str(file):
+            code = codes.get(function.__code__.co_qualname)
+            if code and code.co_freevars == function.__code__.co_freevars:
+                function.__code__ = code
+    return True
+
+
+def copied_passes(mutant: Mutant, files: list[Path]) -> bool:
+    """Whether the fast tests of `files` pass with a copy of src/ that has the changed file."""
     with tempfile.TemporaryDirectory() as scratch:
         for folder in ("src", "conf", "sweeps"):  # with compiled files: Python knows the changed one by its time
             shutil.copytree(ROOT / folder, Path(scratch) / folder)
+        source = ast.unparse(mutate(mutant)[2])
         (Path(scratch) / "src" / "tip_exp" / mutant.path).write_text(source, encoding="utf-8")
-        child = os.fork()
-        if child == 0:
-            os.setpgrp()
+
+        def run() -> int:
+            path = {"PYTHONPATH": str(Path(scratch) / "src")}
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", FAST]
+            ordered = sorted(files, key=lambda file: file.stem != f"test_{mutant.path.stem}")
+            return subprocess.run([*command, *map(str, ordered)], env=os.environ | path).returncode
+
+        verdict = _forked(run)
+    _report("passes" if verdict == PASSED else "killed", mutant)
+    return verdict == PASSED
+
+
+def _forked(run: Callable[[], int], *, limited: bool = True) -> int:
+    """The exit code of `run` in a fork without output; it and the processes that it leaves are ended."""
+    child = os.fork()
+    if child == 0:
+        os.setpgrp()
+        if limited:
             signal.alarm(WALL_S)
             resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
-            sink = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(sink, 1)
-            os.dup2(sink, 2)
-            sys.path.insert(0, str(Path(scratch) / "src"))
-            os.environ["PYTHONPATH"] = str(Path(scratch) / "src")
-            import pytest
-
-            fast = "not slow and not gpu and not data and not vllm"
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", fast]
-            options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of libraries that are loaded already
-            failed = int(pytest.main([*options, *map(str, files)]))
-            (Path(scratch) / "modules").write_text("\n".join(sys.modules))
-            os._exit(failed)
-        _, status = os.waitpid(child, 0)
-        if (modules := Path(scratch) / "modules").exists():
-            _import_libraries(modules.read_text().split())
-        with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # ranks that it has left
-        return status == 0
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        try:
+            os._exit(run())
+        except BaseException:
+            os.write(LOG, traceback.format_exc().encode())
+            os._exit(FAULT)
+    _, status = os.waitpid(child, 0)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(status)
 
 
-def _import_libraries(names: Iterable[str]) -> None:
-    """What forks need, loaded once; tip_exp itself and the tests are loaded by each fork, from its own copy."""
-    for name in names:
-        if name.partition(".")[0] not in {"tip_exp", "hydra_plugins", "tests", "conftest", "benchmarks", "scripts"}:
-            with suppress(Exception):
-                importlib.import_module(name)
-    gc.freeze()  # collections in the forks leave it out
+def _report(verdict: str, mutant: Mutant) -> None:
+    os.write(LOG, f"{verdict:<9} {_description(mutant)}\n".encode())
 
 
 def _ignored(node: ast.AST) -> list[ast.AST]:
