@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
-import gc
 import os
 import random
 import re
@@ -24,14 +22,14 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from scripts.mutation import ROOT, Mutant, description, mutants, mutate, patch
+
 PACKAGES = {  # package -> its tests
     "selector": ["tests/selector"],
     "eval": ["tests/eval"],
@@ -40,29 +38,10 @@ PACKAGES = {  # package -> its tests
 }
 SLOW = {"test_checkpoint.py", "test_custom_rules.py", "test_distributed.py", "test_run.py"}  # processes, trainings
 FAST = "not slow and not gpu and not data and not vllm"
-EXCLUDED = {
-    "checkpoint.py", "samples.py",  # they decide no number of a run
-    "kernels.py", "gradient_kernel.py",  # Triton: their tests, tests/cuda, are skipped where it is not installed
-}  # fmt: skip
-SWAPS: dict[type, type] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult,
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
-}  # fmt: skip
 PASSED, KILLED, UNPATCHED, FAULT = 0, 1, 2, 99
 VERDICTS = {PASSED: "passes", KILLED: "killed", UNPATCHED: "outside", FAULT: "fault"}
 LOG = os.dup(1)  # forks drop their output
 CPU_S, WALL_S = 900, 3600  # of one mutant's tests; one that takes longer counts as killed
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One changed node: `index` is its place among the nodes of the file's syntax tree."""
-
-    package: str
-    path: Path  # relative to src/tip_exp
-    index: int
-    line: int
 
 
 def main() -> None:
@@ -89,7 +68,7 @@ def main() -> None:
         if not arguments.related:
             remaining = [m for m in remaining if m not in unpatched or copied_passes(m, quick)]
             remaining = [m for m in remaining if not slow or copied_passes(m, slow)]
-        survivors += [f"- {_description(mutant)}" for mutant in remaining]
+        survivors += [f"- {description(mutant)}" for mutant in remaining]
         rows.append(f"| {package} | {len(sites)} | {len(chosen)} | {len(remaining)} |")
     command = f"python -m scripts.mutants --count {arguments.count} --seed {arguments.seed}"
     lines = ["# Mutation test", "", f"`{command}`: one expression changed at a time; killed if a fast test fails.", ""]
@@ -101,32 +80,6 @@ def main() -> None:
 def test_files(package: str) -> list[Path]:
     paths = [ROOT / path for path in PACKAGES[package]]
     return [file for path in paths for file in (sorted(path.glob("test_*.py")) if path.is_dir() else [path])]
-
-
-def _description(mutant: Mutant) -> str:
-    before, after, _ = mutate(mutant)
-    return f"{mutant.path}:{mutant.line}  `{before}` → `{after}`"
-
-
-def mutants(package: str) -> Iterator[Mutant]:
-    """All mutants of a package's files."""
-    for path in sorted((ROOT / "src" / "tip_exp" / package).glob("*.py")):
-        if path.name not in EXCLUDED:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            ignored = {id(child) for node in ast.walk(tree) for part in _ignored(node) for child in ast.walk(part)}
-            for index, node in enumerate(ast.walk(tree)):
-                if id(node) not in ignored and _changed(copy.deepcopy(node)) is not None:
-                    yield Mutant(package, path.relative_to(ROOT / "src" / "tip_exp"), index, getattr(node, "lineno", 0))
-
-
-def mutate(mutant: Mutant) -> tuple[str, str, ast.Module]:
-    """The expression before and after, and the changed file."""
-    tree = ast.parse((ROOT / "src" / "tip_exp" / mutant.path).read_text(encoding="utf-8"))
-    node = list(ast.walk(tree))[mutant.index]
-    before = ast.unparse(node)
-    changed = _changed(node)
-    assert changed is not None, "mutants() yields nodes that can be changed"
-    return before, ast.unparse(changed), tree
 
 
 def quick_verdicts(chosen: list[Mutant], files: list[Path], *, related: bool) -> list[int]:
@@ -166,32 +119,17 @@ def _run(session: Any, mutant: Mutant | None, *, related: bool = False) -> int:
         paths = {item.path for item in items}
         importing = {path for path in paths if imports.search(path.read_text(encoding="utf-8"))}
         items = [item for item in items if item.path in importing or not related]
-        items.sort(key=lambda item: (item.path.stem != f"test_{stem}", item.path not in importing))
+        num_cases: Counter[Any] = Counter()
+        case_of: dict[Any, int] = {}
+        for item in items:  # one case of each test comes before its others
+            case_of[item] = num_cases[item.function]
+            num_cases[item.function] += 1
+        items.sort(key=lambda i: (i.path.stem != f"test_{stem}", i.path not in importing, i.path, case_of[i]))
     for item, following in zip(items, [*items[1:], None], strict=False):
         session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
         if session.testsfailed:
             return KILLED
     return PASSED
-
-
-def patch(mutant: Mutant) -> bool:
-    """Give the changed function its new code in this process; False if the change is not in a function's body."""
-    file, tree = ROOT / "src" / "tip_exp" / mutant.path, mutate(mutant)[2]
-    node, codes = list(ast.walk(tree))[mutant.index], {}
-    functions = [part for part in ast.walk(tree) if isinstance(part, ast.FunctionDef)]
-    if not any(node is part for function in functions for line in function.body for part in ast.walk(line)):
-        return False
-    pending = [compile(tree, str(file), "exec")]
-    for code in pending:
-        codes[code.co_qualname] = code
-        pending += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    gc.unfreeze()
-    for function in gc.get_objects():
-        if type(function) is FunctionType and function.__code__.co_filename == str(file):
-            code = codes.get(function.__code__.co_qualname)
-            if code and code.co_freevars == function.__code__.co_freevars:
-                function.__code__ = code
-    return True
 
 
 def copied_passes(mutant: Mutant, files: list[Path]) -> bool:
@@ -236,37 +174,7 @@ def _forked(run: Callable[[], int], *, limited: bool = True) -> int:
 
 
 def _report(verdict: str, mutant: Mutant) -> None:
-    os.write(LOG, f"{verdict:<9} {_description(mutant)}\n".encode())
-
-
-def _ignored(node: ast.AST) -> list[ast.AST]:
-    """Parts that decide no number: annotations, decorators, messages, assertions, imports and zip's `strict`."""
-    if isinstance(node, ast.FunctionDef):
-        return [*node.decorator_list, *([node.returns] if node.returns else [])]
-    if isinstance(node, ast.ClassDef):
-        return [*node.decorator_list]
-    if isinstance(node, ast.AnnAssign):
-        return [node.annotation]
-    is_strict = isinstance(node, ast.keyword) and node.arg == "strict"
-    others = ast.Assert | ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.arg
-    return [node] if is_strict or isinstance(node, others) else []
-
-
-def _changed(node: ast.AST) -> ast.AST | None:
-    """The node with another operator, constant or boolean, changed in place; None if it has none."""
-    if isinstance(node, ast.BinOp | ast.AugAssign | ast.BoolOp) and type(node.op) in SWAPS:
-        node.op = SWAPS[type(node.op)]()
-    elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
-        node.ops[0] = SWAPS[type(node.ops[0])]()
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert | ast.Not):
-        node.op = ast.UAdd()
-    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        node.value = not node.value
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        node.value = node.value + 1 if node.value in (0, 1) else node.value * 2
-    else:
-        return None
-    return node
+    os.write(LOG, f"{verdict:<9} {description(mutant)}\n".encode())
 
 
 if __name__ == "__main__":

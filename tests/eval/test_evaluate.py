@@ -111,7 +111,7 @@ def test_prompts_and_episodes_are_those_of_an_evaluation(
     monkeypatch.setattr(module, "prompt_ids", lambda *_, evaluating: seen.append(evaluating) or [[1], [2]])
     monkeypatch.setattr(module, "with_tools", lambda *_, evaluating: seen.append(evaluating) or player)
     monkeypatch.setattr(module, "evaluate_episodes", lambda *_: ([], {"mean@1": 0.5}))
-    dataset = Dataset([Problem("a", "", ""), Problem("b", "", "")], "", "", tools=object())  # pyright: ignore[reportArgumentType]
+    dataset = Dataset([Problem("a", "", "1"), Problem("b", "", "2")], "", "", tools=object())  # pyright: ignore[reportArgumentType]
     config = tiny_config.eval.model_copy(update={"greedy": False, "samples": 1})
     rows = SimpleNamespace(eval_rows=lambda *_: None)
     metrics = Evaluations(config, {"word_sums": dataset}, tiny_pair, None)(player, rows, model="student", step=0)  # pyright: ignore[reportArgumentType]
