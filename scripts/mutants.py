@@ -1,52 +1,47 @@
 """Mutation test of what decides the numbers: change one expression of src/, see the tests of its package fail.
 
-    python -m scripts.mutants --count 20 --seed 0 --out results/mutants.md
+    python -m scripts.mutants --count 20 --seed 0 --out mutants.md
 
-`--count` mutants of each package are drawn at random. A mutant survives if the fast tests of its package pass; the
-table lists each survivor. Linux only: each mutant runs in a fork of a process that has loaded torch.
+`--count` mutants of each package are drawn at random. Each meets the quick tests of its package, those of its module
+first, up to the first failure: in a fork of a process that has collected the tests, where the changed function gets its
+new code. Those that pass meet the slow test files in processes of their own, with a copy of src/ that has the changed
+file; so do, with all tests, changes outside of functions. One that passes all of them survives. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import copy
-import importlib
 import os
 import random
+import re
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = {  # package -> its tests, quickest first
+from scripts.mutation import ROOT, Mutant, description, mutants, mutate, patch
+
+PACKAGES = {  # package -> its tests
     "selector": ["tests/selector"],
     "eval": ["tests/eval"],
     "losses": ["tests/losses"],
     "learner": ["tests/learner", "tests/utils", "tests/test_run.py"],
 }
-NOT_LEARNING = {"checkpoint.py", "samples.py"}  # files of learner/ that do not decide numbers of a run
-SWAPS: dict[type, type] = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult,
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
-}  # fmt: skip
-TIMEOUT_S = 900
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One changed node: `index` is its place among the nodes of the file's syntax tree."""
-
-    package: str
-    path: Path  # relative to src/tip_exp
-    index: int
-    line: int
+SLOW = {"test_checkpoint.py", "test_custom_rules.py", "test_distributed.py", "test_run.py"}  # processes, trainings
+FAST = "not slow and not gpu and not data and not vllm"
+PASSED, KILLED, UNPATCHED, FAULT = 0, 1, 2, 99
+VERDICTS = {PASSED: "passes", KILLED: "killed", UNPATCHED: "outside", FAULT: "fault"}
+LOG = os.dup(1)  # forks drop their output
+CPU_S, WALL_S = 900, 3600  # of one mutant's tests; one that takes longer counts as killed
 
 
 def main() -> None:
@@ -54,29 +49,27 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20, help="mutants per package")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--packages", nargs="+", choices=list(PACKAGES), default=list(PACKAGES))
-    parser.add_argument("--out", type=Path, default=Path("results/mutants.md"))
+    parser.add_argument("--only", nargs="+", help="of the drawn mutants those of these lines, as learner/adamw.py:31")
+    parser.add_argument("--related", action="store_true", help="only quick test files that import the changed module")
+    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    _load_libraries()
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     rows: list[str] = []
     survivors: list[str] = []
     for package in arguments.packages:
         sites = list(mutants(package))
         rng = random.Random(f"{arguments.seed} {package}")  # the same mutants whichever packages are chosen
         chosen = rng.sample(sites, min(arguments.count, len(sites)))
-        unchanged = (ROOT / "src" / "tip_exp" / chosen[0].path).read_text(encoding="utf-8")
-        if not tests_pass(chosen[0], unchanged):
-            raise SystemExit(f"the tests of {package} fail without a mutant: {', '.join(PACKAGES[package])}")
-        survived = 0
-        for mutant in chosen:
-            before, after, source = mutate(mutant)
-            started = time.perf_counter()
-            passes = tests_pass(mutant, source)
-            survived += passes
-            text = f"{mutant.path}:{mutant.line}  `{before}` → `{after}`"
-            print(f"{'SURVIVED' if passes else 'killed':<9}{time.perf_counter() - started:5.0f} s  {text}", flush=True)
-            if passes:
-                survivors.append(f"- {text}")
-        rows.append(f"| {package} | {len(sites)} | {len(chosen)} | {survived} |")
+        chosen = [m for m in chosen if not arguments.only or f"{m.path}:{m.line}" in arguments.only]
+        quick, slow = ([file for file in test_files(package) if (file.name in SLOW) == s] for s in (False, True))
+        verdicts = quick_verdicts(chosen, quick, related=arguments.related)
+        remaining = [mutant for mutant, verdict in zip(chosen, verdicts, strict=True) if verdict != KILLED]
+        unpatched = [mutant for mutant, verdict in zip(chosen, verdicts, strict=True) if verdict == UNPATCHED]
+        if not arguments.related:
+            remaining = [m for m in remaining if m not in unpatched or copied_passes(m, quick)]
+            remaining = [m for m in remaining if not slow or copied_passes(m, slow)]
+        survivors += [f"- {description(mutant)}" for mutant in remaining]
+        rows.append(f"| {package} | {len(sites)} | {len(chosen)} | {len(remaining)} |")
     command = f"python -m scripts.mutants --count {arguments.count} --seed {arguments.seed}"
     lines = ["# Mutation test", "", f"`{command}`: one expression changed at a time; killed if a fast test fails.", ""]
     lines += ["| package | possible mutants | tried | survived |", "|:--|--:|--:|--:|", *rows, ""]
@@ -84,86 +77,104 @@ def main() -> None:
     arguments.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def mutants(package: str) -> Iterator[Mutant]:
-    """All mutants of a package's files."""
-    for path in sorted((ROOT / "src" / "tip_exp" / package).glob("*.py")):
-        if path.name not in NOT_LEARNING:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            ignored = {id(child) for node in ast.walk(tree) if _is_ignored(node) for child in ast.walk(node)}
-            for index, node in enumerate(ast.walk(tree)):
-                if id(node) not in ignored and _changed(copy.deepcopy(node)) is not None:
-                    yield Mutant(package, path.relative_to(ROOT / "src" / "tip_exp"), index, getattr(node, "lineno", 0))
+def test_files(package: str) -> list[Path]:
+    paths = [ROOT / path for path in PACKAGES[package]]
+    return [file for path in paths for file in (sorted(path.glob("test_*.py")) if path.is_dir() else [path])]
 
 
-def mutate(mutant: Mutant) -> tuple[str, str, str]:
-    """The expression before and after, and the source of the changed file."""
-    tree = ast.parse((ROOT / "src" / "tip_exp" / mutant.path).read_text(encoding="utf-8"))
-    node = list(ast.walk(tree))[mutant.index]
-    before = ast.unparse(node)
-    changed = _changed(node)
-    assert changed is not None, "mutants() yields nodes that can be changed"
-    return before, ast.unparse(changed), ast.unparse(tree)
+def quick_verdicts(chosen: list[Mutant], files: list[Path], *, related: bool) -> list[int]:
+    """PASSED, KILLED or UNPATCHED for each mutant, by forks of one process that has collected the tests of `files`."""
+    with tempfile.NamedTemporaryFile("r") as results:
 
-
-def tests_pass(mutant: Mutant, source: str) -> bool:
-    """Run the fast tests of the mutant's package in a fork, on a copy of src/ with the changed file."""
-    with tempfile.TemporaryDirectory() as scratch:
-        for folder in ("src", "conf", "sweeps"):
-            shutil.copytree(ROOT / folder, Path(scratch) / folder, ignore=shutil.ignore_patterns("__pycache__"))
-        (Path(scratch) / "src" / "tip_exp" / mutant.path).write_text(source, encoding="utf-8")
-        child = os.fork()
-        if child == 0:
-            os.setpgrp()
-            signal.alarm(TIMEOUT_S)
-            sink = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(sink, 1)
-            os.dup2(sink, 2)
-            sys.path.insert(0, str(Path(scratch) / "src"))
-            os.environ["PYTHONPATH"] = str(Path(scratch) / "src")
+        def collect_and_run() -> int:
             import pytest
 
-            fast = "not slow and not gpu and not data and not vllm"
-            options = ["-x", "-q", "-p", "no:cacheprovider", "-m", fast]
-            options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of libraries that are loaded already
-            os._exit(int(pytest.main([*options, *PACKAGES[mutant.package]])))
-        _, status = os.waitpid(child, 0)
-        return status == 0
+            class Loop:
+                def pytest_runtestloop(self, session: pytest.Session) -> bool:
+                    verdicts: list[int] = []
+                    for mutant in chosen:
+                        verdict = _forked(lambda mutant=mutant: _run(session, mutant, related=related))
+                        verdicts.append(verdict if verdict in VERDICTS else KILLED)  # a signal: it takes too long
+                        _report(VERDICTS[verdicts[-1]], mutant)
+                    if PASSED not in verdicts:  # do the tests themselves fail?
+                        verdicts += [FAULT] * (_forked(lambda: _run(session, None)) != PASSED)
+                    Path(results.name).write_text(" ".join(map(str, verdicts)))
+                    return True
+
+            return int(pytest.main(["-q", "-s", "-p", "no:cacheprovider", "-m", FAST, *map(str, files)], [Loop()]))
+
+        _forked(collect_and_run, limited=False)
+        verdicts = [int(verdict) for verdict in results.read().split()]
+    assert len(verdicts) == len(chosen) and FAULT not in verdicts, f"see the log; do {chosen[0].package}'s tests pass?"
+    return verdicts
 
 
-def _load_libraries() -> None:
-    """What every fork needs, loaded once; tip_exp itself is loaded by each fork from its own copy."""
-    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-    for name in ("hydra", "pydantic", "pytest", "transformers.models.qwen3.modeling_qwen3"):
-        importlib.import_module(name)
-    import torch
+def _run(session: Any, mutant: Mutant | None, *, related: bool = False) -> int:
+    """Run the collected tests with a mutant, or without; those of its module, or that import it, come first."""
+    if mutant and not patch(mutant):
+        return UNPATCHED
+    items, package, stem = session.items, mutant and mutant.package, mutant and mutant.path.stem
+    if mutant:
+        imports = re.compile(rf"from tip_exp\.{package}(\.\w+)* import [^)]*\b{stem}\b|tip_exp\.{package}\.{stem}\b")
+        paths = {item.path for item in items}
+        importing = {path for path in paths if imports.search(path.read_text(encoding="utf-8"))}
+        items = [item for item in items if item.path in importing or not related]
+        num_cases: Counter[Any] = Counter()
+        case_of: dict[Any, int] = {}
+        for item in items:  # one case of each test comes before its others
+            case_of[item] = num_cases[item.function]
+            num_cases[item.function] += 1
+        items.sort(key=lambda i: (i.path.stem != f"test_{stem}", i.path not in importing, i.path, case_of[i]))
+    for item, following in zip(items, [*items[1:], None], strict=False):
+        session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if session.testsfailed:
+            return KILLED
+    return PASSED
 
-    torch.set_num_threads(1)
+
+def copied_passes(mutant: Mutant, files: list[Path]) -> bool:
+    """Whether the fast tests of `files` pass with a copy of src/ that has the changed file."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for folder in ("src", "conf", "sweeps"):  # with compiled files: Python knows the changed one by its time
+            shutil.copytree(ROOT / folder, Path(scratch) / folder)
+        source = ast.unparse(mutate(mutant)[2])
+        (Path(scratch) / "src" / "tip_exp" / mutant.path).write_text(source, encoding="utf-8")
+
+        def run() -> int:
+            path = {"PYTHONPATH": str(Path(scratch) / "src")}
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", FAST]
+            ordered = sorted(files, key=lambda file: file.stem != f"test_{mutant.path.stem}")
+            return subprocess.run([*command, *map(str, ordered)], env=os.environ | path).returncode
+
+        verdict = _forked(run)
+    _report("passes" if verdict == PASSED else "killed", mutant)
+    return verdict == PASSED
 
 
-def _is_ignored(node: ast.AST) -> bool:
-    """Annotations, messages, assertions, imports and zip's `strict` do not decide numbers."""
-    if isinstance(node, ast.Assert | ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.arg):
-        return True
-    if isinstance(node, ast.keyword):
-        return node.arg == "strict"
-    return isinstance(node, ast.AnnAssign) and node.value is None
+def _forked(run: Callable[[], int], *, limited: bool = True) -> int:
+    """The exit code of `run` in a fork without output; it and the processes that it leaves are ended."""
+    child = os.fork()
+    if child == 0:
+        os.setpgrp()
+        if limited:
+            signal.alarm(WALL_S)
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 1)
+        os.dup2(sink, 2)
+        try:
+            os._exit(run())
+        except BaseException:
+            os.write(LOG, traceback.format_exc().encode())
+            os._exit(FAULT)
+    _, status = os.waitpid(child, 0)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(status)
 
 
-def _changed(node: ast.AST) -> ast.AST | None:
-    """The node with another operator, constant or boolean, changed in place; None if it has none."""
-    if isinstance(node, ast.BinOp | ast.AugAssign | ast.BoolOp) and type(node.op) in SWAPS:
-        node.op = SWAPS[type(node.op)]()
-    elif isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
-        node.ops[0] = SWAPS[type(node.ops[0])]()
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Invert | ast.Not):
-        node.op = ast.UAdd()
-    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        node.value = not node.value
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        node.value = node.value + 1 if node.value in (0, 1) else node.value * 2
-    else:
-        return None
-    return node
+def _report(verdict: str, mutant: Mutant) -> None:
+    os.write(LOG, f"{verdict:<9} {description(mutant)}\n".encode())
 
 
 if __name__ == "__main__":

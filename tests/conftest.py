@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", WANDB_MODE="offline")
@@ -28,6 +29,11 @@ settings.register_profile("tests", deadline=None, max_examples=40, derandomize=T
 settings.load_profile("tests")
 
 Compose = Callable[..., RunConfig]
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collections, which hypothesis and statsmodels ask for at each example, leave the libraries out."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

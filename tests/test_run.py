@@ -28,7 +28,7 @@ from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import read_rows
 
 Run = Callable[..., RunConfig]
-QUICK = ["logger=files", "learner.num_steps=20", "learner.schedule=constant", "eval.every=0", "eval.samples=1"]
+QUICK = ["logger=files", "learner.num_steps=20", "learner.schedule=constant", "eval.every=0", "eval.samples=0"]
 QUICK += ["eval.teacher=false", "eval.benchmarks.word_sums.num_problems=200"]
 
 
@@ -40,7 +40,7 @@ def train(compose_run: Run, folder: Path, *overrides: str) -> list[dict]:
 
 
 def test_shown_rollouts_have_the_verdicts_of_the_grader(tmp_path: Path, compose_run: Run) -> None:
-    few = ["learner.num_steps=1", "learner.warmup_steps=0", "learner.prompts_per_step=8", "eval.samples=0"]
+    few = ["learner.num_steps=1", "learner.warmup_steps=0", "learner.prompts_per_step=8"]
     few += ["eval.benchmarks.word_sums.num_problems=2", "logger.rollouts_per_sample=8"]
     train(compose_run, tmp_path / "run", *few)
     rows = read_rows(RunFolder(tmp_path / "run").samples)
@@ -51,7 +51,7 @@ def test_shown_rollouts_have_the_verdicts_of_the_grader(tmp_path: Path, compose_
 
 def test_without_its_result_a_run_writes_its_model_again(tmp_path: Path, compose_run: Run) -> None:
     """What a launch advises for a finished run whose model/ is damaged."""
-    few = ["learner.num_steps=1", "learner.warmup_steps=0", "learner.prompts_per_step=1", "eval.samples=0"]
+    few = ["learner.num_steps=1", "learner.warmup_steps=0", "learner.prompts_per_step=1"]
     few += ["eval.benchmarks.word_sums.num_problems=2", "data.max_response_tokens=2", "eval.max_tokens=2"]
     config, folder = compose_run(*QUICK, *few), RunFolder(tmp_path)
     run(config, folder)
@@ -69,9 +69,8 @@ def test_without_its_result_a_run_writes_its_model_again(tmp_path: Path, compose
     }
 
 
-@pytest.mark.parametrize("backend", ["fused", "materialized"])
-def test_twenty_steps_of_soft_or_teach(tmp_path: Path, compose_run: Run, backend: str) -> None:
-    rows = train(compose_run, tmp_path / "run", f"learner.loss_backend={backend}")
+def test_twenty_steps_of_soft_or_teach(tmp_path: Path, compose_run: Run) -> None:
+    rows = train(compose_run, tmp_path / "run")
     before, after = rows[0]["eval/word_sums/greedy"], rows[-1]["eval/word_sums/greedy"]
     assert 0.25 < before < 0.5  # se 0.034
     assert after > before + 0.15
@@ -80,6 +79,7 @@ def test_twenty_steps_of_soft_or_teach(tmp_path: Path, compose_run: Run, backend
 
 def test_both_backends_walk_the_same_path(tmp_path: Path, compose_run: Run) -> None:
     few = ["learner.num_steps=4", "learner.warmup_steps=1", "learner.prompts_per_step=16"]
+    few += ["eval.benchmarks.word_sums.num_problems=2"]
     fused, materialized = (
         train(compose_run, tmp_path / b, f"learner.loss_backend={b}", *few) for b in ("fused", "materialized")
     )
@@ -88,16 +88,24 @@ def test_both_backends_walk_the_same_path(tmp_path: Path, compose_run: Run) -> N
         assert one["select/kept_tokens"] == other["select/kept_tokens"]
 
 
+@pytest.fixture(scope="module")
+def update_ratio_of_all_tokens(tmp_path_factory: pytest.TempPathFactory, compose_run: Run) -> float:
+    few = ["selector=full", "learner.num_steps=6", "learner.warmup_steps=1"]
+    folder = tmp_path_factory.mktemp("full") / "run"
+    return train(compose_run, folder, *few, "eval.benchmarks.word_sums.num_problems=2")[-1]["train/update_ratio"]
+
+
 @pytest.mark.parametrize(
     "selector", ["selector=q4 quadrants={entropy: 0.01, divergence: 0.01}", "selector=soft_or_bottom"]
 )
-def test_tokens_without_signal_leave_the_student_where_it_was(tmp_path: Path, compose_run: Run, selector: str) -> None:
+def test_tokens_without_signal_leave_the_student_where_it_was(
+    tmp_path: Path, compose_run: Run, update_ratio_of_all_tokens: float, selector: str
+) -> None:
     """With a small eps Adam makes full-size steps from gradients a thousand times smaller: the student is destroyed."""
     rows = train(compose_run, tmp_path / "run", *selector.split(" ", 1))
     before, after = rows[0]["eval/word_sums/greedy"], rows[-1]["eval/word_sums/greedy"]
     assert abs(after - before) < 0.06
-    full = train(compose_run, tmp_path / "full", "selector=full", "learner.num_steps=6", "learner.warmup_steps=1")
-    assert rows[-1]["train/update_ratio"] < 0.2 * full[-1]["train/update_ratio"]
+    assert rows[-1]["train/update_ratio"] < 0.2 * update_ratio_of_all_tokens
 
 
 def test_each_step_samples_with_a_seed_of_its_own(
@@ -112,7 +120,7 @@ def test_each_step_samples_with_a_seed_of_its_own(
         return generate(self, prompts, sampling, seed, *part)
 
     monkeypatch.setattr(HfSampler, "generate", recording)
-    few = ["learner.num_steps=2", "learner.warmup_steps=0", "learner.prompts_per_step=2", "eval.samples=0"]
+    few = ["learner.num_steps=2", "learner.warmup_steps=0", "learner.prompts_per_step=2"]
     for seed in (0, 1):
         train(compose_run, tmp_path / str(seed), *few, "eval.benchmarks.word_sums.num_problems=2", f"seed={seed}")
     assert len(set(seeds)) == len(seeds) == 4
@@ -141,6 +149,7 @@ def test_the_sampler_rests_while_teacher_and_learner_work_and_only_then(
         "learner.warmup_steps=0",
         "learner.prompts_per_step=2",
         "logger.rollouts_per_sample=0",
+        "eval.samples=1",
     ]
     train(compose_run, tmp_path / "run", *few, "eval.benchmarks.word_sums.num_problems=2", "eval.sequence_kl=true")
     evaluation = ["generate", "rest", "hidden", "generate"]  # sampled, divergences, greedy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.load import load
+from tip_exp.envs.sampler import EpisodeSampler
+from tip_exp.eval import evaluate as module
 from tip_exp.eval.evaluate import Evaluations, evaluate, ungraded_warning
 from tip_exp.grading import boxed
 from tip_exp.models.pair import Pair
@@ -68,9 +71,11 @@ def test_the_sequence_kl_of_sampled_responses_is_in_their_rows_and_in_the_metric
     config = compose_run("eval.samples=2", "eval.benchmarks.word_sums.num_problems=2").eval
     dataset = load(config.benchmarks["word_sums"])
     rows: list[dict[str, Any]] = []
+    samplings: list[Sampling] = []
 
     class Fixed:
         def generate(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Rollout]:
+            samplings.append(sampling)
             repeated = [prompt for prompt in prompts for _ in range(sampling.samples)]
             return [Rollout([*prompt, 50], [False] * len(prompt) + [True], "stop", []) for prompt in repeated]
 
@@ -87,8 +92,27 @@ def test_the_sequence_kl_of_sampled_responses_is_in_their_rows_and_in_the_metric
 
     evaluations = Evaluations(config, {"word_sums": dataset}, tiny_pair, None)
     metrics = evaluations(Fixed(), Rows(), model="student", step=0, sequence_kl=sequence_kl)  # pyright: ignore[reportArgumentType]
+    sampled = Sampling(2, config.temperature, config.top_p, config.top_k, config.max_tokens)
+    assert samplings == [sampled, Sampling(1, 0.0, 1.0, 0, config.max_tokens)]
     assert [row["seq_kl"] for row in rows if row["protocol"] == "sampled"] == [0, 1, 2, 3]
     assert not any("seq_kl" in row for row in rows if row["protocol"] == "greedy")
     assert metrics["eval/word_sums/seq_kl"] == 1.5 and metrics["eval/word_sums/seq_kl_se"] == pytest.approx(1.0)
     logs = [math.log(value + 1e-3) for value in (0, 1, 2, 3)]
     assert metrics["eval/word_sums/log_seq_kl"] == pytest.approx(sum(logs) / 4)
+
+
+def test_prompts_and_episodes_are_those_of_an_evaluation(
+    tiny_pair: Pair, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`pair.chat.eval_thinking` holds for them, not `pair.chat.thinking`."""
+    player = EpisodeSampler.__new__(EpisodeSampler)
+    player.last = []
+    seen: list[bool] = []
+    monkeypatch.setattr(module, "prompt_ids", lambda *_, evaluating: seen.append(evaluating) or [[1], [2]])
+    monkeypatch.setattr(module, "with_tools", lambda *_, evaluating: seen.append(evaluating) or player)
+    monkeypatch.setattr(module, "evaluate_episodes", lambda *_: ([], {"mean@1": 0.5}))
+    dataset = Dataset([Problem("a", "", "1"), Problem("b", "", "2")], "", "", tools=object())  # pyright: ignore[reportArgumentType]
+    config = tiny_config.eval.model_copy(update={"greedy": False, "samples": 1})
+    rows = SimpleNamespace(eval_rows=lambda *_: None)
+    metrics = Evaluations(config, {"word_sums": dataset}, tiny_pair, None)(player, rows, model="student", step=0)  # pyright: ignore[reportArgumentType]
+    assert metrics == {"eval/word_sums/mean@1": 0.5} and seen == [True, True]

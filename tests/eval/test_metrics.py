@@ -109,6 +109,7 @@ def majority_of(answers: str, right: str) -> bool:
 def test_majority_counts_values_not_strings() -> None:
     assert majority_of("3 3 1/2 0.5 2/4", right="1/2")  # three strings with one value
     assert not majority_of("9 9 5 5.0 10/2", right="9")
+    assert majority_of("9 9 5 6 7", right="9")  # three wrong answers of three values
     assert majority_of("9 5 5.0 9", right="9") and not majority_of("5 9 9 5.0", right="9")  # ties: the earliest
 
 

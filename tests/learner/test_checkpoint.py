@@ -309,6 +309,12 @@ def test_an_export_is_a_plain_model_folder_that_replaces_the_one_before(tmp_path
     assert (folder / "model.safetensors").read_bytes() == before
 
 
+def test_an_export_that_cannot_begin_says_so(tmp_path: Path, tiny_pair: Pair) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="the model could not be written to"):
+        export(tmp_path / "file" / "model", tiny_pair.student.module, tiny_pair.tokenizer, Ranks())
+
+
 def test_an_export_holds_persistent_buffers(tmp_path: Path, tiny_pair: Pair) -> None:
     student = tiny_pair.student.module
     student.base_model.register_buffer("bias_of_experts", torch.arange(3.0))

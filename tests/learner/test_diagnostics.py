@@ -72,6 +72,29 @@ def test_overlap_compares_with_as_many_tokens_of_each_rollout(kept: list[int], o
     assert metrics["select/overlap_entropy"] == pytest.approx(overlap)
 
 
+def test_buckets_of_positions_start_at_16_and_end_at_four_times_their_start() -> None:
+    """Each edge with the position before it; what lies beyond the last bucket is in none."""
+    position = torch.tensor([0, 15, 16, 63, 64, 255, 256, 1023, 1024, 4095, 4096, 16383, 16384])
+    zeros = torch.zeros(len(position))
+    kept_mask = torch.tensor([True, False] * 6 + [False])
+    tokens = Tokens(zeros.long(), zeros.long(), position)
+    metrics = token_metrics({}, tokens, Selection(kept_mask, position.float()), SOFT_OR, vocab_size=50)
+    buckets = [(0, 15), (16, 63), (64, 255), (256, 1023), (1024, 4095), (4096, 16383)]
+    assert {name: value for name, value in metrics.items() if "_at_" in name} == {
+        f"select/{name}_at_{low}_{high}": value
+        for low, high in buckets
+        for name, value in (("score", (low + high) / 2), ("kept", 0.5))
+    }
+
+
+def test_one_token_has_all_metrics() -> None:
+    statistics = {"entropy": torch.tensor([2.0]), "reverse_kl": torch.tensor([0.0])}
+    selection = Selection(torch.tensor([True]), torch.ones(1))
+    metrics = token_metrics(statistics, one_rollout(1), selection, SOFT_OR, vocab_size=50)
+    assert metrics["score/entropy_mean"] == 2.0 and metrics["select/kept_at_0_15"] == 1.0
+    assert metrics["select/kl_mass"] == 0.0  # of a step without divergence nothing is kept
+
+
 def test_no_tokens_have_no_other_metrics_than_their_number() -> None:
     selection = Selection(torch.zeros(0, dtype=torch.bool), torch.zeros(0))
     metrics = token_metrics({}, one_rollout(0), selection, SOFT_OR, vocab_size=50)

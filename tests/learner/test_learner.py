@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import fields
+from itertools import product
 from typing import Any
 
 import pytest
@@ -57,13 +58,16 @@ class FirstTenth(Selector):
         return keep_top(-tokens.position.double(), groups, budgets(groups, 0.1, "ceil"))
 
 
-@pytest.mark.parametrize("packing", [False, True])
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("average", ["rollout", "token"])
-@pytest.mark.parametrize("rule", ["soft_or", "first tenth", "weighted"])
-@pytest.mark.parametrize("budget", [100_000, 300])
+SETTINGS = product(
+    ("soft_or", "first tenth", "weighted"), (100_000, 300), (False, True), (False, True), ("rollout", "token")
+)
+# Half of them, those whose number has an even count of bits: any three of the last four meet with each rule.
+HALF = [setting for n, setting in enumerate(SETTINGS) if n.bit_count() % 2 == 0]
+
+
+@pytest.mark.parametrize(("rule", "budget", "packing", "checkpointing", "average"), HALF)
 def test_the_gradient_is_that_of_autograd_on_whole_logits(
-    tiny_pair: Pair, tiny_config: RunConfig, packing: bool, checkpointing: bool, average: str, rule: str, budget: int
+    tiny_pair: Pair, tiny_config: RunConfig, rule: str, budget: int, packing: bool, checkpointing: bool, average: str
 ) -> None:
     pair, rollouts = in_float64(tiny_pair), sample_rollouts(tiny_pair)
     changes: dict[str, Any] = {"micro_batch_tokens": budget, "packing": packing, "average": average}

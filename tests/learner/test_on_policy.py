@@ -70,6 +70,9 @@ def test_the_coarsest_type_sets_the_limits_unless_they_are_given() -> None:
     for name in ("mean", "p999", "max"):
         ascending = [getattr(limits_for(dtype), name) for dtype in ("float32", "float16", "bfloat16")]
         assert ascending == sorted(set(ascending))
+    in_float16 = MismatchLimits(mean=0.01, p999=0.15, max=0.5)  # as conf/config.yaml says
+    assert limits_for("float16") == in_float16 and limits_for("bfloat16") == MismatchLimits(0.06, 1.0, 4.0)
+    assert limits_for("float32") == MismatchLimits(5e-4, 0.01, 0.02)
     assert limits_for("float32", mean=0.3, p999=None) == replace(limits_for("float32"), mean=0.3)
 
 

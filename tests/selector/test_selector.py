@@ -173,6 +173,12 @@ def test_draws_do_not_depend_on_the_order_of_micro_batches() -> None:
     assert reordered.uniform_draws(seeded()).equal(tokens.uniform_draws(seeded())[order])
 
 
+def test_draws_are_in_the_order_of_rollouts_and_positions() -> None:
+    """As one stream of a seed, so that a random selection can be drawn again from rollouts alone."""
+    in_order = torch.rand(7, generator=seeded(), dtype=torch.float64)
+    assert tokens_of(4, 3).uniform_draws(seeded()).equal(in_order)
+
+
 def test_random_keeps_the_budget_and_needs_no_statistics() -> None:
     rule = selector(score="random", normalizer="none", retention=0.2)
     assert rule.required_stats == frozenset()
