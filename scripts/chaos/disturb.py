@@ -19,6 +19,7 @@ from scripts.chaos.forked import descendants, send
 from scripts.chaos.settings import LIMIT_S, Trial
 
 DISK_MIB = 24
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
 
 
 def kill(trial: Trial) -> None:
@@ -35,18 +36,22 @@ def interrupt(trial: Trial) -> None:
 
 def _signal(trial: Trial, number: signal.Signals, target: str) -> None:
     launched = trial.launch()
-    if launched.wait(trial.moment()) is None:
+    if launched.wait(cpu_s=trial.moment()) is None:
         below = [pid for level in descendants(launched.pid) for pid in level]
-        trial.done.append(f"{number.name} to {target}")
-        send({"group": [launched.pid, *below], "launcher": [launched.pid], "worker": below[:1]}[target], number)
+        pids = {"group": [launched.pid, *below], "launcher": [launched.pid], "worker": below[:1]}[target]
+        if pids:
+            trial.done.append(f"{number.name} to {target}")
+        send(pids, number)
     launched.wait(LIMIT_S)
     trial.wait_until_free()
 
 
 def kill_in_a_write(trial: Trial) -> None:
-    at = trial.draw.randint(1, trial.whole.writes)
-    trial.launch(kill_at_write(at)).wait(LIMIT_S)
-    trial.done.append(f"SIGKILL before write {at}")
+    at = int(trial.draw.triangular(1, trial.whole.writes + 1, 1))
+    launched = trial.launch(kill_at_write(at))
+    launched.wait(LIMIT_S)
+    if "killed by SIGKILL" in launched.text():  # a resumed run may end before
+        trial.done.append(f"SIGKILL before write {at}")
     trial.wait_until_free()
 
 
@@ -54,10 +59,10 @@ def kill_sweep(trial: Trial) -> None:
     """The launcher and all that it has started, or the launcher alone."""
     trial.overrides = [f"hydra.sweeper.jobs={trial.draw.choice((1, 2))}"]
     launched = trial.launch()
-    if launched.wait(trial.moment()) is None:
+    if launched.wait(cpu_s=trial.moment()) is None:
         below = [pid for level in descendants(launched.pid) for pid in level]
         is_all = trial.draw.random() < 0.7
-        trial.done.append(f"SIGKILL to the launcher{f' and {len(below)} workers' if is_all else ''}")
+        trial.done.append(f"SIGKILL to the launcher{' and its workers' if is_all else ''}")
         send([launched.pid, *(below if is_all else [])], signal.SIGKILL)
     launched.wait(LIMIT_S)
     trial.wait_until_free()
@@ -65,11 +70,24 @@ def kill_sweep(trial: Trial) -> None:
 
 def kill_rank(trial: Trial) -> None:
     launched = trial.launch()
-    if launched.wait(trial.moment()) is None:
+    if launched.wait(cpu_s=trial.moment()) is None:
         levels = descendants(launched.pid)
         if len(levels) > 1:
             send([trial.draw.choice(levels[1])], signal.SIGKILL)
             trial.done.append("SIGKILL to a rank")
+    launched.wait(LIMIT_S)
+    trial.wait_until_free()
+
+
+def kill_engine(trial: Trial) -> None:
+    """The engine lives in the worker's process; vLLM may have started others."""
+    launched = trial.launch()
+    if launched.wait(cpu_s=trial.moment()) is None:
+        below = [pid for level in descendants(launched.pid) for pid in level]
+        if below:
+            pid = trial.draw.choice(below)
+            trial.done.append(f"SIGKILL to {'the engine' if pid == below[0] else 'a process of the engine'}")
+            send([pid], signal.SIGKILL)
     launched.wait(LIMIT_S)
     trial.wait_until_free()
 
@@ -79,7 +97,7 @@ def launch_again(trial: Trial) -> None:
     launches = [trial.launch()]
     for _ in range(trial.draw.randint(1, 2)):
         if trial.draw.random() < 0.5:
-            launches[0].wait(trial.moment())
+            launches[0].wait(cpu_s=trial.moment())
         launches.append(trial.launch())
     codes = [launched.wait(LIMIT_S) for launched in launches]
     trial.done.append(f"{len(launches)} launches: exit codes {codes}")
@@ -93,7 +111,7 @@ def launch_again(trial: Trial) -> None:
 def move(trial: Trial) -> None:
     """Move the folder away from its processes, launch again at its first place, and resume one of the two folders."""
     launched, folder = trial.launch(), trial.folder()
-    if launched.wait(trial.moment()) is None and folder.root.exists():
+    if launched.wait(cpu_s=trial.moment()) is None and folder.root.exists():
         moved = folder.root.with_name("moved")
         folder.root.rename(moved)
         trial.done.append("moved")
@@ -134,7 +152,7 @@ def full_disk(trial: Trial) -> None:
         root.mkdir(exist_ok=True)
         _mount("-t", "tmpfs", "-o", f"size={DISK_MIB}m", "none", root)
     launched = trial.launch()
-    if launched.wait(trial.moment()) is None:
+    if launched.wait(cpu_s=trial.moment()) is None:
         ballast = root / "ballast"
         with suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:
@@ -150,7 +168,8 @@ def full_disk(trial: Trial) -> None:
 def jump(trial: Trial) -> None:
     at, seconds = trial.draw.randint(1, 100), trial.draw.choice((-1e9, -3600.0, 3600.0, 1e9))
     launched = trial.launch(clock_jump(at, seconds))
-    if launched.wait(trial.moment()) is None:
+    if launched.wait(cpu_s=trial.moment()) is None:
+        trial.done.append("SIGTERM to launcher")
         send([launched.pid], signal.SIGTERM)
     launched.wait(LIMIT_S)
     trial.wait_until_free()
@@ -209,6 +228,7 @@ class Kind:
     repeats: int = 3  # at most, in one case
     may_refuse: bool = False
     needs: Callable[[], bool] = lambda: True
+    lacks: str = ""  # what `needs` did not find
 
 
 def _damage(how: str) -> Callable[[Trial], None]:
@@ -217,16 +237,17 @@ def _damage(how: str) -> Callable[[Trial], None]:
 
 ONE = "one process"
 KINDS = [
-    Kind("SIGKILL of launcher, worker or both", ONE, kill, share=5),
-    Kind("SIGKILL before a write", ONE, kill_in_a_write, share=5),
+    Kind("SIGKILL of launcher, worker or both", ONE, kill, share=5, repeats=20),
+    Kind("SIGKILL before a write", ONE, kill_in_a_write, share=5, repeats=20),
     Kind("SIGTERM", ONE, terminate, share=2),
     Kind("SIGINT", ONE, interrupt),
     Kind("SIGKILL of a sweep", "sweep", kill_sweep, repeats=2),
     Kind("SIGKILL of one rank of two", "two ranks", kill_rank, repeats=1),
+    Kind("SIGKILL of the vLLM engine", "vLLM", kill_engine, needs=lambda: HAS_VLLM, lacks="no vLLM"),
     Kind("two or three launches", ONE, launch_again, share=2, repeats=1),
     Kind("folder moved", ONE, move, share=2, repeats=2),
-    Kind("folder read-only", ONE, read_only, repeats=1, needs=can_mount),
-    Kind("full disk", ONE, full_disk, share=2, needs=can_mount),
+    Kind("folder read-only", ONE, read_only, repeats=1, needs=can_mount, lacks="no mount"),
+    Kind("full disk", ONE, full_disk, share=2, needs=can_mount, lacks="no mount"),
     Kind("clock jumps", ONE, jump, repeats=2),
     Kind("tracker refuses or hangs", ONE, tracker, repeats=1),
     *(
@@ -234,5 +255,4 @@ KINDS = [
         for how in ("removed", "emptied", "cut", "flipped", FLIPPED_WHEN_FINISHED)
     ),
 ]
-CYCLE = [kind for turn in range(5) for kind in KINDS if kind.share > turn]
-HAS_VLLM = importlib.util.find_spec("vllm") is not None
+CYCLE = [kind for turn in range(5) for kind in KINDS if kind.share > turn]  # first each of them once

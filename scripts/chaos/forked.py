@@ -128,17 +128,30 @@ class Launched:
             return exit_code(error)
         return 0
 
-    def wait(self, seconds: float = 300) -> int | None:
-        """The exit code; None if it runs for longer."""
+    def wait(self, seconds: float = 300, *, cpu_s: float = float("inf")) -> int | None:
+        """The exit code; None if it runs for longer, or once its processes have used `cpu_s` of processor time."""
         end = time.monotonic() + seconds
         while self.code is None and time.monotonic() < end:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.code = os.waitstatus_to_exitcode(status) if pid else None
+            if cpu_s < float("inf"):
+                if cpu_seconds(self.pid) >= cpu_s:
+                    break
+                time.sleep(0.04)  # that takes a few milliseconds of this process
             time.sleep(0.005)
         return self.code
 
     def text(self) -> str:
         return self.output.read_text(errors="replace")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process and of those below it, with the children that have ended."""
+    ticks = 0
+    for process in [pid, *(below for level in descendants(pid) for below in level)]:
+        with suppress(OSError):  # user and system, of itself and of children: fields 14 to 17 of proc_pid_stat(5)
+            ticks += sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def descendants(pid: int) -> list[list[int]]:
