@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.chaos.damage import remedy
-from scripts.chaos.disturb import CYCLE, KINDS, Kind, end_mounts
+from scripts.chaos.disturb import CYCLE, KINDS, Kind
+from scripts.chaos.mounts import unmount
 from scripts.chaos.settings import LIMIT_S, SETTINGS, Trial, Undisturbed, composed, numbers
 from tip_exp.learner.device import pick_device
 from tip_exp.models.load import load_pair
@@ -88,7 +89,8 @@ def run_case(number: int, seed: int, scratch: Path, undisturbed: Undisturbed) ->
     try:
         outcome = judge(kind, trial)
     finally:
-        end_mounts(trial)
+        if (root / "run").is_mount():
+            unmount(root / "run")
     if outcome in (EQUAL, REFUSED):
         shutil.rmtree(root)
     return record | {"outcome": outcome, "done": trial.done, "cpu_s": round(sum(os.times()[:4]) - before, 2)}

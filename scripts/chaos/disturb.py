@@ -5,17 +5,14 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from scripts.chaos.damage import FLIPPED_WHEN_FINISHED, damage
 from scripts.chaos.faults import TRACKERS, bad_tracker, clock_jump, kill_at_write, shift_times
 from scripts.chaos.forked import descendants, send
+from scripts.chaos.mounts import can_mount, mount, unmount
 from scripts.chaos.settings import LIMIT_S, Trial
 
 DISK_MIB = 24
@@ -31,14 +28,24 @@ def terminate(trial: Trial) -> None:
 
 
 def interrupt(trial: Trial) -> None:
-    _signal(trial, signal.SIGINT, "group")  # as a terminal does
+    _signal(trial, signal.SIGINT, "terminal")
+
+
+def stop_several(trial: Trial) -> None:
+    """Several processes: a sweep, one run or two at a time, or the ranks of a run."""
+    if trial.setting.name == "sweep":
+        trial.overrides = [f"hydra.sweeper.jobs={trial.draw.choice((1, 2))}"]
+    number = trial.draw.choice((signal.SIGTERM, signal.SIGINT))
+    _signal(trial, number, "terminal" if number == signal.SIGINT else trial.draw.choice(["group", "launcher"]))
 
 
 def _signal(trial: Trial, number: signal.Signals, target: str) -> None:
+    """`group` is all processes of the run; `terminal` is those that an interrupt there reaches, its process group."""
     launched = trial.launch()
     if launched.wait(cpu_s=trial.moment()) is None:
         below = [pid for level in descendants(launched.pid) for pid in level]
-        pids = {"group": [launched.pid, *below], "launcher": [launched.pid], "worker": below[:1]}[target]
+        pids_of = {"group": [launched.pid, *below], "launcher": [launched.pid], "terminal": [-launched.pid]}
+        pids = pids_of.get(target, below[:1])
         if pids:
             trial.done.append(f"{number.name} to {target}")
         send(pids, number)
@@ -133,16 +140,16 @@ def read_only(trial: Trial) -> None:
     kill(trial)
     root = trial.folder().root
     root.mkdir(exist_ok=True)
-    _mount("--bind", root, root)
+    mount("--bind", root, root)
     try:
-        _mount("-o", "remount,bind,ro", root)
+        mount("-o", "remount,bind,ro", root)
         launched = trial.launch()
         code = launched.wait(LIMIT_S)
         trial.done.append(f"read-only: exit code {code}")
         finished = "already finished" in launched.text()
         assert finished or (code == 1 and "Read-only file system" in launched.text()), launched.text()
     finally:
-        _unmount(root)
+        unmount(root)
 
 
 def full_disk(trial: Trial) -> None:
@@ -150,7 +157,7 @@ def full_disk(trial: Trial) -> None:
     root = trial.folder().root
     if not root.is_mount():
         root.mkdir(exist_ok=True)
-        _mount("-t", "tmpfs", "-o", f"size={DISK_MIB}m", "none", root)
+        mount("-t", "tmpfs", "-o", f"size={DISK_MIB}m", "none", root)
     launched = trial.launch()
     if launched.wait(cpu_s=trial.moment()) is None:
         ballast = root / "ballast"
@@ -189,36 +196,6 @@ def tracker(trial: Trial) -> None:
     trial.overrides = []
 
 
-def _mount(*arguments: object) -> None:
-    subprocess.run(["mount", *map(str, arguments)], check=True, capture_output=True)
-
-
-def _unmount(root: Path) -> None:
-    for _ in range(50):
-        if subprocess.run(["umount", str(root)], capture_output=True).returncode == 0:
-            return
-        time.sleep(0.1)
-    subprocess.run(["umount", "-l", str(root)], check=True)
-
-
-def end_mounts(trial: Trial) -> None:
-    for folder in (trial.root / "run",):
-        if folder.is_mount():
-            _unmount(folder)
-
-
-@cache
-def can_mount() -> bool:
-    return (
-        shutil.which("mount") is not None
-        and subprocess.run(
-            ["sh", "-c", "d=$(mktemp -d) && mount -t tmpfs -o size=1m none $d && umount $d && rmdir $d"],
-            capture_output=True,
-        ).returncode
-        == 0
-    )
-
-
 @dataclass(frozen=True)
 class Kind:
     name: str
@@ -241,6 +218,8 @@ KINDS = [
     Kind("SIGKILL before a write", ONE, kill_in_a_write, share=5, repeats=20),
     Kind("SIGTERM", ONE, terminate, share=2),
     Kind("SIGINT", ONE, interrupt),
+    Kind("SIGTERM or SIGINT of a sweep", "sweep", stop_several, repeats=2),
+    Kind("SIGTERM or SIGINT of two ranks", "two ranks", stop_several, repeats=1),
     Kind("SIGKILL of a sweep", "sweep", kill_sweep, repeats=2),
     Kind("SIGKILL of one rank of two", "two ranks", kill_rank, repeats=1),
     Kind("SIGKILL of the vLLM engine", "vLLM", kill_engine, needs=lambda: HAS_VLLM, lacks="no vLLM"),
