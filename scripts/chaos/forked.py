@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import subproc
 
 from tip_exp.launch import cli, launch, torchrun, worker  # noqa: F401  (loaded once, for all processes)
 from tip_exp.utils import termination
-from tip_exp.utils.errors import INTERRUPTED, TERMINATED, ConfigError, RunFailedError, exit_code, format_error
+from tip_exp.utils.errors import INTERRUPTED, ConfigError, RunFailedError, exit_code, format_error
 
 Fault = Callable[[], None]  # what is wrong in the processes of a run; called in each before it starts
 
@@ -122,7 +122,7 @@ class Launched:
         try:
             body()
         except KeyboardInterrupt as stop:
-            return TERMINATED if isinstance(stop, termination.Terminated) else INTERRUPTED
+            return termination.code_of(stop)
         except (ConfigError, RunFailedError, OSError) as error:
             print(format_error(error), file=sys.stderr)
             return exit_code(error)
