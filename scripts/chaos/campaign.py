@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import random
 import re
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.chaos.damage import remedy
-from scripts.chaos.disturb import CYCLE, KINDS, Kind
+from scripts.chaos.disturb import CYCLE, HAS_VLLM, KINDS, Kind
 from scripts.chaos.mounts import unmount
 from scripts.chaos.settings import LIMIT_S, SETTINGS, Trial, Undisturbed, composed, numbers
 from tip_exp.learner.device import pick_device
@@ -25,10 +26,15 @@ from tip_exp.records.result import git_revision
 EQUAL, REFUSED, SKIPPED = "equal", "refused", "skipped"
 
 
-def warm_up() -> None:
+def warm_up(*, with_vllm: bool = False) -> None:
     """What every worker would compute alone: imports and the tables that transformers makes at its first model."""
     import tip_exp.run  # noqa: F401
 
+    if with_vllm:
+        from tip_exp.rollout.vllm import engine_version
+
+        engine_version()
+        pkgutil.resolve_name("vllm:LLM")
     load_pair(composed().pair, pick_device("cpu"))
 
 
@@ -107,7 +113,7 @@ def campaign(cases: list[int], seed: int, seconds: float, records: Path | None) 
     end = time.monotonic() + seconds
     if known.keys() >= set(cases):
         return [known[number] for number in sorted(known)]
-    warm_up()
+    warm_up(with_vllm=HAS_VLLM and any(CYCLE[number % len(CYCLE)].setting == "vLLM" for number in cases))
     scratch = Path(tempfile.mkdtemp(prefix="tip_exp_chaos_"))
     undisturbed, revision = Undisturbed(scratch), git_revision()
     for number in cases:
