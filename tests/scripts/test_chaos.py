@@ -1,11 +1,17 @@
-"""Readers of run folders beside writers: every read is whole."""
+"""Readers of run folders beside writers: every read is whole. The campaign's kinds and its tables."""
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
+from scripts.chaos.campaign import EQUAL, SKIPPED, summary
+from scripts.chaos.disturb import CYCLE, KINDS
+from scripts.chaos.forked import Launched, cpu_seconds
 from scripts.chaos.readers import readers_beside_writers
 from tip_exp.config.schema import RunConfig
 from tip_exp.records import reader
@@ -26,3 +32,50 @@ def test_a_torn_read_is_noticed(tmp_path: Path, tiny_config: RunConfig, monkeypa
     monkeypatch.setattr("tip_exp.records.result.write_atomic", in_place)
     monkeypatch.setattr("scripts.chaos.readers.write_atomic", in_place)
     assert reader.INDEX and readers_beside_writers(tmp_path / "runs", tiny_config, readers=4, reads=40)
+
+
+def test_the_first_cases_have_each_kind_once() -> None:
+    assert CYCLE[: len(KINDS)] == KINDS and all(CYCLE.count(kind) == kind.share for kind in KINDS)
+
+
+def test_signals_are_counted_by_what_was_sent() -> None:
+    """3 kills at random moments, one of them as a file was damaged; 2 before a write; a skipped kind sends nothing."""
+    done = {
+        KINDS[0].name: ["SIGKILL to group", "SIGKILL to worker"],
+        KINDS[1].name: ["SIGKILL before write 3", "SIGKILL before write 41"],
+        KINDS[2].name: ["SIGTERM to group"],
+        "file removed": ["SIGKILL to group", "removed: lock, unfinished", "remedy: remove the lock"],
+        "full disk": [],
+    }
+    records = [
+        {"case": case, "kind": kind, "outcome": EQUAL if sent else SKIPPED, "done": sent, "cpu_s": 2.0, "revision": "a"}
+        for case, (kind, sent) in enumerate(done.items())
+    ]
+    records[0]["outcome"] = "other numbers"
+    lines = summary(records, "command").splitlines()
+    assert "3 SIGKILLs at random moments and 2 before a write, of all kinds of disturbance:" in lines
+    assert lines[lines.index("| signal, once for each moment | sent |") + 2 :] == [
+        "| SIGKILL before write | 2 |",
+        "| SIGKILL to group | 2 |",
+        "| SIGKILL to worker | 1 |",
+        "| SIGTERM to group | 1 |",
+    ]
+    assert f"| {KINDS[0].name} | 1 | 0 | 0 | 1 |" in lines
+    assert "| full disk (skipped: no mount) | 0 | 0 | 0 | 0 |" in lines
+
+
+def test_a_moment_is_measured_in_processor_time(tmp_path: Path) -> None:
+    """A process that waits does not come nearer to its end."""
+    launched = Launched(lambda: time.sleep(60), tmp_path / "output.txt")
+    assert launched.wait(0.3, cpu_s=0.5) is None and cpu_seconds(launched.pid) < 0.5
+    os.kill(launched.pid, signal.SIGKILL)
+    assert launched.wait(20, cpu_s=0.5) == -signal.SIGKILL
+
+    def work() -> None:
+        while True:
+            sum(range(10_000))
+
+    launched = Launched(work, tmp_path / "output.txt")
+    assert launched.wait(60, cpu_s=0.1) is None and cpu_seconds(launched.pid) >= 0.1
+    os.kill(launched.pid, signal.SIGKILL)
+    assert launched.wait(20) == -signal.SIGKILL
