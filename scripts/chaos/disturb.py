@@ -214,8 +214,8 @@ def _damage(how: str) -> Callable[[Trial], None]:
 
 ONE = "one process"
 KINDS = [
-    Kind("SIGKILL of launcher, worker or both", ONE, kill, share=5, repeats=20),
-    Kind("SIGKILL before a write", ONE, kill_in_a_write, share=5, repeats=20),
+    Kind("SIGKILL of launcher, worker or both", ONE, kill, share=12, repeats=20),
+    Kind("SIGKILL before a write", ONE, kill_in_a_write, share=8, repeats=20),
     Kind("SIGTERM", ONE, terminate, share=2),
     Kind("SIGINT", ONE, interrupt),
     Kind("SIGTERM or SIGINT of a sweep", "sweep", stop_several, repeats=2),
@@ -234,4 +234,4 @@ KINDS = [
         for how in ("removed", "emptied", "cut", "flipped", FLIPPED_WHEN_FINISHED)
     ),
 ]
-CYCLE = [kind for turn in range(5) for kind in KINDS if kind.share > turn]  # first each of them once
+CYCLE = [kind for turn in range(12) for kind in KINDS if kind.share > turn]  # first each of them once
