@@ -11,15 +11,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+from tqdm import tqdm
 
-from tip_exp.launch import cli, launch, torchrun, worker  # noqa: F401  (loaded once, for all processes)
+from tip_exp.launch import cli, launch, lock, torchrun, worker  # noqa: F401  (loaded once, for all processes)
 from tip_exp.utils import termination
 from tip_exp.utils.errors import INTERRUPTED, ConfigError, RunFailedError, exit_code, format_error
 
+tqdm.set_lock(RLock())  # a lock of each process: its own is shared after a fork, and a killed process would keep it
+tqdm.monitor_interval = 0  # no thread, which might hold that lock at a fork
 Fault = Callable[[], None]  # what is wrong in the processes of a run; called in each before it starts
 
 
@@ -40,6 +44,7 @@ class Forked:
         for number, file in enumerate((options.get("stdout"), options.get("stderr")), 1):
             if file is not None:
                 os.dup2(file.fileno(), number)
+        let_go_of_guard()
         os.environ.clear()
         os.environ.update(env)
         sys.argv = command[command.index("-m") + 1 :]
@@ -100,6 +105,15 @@ def fork(body: Callable[[], int]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def let_go_of_guard() -> None:
+    """Close what another thread held of `lock.py` at the fork, which would lock it for this process; exec does so."""
+    guard = str(lock.LOCAL / "guard")
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of listdir itself
+            if os.readlink(f"/proc/self/fd/{number}") == guard:
+                os.close(int(number))
 
 
 class Launched:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from scripts.chaos.campaign import EQUAL, SKIPPED, summary
 from scripts.chaos.disturb import CYCLE, KINDS
-from scripts.chaos.forked import Launched, cpu_seconds
+from scripts.chaos.forked import Launched, cpu_seconds, fork, let_go_of_guard
 from scripts.chaos.readers import readers_beside_writers
 from tip_exp.config.schema import RunConfig
+from tip_exp.launch import lock
 from tip_exp.records import reader
 
 
@@ -79,3 +82,23 @@ def test_a_moment_is_measured_in_processor_time(tmp_path: Path) -> None:
     assert launched.wait(60, cpu_s=0.1) is None and cpu_seconds(launched.pid) >= 0.1
     os.kill(launched.pid, signal.SIGKILL)
     assert launched.wait(20) == -signal.SIGKILL
+
+
+def test_a_killed_process_keeps_no_lock_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forked processes would share tqdm's semaphore, and what a thread of their parent has locked at the fork."""
+    held = Launched(lambda: tqdm.get_lock().acquire() and os.kill(os.getpid(), signal.SIGKILL), tmp_path / "output.txt")
+    assert held.wait(20) == -signal.SIGKILL
+    after = Launched(lambda: tqdm.get_lock().acquire() and None, tmp_path / "output.txt")
+    assert after.wait(20) == 0
+    monkeypatch.setattr(lock, "LOCAL", tmp_path)
+    with (tmp_path / "guard").open("a") as guard:
+        fcntl.flock(guard, fcntl.LOCK_EX)
+        child = fork(lambda: let_go_of_guard() or (tmp_path / "closed").touch() or time.sleep(60) or 0)
+    try:
+        while not (tmp_path / "closed").exists():
+            time.sleep(0.01)
+        with (tmp_path / "guard").open("a") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
