@@ -148,7 +148,8 @@ def summary(records: list[dict[str, Any]], command: str) -> str:
     revisions = ", ".join(sorted({str(record["revision"])[:10] for record in run}))
     lines = [
         "## Runs that are disturbed at random\n",
-        f"`{command}`: {len(run)} cases, {cpu / 60:.0f} CPU minutes on two cores, revision {revisions}.",
+        f"`{command}`: {len(run)} cases, revision {revisions}; {cpu / 60:.0f} CPU minutes,",
+        "without those of processes that were killed.",
         "A run has four steps of the embedded pair, three evaluations and four checkpoints.",
     ]
     return "\n".join([*lines, "", *_table(records), "", *_signals(run), ""])
