@@ -71,11 +71,11 @@ audit: install ## compare requirements.lock with the published advisories (needs
 	$(BIN)/pip install --quiet $(PIP_ARGS) pip-audit
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
-chaos: install ## disturb 500 small runs at random (kills, disks, clocks, damaged files); goes on where it was stopped
-	$(BIN)/python -m scripts.chaos --cases 500 --records outputs/chaos/0.jsonl --out outputs/chaos/0.md
+chaos: install ## disturb 378 small runs at random (kills, disks, clocks, damaged files); goes on where it was stopped
+	$(BIN)/python -m scripts.chaos --cases 378 --records outputs/chaos/0.jsonl --out outputs/chaos/0.md
 
 chaos-quick: install ## the same for two minutes, with fewer cases
-	$(BIN)/python -m scripts.chaos --cases 500 --seconds 100
+	$(BIN)/python -m scripts.chaos --cases 378 --seconds 100
 
 soak: install ## memory, handles and processes over 2,000 steps; 64 readers of run folders beside two writers
 	$(BIN)/python -m scripts.chaos soak

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pkgutil
 import random
-import resource
+import re
 import shutil
 import sys
 import tempfile
@@ -14,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.chaos.damage import remedy
-from scripts.chaos.disturb import CYCLE, HAS_VLLM, KINDS, Kind, end_mounts
+from scripts.chaos.disturb import CYCLE, HAS_VLLM, KINDS, Kind
+from scripts.chaos.mounts import unmount
 from scripts.chaos.settings import LIMIT_S, SETTINGS, Trial, Undisturbed, composed, numbers
 from tip_exp.learner.device import pick_device
 from tip_exp.models.load import load_pair
@@ -23,10 +26,15 @@ from tip_exp.records.result import git_revision
 EQUAL, REFUSED, SKIPPED = "equal", "refused", "skipped"
 
 
-def warm_up() -> None:
+def warm_up(*, with_vllm: bool = False) -> None:
     """What every worker would compute alone: imports and the tables that transformers makes at its first model."""
     import tip_exp.run  # noqa: F401
 
+    if with_vllm:
+        from tip_exp.rollout.vllm import engine_version
+
+        engine_version()
+        pkgutil.resolve_name("vllm:LLM")
     load_pair(composed().pair, pick_device("cpu"))
 
 
@@ -83,31 +91,35 @@ def run_case(number: int, seed: int, scratch: Path, undisturbed: Undisturbed) ->
     root = scratch / str(number)
     root.mkdir()
     trial = Trial(setting, root, random.Random(f"{seed}.{number}"), whole)
-    before = _cpu_seconds()
+    before = sum(os.times()[:4])
     try:
         outcome = judge(kind, trial)
     finally:
-        end_mounts(trial)
+        if (root / "run").is_mount():
+            unmount(root / "run")
     if outcome in (EQUAL, REFUSED):
         shutil.rmtree(root)
-    return record | {"outcome": outcome, "done": trial.done, "cpu_s": round(_cpu_seconds() - before, 2)}
+    return record | {"outcome": outcome, "done": trial.done, "cpu_s": round(sum(os.times()[:4]) - before, 2)}
 
 
 def campaign(cases: list[int], seed: int, seconds: float, records: Path | None) -> list[dict[str, Any]]:
-    """The records of the cases; `records` keeps them, and cases that it holds are not run again."""
+    """The records of the cases; `records` keeps them, and cases that it holds are not run again.
+
+    No case starts after `seconds`, once there is one of each kind.
+    """
     known: dict[int, dict[str, Any]] = {}
     if records is not None and records.exists():
         known = {record["case"]: record for record in map(json.loads, records.read_text().splitlines())}
     end = time.monotonic() + seconds
     if known.keys() >= set(cases):
         return [known[number] for number in sorted(known)]
-    warm_up()
+    warm_up(with_vllm=HAS_VLLM and any(CYCLE[number % len(CYCLE)].setting == "vLLM" for number in cases))
     scratch = Path(tempfile.mkdtemp(prefix="tip_exp_chaos_"))
     undisturbed, revision = Undisturbed(scratch), git_revision()
     for number in cases:
         if number in known:
             continue
-        if time.monotonic() > end:
+        if time.monotonic() > end and len(known) >= len(KINDS):
             break
         record: dict[str, Any] = run_case(number, seed, scratch, undisturbed) | {"revision": revision}
         known[number] = record
@@ -130,16 +142,17 @@ def is_wrong(record: dict[str, Any]) -> bool:
 
 
 def summary(records: list[dict[str, Any]], command: str) -> str:
-    """Markdown: one row for each kind, then what was done, counted."""
+    """Markdown: one row for each kind of disturbance, then one for each signal that was sent."""
     run = [record for record in records if record["outcome"] != SKIPPED]
     cpu = sum(record.get("cpu_s", 0) for record in run)
     revisions = ", ".join(sorted({str(record["revision"])[:10] for record in run}))
     lines = [
         "## Runs that are disturbed at random\n",
-        f"`{command}`: {len(run)} cases, {cpu / 60:.0f} CPU minutes on two cores, revision {revisions}.",
+        f"`{command}`: {len(run)} cases, revision {revisions}; {cpu / 60:.0f} CPU minutes,",
+        "without those of processes that were killed.",
         "A run has four steps of the embedded pair, three evaluations and four checkpoints.",
     ]
-    return "\n".join([*lines, "", *_table(records), ""])
+    return "\n".join([*lines, "", *_table(records), "", *_signals(run), ""])
 
 
 def _table(records: list[dict[str, Any]]) -> list[str]:
@@ -149,14 +162,20 @@ def _table(records: list[dict[str, Any]]) -> list[str]:
         of_kind = [record for record in records if record["kind"] == kind.name]
         counts = Counter("wrong" if is_wrong(record) else record["outcome"] for record in of_kind)
         cells = [str(len(of_kind) - counts[SKIPPED]), *(str(counts[outcome]) for outcome in (EQUAL, REFUSED, "wrong"))]
-        name = f"{kind.name} (skipped: no mount)" if counts[SKIPPED] else kind.name
+        name = f"{kind.name} (skipped: {kind.lacks})" if counts[SKIPPED] else kind.name
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    if not HAS_VLLM:
-        lines.append("| SIGKILL of the vLLM engine (vLLM is not installed) | 0 | | | |")
     return lines
 
 
-def _cpu_seconds() -> float:
-    """Of this process and of its children that have ended."""
-    usages = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+def _signals(records: list[dict[str, Any]]) -> list[str]:
+    """A signal counts once, to however many processes it went."""
+    sent = Counter(re.sub(r" \d+$", "", done) for record in records for done in record["done"])
+    counts = {done: count for done, count in sorted(sent.items()) if done.startswith("SIG")}
+    in_writes = counts.get("SIGKILL before write", 0)
+    kills = sum(count for done, count in counts.items() if done.startswith("SIGKILL")) - in_writes
+    return [
+        f"{kills} SIGKILLs at random moments and {in_writes} before a write, of all kinds of disturbance:\n",
+        "| signal, once for each moment | sent |",
+        "|---|---|",
+        *(f"| {done} | {count} |" for done, count in counts.items()),
+    ]

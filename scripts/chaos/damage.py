@@ -19,7 +19,8 @@ FLIPPED_WHEN_FINISHED = "flipped when finished"
 def damage(trial: Trial, how: str) -> None:
     """Kill the run, or let it end, then damage one of its files: "flipped when finished" only rows, result or model."""
     launched, of_finished = trial.launch(), how == FLIPPED_WHEN_FINISHED
-    if launched.wait(LIMIT_S if of_finished else trial.moment()) is None:
+    if launched.wait(LIMIT_S, cpu_s=float("inf") if of_finished else trial.moment()) is None:
+        trial.done.append("SIGKILL to group")
         send([launched.pid, *(pid for level in descendants(launched.pid) for pid in level)], signal.SIGKILL)
     launched.wait(LIMIT_S)
     folder = trial.folder()

@@ -5,20 +5,18 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
 from scripts.chaos.damage import FLIPPED_WHEN_FINISHED, damage
 from scripts.chaos.faults import TRACKERS, bad_tracker, clock_jump, kill_at_write, shift_times
 from scripts.chaos.forked import descendants, send
+from scripts.chaos.mounts import can_mount, mount, unmount
 from scripts.chaos.settings import LIMIT_S, Trial
 
 DISK_MIB = 24
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
 
 
 def kill(trial: Trial) -> None:
@@ -30,23 +28,37 @@ def terminate(trial: Trial) -> None:
 
 
 def interrupt(trial: Trial) -> None:
-    _signal(trial, signal.SIGINT, "group")  # as a terminal does
+    _signal(trial, signal.SIGINT, "terminal")
+
+
+def stop_several(trial: Trial) -> None:
+    """Several processes: a sweep, one run or two at a time, or the ranks of a run."""
+    if trial.setting.name == "sweep":
+        trial.overrides = [f"hydra.sweeper.jobs={trial.draw.choice((1, 2))}"]
+    number = trial.draw.choice((signal.SIGTERM, signal.SIGINT))
+    _signal(trial, number, "terminal" if number == signal.SIGINT else trial.draw.choice(["group", "launcher"]))
 
 
 def _signal(trial: Trial, number: signal.Signals, target: str) -> None:
+    """`group` is all processes of the run; `terminal` is those that an interrupt there reaches, its process group."""
     launched = trial.launch()
-    if launched.wait(trial.moment()) is None:
+    if launched.wait(cpu_s=trial.moment()) is None:
         below = [pid for level in descendants(launched.pid) for pid in level]
-        trial.done.append(f"{number.name} to {target}")
-        send({"group": [launched.pid, *below], "launcher": [launched.pid], "worker": below[:1]}[target], number)
+        pids_of = {"group": [launched.pid, *below], "launcher": [launched.pid], "terminal": [-launched.pid]}
+        pids = pids_of.get(target, below[:1])
+        if pids:
+            trial.done.append(f"{number.name} to {target}")
+        send(pids, number)
     launched.wait(LIMIT_S)
     trial.wait_until_free()
 
 
 def kill_in_a_write(trial: Trial) -> None:
-    at = trial.draw.randint(1, trial.whole.writes)
-    trial.launch(kill_at_write(at)).wait(LIMIT_S)
-    trial.done.append(f"SIGKILL before write {at}")
+    at = int(trial.draw.triangular(1, trial.whole.writes + 1, 1))
+    launched = trial.launch(kill_at_write(at))
+    launched.wait(LIMIT_S)
+    if "killed by SIGKILL" in launched.text():  # a resumed run may end before
+        trial.done.append(f"SIGKILL before write {at}")
     trial.wait_until_free()
 
 
@@ -54,10 +66,10 @@ def kill_sweep(trial: Trial) -> None:
     """The launcher and all that it has started, or the launcher alone."""
     trial.overrides = [f"hydra.sweeper.jobs={trial.draw.choice((1, 2))}"]
     launched = trial.launch()
-    if launched.wait(trial.moment()) is None:
+    if launched.wait(cpu_s=trial.moment()) is None:
         below = [pid for level in descendants(launched.pid) for pid in level]
         is_all = trial.draw.random() < 0.7
-        trial.done.append(f"SIGKILL to the launcher{f' and {len(below)} workers' if is_all else ''}")
+        trial.done.append(f"SIGKILL to the launcher{' and its workers' if is_all else ''}")
         send([launched.pid, *(below if is_all else [])], signal.SIGKILL)
     launched.wait(LIMIT_S)
     trial.wait_until_free()
@@ -65,11 +77,24 @@ def kill_sweep(trial: Trial) -> None:
 
 def kill_rank(trial: Trial) -> None:
     launched = trial.launch()
-    if launched.wait(trial.moment()) is None:
+    if launched.wait(cpu_s=trial.moment()) is None:
         levels = descendants(launched.pid)
         if len(levels) > 1:
             send([trial.draw.choice(levels[1])], signal.SIGKILL)
             trial.done.append("SIGKILL to a rank")
+    launched.wait(LIMIT_S)
+    trial.wait_until_free()
+
+
+def kill_engine(trial: Trial) -> None:
+    """The engine lives in the worker's process; vLLM may have started others."""
+    launched = trial.launch()
+    if launched.wait(cpu_s=trial.moment()) is None:
+        below = [pid for level in descendants(launched.pid) for pid in level]
+        if below:
+            pid = trial.draw.choice(below)
+            trial.done.append(f"SIGKILL to {'the engine' if pid == below[0] else 'a process of the engine'}")
+            send([pid], signal.SIGKILL)
     launched.wait(LIMIT_S)
     trial.wait_until_free()
 
@@ -79,7 +104,7 @@ def launch_again(trial: Trial) -> None:
     launches = [trial.launch()]
     for _ in range(trial.draw.randint(1, 2)):
         if trial.draw.random() < 0.5:
-            launches[0].wait(trial.moment())
+            launches[0].wait(cpu_s=trial.moment())
         launches.append(trial.launch())
     codes = [launched.wait(LIMIT_S) for launched in launches]
     trial.done.append(f"{len(launches)} launches: exit codes {codes}")
@@ -93,7 +118,7 @@ def launch_again(trial: Trial) -> None:
 def move(trial: Trial) -> None:
     """Move the folder away from its processes, launch again at its first place, and resume one of the two folders."""
     launched, folder = trial.launch(), trial.folder()
-    if launched.wait(trial.moment()) is None and folder.root.exists():
+    if launched.wait(cpu_s=trial.moment()) is None and folder.root.exists():
         moved = folder.root.with_name("moved")
         folder.root.rename(moved)
         trial.done.append("moved")
@@ -115,16 +140,16 @@ def read_only(trial: Trial) -> None:
     kill(trial)
     root = trial.folder().root
     root.mkdir(exist_ok=True)
-    _mount("--bind", root, root)
+    mount("--bind", root, root)
     try:
-        _mount("-o", "remount,bind,ro", root)
+        mount("-o", "remount,bind,ro", root)
         launched = trial.launch()
         code = launched.wait(LIMIT_S)
         trial.done.append(f"read-only: exit code {code}")
         finished = "already finished" in launched.text()
         assert finished or (code == 1 and "Read-only file system" in launched.text()), launched.text()
     finally:
-        _unmount(root)
+        unmount(root)
 
 
 def full_disk(trial: Trial) -> None:
@@ -132,9 +157,9 @@ def full_disk(trial: Trial) -> None:
     root = trial.folder().root
     if not root.is_mount():
         root.mkdir(exist_ok=True)
-        _mount("-t", "tmpfs", "-o", f"size={DISK_MIB}m", "none", root)
+        mount("-t", "tmpfs", "-o", f"size={DISK_MIB}m", "none", root)
     launched = trial.launch()
-    if launched.wait(trial.moment()) is None:
+    if launched.wait(cpu_s=trial.moment()) is None:
         ballast = root / "ballast"
         with suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:
@@ -150,7 +175,8 @@ def full_disk(trial: Trial) -> None:
 def jump(trial: Trial) -> None:
     at, seconds = trial.draw.randint(1, 100), trial.draw.choice((-1e9, -3600.0, 3600.0, 1e9))
     launched = trial.launch(clock_jump(at, seconds))
-    if launched.wait(trial.moment()) is None:
+    if launched.wait(cpu_s=trial.moment()) is None:
+        trial.done.append("SIGTERM to launcher")
         send([launched.pid], signal.SIGTERM)
     launched.wait(LIMIT_S)
     trial.wait_until_free()
@@ -170,36 +196,6 @@ def tracker(trial: Trial) -> None:
     trial.overrides = []
 
 
-def _mount(*arguments: object) -> None:
-    subprocess.run(["mount", *map(str, arguments)], check=True, capture_output=True)
-
-
-def _unmount(root: Path) -> None:
-    for _ in range(50):
-        if subprocess.run(["umount", str(root)], capture_output=True).returncode == 0:
-            return
-        time.sleep(0.1)
-    subprocess.run(["umount", "-l", str(root)], check=True)
-
-
-def end_mounts(trial: Trial) -> None:
-    for folder in (trial.root / "run",):
-        if folder.is_mount():
-            _unmount(folder)
-
-
-@cache
-def can_mount() -> bool:
-    return (
-        shutil.which("mount") is not None
-        and subprocess.run(
-            ["sh", "-c", "d=$(mktemp -d) && mount -t tmpfs -o size=1m none $d && umount $d && rmdir $d"],
-            capture_output=True,
-        ).returncode
-        == 0
-    )
-
-
 @dataclass(frozen=True)
 class Kind:
     name: str
@@ -209,6 +205,7 @@ class Kind:
     repeats: int = 3  # at most, in one case
     may_refuse: bool = False
     needs: Callable[[], bool] = lambda: True
+    lacks: str = ""  # what `needs` did not find
 
 
 def _damage(how: str) -> Callable[[Trial], None]:
@@ -217,16 +214,19 @@ def _damage(how: str) -> Callable[[Trial], None]:
 
 ONE = "one process"
 KINDS = [
-    Kind("SIGKILL of launcher, worker or both", ONE, kill, share=5),
-    Kind("SIGKILL before a write", ONE, kill_in_a_write, share=5),
+    Kind("SIGKILL of launcher, worker or both", ONE, kill, share=12, repeats=20),
+    Kind("SIGKILL before a write", ONE, kill_in_a_write, share=8, repeats=20),
     Kind("SIGTERM", ONE, terminate, share=2),
     Kind("SIGINT", ONE, interrupt),
+    Kind("SIGTERM or SIGINT of a sweep", "sweep", stop_several, repeats=2),
+    Kind("SIGTERM or SIGINT of two ranks", "two ranks", stop_several, repeats=1),
     Kind("SIGKILL of a sweep", "sweep", kill_sweep, repeats=2),
     Kind("SIGKILL of one rank of two", "two ranks", kill_rank, repeats=1),
+    Kind("SIGKILL of the vLLM engine", "vLLM", kill_engine, needs=lambda: HAS_VLLM, lacks="no vLLM"),
     Kind("two or three launches", ONE, launch_again, share=2, repeats=1),
     Kind("folder moved", ONE, move, share=2, repeats=2),
-    Kind("folder read-only", ONE, read_only, repeats=1, needs=can_mount),
-    Kind("full disk", ONE, full_disk, share=2, needs=can_mount),
+    Kind("folder read-only", ONE, read_only, repeats=1, needs=can_mount, lacks="no mount"),
+    Kind("full disk", ONE, full_disk, share=2, needs=can_mount, lacks="no mount"),
     Kind("clock jumps", ONE, jump, repeats=2),
     Kind("tracker refuses or hangs", ONE, tracker, repeats=1),
     *(
@@ -234,5 +234,4 @@ KINDS = [
         for how in ("removed", "emptied", "cut", "flipped", FLIPPED_WHEN_FINISHED)
     ),
 ]
-CYCLE = [kind for turn in range(5) for kind in KINDS if kind.share > turn]
-HAS_VLLM = importlib.util.find_spec("vllm") is not None
+CYCLE = [kind for turn in range(12) for kind in KINDS if kind.share > turn]  # first each of them once

@@ -11,15 +11,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from threading import RLock
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+from tqdm import tqdm
 
-from tip_exp.launch import cli, launch, torchrun, worker  # noqa: F401  (loaded once, for all processes)
+from tip_exp.launch import cli, launch, lock, torchrun, worker  # noqa: F401  (loaded once, for all processes)
 from tip_exp.utils import termination
-from tip_exp.utils.errors import INTERRUPTED, TERMINATED, ConfigError, RunFailedError, exit_code, format_error
+from tip_exp.utils.errors import INTERRUPTED, ConfigError, RunFailedError, exit_code, format_error
 
+tqdm.set_lock(RLock())  # a lock of each process: its own is shared after a fork, and a killed process would keep it
+tqdm.monitor_interval = 0  # no thread, which might hold that lock at a fork
 Fault = Callable[[], None]  # what is wrong in the processes of a run; called in each before it starts
 
 
@@ -40,6 +44,7 @@ class Forked:
         for number, file in enumerate((options.get("stdout"), options.get("stderr")), 1):
             if file is not None:
                 os.dup2(file.fileno(), number)
+        let_go_of_guard()
         os.environ.clear()
         os.environ.update(env)
         sys.argv = command[command.index("-m") + 1 :]
@@ -102,6 +107,15 @@ def fork(body: Callable[[], int]) -> int:
         os._exit(code)
 
 
+def let_go_of_guard() -> None:
+    """Close what another thread held of `lock.py` at the fork, which would lock it for this process; exec does so."""
+    guard = str(lock.LOCAL / "guard")
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # that of listdir itself
+            if os.readlink(f"/proc/self/fd/{number}") == guard:
+                os.close(int(number))
+
+
 class Launched:
     """`tip-exp` in a process group of its own, with its output in a file."""
 
@@ -122,23 +136,36 @@ class Launched:
         try:
             body()
         except KeyboardInterrupt as stop:
-            return TERMINATED if isinstance(stop, termination.Terminated) else INTERRUPTED
+            return termination.code_of(stop)
         except (ConfigError, RunFailedError, OSError) as error:
             print(format_error(error), file=sys.stderr)
             return exit_code(error)
         return 0
 
-    def wait(self, seconds: float = 300) -> int | None:
-        """The exit code; None if it runs for longer."""
+    def wait(self, seconds: float = 300, *, cpu_s: float = float("inf")) -> int | None:
+        """The exit code; None if it runs for longer, or once its processes have used `cpu_s` of processor time."""
         end = time.monotonic() + seconds
         while self.code is None and time.monotonic() < end:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.code = os.waitstatus_to_exitcode(status) if pid else None
+            if cpu_s < float("inf"):
+                if cpu_seconds(self.pid) >= cpu_s:
+                    break
+                time.sleep(0.04)  # that takes a few milliseconds of this process
             time.sleep(0.005)
         return self.code
 
     def text(self) -> str:
         return self.output.read_text(errors="replace")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process and of those below it, with the children that have ended."""
+    ticks = 0
+    for process in [pid, *(below for level in descendants(pid) for below in level)]:
+        with suppress(OSError):  # user and system, of itself and of children: fields 14 to 17 of proc_pid_stat(5)
+            ticks += sum(map(int, Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def descendants(pid: int) -> list[list[int]]:

@@ -68,6 +68,7 @@ SETTINGS = {
     for setting in (
         Setting("one process", one_run(), lambda root: [RunFolder(root / "run")]),
         Setting("two ranks", one_run("ranks=2"), lambda root: [RunFolder(root / "run")]),
+        Setting("vLLM", one_run("rollout=vllm"), lambda root: [RunFolder(root / "run")]),
         Setting("sweep", sweep, sweep_folders),
     )
 }
@@ -75,10 +76,11 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Whole:
-    """An undisturbed launch: numbers by run, seconds, and operations that order writes."""
+    """An undisturbed launch: numbers by run, seconds, processor time, and operations that order writes."""
 
     numbers: dict[str, Any]
     seconds: float
+    cpu_s: float
     writes: int
 
 
@@ -104,8 +106,11 @@ class Trial:
         return self.setting.folders(self.root)[0]
 
     def moment(self) -> float:
-        """Seconds after a launch: while Python starts, in the run, or after its end."""
-        return self.draw.uniform(0, 1.1 * self.whole.seconds)
+        """Processor time of a launch: at its start, in the run, or after its end, however busy the machine is.
+
+        Early moments are the more probable: a resumed run is shorter.
+        """
+        return self.draw.triangular(0, 1.05 * self.whole.cpu_s, 0)
 
     def wait_until_free(self) -> None:
         end = time.monotonic() + LIMIT_S
@@ -142,9 +147,10 @@ class Undisturbed:
         if setting.name not in self._known:
             root = self._scratch / f"undisturbed {setting.name}"
             root.mkdir()
-            start, log = time.monotonic(), root / "writes"
+            start, before, log = time.monotonic(), os.times(), root / "writes"
             launched = Launched(lambda: setting.start(root, []), root / "output.txt", count_writes(log))
             assert launched.wait(LIMIT_S) == 0, launched.text()
-            seconds = time.monotonic() - start
-            self._known[setting.name] = Whole(numbers(setting, root), seconds, log.stat().st_size)
+            seconds, after = time.monotonic() - start, os.times()
+            cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+            self._known[setting.name] = Whole(numbers(setting, root), seconds, cpu_s, log.stat().st_size)
         return self._known[setting.name]

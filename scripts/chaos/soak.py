@@ -44,6 +44,7 @@ def soak(steps: int, every_s: float = 1.0) -> tuple[str, bool]:
     later = [sample for sample in samples if sample.step >= first]
     slope = 100 * float(np.polyfit([s.step for s in later], [s.rss_mb for s in later], 1)[0])
     handles, processes = ({getattr(s, name) for s in later} for name in ("handles", "processes"))
+    fewest = [min(s.handles for s in half) for half in (later[: len(later) // 2], later[len(later) // 2 :])]
     text = "\n".join(
         [
             "## A long run\n",
@@ -54,14 +55,14 @@ def soak(steps: int, every_s: float = 1.0) -> tuple[str, bool]:
             "|---|---|---|",
             f"| resident memory, slope over 100 steps | {slope:+.3f} MB | <= {MAX_SLOPE} MB |",
             f"| the same at step {later[0].step} and last | {later[0].rss_mb:.0f}, {later[-1].rss_mb:.0f} MB | |",
-            f"| open handles, smallest and largest | {min(handles)}, {max(handles)} | smallest constant |",
+            f"| open handles, smallest and largest | {min(handles)}, {max(handles)} | |",
+            f"| open handles, smallest of the first and of the second half | {fewest[0]}, {fewest[1]} | no growth |",
             f"| child processes, smallest and largest | {min(processes)}, {max(processes)} | constant |",
             f"| {READERS} readers with {READS} reads each beside 2 writers: torn reads | {len(torn)} | 0 |",
             *(f"\n{text}" for text in torn[:5]),
             "",
         ]
     )
-    fewest = [min(s.handles for s in half) for half in (later[: len(later) // 2], later[len(later) // 2 :])]
     return text, slope <= MAX_SLOPE and fewest[1] <= fewest[0] and len(processes) == 1 and not torn
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,19 +10,25 @@ from pathlib import Path
 import pytest
 
 from tip_exp.records.folder import RunFolder
+from tip_exp.utils import termination
 
 START = """
 import os, sys
 from unittest.mock import MagicMock
 sys.modules["transformers"] = sys.modules["tip_exp.run"] = MagicMock()
 sys.argv[2] = str(os.getppid())
-from tip_exp.launch.worker import main
-main()
+from tip_exp.launch import worker
+from tip_exp.utils.termination import Terminated
+class Panic(BaseException): ...
+def fail(error):
+    raise error
+{change}
+worker.main()
 """
 
 
-def work(folder: RunFolder, *locks: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", START, str(folder.root), "parent", *map(str, locks)]
+def work(folder: RunFolder, *locks: Path, change: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", START.format(change=change), str(folder.root), "parent", *map(str, locks)]
     return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
 
@@ -46,6 +53,25 @@ def test_a_lock_that_is_gone_leaves_one_message(folder: RunFolder) -> None:
     done = work(folder, folder.lock)
     assert done.returncode == 1
     assert done.stderr == f"error: [Errno 2] No such file or directory: '{folder.lock}'\n"
+
+
+def test_an_error_that_is_no_exception_leaves_one_message(folder: RunFolder) -> None:
+    """As PyTorch's CheckpointException and a panic of Rust code."""
+    done = work(folder, change="worker._run = lambda _: fail(Panic('index out of bounds'))")
+    assert done.returncode == 1
+    assert done.stderr == f"error: index out of bounds (traceback in {folder.log})\n"
+    assert "Panic: index out of bounds" in folder.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("during", "stop", "code"),
+    [("logging.basicConfig", "KeyboardInterrupt()", 130), ("format_error", "Terminated('SIGTERM')", 143)],
+)
+def test_a_signal_before_the_run_or_while_an_error_is_reported_prints_nothing(
+    folder: RunFolder, during: str, stop: str, code: int
+) -> None:
+    done = work(folder, change=f"worker.{during} = lambda *_, **__: fail({stop})")
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 INTERRUPT_BESIDE_A_SIGNAL = """
@@ -74,3 +100,40 @@ def test_an_interrupt_beside_a_signal_prints_nothing() -> None:
     command = [sys.executable, "-c", INTERRUPT_BESIDE_A_SIGNAL]  # with one thread, which alone receives the signals
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
+INTERRUPT_IN_A_FINALIZER = """
+import os, signal
+from tip_exp.launch.worker import end_at_first_interrupt
+from tip_exp.utils import termination
+
+class Freed:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.getsignal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+termination.handle()
+end_at_first_interrupt()
+Freed()
+print(termination.is_requested())
+"""
+
+
+def test_an_interrupt_that_python_drops_is_a_request_to_end() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPT_IN_A_FINALIZER], capture_output=True, text=True, check=True)
+    assert "Exception ignored" in done.stderr, "the interrupt was raised in a finalizer"
+    assert done.stdout == "True\n"
+
+
+def test_a_handler_of_another_program_runs_although_the_child_has_ended() -> None:
+    received: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, _: received.append(number))
+    try:
+        child = subprocess.Popen(["true"])
+        with termination.saves_before_handlers(child):
+            child.wait()
+            signal.raise_signal(signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert received == [signal.SIGUSR2]

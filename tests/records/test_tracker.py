@@ -11,12 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records import tracker
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.tracker import Tracker, WandbListener, start_trackers, start_wandb
 from tip_exp.records.writer import RunLogger
+from tip_exp.utils.errors import say
 from tip_exp.utils.io import read_rows
 
 RESULT = {"final": 2.0, "outcomes": {}, "memory": {"memory/process_peak_gib": 0.5}}
@@ -130,3 +132,11 @@ def test_a_tracker_that_hangs_in_a_step_holds_up_no_step(
 
 def assert_none(_: Any) -> None:
     """Drops a value, so that a lambda returns None."""
+
+
+def test_a_notice_beside_a_progress_bar_has_a_line_of_its_own(capfd: Any) -> None:
+    with tqdm(range(4), desc="run", mininterval=0) as progress:
+        progress.update()
+        say("W&B: no route to host")
+    lines = capfd.readouterr().err.splitlines()  # also at a carriage return
+    assert "W&B: no route to host" in lines and any(line.startswith("run:") for line in lines)

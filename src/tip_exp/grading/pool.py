@@ -220,10 +220,10 @@ def _close(threads: ThreadPoolExecutor, workers: list[_Worker]) -> None:
 
 def serve(connection_fd: int, time_limit: float, memory_limit_mib: int) -> None:
     """The worker process: receives (given, reference) pairs and sends the outcome of each comparison."""
-    from tip_exp.grading.math import compare
-
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # sent to all processes of a job; the caller may have more to grade
+    from tip_exp.grading.math import compare  # imports sympy for half a second
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # other kernels refuse this limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_limit_mib * 2**20, memory_limit_mib * 2**20))

@@ -27,8 +27,6 @@ from tip_exp.config.resolvers import register_resolvers
 from tip_exp.probe.command import PROBES, command
 from tip_exp.utils import termination
 from tip_exp.utils.errors import (
-    INTERRUPTED,
-    TERMINATED,
     ConfigError,
     RunFailedError,
     end_without_output,
@@ -38,7 +36,6 @@ from tip_exp.utils.errors import (
     quiet_when_reader_closes,
 )
 from tip_exp.utils.paths import conf_dir, sweeps_dir
-from tip_exp.utils.termination import Terminated
 
 DRY = "--dry"
 HELP = {"--help", "-h"}
@@ -160,7 +157,7 @@ def main() -> None:
             raise ConfigError(f"{DRY} computes one run; `tip-plan sweeps/x.yaml` checks a sweep")
         task()
     except KeyboardInterrupt as stop:
-        sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
+        sys.exit(termination.code_of(stop))
     except BrokenPipeError:
         raise
     except ERRORS as error:

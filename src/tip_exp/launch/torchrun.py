@@ -21,7 +21,7 @@ from pathlib import Path
 from tip_exp.launch.worker import LOG_FORMAT, end_with, print_stopped
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import FAILED, INTERRUPTED, TERMINATED, first_line
-from tip_exp.utils.termination import SIGNALS, Terminated
+from tip_exp.utils.termination import SIGNALS, Terminated, code_of
 
 KILL_AFTER_S = 30  # torch.distributed.run's default
 
@@ -43,7 +43,7 @@ def main() -> None:
             for number in SIGNALS:  # the ranks have ended
                 signal.signal(number, signal.SIG_IGN)
     except KeyboardInterrupt as stop:  # while torch loads
-        code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        code = code_of(stop)
     if code in (INTERRUPTED, TERMINATED):
         print_stopped(folder, code)
     if code < 0:  # end like the rank, so that the launcher sees the signal

@@ -24,7 +24,7 @@ from tip_exp.records.folder import RunFolder
 from tip_exp.utils import termination
 from tip_exp.utils.errors import BAD_CONFIG, FAILED, INTERRUPTED, TERMINATED, ConfigError, format_error
 from tip_exp.utils.io import write_atomic
-from tip_exp.utils.termination import Terminated
+from tip_exp.utils.termination import code_of
 
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 _PR_SET_PDEATHSIG = 1
@@ -39,6 +39,8 @@ def main() -> None:
     except OSError as error:  # of the lock or the log: a full disk, or a folder that may only be read
         print(format_error(error), file=sys.stderr)
         sys.exit(FAILED)
+    except KeyboardInterrupt as stop:  # before the handlers are set, or while another error is reported
+        sys.exit(code_of(stop))
 
 
 def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
@@ -66,11 +68,13 @@ def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
             termination.handle()
             _run(folder)
         except KeyboardInterrupt as stop:
-            code = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+            code = code_of(stop)
             if report is None:
                 print_stopped(folder, code)
             sys.exit(code)
-        except Exception as error:
+        except SystemExit:
+            raise
+        except BaseException as error:  # PyTorch's CheckpointException and a panic of Rust code are no Exception
             code = BAD_CONFIG if isinstance(error, ConfigError) else FAILED
             message = f"{format_error(error)} (traceback in {log_path})"
             if report is None:
@@ -93,9 +97,13 @@ def end_with(parent: int) -> None:
 
 
 def end_at_first_interrupt() -> None:
-    """Raise KeyboardInterrupt at the first SIGINT, and ignore signals that follow while the run ends."""
+    """Raise KeyboardInterrupt at the first SIGINT, and ignore signals that follow while the run ends.
+
+    Python drops what is raised in a finalizer or in a callback of C code: the run then ends after its step.
+    """
 
     def interrupt(*_: object) -> None:
+        termination.request()
         for number in (signal.SIGINT, *termination.SIGNALS):
             signal.signal(number, ignore)
         raise KeyboardInterrupt

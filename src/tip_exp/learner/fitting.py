@@ -29,9 +29,8 @@ from tip_exp.models.load import Shard, load_pair
 from tip_exp.models.pair import ChatTokenizer, Pair, Shards
 from tip_exp.models.weight_files import WeightFiles
 from tip_exp.records.folder import read_budgets
-from tip_exp.records.tracker import say
 from tip_exp.types import Problem, Rollout
-from tip_exp.utils.errors import RunFailedError, first_line, is_out_of_memory
+from tip_exp.utils.errors import RunFailedError, first_line, is_out_of_memory, say
 from tip_exp.utils.io import write_atomic
 
 log = logging.getLogger(__name__)

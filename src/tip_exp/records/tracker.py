@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.dashboards import DASHBOARDS, labels
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.errors import first_line
+from tip_exp.utils.errors import first_line, say
 from tip_exp.utils.io import write_atomic
 
 if TYPE_CHECKING:
@@ -199,7 +198,3 @@ def in_time(start: Callable[[], Result]) -> Result:
     if isinstance(result, BaseException):
         raise result
     return result
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -52,6 +52,14 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def say(text: str) -> None:
+    """Print a line on stderr, from any thread; a progress bar there makes way."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
 def quiet_when_reader_closes(command: Callable[[], None]) -> Callable[[], None]:
     """For the main function of a command: end without a message if its output's reader, such as `head`, has closed."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import logging
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from tip_exp.utils.errors import say
 from tip_exp.utils.termination import Terminated, is_requested
 
 T = TypeVar("T")
@@ -64,4 +64,4 @@ def when_there_is_space(write: Callable[[], T], path: Path) -> T:
 def _say(text: str) -> None:
     log.warning("%s", text)
     with suppress(OSError):  # the terminal may be a file on the same disk
-        print(text, file=sys.stderr, flush=True)
+        say(text)

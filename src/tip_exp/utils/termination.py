@@ -9,16 +9,23 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
+
+from tip_exp.utils.errors import INTERRUPTED, TERMINATED
 
 SIGNALS = signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2  # the last two: what SLURM users and submitit choose
 
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end; handled like an interrupt, with another exit code."""
+
+
+def code_of(stop: KeyboardInterrupt) -> int:
+    """The exit code of a process that it ends."""
+    return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
 
 
 class _Request:
@@ -67,8 +74,9 @@ def saves_before_handlers(child: subprocess.Popen[bytes]) -> Iterator[None]:
     handlers: dict[int, Callable[..., Any]] = {}
 
     def save_first(number: int, frame: FrameType | None) -> None:
-        os.kill(child.pid, signal.SIGTERM)
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # child.wait() would wait for a lock that is held here
+        with suppress(ProcessLookupError, ChildProcessError):  # it has ended, and child.wait() has seen it
+            os.kill(child.pid, signal.SIGTERM)
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # child.wait() would wait for a lock that is held
         handlers[number](number, frame)
 
     for number in SIGNALS if current_thread() is main_thread() else ():
