@@ -101,7 +101,7 @@ demos: install students ## run every demo sweep of sweeps/, then write results/ 
 	@$(MAKE) --no-print-directory results
 
 demos-quick: install ## run every demo sweep with one seed and few steps, into outputs/quick (20 minutes of CPU time)
-	@for sweep in $(filter-out demo_table7 demo_students,$(DEMOS)); do \
+	@for sweep in $(filter-out demo_table7 demo_students demo_sgd,$(DEMOS)); do \
 		$(BIN)/tip-exp -cd sweeps -cn $$sweep experiment=quick seed=0 || exit 1; done
 	@$(BIN)/tip-exp -cd sweeps -cn demo_table7 experiment=quick_tools seed=0
 	@$(BIN)/tip-report results outputs/quick --out outputs/quick/results
