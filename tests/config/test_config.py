@@ -333,10 +333,14 @@ def test_a_pair_that_has_to_be_made_first_says_so(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_run_of_every_sweep_passes_the_rules(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for seed in (0, 1, 2):  # what `make students` makes
-        (tmp_path / "outputs" / "students" / str(seed)).mkdir(parents=True)
-        (tmp_path / "outputs" / "students" / str(seed) / "config.json").write_text("{}")
-    arguments = {"table7": [f"data.root={tmp_path}"], "leaderboard": ["seed=0"]}  # 785 runs differ in the seed alone
+    students = [f"outputs/students/{seed}" for seed in range(3)]
+    for model in [*students, "models/smollm2/teacher", "models/smollm2/student"]:  # what is made or fetched first
+        (tmp_path / model).mkdir(parents=True)
+        (tmp_path / model / "config.json").write_text("{}")
+    for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl"):
+        (tmp_path / name).touch()
+    arguments = {name: [f"data.root={tmp_path}"] for name in ("table7", "registered_smollm2")}
+    arguments["leaderboard"] = ["seed=0"]  # 785 runs differ in the seed alone
     planned = plan(path, arguments.get(path.stem, []))
     assert len(planned) > 1
     assert not [run for run in planned if isinstance(run, RefusedRun)]
