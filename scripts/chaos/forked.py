@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -156,7 +157,8 @@ class Launched:
         return self.code
 
     def text(self) -> str:
-        return self.output.read_text(errors="replace")
+        """The output; a new line also where a progress bar moves a terminal's cursor."""
+        return re.sub(r"\r|\x1b\[\d*[A-Z]", "\n", self.output.read_text(errors="replace"))
 
 
 def cpu_seconds(pid: int) -> float:

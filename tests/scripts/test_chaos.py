@@ -102,3 +102,8 @@ def test_a_killed_process_keeps_no_lock_of_the_next(tmp_path: Path, monkeypatch:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+
+
+def test_a_notice_beside_a_progress_bar_is_a_line_of_its_own(tmp_path: Path) -> None:
+    launched = Launched(lambda: os.write(1, b"\r 1/4\r\x1b[AW&B: no route\n") and None, tmp_path / "output.txt")
+    assert launched.wait() == 0 and "W&B: no route" in launched.text().splitlines()
