@@ -209,10 +209,12 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_run_on_the_cpu(monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     with pytest.raises(ConfigError, match=r"device=auto: this machine has GPU 0, 3, but torch .* device=cpu$"):
         pick_device("auto")
+    with pytest.raises(ConfigError, match="device=cuda, but torch finds no CUDA device"):
+        pick_device("cuda")
     assert pick_device("cpu") == torch.device("cpu")
     for hidden in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert pick_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert pick_device("auto") == torch.device("cuda")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
