@@ -88,12 +88,16 @@ def fork(body: Callable[[], int]) -> int:
     """Run `body` in a child with default signals; its exit code is what `body` returns."""
     sys.stdout.flush()
     sys.stderr.flush()
+    signals = *termination.SIGNALS, signal.SIGINT
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # Python drops what a handler raises in a fork's callbacks
     if pid := os.fork():
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return pid
     code = 1
     try:
-        for number in (*termination.SIGNALS, signal.SIGINT):
+        for number in signals:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = body()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
