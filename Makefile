@@ -107,9 +107,9 @@ demos-quick: install ## run every demo sweep with one seed and few steps, into o
 	@$(BIN)/tip-report results outputs/quick --out outputs/quick/results
 	@$(BIN)/tip-report outputs/quick --html outputs/quick/report.html
 
-results: install ## write results/README.md, its tables, results/demo/report.html and its figures from outputs/sweeps
+results: install ## write results/README.md, its tables, and report.html and figures of the embedded pairs from outputs/sweeps
 	@$(BIN)/tip-report results outputs/sweeps --out results
-	@$(BIN)/tip-report $(filter-out %/demo_memory,$(wildcard outputs/sweeps/demo_*)) \
+	@$(BIN)/tip-report $(filter-out %/demo_memory %/demo_sgd %/demo_students,$(wildcard outputs/sweeps/demo_*)) \
 		--html results/demo/report.html --png results/demo >/dev/null
 
 report: install ## print the table of all runs in outputs/

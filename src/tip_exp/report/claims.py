@@ -21,8 +21,9 @@ VERDICTS = (
 )
 
 STEPS = (
-    "Adam divides the mean of gradients by root of their squares' mean + eps: a small eps makes steps whose size does "
-    "not depend on the gradient's, a large one steps in proportion to it, as SGD with momentum."
+    "Adam divides the running mean of gradients by sqrt(v) + eps, with v the running mean of their squares: with a "
+    "small eps the size of a step does not depend on the gradient's, with a large one it is in proportion to it, as in "
+    "SGD with momentum."
 )
 
 
