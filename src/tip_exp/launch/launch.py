@@ -137,7 +137,7 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
                 module, options = "torchrun", [*torchrun_options(ranks, config.nodes, node), "--"]
             command = ["-m", f"tip_exp.launch.{module}", folder.root, os.getpid(), *options, *locks]
             code = _run_in_child([sys.executable, *map(str, command)], environment, folder.log, background)
-    if code == TERMINATED:
+    if code == TERMINATED or -code in termination.SIGNALS:
         if background is None:  # its process has said so on the terminal
             raise Terminated
         raise RunFailedError(f"{config.name}: terminated; the same command resumes it")
@@ -185,18 +185,20 @@ def _environment(ranks: int, gpus: list[str], background: Background | None) -> 
 def _run_in_child(command: list[str], environment: dict[str, str], log: Path, background: Background | None) -> int:
     """Exit code of a run's process, which joins the locks and keeps them if this process is killed."""
     if background is None:
-        child = subprocess.Popen(command, env=environment)
-        try:
-            with termination.saves_before_handlers(child):
-                return child.wait()
-        except BaseException:
-            child.terminate()  # a terminal has interrupted it as well: it ends at the first interrupt
+        with termination.without_interrupt() as end:
+            child = subprocess.Popen(command, env=environment)
             try:
-                child.wait()  # until it has written a checkpoint
-            except KeyboardInterrupt:  # a second one: do not wait for it
-                child.kill()
-                child.wait()
-            raise
+                end()
+                with termination.saves_before_handlers(child):
+                    return child.wait()
+            except BaseException:
+                child.terminate()  # a terminal has interrupted it as well: it ends at the first interrupt
+                try:
+                    child.wait()  # until it has written a checkpoint
+                except KeyboardInterrupt:  # a second one: do not wait for it
+                    child.kill()
+                    child.wait()
+                raise
     with log.open("a", encoding="utf-8") as log_file:
         child = subprocess.Popen(
             command,
