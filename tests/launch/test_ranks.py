@@ -55,9 +55,17 @@ def run(config, folder):
             raise ValueError("rank 1 is the cause")
         finally:
             time.sleep(0)
+    if config.name == "restarts" and not (folder.root / "again").exists():
+        from tip_exp.utils.errors import RestartsError
+
+        if rank == 1:
+            time.sleep(0.2)
+            (folder.root / "again").touch()
+            raise RestartsError("rank 1 is out of memory")
+        time.sleep(100)
     if config.name == "killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    if config.name != "ends":
+    if config.name not in ("ends", "restarts"):
         time.sleep(100)
 
 sys.modules["tip_exp.run"] = types.SimpleNamespace(run=run, run_eval=None)
@@ -133,6 +141,14 @@ def test_one_error_is_printed_the_first_ranks(tmp_path: Path, start: Callable[..
     ]
     assert "ValueError: rank 1 is the cause" in folder.log_of(1).read_text()
     assert not folder.lock.exists()
+
+
+def test_a_run_starts_again_if_a_rank_asks_for_it(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process, folder = start("restarts"), RunFolder(tmp_path / "restarts")
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    assert err == f"rank 1 is out of memory (traceback in {folder.log_of(1)})\n"
+    assert out.count("rank 0 prints") == 2 and not folder.lock.exists()
 
 
 def ended(pids: list[int]) -> bool:

@@ -97,7 +97,16 @@ def test_an_interrupt_while_a_process_loads_prints_no_traceback(tmp_path: Path, 
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     ranks = "ranks=2" if at.startswith("torchrun") else "ranks=1"
     done = subprocess.run(
-        [sys.executable, "-m", "tip_exp", ranks, "device=cpu", "experiment=smoke", "logger=files", "eval.teacher=false"],
+        [
+            sys.executable,
+            "-m",
+            "tip_exp",
+            ranks,
+            "device=cpu",
+            "experiment=smoke",
+            "logger=files",
+            "eval.teacher=false",
+        ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": paths, "INTERRUPT_AT": at},
         capture_output=True,

@@ -21,11 +21,21 @@ from pathlib import Path
 from tip_exp.launch.lock import check_held, joined
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils import termination
-from tip_exp.utils.errors import BAD_CONFIG, FAILED, INTERRUPTED, TERMINATED, ConfigError, format_error
+from tip_exp.utils.errors import (
+    BAD_CONFIG,
+    FAILED,
+    INTERRUPTED,
+    RESTARTS,
+    TERMINATED,
+    ConfigError,
+    RestartsError,
+    format_error,
+)
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.termination import code_of
 
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
+CODES = {ConfigError: BAD_CONFIG, RestartsError: RESTARTS}  # of other errors: FAILED
 _PR_SET_PDEATHSIG = 1
 
 
@@ -73,8 +83,10 @@ def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
         except SystemExit:
             raise
         except BaseException as error:  # PyTorch's CheckpointException and a panic of Rust code are no Exception
-            code = BAD_CONFIG if isinstance(error, ConfigError) else FAILED
+            code = next((code for kind, code in CODES.items() if isinstance(error, kind)), FAILED)
             message = f"{format_error(error)} (traceback in {log_path})"
+            if code == RESTARTS:
+                message = message.removeprefix("error: ")
             if report is None:
                 print(message, file=sys.stderr)
             else:  # message and timestamp: as torch.distributed.run reads it

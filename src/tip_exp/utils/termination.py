@@ -50,7 +50,7 @@ def without_interrupt() -> Iterator[Callable[[], object]]:
 
 
 def kill_while_loading() -> None:
-    """Until handlers are set, let a signal kill the process: an exception in an import may be printed, or be dropped."""
+    """Until handlers are set, let a signal kill the process: what is raised in an import may be dropped."""
     for number in (signal.SIGINT, *SIGNALS):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
