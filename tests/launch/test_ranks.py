@@ -145,7 +145,7 @@ def test_one_error_is_printed_the_first_ranks(tmp_path: Path, start: Callable[..
 
 def test_a_run_starts_again_if_a_rank_asks_for_it(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     process, folder = start("restarts"), RunFolder(tmp_path / "restarts")
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert err == f"rank 1 is out of memory (traceback in {folder.log_of(1)})\n"
     assert out.count("rank 0 prints") == 2 and not folder.lock.exists()

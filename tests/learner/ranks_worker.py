@@ -87,7 +87,7 @@ def do(job: dict[str, Any]) -> None:
 
 def run_out_of_memory() -> None:
     """In the backward pass of step 2, while other ranks wait in that of their own, unless micro-batches are small."""
-    whole_step, hidden, fails = Learner.step, Model.hidden, []
+    whole_step, hidden, fails = Learner.step, Model.hidden, [False]
 
     def step(self: Learner, number: int, *arguments: Any) -> Any:
         fails[:] = [number == 2 and self.config.micro_batch_tokens > 200]
