@@ -25,8 +25,17 @@ from tip_exp.utils.errors import ConfigError
 
 # Imported by every process at its start: replaces a run by one that writes what it sees, and ends as its name says.
 STUB = """
-import json, logging, os, signal, sys, time, types
+import json, logging, os, signal, subprocess, sys, time, types
 from unittest.mock import MagicMock
+
+class Popen(subprocess.Popen):
+    def __init__(self, *args, **options):
+        if options.get("start_new_session") and os.environ.pop("SIGTERM_BEFORE_RANKS", ""):  # the first of them
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().__init__(*args, **options)
+
+if "SIGTERM_BEFORE_RANKS" in os.environ:
+    subprocess.Popen = Popen
 
 def run(config, folder):
     rank = int(os.environ["RANK"])
@@ -46,9 +55,17 @@ def run(config, folder):
             raise ValueError("rank 1 is the cause")
         finally:
             time.sleep(0)
+    if config.name == "restarts" and not (folder.root / "again").exists():
+        from tip_exp.utils.errors import RestartsError
+
+        if rank == 1:
+            time.sleep(0.2)
+            (folder.root / "again").touch()
+            raise RestartsError("rank 1 is out of memory")
+        time.sleep(100)
     if config.name == "killed" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    if config.name != "ends":
+    if config.name not in ("ends", "restarts"):
         time.sleep(100)
 
 sys.modules["tip_exp.run"] = types.SimpleNamespace(run=run, run_eval=None)
@@ -126,6 +143,14 @@ def test_one_error_is_printed_the_first_ranks(tmp_path: Path, start: Callable[..
     assert not folder.lock.exists()
 
 
+def test_a_run_starts_again_if_a_rank_asks_for_it(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    process, folder = start("restarts"), RunFolder(tmp_path / "restarts")
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert err == f"rank 1 is out of memory (traceback in {folder.log_of(1)})\n"
+    assert out.count("rank 0 prints") == 2 and not folder.lock.exists()
+
+
 def ended(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
@@ -155,14 +180,27 @@ def test_all_ranks_end_with_their_launcher(
         assert err == f"\ninterrupted; the same command resumes from the last checkpoint in {folder.checkpoints}\n"
 
 
+def test_a_signal_just_before_the_ranks_start_ends_the_run(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start("waits", SIGTERM_BEFORE_RANKS="1")
+    _, err = process.communicate(timeout=100)
+    checkpoints = RunFolder(tmp_path / "waits").checkpoints
+    assert (process.returncode, err) == (
+        143,
+        f"\nterminated; the same command resumes from the last checkpoint in {checkpoints}\n",
+    )
+
+
 def test_a_signal_after_the_ranks_have_ended_interrupts_nothing(tmp_path: Path) -> None:
     """Before there are ranks it ends the launch; in a process of its own, whose children would get the signal."""
     code = """
-import pathlib, sys
+import pathlib, signal, sys
 from tip_exp.launch.torchrun import pass_on
 from tip_exp.utils.termination import Terminated
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
 try:
-    pass_on(15, pathlib.Path(sys.argv[1]))
+    pass_on(pathlib.Path(sys.argv[1]), set())
 except Terminated:
     print("ends", end="")
 """

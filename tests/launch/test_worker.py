@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -72,6 +73,49 @@ def test_a_signal_before_the_run_or_while_an_error_is_reported_prints_nothing(
 ) -> None:
     done = work(folder, change=f"worker.{during} = lambda *_, **__: fail({stop})")
     assert (done.returncode, done.stderr) == (code, "")
+
+
+INTERRUPT_WHILE_LOADING = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(name, *_):
+        if name == at:
+            os.killpg(0, signal.SIGINT)
+
+module, _, at = os.environ["INTERRUPT_AT"].partition(" ")
+if f"tip_exp.launch.{module}" in sys.orig_argv:
+    sys.meta_path.insert(0, Interrupt)
+    Interrupt.find_spec("")
+"""
+
+
+@pytest.mark.parametrize("at", ["worker", "worker pydantic", "torchrun", "torchrun torch"])
+def test_an_interrupt_while_a_process_loads_prints_no_traceback(tmp_path: Path, at: str) -> None:
+    """From a terminal, at the start of the process or at an import."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT_WHILE_LOADING)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    ranks = "ranks=2" if at.startswith("torchrun") else "ranks=1"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tip_exp",
+            ranks,
+            "device=cpu",
+            "experiment=smoke",
+            "logger=files",
+            "eval.teacher=false",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": paths, "INTERRUPT_AT": at},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 INTERRUPT_BESIDE_A_SIGNAL = """

@@ -22,9 +22,9 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.learner.distributed import ALONE, Ranks, start
 from tip_exp.learner.sharding import make_sharding
 from tip_exp.models.load import load_pair
-from tip_exp.records.folder import RunFolder
+from tip_exp.records.folder import RunFolder, read_budgets
 from tip_exp.run import run
-from tip_exp.utils.io import read_rows
+from tip_exp.utils.io import checksum, read_rows
 from tip_exp.utils.paths import resolve_model
 
 Compose = Callable[..., RunConfig]
@@ -123,7 +123,12 @@ def results(
     jobs[2] |= {"steps": shared | {"jobs": STEPS[2] | {"bfloat16": BFLOAT16}}}
     jobs[4] |= {"steps": shared | {"jobs": STEPS[4], "rollouts": rollouts[:3]}}
     jobs[3] |= {"loads": {name: configs[name].model_dump() for name in ("evaluated", "materialized")}}
-    spawn(folders[2], [jobs[2], jobs[4]])
+    limited = {"size": 2, "folder": folders[2], "runs": {"limited": configs["evaluated"].model_dump()}}
+    limited["runs"]["limited"]["learner"]["micro_batch_tokens"] = 400
+    small = limited | {"runs": {"small": limited["runs"]["limited"]}}
+    (folders[2] / "small").mkdir()
+    RunFolder(folders[2] / "small").micro_batches.write_text('{"2": 200}')
+    spawn(folders[2], [jobs[2], jobs[4], limited | {"fails": True}, limited, small])
     # Three ranks go on from the first step of two.
     shutil.copytree(folders[2] / "evaluated", folders[3] / "resumed")
     for later in (
@@ -207,6 +212,16 @@ def test_bfloat16_passes(results: dict[int, Path], tiny_config: RunConfig, rollo
         assert_close(got["gradients"], expected, 0.02)
         with pytest.raises(AssertionError):
             assert_close(got["gradients"], in_float32, 1e-3)
+
+
+def test_out_of_memory_in_one_rank_gives_the_weights_of_smaller_micro_batches(results: dict[int, Path]) -> None:
+    """The other rank waits in a backward pass; both end, and the next launch does the step again."""
+    limited, small = (RunFolder(results[2] / name) for name in ("limited", "small"))
+    assert read_budgets(limited.micro_batches) == {2: 200}
+    losses, expected = ([row["train/loss"] for row in read_rows(f.metrics)[1:]] for f in (limited, small))
+    assert losses == expected and len(losses) == 2
+    files = [checksum(next(folder.model.glob("*.safetensors"))) for folder in (limited, small)]
+    assert files[0] == files[1]
 
 
 def assert_close(tensors: dict[str, Tensor], expected: dict[str, Any], tolerance: float) -> None:

@@ -26,7 +26,7 @@ from tip_exp.records.folder import RunFolder, read_budgets
 from tip_exp.records.result import health
 from tip_exp.run import run
 from tip_exp.selector.selector import Selector
-from tip_exp.utils.errors import RunFailedError, is_out_of_memory
+from tip_exp.utils.errors import RestartsError, RunFailedError, is_out_of_memory
 from tip_exp.utils.io import read_rows
 
 Compose = Callable[..., RunConfig]
@@ -159,9 +159,7 @@ def test_ranks_that_wait_for_each_other_end_and_resume_with_less(
     rollouts, steps = sample_rollouts(tiny_pair), steps_of(tiny_pair, tiny_config, tmp_path, micro_batch_tokens=400)
     memory.limit = 200
     steps.ranks = SimpleNamespace(size=2, rank=1)  # pyright: ignore[reportAttributeAccessIssue]
-    with pytest.raises(
-        RunFailedError, match=r"^step 3, rank 1: out of memory \(CUDA out of memory.*at most 200 tokens"
-    ):
+    with pytest.raises(RestartsError, match=r"^step 3, rank 1: out of memory \(CUDA out of memory.*at most 200 tokens"):
         steps(3, rollouts, [])
     again = steps_of(tiny_pair, tiny_config, tmp_path, micro_batch_tokens=400)
     assert again(3, rollouts, []).metrics["train/skipped"] == 0 and again.learner.config.micro_batch_tokens == 200

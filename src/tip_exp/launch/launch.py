@@ -39,7 +39,7 @@ from tip_exp.launch.reuse import (
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.records.integrity import damage, remedy
 from tip_exp.utils import termination
-from tip_exp.utils.errors import TERMINATED, ConfigError, RunFailedError, first_line
+from tip_exp.utils.errors import RESTARTS, TERMINATED, ConfigError, RunFailedError, first_line
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import OUTPUTS
 from tip_exp.utils.termination import Terminated
@@ -136,13 +136,17 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
             else:
                 module, options = "torchrun", [*torchrun_options(ranks, config.nodes, node), "--"]
             command = ["-m", f"tip_exp.launch.{module}", folder.root, os.getpid(), *options, *locks]
-            code = _run_in_child([sys.executable, *map(str, command)], environment, folder.log, background)
-    if code == TERMINATED:
+            child = [sys.executable, *map(str, command)], environment, folder.log, background
+            code = _run_in_child(*child)
+            while code == RESTARTS and config.nodes == 1:  # a node does not know why the others have ended
+                code = _run_in_child(*child)
+    if code == TERMINATED or -code in termination.SIGNALS:
         if background is None:  # its process has said so on the terminal
             raise Terminated
         raise RunFailedError(f"{config.name}: terminated; the same command resumes it")
-    if code < 0:
-        raise RunFailedError(f"{config.name}: killed by {signal.Signals(-code).name}; the same command resumes it")
+    if code < 0 or code == RESTARTS:
+        how = "out of memory" if code == RESTARTS else f"killed by {signal.Signals(-code).name}"
+        raise RunFailedError(f"{config.name}: {how}; the same command resumes it")
     if code > 0:
         message = _error_in_log(folder, log_size) if background else ""
         raise RunFailedError(f"{config.name}: {message or f'failed with exit code {code}; see {folder.log}'}")
@@ -185,18 +189,20 @@ def _environment(ranks: int, gpus: list[str], background: Background | None) -> 
 def _run_in_child(command: list[str], environment: dict[str, str], log: Path, background: Background | None) -> int:
     """Exit code of a run's process, which joins the locks and keeps them if this process is killed."""
     if background is None:
-        child = subprocess.Popen(command, env=environment)
-        try:
-            with termination.saves_before_handlers(child):
-                return child.wait()
-        except BaseException:
-            child.terminate()  # a terminal has interrupted it as well: it ends at the first interrupt
+        with termination.without_interrupt() as end:
+            child = subprocess.Popen(command, env=environment)
             try:
-                child.wait()  # until it has written a checkpoint
-            except KeyboardInterrupt:  # a second one: do not wait for it
-                child.kill()
-                child.wait()
-            raise
+                end()
+                with termination.saves_before_handlers(child):
+                    return child.wait()
+            except BaseException:
+                child.terminate()  # a terminal has interrupted it as well: it ends at the first interrupt
+                try:
+                    child.wait()  # until it has written a checkpoint
+                except KeyboardInterrupt:  # a second one: do not wait for it
+                    child.kill()
+                    child.wait()
+                raise
     with log.open("a", encoding="utf-8") as log_file:
         child = subprocess.Popen(
             command,

@@ -21,28 +21,36 @@ from pathlib import Path
 from tip_exp.launch.worker import LOG_FORMAT, end_with, print_stopped
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import FAILED, INTERRUPTED, TERMINATED, first_line
-from tip_exp.utils.termination import SIGNALS, Terminated, code_of
+from tip_exp.utils.termination import SIGNALS, Terminated, code_of, kill_while_loading
 
 KILL_AFTER_S = 30  # torch.distributed.run's default
+AGAIN_S = 0.5  # after it SIGTERM is passed on to ranks that had not started
 
 
 def main() -> None:
     """Do the run; the exit code is that of the rank that failed first, or the signal that killed one."""
     folder, launcher = RunFolder(Path(sys.argv[1])), int(sys.argv[2])
+    kill_while_loading()
     end_with(launcher)
     split = sys.argv.index("--")
     options, locks = sys.argv[3:split], sys.argv[split + 1 :]
     worker = ["-m", "tip_exp.launch.worker", str(folder.root), str(os.getpid()), *locks]
     logging.basicConfig(filename=folder.root / "torchrun.log", format=LOG_FORMAT)
+    import torch.distributed.run  # noqa: F401  (takes seconds)
+
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # until torch.distributed.run sets its own
     try:
         with tempfile.TemporaryDirectory(prefix="tip_exp_ranks_") as reports:
-            for number in SIGNALS:
-                signal.signal(number, lambda number, _: pass_on(number, Path(reports)))
+            told: set[int] = set()
+            for number in (*SIGNALS, signal.SIGALRM):
+                signal.signal(number, lambda *_: pass_on(Path(reports), told))
             options += ["--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", f"--log-dir={reports}"]
             code = run_ranks([*options, *worker], Path(reports))
-            for number in SIGNALS:  # the ranks have ended
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number in (*SIGNALS, signal.SIGALRM):  # the ranks have ended
                 signal.signal(number, signal.SIG_IGN)
-    except KeyboardInterrupt as stop:  # while torch loads
+    except KeyboardInterrupt as stop:  # before there are ranks
         code = code_of(stop)
     if code in (INTERRUPTED, TERMINATED):
         print_stopped(folder, code)
@@ -53,20 +61,21 @@ def main() -> None:
     sys.exit(code)
 
 
-def pass_on(number: int, reports: Path) -> None:
-    """Send the signal to the ranks, which have process groups of their own; raises Terminated if there are none yet.
+def pass_on(reports: Path, told: set[int]) -> None:
+    """Send SIGTERM to each rank once, also to those that start later; raises Terminated while none is about to start.
 
-    Once torch.distributed.run has made the ranks' folders in `reports`, an absent rank is one that has ended.
+    Ranks have process groups of their own. torch.distributed.run makes their folders in `reports` before it starts
+    them; from then on an absent rank is one that starts later or has ended. `told` holds those that have the signal.
     """
-    has_ranks = any(reports.glob("*"))
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
-            pid, rest = stat.parent.name, stat.read_text().rpartition(")")[2].split()
-            if rest[1] == str(os.getpid()):  # its parent: field 4 of proc_pid_stat(5)
-                os.kill(int(pid), number)
-                has_ranks = True
-    if not has_ranks:
+            pid, rest = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+            if rest[1] == str(os.getpid()) and pid not in told:  # its parent: field 4 of proc_pid_stat(5)
+                os.kill(pid, signal.SIGTERM)
+                told.add(pid)
+    if not told and not any(reports.glob("*")):
         raise Terminated
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_S)  # SIGALRM calls this function again
 
 
 def run_ranks(arguments: list[str], reports: Path) -> int:
@@ -93,7 +102,7 @@ def run_ranks(arguments: list[str], reports: Path) -> int:
         if first is not None:
             print(first["message"], file=sys.stderr)
             return first["code"]
-        if any(failure.exitcode == TERMINATED for failure in error.failures.values()):
+        if any(failure.exitcode in (TERMINATED, -signal.SIGTERM) for failure in error.failures.values()):
             return TERMINATED
         rank, failure = next(iter(error.failures.items()))
         print(f"error: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr)

@@ -18,28 +18,38 @@ from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 
-from tip_exp.config.parse import load
 from tip_exp.launch.lock import check_held, joined
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils import termination
-from tip_exp.utils.errors import BAD_CONFIG, FAILED, INTERRUPTED, TERMINATED, ConfigError, format_error
+from tip_exp.utils.errors import (
+    BAD_CONFIG,
+    FAILED,
+    INTERRUPTED,
+    RESTARTS,
+    TERMINATED,
+    ConfigError,
+    RestartsError,
+    format_error,
+)
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.termination import code_of
 
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
+CODES = {ConfigError: BAD_CONFIG, RestartsError: RESTARTS}  # of other errors: FAILED
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Do the run. An error is one message on stderr, a traceback in the rank's log, and an exit code."""
     folder, parent, locks = RunFolder(Path(sys.argv[1])), int(sys.argv[2]), sys.argv[3:]
+    termination.kill_while_loading()
     end_with(parent)  # before torch loads: that takes seconds, in which the parent may be killed
     try:
         _hold_and_run(folder, locks)
     except OSError as error:  # of the lock or the log: a full disk, or a folder that may only be read
         print(format_error(error), file=sys.stderr)
         sys.exit(FAILED)
-    except KeyboardInterrupt as stop:  # before the handlers are set, or while another error is reported
+    except KeyboardInterrupt as stop:  # while another error is reported
         sys.exit(code_of(stop))
 
 
@@ -63,9 +73,7 @@ def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
         logging.captureWarnings(True)
         logging.raiseExceptions = False  # on a full disk the log ends, without a traceback for each line
         faulthandler.enable(log_file)
-        end_at_first_interrupt()
         try:
-            termination.handle()
             _run(folder)
         except KeyboardInterrupt as stop:
             code = code_of(stop)
@@ -75,8 +83,10 @@ def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
         except SystemExit:
             raise
         except BaseException as error:  # PyTorch's CheckpointException and a panic of Rust code are no Exception
-            code = BAD_CONFIG if isinstance(error, ConfigError) else FAILED
+            code = next((code for kind, code in CODES.items() if isinstance(error, kind)), FAILED)
             message = f"{format_error(error)} (traceback in {log_path})"
+            if code == RESTARTS:
+                message = message.removeprefix("error: ")
             if report is None:
                 print(message, file=sys.stderr)
             else:  # message and timestamp: as torch.distributed.run reads it
@@ -121,14 +131,18 @@ def print_stopped(folder: RunFolder, code: int) -> None:
 
 
 def _run(folder: RunFolder) -> None:
+    """Load the program, then handle signals and do the run."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_default_handler()
     transformers.utils.logging.enable_propagation()  # its warnings go to the log
 
+    from tip_exp.config.parse import load
     from tip_exp.run import run, run_eval
 
+    end_at_first_interrupt()
+    termination.handle()
     config = load(folder.config)
     (run if config.mode == "train" else run_eval)(config, folder)
 

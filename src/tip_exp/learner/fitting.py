@@ -5,8 +5,8 @@ order and the micro-batch numbers of `learner.micro_batch_tokens`: only the spli
 smaller micro-batches as well. micro_batch_tokens.json in the run's folder, {"step": tokens}, makes a resumed run use
 the same ones.
 
-With several ranks the passes are collective: the others wait for the rank that ran out of memory, so the run ends, and
-the same command resumes it with smaller micro-batches.
+With several ranks the passes are collective: the others wait for the rank that ran out of memory, so all of them end,
+and the launcher starts them again from the newest checkpoint, with smaller micro-batches.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tip_exp.models.pair import ChatTokenizer, Pair, Shards
 from tip_exp.models.weight_files import WeightFiles
 from tip_exp.records.folder import read_budgets
 from tip_exp.types import Problem, Rollout
-from tip_exp.utils.errors import RunFailedError, first_line, is_out_of_memory, say
+from tip_exp.utils.errors import RestartsError, RunFailedError, first_line, is_out_of_memory, say
 from tip_exp.utils.io import write_atomic
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,10 @@ class FittingSteps:
         self.budgets = self.ranks.broadcast(read_budgets(path))
 
     def __call__(self, step: int, rollouts: list[Rollout], problems: list[Problem]) -> StepReport:
-        """Update number `step`. Raises RunFailedError if no micro-batch of one rollout fits, or with several ranks."""
+        """Update number `step`.
+
+        Raises RunFailedError if no micro-batch of one rollout fits, else, with several ranks, RestartsError.
+        """
         while True:
             self._use(min([self.configured, *(tokens for start, tokens in self.budgets.items() if start <= step)]))
             try:
@@ -126,9 +129,9 @@ class FittingSteps:
         write_atomic(self.path, json.dumps(self.budgets) + "\n")
         to = f"micro-batches of at most {lowered} tokens (learner.micro_batch_tokens={self.configured})"
         if self.ranks.size > 1 or not self.learner.discard():
-            raise RunFailedError(
-                f"step {step}, rank {self.ranks.rank}: out of memory ({fault}). The same command resumes from the "
-                f"newest checkpoint, from step {step} on with {to}"
+            raise RestartsError(
+                f"step {step}, rank {self.ranks.rank}: out of memory ({fault}); the run resumes from the newest "
+                f"checkpoint, from step {step} on with {to}"
             )
         _free()
         say(f"step {step}: out of memory; it is done again, and later steps are done, with {to}")

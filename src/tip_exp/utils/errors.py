@@ -11,7 +11,7 @@ from typing import NoReturn
 
 # As torch, its allocators for GPU and CPU, and cuBLAS say it.
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED")
-FAILED, BAD_CONFIG, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+FAILED, BAD_CONFIG, RESTARTS, INTERRUPTED, TERMINATED = 1, 2, 75, 130, 143
 
 
 class ConfigError(ValueError):
@@ -24,6 +24,10 @@ class DataError(ValueError):
 
 class RunFailedError(RuntimeError):
     """A run ended without a result; the message says why or where its log is."""
+
+
+class RestartsError(RunFailedError):
+    """A run on one node has ended, and its launcher starts it again from the newest checkpoint."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

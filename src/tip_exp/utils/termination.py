@@ -1,6 +1,7 @@
 """SIGTERM, which a scheduler sends some time before it kills a process: a request to save and end.
 
-Until `defer` the signal raises Terminated; after it, it only sets `is_requested`, which a run reads between steps.
+While a process loads, its signals kill it (`kill_while_loading`). Then SIGTERM raises Terminated until `defer`; after
+it, it only sets `is_requested`, which a run reads between steps.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from threading import current_thread, main_thread
 from types import FrameType
 from typing import Any
@@ -31,6 +33,28 @@ def code_of(stop: KeyboardInterrupt) -> int:
 class _Request:
     deferred = False
     received = False
+
+
+@contextmanager
+def without_interrupt() -> Iterator[Callable[[], object]]:
+    """Yields a function that ends it. A process that starts in between gets no SIGINT before `kill_while_loading`.
+
+    While Python itself starts, it prints a traceback for that signal.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    end = partial(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+    try:
+        yield end
+    finally:
+        end()
+
+
+def kill_while_loading() -> None:
+    """Until handlers are set, let a signal kill the process: what is raised in an import may be dropped."""
+    for number in (signal.SIGINT, *SIGNALS):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def handle() -> None:
