@@ -199,7 +199,8 @@ def test_small_models_run_on_one_thread_unless_told(compose_run: Run, monkeypatc
     pair = load_pair(compose_run().pair, torch.device("cpu"))
     assert pick_threads(None, pair) == 1
     assert pick_threads(3, pair) == 3
-    monkeypatch.setattr("tip_exp.learner.device.SINGLE_THREAD_PARAMETERS", 1000)
+    size = sum(parameter.numel() for parameter in pair.teacher.module.parameters())
+    monkeypatch.setattr("tip_exp.learner.device.SINGLE_THREAD_PARAMETERS", size)  # small models are below it
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert pick_threads(None, pair) == 7
 

@@ -13,9 +13,10 @@ import pytest
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.load import load
+from tip_exp.envs.episodes import Episode
 from tip_exp.envs.sampler import EpisodeSampler
 from tip_exp.eval import evaluate as module
-from tip_exp.eval.evaluate import Evaluations, evaluate, ungraded_warning
+from tip_exp.eval.evaluate import Evaluations, evaluate, evaluate_episodes, ungraded_warning
 from tip_exp.grading import boxed
 from tip_exp.models.pair import Pair
 from tip_exp.types import Problem, Rollout, Sampling
@@ -116,3 +117,22 @@ def test_prompts_and_episodes_are_those_of_an_evaluation(
     rows = SimpleNamespace(eval_rows=lambda *_: None)
     metrics = Evaluations(config, {"word_sums": dataset}, tiny_pair, None)(player, rows, model="student", step=0)  # pyright: ignore[reportArgumentType]
     assert metrics == {"eval/word_sums/mean@1": 0.5} and seen == [True, True]
+
+
+def test_episodes_are_matched_with_their_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tasks, two episodes each: means 0.3 and 0.9, whose standard error is 0.6 / sqrt(2) / sqrt(2)."""
+
+    def episode(score: float) -> Episode:
+        rollout = Rollout([1, 2], [False, True], "stop", [])
+        return Episode(rollout, "", 1, calls=0, failed_calls=0, cut_observations=0, stop="final", score={"all": score})
+
+    player = EpisodeSampler.__new__(EpisodeSampler)
+    player.last = [episode(score) for score in (0.2, 0.4, 0.8, 1.0)]
+    monkeypatch.setattr(player, "generate", lambda *_: [])
+    tools = SimpleNamespace(no_tool_baseline=0.1)
+    dataset = Dataset([Problem("a", "", ""), Problem("b", "", "")], "", "", tools=tools)  # pyright: ignore[reportArgumentType]
+    rows, metrics = evaluate_episodes(player, dataset, [[1], [1]], Sampling(2, 1.0, 1.0, 0, 1), 0)
+    assert [(row["problem_id"], row["sample"], row["right"]) for row in rows] == [
+        ("a", 0, 0.2), ("a", 1, 0.4), ("b", 0, 0.8), ("b", 1, 1.0)
+    ]  # fmt: skip
+    assert (metrics["mean@2"], metrics["mean@2_se"]) == (pytest.approx(0.6), pytest.approx(0.3))

@@ -49,7 +49,7 @@ def test_summary_of_two_problems() -> None:
     # problem 1: 9 9 8, 2/3 right, majority right; problem 2: 7 - 9, 1/3 right, the tie goes to 7, which is wrong
     rows = [
         [graded("9", True), graded("9", True), graded("8", False)],
-        [graded("7", False), graded(None, False, truncated=True), graded("9", True)],
+        [graded("7", False), graded(None, False, truncated=True), graded("9", True, strict_right=False)],
     ]
     summary = summarize(rows, by_value)
     assert summary["mean@3"] == pytest.approx(0.5)
@@ -57,6 +57,8 @@ def test_summary_of_two_problems() -> None:
     assert summary["mean@3_se"] == pytest.approx(1 / 6)
     assert summary["pass@3"] == 1.0 and summary["maj@3"] == 0.5
     assert summary["unparsed_frac"] == summary["truncated_frac"] == pytest.approx(1 / 6)
+    # the string grader misses the last 9: 2 of 6 right, the same verdict for 5 of 6
+    assert summary["strict_mean@3"] == pytest.approx(2 / 6) and summary["strict_agreement"] == pytest.approx(5 / 6)
     assert summary["response_len"] == 10
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+import tip_exp
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.checkpoint import CheckpointError, Checkpoints
 from tip_exp.learner.distributed import Ranks
@@ -325,7 +326,7 @@ def test_an_export_holds_persistent_buffers(tmp_path: Path, tiny_pair: Pair) -> 
 
 def test_ranks_2_to_3_to_1(tmp_path: Path, tiny_config: RunConfig) -> None:
     """Saved on two ranks after two steps; on three, on one, and without a break, the third step is the same."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    path = os.pathsep.join([str(ROOT), str(Path(tip_exp.__file__).parents[1])])
     children = [
         subprocess.Popen([sys.executable, __file__, str(tmp_path), str(rank)], env={**os.environ, "PYTHONPATH": path})
         for rank in range(3)

@@ -43,7 +43,7 @@ def test_quadrants_partition_the_tokens() -> None:
 
 def test_token_metrics_of_a_small_step() -> None:
     statistics = {"entropy": torch.tensor([1.0, 0, 0, 0]), "reverse_kl": torch.tensor([0.0, 3, 1, 0])}
-    statistics["grad_norm"] = torch.tensor([0.1, 0.3, 0.6, 0])
+    statistics |= {"grad_norm": torch.tensor([0.1, 0.3, 0.6, 0]), "teacher_entropy": torch.tensor([0.4, 0.2, 0, 0])}
     selection = Selection(torch.tensor([True, True, False, False]), torch.tensor([1.0, 0.5, 0.25, 0]))
     metrics = token_metrics(statistics, one_rollout(4), selection, SOFT_OR, vocab_size=50)
     assert metrics["select/kept_tokens"] == 2 and metrics["select/response_tokens"] == 4
@@ -51,6 +51,7 @@ def test_token_metrics_of_a_small_step() -> None:
     assert metrics["select/kl_mass"] == 0.75 and metrics["select/gradient_mass"] == pytest.approx(0.4)  # tokens 0 and 1
     assert metrics["score/entropy_mean"] == 0.25
     assert metrics["score/entropy_norm_mean"] == pytest.approx(0.25 / math.log(50))
+    assert metrics["score/entropy_gap_mean"] == pytest.approx(0.2)  # 0.6 and 0.2 of four tokens
     assert metrics["quadrant/q3_share"] == 0.5 and metrics["quadrant/q3_kept_frac"] == 0.5
     assert metrics["quadrant/q3_divergence_share"] == 1.0 and metrics["quadrant/q1_share"] == 0.0
     assert metrics["quadrant/q1_kept_frac"] == 0.0  # an empty quadrant is 0, not NaN

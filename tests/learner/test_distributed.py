@@ -18,6 +18,7 @@ from tests.learner.ranks_worker import state_of
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import tip_exp
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.distributed import ALONE, Ranks, start
 from tip_exp.learner.sharding import make_sharding
@@ -142,7 +143,7 @@ def results(
 
 def spawn(folder: Path, jobs: list[dict[str, Any]]) -> None:
     (folder / "jobs").write_bytes(pickle.dumps(jobs))
-    path = os.pathsep.join([str(ROOT), str(ROOT / "src")])
+    path = os.pathsep.join([str(ROOT), str(Path(tip_exp.__file__).parents[1])])
     command = [sys.executable, str(Path(__file__).with_name("ranks_worker.py")), str(folder / "jobs")]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True)
 

@@ -231,6 +231,7 @@ def test_means_of_gradients_and_of_their_squares() -> None:
     assert {name: t.tolist() for name, t in mean_of(gradients).items()} == {"a": [2.0, 1.0], "b": [2.0]}
     assert {name: t.tolist() for name, t in mean_of(gradients, squared=True).items()} == {"a": [5.0, 5.0], "b": [8.0]}
     assert dot(*gradients) == 0.0  # 1 x 3 + 3 x -1; b is 0 in the first
+    assert dot({}, gradients[0]) == 0.0  # no parameter has a gradient in both
 
 
 def test_a_model_without_trainable_parameters_is_refused(tiny_pair: Pair) -> None:

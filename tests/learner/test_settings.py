@@ -7,6 +7,7 @@ import torch
 from tests.helpers import make_learner, sample_rollouts, train_step
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.learner.adamw import update_ratio
 from tip_exp.models.pair import Pair
 
 
@@ -14,6 +15,7 @@ def test_adamw_has_the_settings_of_the_config(tiny_pair: Pair, tiny_config: RunC
     settings = {"betas": [0.8, 0.95], "weight_decay": 0.3, "eps": 1e-3, "lr": 1e-5}
     learner = make_learner(tiny_pair, tiny_config.learner, schedule="constant", warmup_steps=2, **settings)
     assert type(learner.optimizer) is torch.optim.AdamW
+    assert update_ratio(learner.optimizer, learner.ranks) == 0.0  # no parameter has been updated
     train_step(learner, sample_rollouts(tiny_pair), step=1)
     (group,) = learner.optimizer.param_groups
     assert (group["betas"], group["weight_decay"], group["eps"]) == ((0.8, 0.95), 0.3, 1e-3)

@@ -78,8 +78,8 @@ def test_both_tails_share_the_budget() -> None:
 
 
 def test_position_rules() -> None:
-    """Rollouts of 5 and 1 tokens: 1 - position / (length - 1) is 1, .75, .5, .25, 0 and 1."""
-    assert select("prefix", {}, 5, 1).score.tolist() == [1, 0.75, 0.5, 0.25, 0, 1]
+    """Rollouts of 5, 1 and 2 tokens: 1 - position / (length - 1) is 1, .75, .5, .25, 0; 1; 1, 0."""
+    assert select("prefix", {}, 5, 1, 2).score.tolist() == [1, 0.75, 0.5, 0.25, 0, 1, 1, 0]
     assert kept(select("prefix", {}, 5, 1, retention=0.5)) == [0, 1, 5]
     assert kept(select("first_n", {}, 5, 1, parameters={"n": 2})) == [0, 1, 5]
     # shares 0, .2, .4, .6, .8 and 0; the end is excluded
