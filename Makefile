@@ -37,7 +37,7 @@ test: install ## run the fast tests (15 to 25 minutes on two slow cores)
 	$(BIN)/pytest -n 2 $(PYTEST_ARGS) -m "not slow and not gpu and not data and not vllm"
 
 test-data: install ## run the tests that need the real data sets in ../shared/data
-	$(BIN)/pytest -n 2 -m "data and not gpu"
+	$(BIN)/pytest -n 2 -m "data and not gpu" $$(grep -rl --include=*.py mark.data tests)
 
 test-slow: install ## run all tests that need no GPU
 	$(BIN)/pytest -n 2 -m "not gpu and not vllm"

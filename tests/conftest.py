@@ -12,16 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import OmegaConf
 
+from tests.composing import compose_raw
 from tip_exp.config.parse import parse
 from tip_exp.config.resolvers import register_resolvers
 from tip_exp.config.schema import RunConfig
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
-from tip_exp.utils.paths import conf_dir
 
 torch.set_num_threads(1)
 register_resolvers()
@@ -40,11 +39,7 @@ def pytest_collection_finish() -> None:
 def compose_run() -> Compose:
     """compose_run("selector=full", "seed=3") -> the typed config that these overrides give."""
 
-    def composed(*overrides: str) -> RunConfig:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return parse(compose("config", overrides=list(overrides)))
-
-    return composed
+    return lambda *overrides: parse(compose_raw(overrides))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from tests.composing import compose_raw
 
 from tip_exp.config.parse import MAX_LENGTH, MAX_PROBLEMS, accept, digest, flatten, parse
 from tip_exp.config.resolvers import register_resolvers
@@ -64,8 +65,7 @@ OTHERS: list[Any] = [
 def bases(resolved: bool = False) -> list[Any]:
     """Composed configs as plain values, with their interpolations or with what these name."""
     register_resolvers()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = [compose("config", overrides=list(overrides)) for overrides in BASES]
+    composed = [compose_raw(overrides) for overrides in BASES]
     return [OmegaConf.to_container(config, resolve=resolved) for config in composed]
 
 
