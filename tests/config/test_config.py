@@ -331,8 +331,8 @@ def test_a_pair_that_has_to_be_made_first_says_so(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_run_of_every_sweep_passes_the_rules(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    students = [f"outputs/students/{seed}" for seed in range(3)]
-    for model in [*students, "models/smollm2/teacher", "models/smollm2/student"]:  # what is made or fetched first
+    models = [f"{pair}/{role}" for pair in ("models/smollm2", "outputs/tiny_ledger") for role in ("teacher", "student")]
+    for model in [*models, *(f"outputs/students/{seed}" for seed in range(3))]:  # what is made or fetched first
         (tmp_path / model).mkdir(parents=True)
         (tmp_path / model / "config.json").write_text("{}")
     for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl"):
