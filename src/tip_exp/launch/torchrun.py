@@ -24,7 +24,7 @@ from tip_exp.utils.errors import FAILED, INTERRUPTED, TERMINATED, first_line
 from tip_exp.utils.termination import SIGNALS, Terminated, code_of, kill_while_loading
 
 KILL_AFTER_S = 30  # torch.distributed.run's default
-AGAIN_S = 0.5  # after it SIGTERM is passed on to ranks that had not started
+RESEND_S = 0.5  # between searches for ranks that started after the signal came
 
 
 def main() -> None:
@@ -36,15 +36,15 @@ def main() -> None:
     options, locks = sys.argv[3:split], sys.argv[split + 1 :]
     worker = ["-m", "tip_exp.launch.worker", str(folder.root), str(os.getpid()), *locks]
     logging.basicConfig(filename=folder.root / "torchrun.log", format=LOG_FORMAT)
-    import torch.distributed.run  # noqa: F401  (takes seconds)
+    import torch.distributed.run  # noqa: F401  # takes seconds, in which a signal still kills this process
 
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # until torch.distributed.run sets its own
     try:
         with tempfile.TemporaryDirectory(prefix="tip_exp_ranks_") as reports:
-            told: set[int] = set()
+            signalled: set[int] = set()
             for number in (*SIGNALS, signal.SIGALRM):
-                signal.signal(number, lambda *_: pass_on(Path(reports), told))
+                signal.signal(number, lambda *_: pass_on(Path(reports), signalled))
             options += ["--signals-to-handle=SIGINT,SIGHUP,SIGQUIT", f"--log-dir={reports}"]
             code = run_ranks([*options, *worker], Path(reports))
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -61,21 +61,21 @@ def main() -> None:
     sys.exit(code)
 
 
-def pass_on(reports: Path, told: set[int]) -> None:
-    """Send SIGTERM to each rank once, also to those that start later; raises Terminated while none is about to start.
+def pass_on(reports: Path, signalled: set[int]) -> None:
+    """Send SIGTERM to each rank once, and every RESEND_S to ranks that have started since.
 
-    Ranks have process groups of their own. torch.distributed.run makes their folders in `reports` before it starts
-    them; from then on an absent rank is one that starts later or has ended. `told` holds those that have the signal.
+    Raises Terminated if there are no ranks and no folders in `reports`: torch.distributed.run makes the folders just
+    before it starts the ranks. `signalled` has the process ids that SIGTERM was sent to; it is updated.
     """
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
             pid, rest = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
-            if rest[1] == str(os.getpid()) and pid not in told:  # its parent: field 4 of proc_pid_stat(5)
+            if rest[1] == str(os.getpid()) and pid not in signalled:  # its parent: field 4 of proc_pid_stat(5)
                 os.kill(pid, signal.SIGTERM)
-                told.add(pid)
-    if not told and not any(reports.glob("*")):
+                signalled.add(pid)
+    if not signalled and not any(reports.glob("*")):
         raise Terminated
-    signal.setitimer(signal.ITIMER_REAL, AGAIN_S)  # SIGALRM calls this function again
+    signal.setitimer(signal.ITIMER_REAL, RESEND_S)  # SIGALRM, which calls this function
 
 
 def run_ranks(arguments: list[str], reports: Path) -> int:
