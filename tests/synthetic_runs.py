@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
+from tip_exp.utils.io import to_json_lines
 
 SE = {"mean": 0.015, "greedy": 0.01}
 
@@ -19,6 +20,12 @@ SE = {"mean": 0.015, "greedy": 0.01}
 def write_config(config: RunConfig, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
+
+
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append JSON lines, as a run does."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(to_json_lines(rows))
 
 
 def finish(

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.synthetic_runs import finish, write_config
+from tests.synthetic_runs import append_rows, finish, write_config
 
 from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import read_all, read_runs
 from tip_exp.utils.errors import ConfigError
-from tip_exp.utils.io import append_rows, read_rows, write_atomic
+from tip_exp.utils.io import read_rows, write_atomic
 
 
 @pytest.fixture

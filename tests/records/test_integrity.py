@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.launch import State, launch, state_of
@@ -18,7 +19,6 @@ from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import read_all, read_run
 from tip_exp.records.result import write_result
 from tip_exp.utils.errors import DataError, RunFailedError
-from tip_exp.utils.io import append_rows
 
 FILES = ["config.yaml", "metrics.jsonl", "eval.jsonl", "samples.jsonl", "result.json", "model/a.safetensors"]
 

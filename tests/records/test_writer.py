@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.tracker import start_trackers, start_wandb
 from tip_exp.records.writer import SAMPLE_COLUMNS, RowsRecord, RunLogger, missing_rows
 from tip_exp.utils.errors import RunFailedError
-from tip_exp.utils.io import append_rows, read_rows
+from tip_exp.utils.io import read_rows
 
 
 def test_a_torn_last_line_is_not_a_row(tmp_path: Path) -> None:

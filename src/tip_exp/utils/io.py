@@ -52,12 +52,6 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(removed)
 
 
-def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Append JSON lines in one write: a kill can leave only the last line incomplete."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(to_json_lines(rows))
-
-
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All complete JSON lines of a file; empty if the file does not exist."""
     if not path.exists():
