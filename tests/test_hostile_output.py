@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.synthetic_runs import append_rows
 from tip_exp.envs.base import Call, error_observation
 from tip_exp.envs.calculator import CalculatorEnvironment
 from tip_exp.envs.deepplanning import errands
@@ -23,7 +24,7 @@ from tip_exp.grading import boxed, string_match
 from tip_exp.grading.extract import BOX_CHARS, extract
 from tip_exp.grading.pool import GradingPool
 from tip_exp.types import Problem
-from tip_exp.utils.io import append_rows, read_rows
+from tip_exp.utils.io import read_rows
 
 ANSWERS = ("5", "-12", "1/2", "", "x" * 100, "9" * 5000, r"\frac{1}{2}", "nan", "5.0", "１２")
 DEEP = 100_000

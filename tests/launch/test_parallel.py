@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests import synthetic_runs
+from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.memory import RankMemory
@@ -26,7 +27,6 @@ from tip_exp.launch.parallel import choose_jobs, run_all
 from tip_exp.launch.sweep import SweepRun
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import BAD_CONFIG, FAILED, ConfigError, RunFailedError, exit_code
-from tip_exp.utils.io import append_rows
 
 Launch = Callable[[RunConfig, RunFolder, Background | None], str]
 SELECTORS = {"full": 0.8, "q3": 0.7, "soft_or": 0.6}  # and the accuracy that the stub reaches

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from tests import synthetic_runs
+from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.show import compare, show
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.io import append_rows
 
 Make = Callable[..., RunFolder]
 Printed = pytest.CaptureFixture[str]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.launch import State, launch, state_of
@@ -19,7 +20,6 @@ from tip_exp.launch.lock import holder
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.result import write_result
 from tip_exp.utils.errors import ConfigError, RunFailedError
-from tip_exp.utils.io import append_rows
 
 WriteConfig = Callable[[RunConfig, Path], None]
 

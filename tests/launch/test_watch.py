@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from tests import synthetic_runs
+from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch import watch as module
 from tip_exp.launch.lock import lock_or_holder
 from tip_exp.launch.watch import table, watch
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.io import append_rows
 
 
 def row(step: int, **more: float) -> dict[str, float]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.result import final_outcomes, health, totals, write_card, write_result
-from tip_exp.utils.io import append_rows
 
 
 def eval_row(step: int, problem: str, right: float, **changes: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.synthetic_runs import finish, write_config
+from tests.synthetic_runs import append_rows, finish, write_config
 from tests.test_hostile_output import PIECES
 
 from tip_exp.config.schema import RunConfig
@@ -27,7 +27,6 @@ from tip_exp.report.pictures import CHROMIUMS
 from tip_exp.report.run_files import read_files
 from tip_exp.report.viewer import reference_rollouts, viewer_rollouts
 from tip_exp.selector.scores import STATISTICS
-from tip_exp.utils.io import append_rows
 
 BROWSER = next(filter(None, map(shutil.which, CHROMIUMS)), None)
 PAGES = 500

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.synthetic_runs import finish, write_config
+from tests.synthetic_runs import append_rows, finish, write_config
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import read_runs
@@ -22,7 +22,6 @@ from tip_exp.report.arms import summarize
 from tip_exp.report.overview import csv_text, overview
 from tip_exp.report.tables import Table, markdown
 from tip_exp.selector.scores import STATISTICS
-from tip_exp.utils.io import append_rows
 
 TOKENS = ["<!--<script>", "</script>", "<img src=x onerror=alert(1)>", "\ud83d", "\x00", "\u2028", "`${1}`", "&lt;"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.synthetic_runs import finish, write_config
+from tests.synthetic_runs import append_rows, finish, write_config
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import read_runs
@@ -22,7 +22,6 @@ from tip_exp.report.prediction import divergence, first_step_masses, prediction
 from tip_exp.report.results_page import sweep_tables
 from tip_exp.report.run_files import RunFiles
 from tip_exp.report.significance import ArmScores
-from tip_exp.utils.io import append_rows
 
 # selector -> (retention, KL of a response by seed, gradient mass of step 1 by seed)
 ARMS = {

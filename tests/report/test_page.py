@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
-from tests.synthetic_runs import finish, write_config
+from tests.synthetic_runs import append_rows, finish, write_config
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import read_runs
@@ -30,7 +30,6 @@ from tip_exp.report.pictures import write_pictures
 from tip_exp.report.significance import Estimate
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.utils.errors import DataError
-from tip_exp.utils.io import append_rows
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TOKENS = ["Now", " 1", "2", "-", "8", "=", "</script><b>", "4"]

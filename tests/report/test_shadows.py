@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.synthetic_runs import finish, write_config
+from tests.synthetic_runs import append_rows, finish, write_config
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import read_runs
@@ -17,7 +17,6 @@ from tip_exp.report.page import page
 from tip_exp.report.results_page import write_results
 from tip_exp.report.shadows import shadow_tables
 from tip_exp.report.tables import Table
-from tip_exp.utils.io import append_rows
 
 Compose = Callable[..., RunConfig]
 SHADOWS = "selector.shadows=[soft_or@0.2,full]"

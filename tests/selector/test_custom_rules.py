@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 from tests.report.test_page import page_of, sample
-from tests.synthetic_runs import finish, write_config
+from tests.synthetic_runs import append_rows, finish, write_config
 
 from tip_exp.config.parse import differences, digest, load
 from tip_exp.config.schema import RunConfig
@@ -23,7 +23,6 @@ from tip_exp.report.overlaps import overlaps
 from tip_exp.report.overview import overview
 from tip_exp.selector.scores import find_rule, required_stats
 from tip_exp.utils.errors import ConfigError
-from tip_exp.utils.io import append_rows
 
 Compose = Callable[..., RunConfig]
 RULE = "def certain(jsd, teacher_entropy):\n    return jsd * (1 - teacher_entropy)\n"
@@ -130,7 +129,10 @@ def test_a_rule_cannot_change_between_a_command_and_its_process(folder: Path, co
     config = compose_run(*SELECTOR)
     assert find_rule(config.selector.score)
     write_rule(RULE + "# another comment\n")
-    with pytest.raises(ValueError, match=r"the code of my_rules:certain is not that of this run: its digest is \w{12}"):
+    with pytest.raises(
+        ValueError,
+        match=r"the code of my_rules:certain is not that of this run: its digest is \w{12}, the run's \w{12}\.",
+    ):
         find_rule(config.selector.score)
     with pytest.raises(ConfigError, match="the code of my_rules:certain is not that of this run"):
         compose_run("selector=rule", f"selector.score='{config.selector.score}'")

@@ -198,7 +198,10 @@ def test_every_preset_selects_from_what_it_says_it_reads(name: str, lengths: tup
     ("changes", "message"),
     [
         ({"parameters": {}}, "selector.parameters lacks beta, a parameter of the rule dial"),
-        ({"parameters": {"beta": 1.0, "b": 2.0}}, "selector.parameters.b: the rule dial has no such parameter; it has"),
+        (
+            {"parameters": {"beta": 1.0, "b": 2.0}},
+            "selector.parameters.b: the rule dial has no such parameter; it has beta",
+        ),
         (
             {"normalizer": "minmax"},
             "selector.score=dial reads values in nats: selector.normalizer must be none, not minmax",
