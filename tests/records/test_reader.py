@@ -11,7 +11,7 @@ from tests.synthetic_runs import finish, write_config
 from tip_exp.config.schema import RunConfig
 from tip_exp.records import reader
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.reader import INDEX, find_runs, read_runs
+from tip_exp.records.reader import INDEX, find_runs, read_all, read_runs
 
 
 @pytest.fixture
@@ -76,6 +76,15 @@ def test_runs_and_their_index_can_be_moved(runs: Path, monkeypatch: pytest.Monke
     moved = runs.rename(runs.with_name("moved"))
     assert read_names(moved, monkeypatch) == []
     assert {Path(record.folder).parent for record in read_runs([moved])} == {moved}
+
+
+def test_runs_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ["a.r2.s0", "a.r5.s2", "a.r5.s10", "a.r20.s01", "a.r20.s1", "b.r1.s0"]
+    for name in reversed(names):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    assert [run.root.name for run in find_runs([tmp_path])] == names
+    assert [Path(record.folder).name for record in read_all([tmp_path])] == names
 
 
 def test_folders_inside_a_run_are_not_runs(runs: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -53,8 +54,8 @@ class RunRecord:
 
 
 def find_runs(roots: list[Path]) -> list[RunFolder]:
-    """All folders below the roots that hold files of a run, sorted; folders inside a run are not searched."""
-    return [RunFolder(path) for path in sorted({path for root in roots for path in _walk(root)})]
+    """All folders below the roots that hold files of a run, as `natural` sorts them; none inside a run."""
+    return [RunFolder(path) for path in sorted({path for root in roots for path in _walk(root)}, key=natural)]
 
 
 def read_runs(roots: list[Path]) -> list[RunRecord]:
@@ -63,7 +64,7 @@ def read_runs(roots: list[Path]) -> list[RunRecord]:
 
 
 def read_all(roots: list[Path]) -> list[RunRecord]:
-    """The records of all runs below the roots, sorted by folder; reads and updates the index of each root.
+    """The records of all runs below the roots, by folder; reads and updates the index of each root.
 
     Evaluations of a teacher alone are left out: the runs that share them hold their numbers.
     """
@@ -74,7 +75,13 @@ def read_all(roots: list[Path]) -> list[RunRecord]:
         if [record.stamp for record in records] != [record.stamp for record in indexed.values()]:
             _write_index(root, records)
         by_folder |= {record.folder: record for record in records}
-    return [by_folder[folder] for folder in sorted(by_folder) if by_folder[folder].config.get("mode") != "teacher"]
+    records = [by_folder[folder] for folder in sorted(by_folder, key=natural)]
+    return [record for record in records if record.config.get("mode") != "teacher"]
+
+
+def natural(path: Path | str) -> tuple[list[str | int], str]:
+    """A sort key in which numbers count by their value: a.r5.s2, a.r5.s10, a.r20.s0."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))], str(path)
 
 
 def read_run(folder: RunFolder, depth: Depth = "rows") -> RunRecord:
