@@ -105,6 +105,12 @@ def test_without_kept_tokens_nothing_is_measured(tiny_pair: Pair, tiny_config: R
     assert not {*NAMES, SHARE} & train_step(learner, sample_rollouts(tiny_pair)).metrics.keys()
 
 
+def test_one_rollout_has_a_cosine_and_no_variance(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+    learner = make_learner(tiny_pair, tiny_config.learner, gradient_every=1, samples_per_prompt=1)
+    metrics = train_step(learner, sample_rollouts(tiny_pair)[:1]).metrics
+    assert 0 < metrics[NAMES[0]] < 1 and math.isnan(metrics[NAMES[1]]) and math.isnan(metrics[NAMES[2]])
+
+
 def test_sums_scale_their_observations() -> None:
     """Observations 2 x 1 and 1 x 4 of w: mean 3, variance 2, |E g|^2 = 9 - 2 / 2 = 8; v is 0 in the first."""
     sums, first = GradientSums(), {"w": torch.tensor([1.0])}
@@ -114,6 +120,15 @@ def test_sums_scale_their_observations() -> None:
     assert sums.signal_to_noise() == pytest.approx(8 / 2) and first["w"].tolist() == [1.0]
     assert cosine(sums.total, {"w": torch.tensor([-1.0])}) == pytest.approx(-1.0)
     assert cosine(sums.total, {}) == 0.0
+
+
+def test_equal_observations_have_no_signal_to_noise() -> None:
+    """Without variance; of 0.5 and 1.0 the mean is 0.75, the variance 0.125, |E g|^2 = 0.5625 - 0.125 / 2 = 0.5."""
+    for second, expected in ((0.5, math.nan), (1.0, 0.5 / 0.125)):
+        sums = GradientSums()
+        sums.add({"w": torch.tensor([0.5])})
+        sums.add({"w": torch.tensor([second])})
+        assert sums.signal_to_noise() == pytest.approx(expected, nan_ok=True)
 
 
 def test_weights_that_compute_in_bfloat16(compose_run: Callable[..., RunConfig], tiny_pair: Pair) -> None:
