@@ -35,7 +35,7 @@ Compose = Callable[..., RunConfig]
 ERRORS: dict[str, Exception] = {
     "CUDA": torch.OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.25 GiB is "
-        "free. Including non-PyTorch memory, this process has 77.85 GiB memory in use. Of the allocated memory 75.20 GiB "
+        "free. Including non-PyTorch memory, this process has 77.85 GiB memory in use. Of the allocated memory 75 GiB "
         "is allocated by PyTorch, and 1.50 GiB is reserved by PyTorch but unallocated. If reserved but unallocated "
         "memory is large try setting PYTORCH_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
     ),
