@@ -87,7 +87,7 @@ def do(job: dict[str, Any]) -> None:
 
 
 def exchanged(ranks: Ranks) -> dict[str, Any]:
-    """What this rank gets of the others' numbers."""
+    """What this rank gets of the others' numbers, and the shapes of meshes over all ranks."""
     total = torch.tensor(float(ranks.rank))
     ranks.sum_([total])
     return {
@@ -96,6 +96,7 @@ def exchanged(ranks: Ranks) -> dict[str, Any]:
         "values": ranks.gather(torch.full((ranks.rank + 1,), ranks.rank)).tolist(),
         "sum": float(total),
         "largest": ranks.largest({"rank": float(ranks.rank), f"of {ranks.rank}": 1.0}),
+        "meshes": [tuple(ranks.mesh(CPU, replicas).shape) for replicas in (1, 2) if ranks.size % replicas == 0],
     }
 
 

@@ -17,6 +17,7 @@ from tip_exp.learner.distributed import start
 from tip_exp.learner.gradient_signal import GradientSums, cosine
 from tip_exp.learner.learner import StepReport
 from tip_exp.learner.sharding import make_sharding
+from tip_exp.losses.head import Head
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
 from tip_exp.types import Rollout
@@ -109,6 +110,21 @@ def test_one_rollout_has_a_cosine_and_no_variance(tiny_pair: Pair, tiny_config: 
     learner = make_learner(tiny_pair, tiny_config.learner, gradient_every=1, samples_per_prompt=1)
     metrics = train_step(learner, sample_rollouts(tiny_pair)[:1]).metrics
     assert 0 < metrics[NAMES[0]] < 1 and math.isnan(metrics[NAMES[1]]) and math.isnan(metrics[NAMES[2]])
+
+
+def test_influence_is_measured_in_tiles_of_tile_mib(
+    tiny_pair: Pair, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight rows of 406 logits in float32 for each token: 80 tokens in a MiB."""
+    rows, logits = [], Head.logits
+
+    def recorded(head: Head, hidden: Tensor) -> Tensor:
+        rows.append(len(hidden))
+        return logits(head, hidden)
+
+    monkeypatch.setattr(Head, "logits", recorded)
+    train_step(make_learner(tiny_pair, tiny_config.learner, gradient_every=1, tile_mib=1), sample_rollouts(tiny_pair))
+    assert len(rows) >= 6 and set(rows[:-2]) == {80}
 
 
 def test_sums_scale_their_observations() -> None:

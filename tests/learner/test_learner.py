@@ -283,21 +283,22 @@ class FirstRollout(Selector):
 
 
 @pytest.mark.parametrize(
-    ("score", "checked", "checkpointing", "passes"),
+    ("score", "checked", "budget", "checkpointing", "passes"),
     [
-        ("full", False, False, 8),  # nothing is measured: a pass for the gradient of each micro-batch
-        ("full", True, False, 1 + 8),  # the sampler check needs the first micro-batch's log-probs
-        ("first rollout", True, False, 8 + 1),  # all are measured, and one has kept tokens
-        ("first rollout", True, True, 8 + 2),  # the backward pass computes the layers again
+        ("full", False, 1, False, 8),  # nothing is measured: a pass for the gradient of each of 8 micro-batches
+        ("full", True, 1, False, 1 + 8),  # the sampler check needs the first micro-batch's log-probs
+        ("first rollout", True, 1, False, 8 + 1),  # all are measured, and one has kept tokens
+        ("first rollout", True, 1, True, 8 + 2),  # the backward pass computes the layers again
+        ("first rollout", True, 100_000, False, 1),  # the gradient is that of the pass that measured
     ],
 )
-def test_forward_passes_of_a_step_with_eight_micro_batches(
-    tiny_pair: Pair, tiny_config: RunConfig, score: str, checked: bool, checkpointing: bool, passes: int
+def test_forward_passes_of_a_step(
+    tiny_pair: Pair, tiny_config: RunConfig, score: str, checked: bool, budget: int, checkpointing: bool, passes: int
 ) -> None:
     rollouts = sample_rollouts(tiny_pair)
     if not checked:
         rollouts = [replace(rollout, sampler_logprobs=[]) for rollout in rollouts]
-    changes: dict[str, Any] = {"micro_batch_tokens": 1, "activation_checkpointing": checkpointing}
+    changes: dict[str, Any] = {"micro_batch_tokens": budget, "activation_checkpointing": checkpointing}
     rule = "full" if score == "full" else "entropy"
     learner = make_learner(tiny_pair, tiny_config.learner, rule, 1.0, diagnostics_every=0, **changes)
     if score == "first rollout":
