@@ -157,7 +157,8 @@ def test_weights_that_compute_in_bfloat16(compose_run: Callable[..., RunConfig],
             assert (pair.student.shards is None) == (dtype == "bfloat16")
             learner = make_learner(pair, config.learner, gradient_every=1, samples_per_prompt=PER_PROMPT)
             metrics[dtype] = train_step(learner, rollouts).metrics
-    of_float32, of_bfloat16 = ([metrics[dtype][name] for name in NAMES] for dtype in ("float32", "bfloat16"))
+    names = [*NAMES, "train/grad_norm"]
+    of_float32, of_bfloat16 = ([metrics[dtype][name] for name in names] for dtype in ("float32", "bfloat16"))
     assert of_float32 == pytest.approx(of_bfloat16, rel=0.05)
     assert SHARE in metrics["bfloat16"] and SHARE not in metrics["float32"]
 
