@@ -16,7 +16,6 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
 from tip_exp.data.training_set import TrainingSet
 from tip_exp.grading import boxed
-from tip_exp.learner.device import pick_device, pick_threads
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import load_pair
@@ -24,7 +23,6 @@ from tip_exp.records.folder import RunFolder
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.run import run, run_eval
 from tip_exp.types import Sampling
-from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import read_rows
 
 Run = Callable[..., RunConfig]
@@ -193,29 +191,3 @@ def test_a_run_can_be_replayed_from_its_own_config(tmp_path: Path, compose_run: 
     path = tmp_path / "config.yaml"
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
     assert load(path) == config
-
-
-def test_small_models_run_on_one_thread_unless_told(compose_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = load_pair(compose_run().pair, torch.device("cpu"))
-    assert pick_threads(None, pair) == 1
-    assert pick_threads(3, pair) == 3
-    size = sum(parameter.numel() for parameter in pair.teacher.module.parameters())
-    monkeypatch.setattr("tip_exp.learner.device.SINGLE_THREAD_PARAMETERS", size)  # small models are below it
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert pick_threads(None, pair) == 7
-
-
-def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
-    with pytest.raises(ConfigError, match=r"device=auto: this machine has GPU 0, 3, but torch .* device=cpu$"):
-        pick_device("auto")
-    with pytest.raises(ConfigError, match="device=cuda, but torch finds no CUDA device"):
-        pick_device("cuda")
-    assert pick_device("cpu") == torch.device("cpu")
-    for hidden in ("", "-1"):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-        assert pick_device("auto") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")

@@ -74,6 +74,7 @@ def do(job: dict[str, Any]) -> None:
     if os.environ["RANK"] == "1" and job.get("fails"):
         run_out_of_memory()
     with start(CPU) as ranks:
+        torch.save(exchanged(ranks), folder / f"exchanged{ranks.rank}")
         for name, config in job["runs"].items():
             (folder / name).mkdir(exist_ok=True)
             with patch.object(Checkpoints, "finish", Checkpoints.wait):  # the first one stays, and others resume it
@@ -83,6 +84,20 @@ def do(job: dict[str, Any]) -> None:
         if (loads := job.get("loads")) is not None:
             pairs = {name: loaded(ranks, RunConfig.model_validate(config)) for name, config in loads.items()}
             torch.save(pairs, folder / f"loads{ranks.rank}")
+
+
+def exchanged(ranks: Ranks) -> dict[str, Any]:
+    """What this rank gets of the others' numbers, and the shapes of meshes over all ranks."""
+    total = torch.tensor(float(ranks.rank))
+    ranks.sum_([total])
+    return {
+        "broadcast": ranks.broadcast(ranks.rank),
+        "objects": ranks.gather_objects(ranks.rank),
+        "values": ranks.gather(torch.full((ranks.rank + 1,), ranks.rank)).tolist(),
+        "sum": float(total),
+        "largest": ranks.largest({"rank": float(ranks.rank), f"of {ranks.rank}": 1.0}),
+        "meshes": [tuple(ranks.mesh(CPU, replicas).shape) for replicas in (1, 2) if ranks.size % replicas == 0],
+    }
 
 
 def run_out_of_memory() -> None:

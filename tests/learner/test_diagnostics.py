@@ -88,12 +88,15 @@ def test_buckets_of_positions_start_at_16_and_end_at_four_times_their_start() ->
     }
 
 
-def test_one_token_has_all_metrics() -> None:
+def test_one_token_has_all_metrics_of_what_is_measured() -> None:
     statistics = {"entropy": torch.tensor([2.0]), "reverse_kl": torch.tensor([0.0])}
     selection = Selection(torch.tensor([True]), torch.ones(1))
     metrics = token_metrics(statistics, one_rollout(1), selection, SOFT_OR, vocab_size=50)
     assert metrics["score/entropy_mean"] == 2.0 and metrics["select/kept_at_0_15"] == 1.0
+    assert metrics["select/kept_frac"] == metrics["quadrant/q2_share"] == metrics["quadrant/q2_kept_frac"] == 1.0
     assert metrics["select/kl_mass"] == 0.0  # of a step without divergence nothing is kept
+    entropies = {"entropy": torch.tensor([2.0]), "teacher_entropy": torch.tensor([0.5])}
+    assert token_metrics(entropies, one_rollout(1), selection, SOFT_OR, vocab_size=50)["score/entropy_gap_mean"] == 1.5
 
 
 def test_no_tokens_have_no_other_metrics_than_their_number() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.helpers import gradients_of_step, in_float64, make_learner, sample_rollouts, train_step
 from tests.learner.ranks_worker import state_of
 from torch import Tensor
@@ -20,6 +22,7 @@ from transformers import AutoModelForCausalLM
 
 import tip_exp
 from tip_exp.config.schema import RunConfig
+from tip_exp.learner import distributed
 from tip_exp.learner.distributed import ALONE, Ranks, start
 from tip_exp.learner.sharding import make_sharding
 from tip_exp.models.load import load_pair
@@ -148,6 +151,18 @@ def spawn(folder: Path, jobs: list[dict[str, Any]]) -> None:
     subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=True)
 
 
+def test_what_ranks_exchange(results: dict[int, Path]) -> None:
+    """Rank r gives r, r + 1 values and, as numbers, its r and one of its own."""
+    for size, folder in results.items():
+        for rank in range(size):
+            got = torch.load(folder / f"exchanged{rank}", weights_only=False)
+            assert got["broadcast"] == 0 and got["objects"] == list(range(size))
+            assert got["values"] == [r for r in range(size) for _ in range(r + 1)]
+            assert got["sum"] == size * (size - 1) / 2
+            assert got["largest"] == {"rank": size - 1, **{f"of {r}": 1.0 for r in range(size)}}
+            assert got["meshes"] == [(size,), (2, size // 2)][: 1 if size == 3 else 2]
+
+
 @pytest.mark.parametrize(("size", "name"), [(size, name) for size, runs in RUNS.items() for name in runs])
 def test_ranks_walk_the_path_of_one_process(
     tmp_path: Path, results: dict[int, Path], configs: dict[str, RunConfig], size: int, name: str
@@ -269,6 +284,22 @@ def test_one_process_is_the_identity() -> None:
         and ranks.broadcast(rows) is rows
         and ranks.largest({"a": 1.0}) == {"a": 1.0}
     )
+
+
+def test_one_process_has_no_group_unless_asked() -> None:
+    with start(CPU):
+        assert not dist.is_initialized()
+    with start(CPU, alone=True) as ranks:
+        assert dist.get_world_size() == ranks.size == 1
+    assert not dist.is_initialized()
+
+
+def test_alone_is_this_process_in_a_group_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if a program has started a group before it imports this package."""
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 1}.items():
+        monkeypatch.setattr(dist, name, lambda value=value: value)
+    in_group, alone = Ranks(), runpy.run_path(str(distributed.__file__))["ALONE"]
+    assert (in_group.size, in_group.rank) == (2, 1) and (alone.size, alone.rank) == (1, 0)
 
 
 def test_replicas_must_divide_the_ranks(tmp_path: Path, compose_run: Compose) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tip_exp.config.schema import PairConfig, RunConfig
 from tip_exp.learner import fitting
+from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.fitting import FittingSteps
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.teacher import Teacher
@@ -32,7 +33,12 @@ from tip_exp.utils.io import read_rows
 Compose = Callable[..., RunConfig]
 # The kinds of an error that torch raises, and where.
 ERRORS: dict[str, Exception] = {
-    "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "CUDA": torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.25 GiB is "
+        "free. Including non-PyTorch memory, this process has 77.85 GiB memory in use. Of the allocated memory 75 GiB "
+        "is allocated by PyTorch, and 1.50 GiB is reserved by PyTorch but unallocated. If reserved but unallocated "
+        "memory is large try setting PYTORCH_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
+    ),
     "CPU": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
     "Python": MemoryError(),
 }
@@ -50,6 +56,7 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
         def fail(*_: Any) -> None:
             limits.faults += 1
+            assert limits.faults < 10, "the step is done again and again"
             raise limits.error
 
         if limits.where == "teacher" and not next(self.module.parameters()).requires_grad:
@@ -88,7 +95,14 @@ def weights(learner: Learner) -> list[Tensor]:
     ],
 )
 def test_the_step_is_done_again_as_with_smaller_micro_batches(
-    tmp_path: Path, tiny_config: RunConfig, memory: Any, capfd: Any, error: str, where: str, budget: int
+    tmp_path: Path,
+    tiny_config: RunConfig,
+    memory: Any,
+    capfd: Any,
+    caplog: pytest.LogCaptureFixture,
+    error: str,
+    where: str,
+    budget: int,
 ) -> None:
     learners: list[Learner] = []
     for limited in (True, False):
@@ -108,6 +122,8 @@ def test_the_step_is_done_again_as_with_smaller_micro_batches(
     for tensor, expected in zip(*map(weights, learners), strict=True):
         assert tensor.equal(expected)
     assert capfd.readouterr().err.count("out of memory") == 1
+    (record,) = caplog.records
+    assert record.exc_info, "the log says where"
 
 
 def test_a_selection_by_micro_batch_stays_that_of_the_configured_ones(
@@ -208,7 +224,12 @@ def test_what_is_out_of_memory() -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("role", ["teacher", "student"])
 def test_a_teacher_that_does_not_fit_is_offloaded(
-    compose_run: Compose, monkeypatch: pytest.MonkeyPatch, capfd: Any, ranks: int, role: str
+    compose_run: Compose,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
+    caplog: pytest.LogCaptureFixture,
+    ranks: int,
+    role: str,
 ) -> None:
     """Of two ranks the other one, 1, runs out of memory in `role`, whose shards are made by every rank."""
     config, loads = compose_run("pair.teacher.dtype=bfloat16"), []
@@ -228,4 +249,34 @@ def test_a_teacher_that_does_not_fit_is_offloaded(
     group: Any = SimpleNamespace(size=ranks, is_main=True, gather_objects=lambda fault: next(replies, [fault, ""]))
     assert fitting.load_pair_that_fits(config, group, torch.device("cuda"), None)  # pyright: ignore
     assert loads == ["resident", "offload"]
-    assert capfd.readouterr().err.count("it is loaded with pair.teacher.placement=offload") == 1
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("out of memory")]
+    assert line.endswith("it is loaded with pair.teacher.placement=offload") and len(line) <= 320
+    (record,) = caplog.records
+    assert record.exc_info, "the log says where"
+
+
+@pytest.mark.parametrize(
+    ("device", "mode", "placement", "tried"),
+    [
+        ("cuda", "train", "resident", ["resident", "offload"]),
+        ("cuda", "train", "offload", ["offload"]),
+        ("cuda", "teacher", "resident", ["resident"]),  # the teacher alone
+        ("cpu", "train", "resident", ["resident"]),
+    ],
+)
+def test_what_does_not_fit_with_an_offloaded_teacher_ends_the_run(
+    compose_run: Compose, monkeypatch: pytest.MonkeyPatch, device: str, mode: str, placement: str, tried: list[str]
+) -> None:
+    loads: list[str] = []
+
+    def fake_load(pair: PairConfig, *_: Any, **options: Any) -> None:
+        assert options["teacher_only"] == (mode == "teacher")
+        loads.append(pair.teacher.placement)
+        assert len(loads) <= 2, "the pair is loaded again and again"
+        raise ERRORS["CUDA"]
+
+    monkeypatch.setattr(fitting, "load_pair", fake_load)
+    config = compose_run(f"pair.teacher.placement={placement}").model_copy(update={"mode": mode})
+    with pytest.raises(torch.OutOfMemoryError):
+        fitting.load_pair_that_fits(config, Ranks(), torch.device(device), None)  # pyright: ignore
+    assert loads == tried

@@ -17,6 +17,7 @@ from tip_exp.learner.distributed import start
 from tip_exp.learner.gradient_signal import GradientSums, cosine
 from tip_exp.learner.learner import StepReport
 from tip_exp.learner.sharding import make_sharding
+from tip_exp.losses.head import Head
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
 from tip_exp.types import Rollout
@@ -105,6 +106,27 @@ def test_without_kept_tokens_nothing_is_measured(tiny_pair: Pair, tiny_config: R
     assert not {*NAMES, SHARE} & train_step(learner, sample_rollouts(tiny_pair)).metrics.keys()
 
 
+def test_one_rollout_has_a_cosine_and_no_variance(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+    learner = make_learner(tiny_pair, tiny_config.learner, gradient_every=1, samples_per_prompt=1)
+    metrics = train_step(learner, sample_rollouts(tiny_pair)[:1]).metrics
+    assert 0 < metrics[NAMES[0]] < 1 and math.isnan(metrics[NAMES[1]]) and math.isnan(metrics[NAMES[2]])
+
+
+def test_influence_is_measured_in_tiles_of_tile_mib(
+    tiny_pair: Pair, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight rows of 406 logits in float32 for each token: 80 tokens in a MiB."""
+    rows, logits = [], Head.logits
+
+    def recorded(head: Head, hidden: Tensor) -> Tensor:
+        rows.append(len(hidden))
+        return logits(head, hidden)
+
+    monkeypatch.setattr(Head, "logits", recorded)
+    train_step(make_learner(tiny_pair, tiny_config.learner, gradient_every=1, tile_mib=1), sample_rollouts(tiny_pair))
+    assert len(rows) >= 6 and set(rows[:-2]) == {80}
+
+
 def test_sums_scale_their_observations() -> None:
     """Observations 2 x 1 and 1 x 4 of w: mean 3, variance 2, |E g|^2 = 9 - 2 / 2 = 8; v is 0 in the first."""
     sums, first = GradientSums(), {"w": torch.tensor([1.0])}
@@ -114,6 +136,15 @@ def test_sums_scale_their_observations() -> None:
     assert sums.signal_to_noise() == pytest.approx(8 / 2) and first["w"].tolist() == [1.0]
     assert cosine(sums.total, {"w": torch.tensor([-1.0])}) == pytest.approx(-1.0)
     assert cosine(sums.total, {}) == 0.0
+
+
+def test_equal_observations_have_no_signal_to_noise() -> None:
+    """Without variance; of 0.5 and 1.0 the mean is 0.75, the variance 0.125, |E g|^2 = 0.5625 - 0.125 / 2 = 0.5."""
+    for second, expected in ((0.5, math.nan), (1.0, 0.5 / 0.125)):
+        sums = GradientSums()
+        sums.add({"w": torch.tensor([0.5])})
+        sums.add({"w": torch.tensor([second])})
+        assert sums.signal_to_noise() == pytest.approx(expected, nan_ok=True)
 
 
 def test_weights_that_compute_in_bfloat16(compose_run: Callable[..., RunConfig], tiny_pair: Pair) -> None:
@@ -126,7 +157,8 @@ def test_weights_that_compute_in_bfloat16(compose_run: Callable[..., RunConfig],
             assert (pair.student.shards is None) == (dtype == "bfloat16")
             learner = make_learner(pair, config.learner, gradient_every=1, samples_per_prompt=PER_PROMPT)
             metrics[dtype] = train_step(learner, rollouts).metrics
-    of_float32, of_bfloat16 = ([metrics[dtype][name] for name in NAMES] for dtype in ("float32", "bfloat16"))
+    names = [*NAMES, "train/grad_norm"]
+    of_float32, of_bfloat16 = ([metrics[dtype][name] for name in names] for dtype in ("float32", "bfloat16"))
     assert of_float32 == pytest.approx(of_bfloat16, rel=0.05)
     assert SHARE in metrics["bfloat16"] and SHARE not in metrics["float32"]
 

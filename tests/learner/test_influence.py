@@ -32,6 +32,7 @@ from tip_exp.learner.influence import (
     second_moments,
 )
 from tip_exp.losses.divergence import Divergence
+from tip_exp.losses.head import Head
 from tip_exp.models.load import make_head
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.pair import Model, Pair
@@ -133,6 +134,30 @@ def test_influence_is_the_inner_product_with_each_tokens_gradient(kind: str, pac
     direction = random_direction(student)
     values = measured(student, teacher, batches, "reverse_kl", direction)
     assert_equal(values, gradients, direction, TOLERANCE.get(kind, 3e-6))
+
+
+@pytest.mark.parametrize(("tile_bytes", "rows"), [(TILE_BYTES, [3, 1]), (1, [1, 1, 1, 1])])
+def test_a_tile_is_of_as_many_tokens_as_fit(monkeypatch: pytest.MonkeyPatch, tile_bytes: int, rows: list[int]) -> None:
+    """Four response tokens; eight tiles of float64 are in memory at a time, of at least one token each."""
+    student, teacher = random_model("gpt2", 0), random_model("gpt2", 1)
+    batches, seen = micro_batches(STEP[1:2], 12, pad_id=0), []
+    hidden, logits = [teacher.hidden(batch).detach() for batch in batches], Head.logits
+
+    def recorded(head: Head, hidden: torch.Tensor) -> torch.Tensor:
+        if head is teacher.head:
+            seen.append(len(hidden))
+        return logits(head, hidden)
+
+    monkeypatch.setattr(Head, "logits", recorded)
+    divergence_of = partial(Divergence, "reverse_kl")
+    arguments = student, teacher.head, batches, hidden, random_direction(student)
+    assert len(influence(*arguments, lambda _: divergence_of(), tile_bytes)) == 4
+    assert seen == rows
+
+
+def test_no_micro_batch_has_no_influence() -> None:
+    student, teacher = random_model("gpt2", 0), random_model("gpt2", 1)
+    assert measured(student, teacher, [], "reverse_kl", random_direction(student)) == {}
 
 
 @pytest.mark.parametrize("name", ["forward_kl", "jsd"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
@@ -15,6 +15,8 @@ from tests.reference import step_by_autograd
 from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.learner.adamw import update_ratio
+from tip_exp.learner.distributed import ALONE
 from tip_exp.learner.schedule import learning_rate
 from tip_exp.models.pair import Pair
 from tip_exp.selector.scores import DIAGNOSTICS
@@ -167,6 +169,15 @@ def test_a_nan_gradient_stops_the_run_and_keeps_the_weights(tiny_pair: Pair, tin
         assert value.equal(before[name])
 
 
+def test_a_gradient_that_overflows_stops_the_run_though_the_loss_is_finite(
+    tiny_pair: Pair, tiny_config: RunConfig
+) -> None:
+    learner = make_learner(tiny_pair, tiny_config.learner)
+    learner.parameters[-1].register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(FloatingPointError, match=r"step 1: the gradient norm is (nan|inf), the loss \d"):
+        train_step(learner, sample_rollouts(tiny_pair))
+
+
 @pytest.mark.parametrize("score", ["full", "soft_or"])  # the gradient is NaN; the selector refuses its statistics
 def test_a_step_that_is_not_finite_is_skipped_at_most_five_times_in_a_row(
     tiny_pair: Pair, tiny_config: RunConfig, score: str
@@ -184,21 +195,21 @@ def test_a_step_that_is_not_finite_is_skipped_at_most_five_times_in_a_row(
             weight.copy_(torch.as_tensor(value))
 
     fill(torch.nan)
-    for step in range(1, 5):
+    for step in range(1, 6):
         metrics = train_step(learner, rollouts, step).metrics
         assert (metrics["train/skipped"], metrics["train/non_finite"]) == (1, 1)
         assert "rollout/logprob_mismatch_mean" not in metrics
     assert all(value.equal(before[name]) for name, value in tiny_pair.student.module.state_dict().items())
     fill(whole)
-    metrics = train_step(learner, rollouts, 5).metrics  # the count starts again
+    metrics = train_step(learner, rollouts, 6).metrics  # the count starts again
     assert metrics["train/skipped"] == 0 and "train/non_finite" not in metrics
     assert metrics["rollout/logprob_mismatch_mean"] < 1e-4
     fill(torch.nan)
-    for step in range(6, 11):
+    for step in range(7, 12):
         train_step(learner, rollouts, step)
-    with pytest.raises(FloatingPointError, match=r"^step 11: .*skip leaves out at most 5 such steps in a row$"):
-        train_step(learner, rollouts, 11)
-    assert kept == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    with pytest.raises(FloatingPointError, match=r"^step 12: .*skip leaves out at most 5 such steps in a row$"):
+        train_step(learner, rollouts, 12)
+    assert kept == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
 
 
 @pytest.mark.parametrize("lr", [1e38, 1e20])  # weights that overflow, and finite ones whose products do
@@ -245,6 +256,66 @@ def test_the_update_ratio_is_that_of_the_weights(tiny_pair: Pair, tiny_config: R
         update = sum(float((a - b).square().sum()) for a, b in zip(after, before, strict=True)) ** 0.5
         norm = sum(float(a.square().sum()) for a in after) ** 0.5
         assert ratio == pytest.approx(update / norm, rel=1e-3) and ratio > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("weight", "ratio"),
+    [(0.0, 0.0), (1e15, 0.0), (1.01e15, None), (float("nan"), None)],
+)
+def test_the_norm_of_the_weights_is_at_most_1e15(weight: float, ratio: float | None) -> None:
+    """A learning rate of 0 leaves the weights."""
+    parameter = torch.nn.Parameter(torch.tensor([0.0, weight], dtype=torch.float64))
+    optimizer = torch.optim.AdamW([parameter], lr=0.0)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    if ratio is None:
+        with pytest.raises(FloatingPointError, match="the norm of the updated weights is"):
+            update_ratio(optimizer, ALONE)
+    else:
+        assert update_ratio(optimizer, ALONE) == ratio
+
+
+class FirstRollout(Selector):
+    """Keeps the tokens of the first rollout."""
+
+    def _choose(self, score: Tensor, tokens: Tokens, generator: torch.Generator) -> Tensor:
+        return tokens.rollout == 0
+
+
+@pytest.mark.parametrize(
+    ("score", "checked", "budget", "checkpointing", "passes"),
+    [
+        ("full", False, 1, False, 8),  # nothing is measured: a pass for the gradient of each of 8 micro-batches
+        ("full", True, 1, False, 1 + 8),  # the sampler check needs the first micro-batch's log-probs
+        ("first rollout", True, 1, False, 8 + 1),  # all are measured, and one has kept tokens
+        ("first rollout", True, 1, True, 8 + 2),  # the backward pass computes the layers again
+        ("first rollout", True, 100_000, False, 1),  # the gradient is that of the pass that measured
+    ],
+)
+def test_forward_passes_of_a_step(
+    tiny_pair: Pair, tiny_config: RunConfig, score: str, checked: bool, budget: int, checkpointing: bool, passes: int
+) -> None:
+    rollouts = sample_rollouts(tiny_pair)
+    if not checked:
+        rollouts = [replace(rollout, sampler_logprobs=[]) for rollout in rollouts]
+    changes: dict[str, Any] = {"micro_batch_tokens": budget, "activation_checkpointing": checkpointing}
+    rule = "full" if score == "full" else "entropy"
+    learner = make_learner(tiny_pair, tiny_config.learner, rule, 1.0, diagnostics_every=0, **changes)
+    if score == "first rollout":
+        learner.selector = FirstRollout(**{f.name: getattr(learner.selector, f.name) for f in fields(Selector)})
+    calls: list[None] = []
+    layer = tiny_pair.student.module.base_model.layers[0].mlp  # pyright: ignore[reportAttributeAccessIssue]
+    layer.register_forward_pre_hook(lambda *_: calls.append(None))
+    train_step(learner, rollouts)
+    assert len(calls) == passes
+
+
+def test_scores_and_loss_are_what_allocations_are_counted_of(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+    learner = make_learner(tiny_pair, tiny_config.learner)
+    learner.meter.count_allocations = True
+    train_step(learner, sample_rollouts(tiny_pair))
+    counted = {name: value for name, value in learner.meter.memory().items() if name.endswith("_extra_mib")}
+    assert counted.keys() == {"memory/score_extra_mib", "memory/loss_extra_mib"} and min(counted.values()) > 0
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ def test_adamw_has_the_settings_of_the_config(tiny_pair: Pair, tiny_config: RunC
     (group,) = learner.optimizer.param_groups
     assert (group["betas"], group["weight_decay"], group["eps"]) == ((0.8, 0.95), 0.3, 1e-3)
     assert group["lr"] == pytest.approx(5e-6)  # half of the warm-up
+    assert group["fused"]  # an update has no temporary copies of the weights
 
 
 def test_each_step_draws_its_own_tokens(tiny_pair: Pair, tiny_config: RunConfig) -> None:

@@ -39,7 +39,7 @@ def update(optimizer: torch.optim.AdamW, lr: float, ranks: Ranks) -> float:
         group["lr"] = lr
     try:
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         return update_ratio(optimizer, ranks)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

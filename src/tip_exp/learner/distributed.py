@@ -57,13 +57,13 @@ class Ranks:
         ranks._group = ranks.background
         return ranks
 
-    def gather(self, rows: Tensor, counts: list[int] | None = None) -> Tensor:
-        """Rows of all ranks, concatenated in rank order; `counts`: how many each rank has, if the caller knows."""
+    def gather(self, values: Tensor, counts: list[int] | None = None) -> Tensor:
+        """(n,) of each rank, concatenated in rank order; `counts`: how many each rank has, if the caller knows."""
         if self.size == 1:
-            return rows
-        counts = counts or self.gather_objects(len(rows))
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])
-        padded[: len(rows)] = rows
+            return values
+        counts = counts or self.gather_objects(len(values))
+        padded = values.new_zeros(max(counts))
+        padded[: len(values)] = values
         gathered = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(gathered, padded)
         return torch.cat([tensor[:count] for tensor, count in zip(gathered, counts, strict=True)])

@@ -123,12 +123,12 @@ def gradient_metrics(
                 checkpointed=config.activation_checkpointing,
                 mass=mass,
             )
-            sums[name].add(observed, len(prompts) * mass / (whole.mass or 1.0))
+            sums[name].add(observed, len(prompts) * mass / whole.mass)
     kept, full = sums.values()
     metrics = {names.GRADIENT_COSINE: cosine(kept.total, full.total)}
     for name, of_part in ((names.GRADIENT_SNR, kept), (names.GRADIENT_SNR_FULL, full)):
         metrics[name] = len(prompts) * of_part.signal_to_noise()
-    attention: str = pair.student.module.config._attn_implementation or ""
+    attention = str(pair.student.module.config._attn_implementation)
     if pair.student.shards is None and "flash" not in attention:  # others have no forward mode
         step_gradient = {name: total.div_(len(prompts)) for name, total in full.total.items()}
         moments = second_moments(optimizer, parameters_of(pair.student)) or mean_of([step_gradient], squared=True)

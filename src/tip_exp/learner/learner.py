@@ -193,7 +193,7 @@ class Learner:
         """Divide the summed gradients by the kept tokens' `mass` (TIP, Eq. 8), clip, step the optimizer, free them."""
         lr = learning_rate(step, self.config)
         if mass == 0:  # no token was kept: the weights stay
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             return {names.LR: lr, names.SKIPPED: 1.0}
         total_norm = divide_gradients(self.parameters, mass)
         torch.nn.utils.clip_grads_with_norm_(self.parameters, self.config.grad_clip, total_norm)
@@ -201,7 +201,7 @@ class Learner:
         norm, loss = float(total_norm), float(loss_sum) / mass
         if not (math.isfinite(norm) and math.isfinite(loss)):
             self._reject(step, rollouts, f"the gradient norm is {norm}, the loss {loss}")
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             return {names.LR: lr, names.SKIPPED: 1.0}
         self._num_non_finite = 0
         try:
@@ -230,7 +230,7 @@ class Learner:
         """Drop what a step that failed before its update has left; False if the model cannot be used again."""
         self._reused_graph, shards = None, self.pair.student.shards
         usable = shards is None or shards.reset()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         return usable
 
     def _student_hidden(self, batch: MicroBatch) -> Tensor:
