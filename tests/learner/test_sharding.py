@@ -13,13 +13,14 @@ from tests.helpers import sample_rollouts
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.distributed import ALONE, Ranks, start
 from tip_exp.learner.sharding import Sharding, make_sharding
 from tip_exp.learner.sharing import share_batches
+from tip_exp.models.lora import whole_tensor
 from tip_exp.models.pair import Model, Pair
 from tip_exp.utils.errors import ConfigError
 
@@ -61,6 +62,19 @@ def test_weights_are_whole_inside_the_contexts_alone(tiny_pair: Pair, mesh: Devi
         assert all(parameter.grad is None for parameter in module.parameters())
 
 
+def test_gradients_are_those_of_whole_weights(tiny_pair: Pair, mesh: DeviceMesh) -> None:
+    module = tiny_pair.student.module
+    (batch,) = share_batches(sample_rollouts(tiny_pair)[:1], ALONE, 1000, tiny_pair.pad_id, packing=True)
+    tiny_pair.student.hidden(batch).square().sum().backward()
+    expected = {name: parameter.grad for name, parameter in module.named_parameters()}
+    module.zero_grad()
+    weights = Sharding(mesh, CPU)(module)
+    with weights.whole(trains=True):
+        Model(module, tiny_pair.student.loaded_head, weights).hidden(batch).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(whole_tensor(parameter.grad), expected[name])
+
+
 def test_a_layer_fetches_the_one_before_it_in_the_backward_pass(
     tiny_pair: Pair, mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,9 +102,10 @@ def test_rows_are_those_of_chunk_whatever_the_copies(replicas: int | None, size:
     shape = (size,) if replicas is None else (replicas, size)
     for place, length in product(product(*map(range, shape)), (0, 1, 6, 7)):
         mesh: Any = SimpleNamespace(ndim=len(shape), size=shape.__getitem__, get_local_rank=place.__getitem__)
-        tensor = torch.arange(length)
+        sharding, tensor = Sharding(mesh, CPU), torch.arange(length)
         chunks = [*tensor.chunk(size), *[tensor[:0]] * size]
-        assert tensor[Sharding(mesh, CPU)._rows(length)].equal(chunks[place[-1]])
+        assert tensor[sharding._rows(length)].equal(chunks[place[-1]])
+        assert sharding._placements == ([Shard(0)] if replicas is None else [Replicate(), Shard(0)])
 
 
 @pytest.mark.parametrize("placement", ["resident", "offload"])
