@@ -205,7 +205,7 @@ class ShardedWeights:
 
     def _gather(self, sharded: nn.Parameter) -> nn.Parameter:
         value = sharded.detach()
-        if self._compute_dtype is not None and value.dtype.itemsize > self._compute_dtype.itemsize:
+        if self._compute_dtype is not None:
             value = value.to(self._compute_dtype)
         assert isinstance(value, DTensor), "embedding and head are sharded"
         whole = nn.Parameter(value.full_tensor(), requires_grad=sharded.requires_grad)
