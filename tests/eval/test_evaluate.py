@@ -102,6 +102,25 @@ def test_the_sequence_kl_of_sampled_responses_is_in_their_rows_and_in_the_metric
     assert metrics["eval/word_sums/log_seq_kl"] == pytest.approx(sum(logs) / 4)
 
 
+def test_longest_sequences_and_first_prompts_are_those_of_all_benchmarks(
+    tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts of 2, 5, 3 and 1 tokens, for a privileged teacher of 1, 4, 7 and 2; a response has up to 40."""
+    prompts = {"a": [[1, 2], [3] * 5], "b": [[4] * 3, [5]]}
+    lengths = {"a": (1, 4), "b": (7, 2)}
+    monkeypatch.setattr(module, "prompt_ids", lambda _, dataset, *__, **___: prompts[dataset.source])
+    datasets = {name: Dataset([Problem("", "", "x" * n) for n in lengths[name]], name, "") for name in prompts}
+    config = tiny_config.eval.model_copy(update={"benchmarks": dict.fromkeys(prompts), "max_tokens": 40})
+
+    def made(privileged: object) -> Evaluations:
+        tokenizer = SimpleNamespace(privileged=privileged, privileged_ids=lambda problem: list(problem.answer))
+        return Evaluations(config, datasets, tokenizer, None)  # pyright: ignore[reportArgumentType]
+
+    assert made(None).first_prompts() == {"a": [1, 2], "b": [4, 4, 4]}
+    assert (made(None).longest, made(None).longest_privileged()) == (45, 0)
+    assert (made(object()).longest, made(object()).longest_privileged()) == (45, 47)
+
+
 def test_prompts_and_episodes_are_those_of_an_evaluation(
     tiny_pair: Pair, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

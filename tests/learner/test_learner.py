@@ -225,6 +225,7 @@ def test_an_update_that_destroys_the_weights_stops_the_run(tiny_pair: Pair, tiny
         ("constant", 1, 0.5),  # warm-up of 2 steps: half of 1.0 at step 1
         ("constant", 2, 1.0),
         ("constant", 10, 1.0),
+        ("linear", 2, 1.0),
         ("linear", 3, 1.0),  # transformers: progress 0 at the first step after the warm-up, 7/8 at the last
         ("linear", 7, 0.55),  # half way from 1.0 down to 0.1
         ("linear", 10, 0.1 + 0.9 / 8),

@@ -42,11 +42,13 @@ def test_metrics() -> None:
     gap = torch.arange(2000, dtype=torch.float64) / 100
     metrics = mismatch_metrics(-1 - gap, torch.full((2000,), -1.0, dtype=torch.float64))
     assert metrics == pytest.approx({MISMATCH_MEAN: 9.995, MISMATCH_P999: 19.97, MISMATCH_MAX: 19.99})
+    assert set(mismatch_metrics(gap[1:2], gap[:1]).values()) == {0.01}  # of one token
+    assert mismatch_metrics(gap[:0], gap[:0]) == {}
 
 
 @pytest.mark.parametrize(
     ("mean", "p999", "stops"),
-    [(0.01, 0.1, False), (0.06, 0.1, True), (0.01, 0.6, True), (math.nan, 0.1, True), (0.01, math.nan, True)],
+    [(0.05, 0.5, False), (0.06, 0.1, True), (0.01, 0.6, True), (math.nan, 0.1, True), (0.01, math.nan, True)],
 )
 def test_mean_and_percentile_stop_the_run(mean: float, p999: float, stops: bool) -> None:
     check = MismatchCheck(MismatchLimits(mean=0.05, p999=0.5, max=1.0))
@@ -59,7 +61,7 @@ def test_mean_and_percentile_stop_the_run(mean: float, p999: float, stops: bool)
 
 def test_the_maximum_is_logged_once_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     check = MismatchCheck(MismatchLimits(mean=0.05, p999=0.5, max=1.0))
-    for step, largest in enumerate((0.9, 3.25, 7.0), start=1):
+    for step, largest in enumerate((1.0, 3.25, 7.0), start=1):
         check({MISMATCH_MEAN: 0.01, MISMATCH_P999: 0.1, MISMATCH_MAX: largest}, step)
     (record,) = caplog.records
     assert record.getMessage().startswith("step 2: a sampled token's log-prob differs by 3.2 nats")

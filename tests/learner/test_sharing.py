@@ -39,8 +39,10 @@ def test_the_longest_go_first_to_the_rank_with_the_fewest_tokens() -> None:
 
 
 @pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("computed", [12, 9])
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_shares_make_the_step_of_one_process(size: int, packing: bool) -> None:
+def test_shares_make_the_step_of_one_process(size: int, computed: int, packing: bool) -> None:
+    """In its order too where micro-batches are smaller than those that number the tokens; packed, they reorder them."""
     rollouts = rollouts_of(5, 9, 4, 7)
     alone = share_batches(rollouts, ALONE, 12, 0, packing=packing)
     expected = StepTokens.of(rollouts, ALONE, 12, packing=packing)
@@ -51,9 +53,9 @@ def test_shares_make_the_step_of_one_process(size: int, packing: bool) -> None:
     gathered, num_batches = [], set()
     for rank in range(size):
         ranks = rank_of(size, rank)
-        batches = share_batches(rollouts, ranks, 12, 0, packing=packing)
+        batches = share_batches(rollouts, ranks, computed, 0, packing=packing)
         num_batches.add(len(batches))
-        share = StepTokens.of(rollouts, ranks, 12, packing=packing)
+        share = StepTokens.of(rollouts, ranks, 12, packing=packing, computed=computed)
         for name in ("rollout", "micro_batch", "position"):
             assert getattr(share.tokens, name).equal(getattr(expected.tokens, name))
         for name in ("rollout", "position"):  # this rank's rows are its micro-batches' tokens

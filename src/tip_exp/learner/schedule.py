@@ -16,7 +16,7 @@ def learning_rate(step: int, config: LearnerConfig) -> float:
         return config.lr * step / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    progress = (step - 1 - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+    progress = (step - 1 - config.warmup_steps) / (config.num_steps - config.warmup_steps)
     remaining = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
     return config.lr * (config.final_lr_frac + (1 - config.final_lr_frac) * remaining)
 

@@ -84,7 +84,7 @@ class Sharding:
             values = parameter.detach()[rows] if files is None else files.read(names[key], rows).to(parameter.dtype)
             local = torch.empty(values.shape, dtype=parameter.dtype, device=self.device).copy_(values)
             sharded = DTensor.from_local(
-                local, self.mesh, self._placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+                local, self.mesh, self._placements, shape=parameter.shape, stride=parameter.stride()
             )
             vocabulary.append((nn.Parameter(sharded, requires_grad=parameter.requires_grad), holders))
         for _, holders in vocabulary:
@@ -205,7 +205,7 @@ class ShardedWeights:
 
     def _gather(self, sharded: nn.Parameter) -> nn.Parameter:
         value = sharded.detach()
-        if self._compute_dtype is not None and value.dtype.itemsize > self._compute_dtype.itemsize:
+        if self._compute_dtype is not None:
             value = value.to(self._compute_dtype)
         assert isinstance(value, DTensor), "embedding and head are sharded"
         whole = nn.Parameter(value.full_tensor(), requires_grad=sharded.requires_grad)
@@ -221,7 +221,7 @@ def _summed_gradient(whole: nn.Parameter, sharded: nn.Parameter) -> Tensor:
     if gradient is None:
         gradient = torch.zeros_like(whole, dtype=whole.grad_dtype)
     mesh, placements = sharded.device_mesh, sharded.placements
-    partial = DTensor.from_local(gradient, mesh, [Partial()] * mesh.ndim, run_check=False)
+    partial = DTensor.from_local(gradient, mesh, [Partial()] * mesh.ndim)
     return partial.redistribute(placements=placements)
 
 
