@@ -174,11 +174,11 @@ def test_fire_weights_and_the_responses_it_drops() -> None:
 
 
 def test_fire_drops_by_the_mean_of_a_response() -> None:
-    """Means -3 and -4: of two responses the share .5 drops the second, though the first has the lowest token."""
-    ones = torch.ones(4)
-    log_q, rollout = torch.tensor([-5.0, -1.0, -4.0, -4.0]), torch.tensor([0, 0, 1, 1])
+    """Means -3, -4, -1: of three responses the share .5 drops the second, though the first has the lowest token."""
+    ones = torch.ones(5)
+    log_q, rollout = torch.tensor([-5.0, -1.0, -4.0, -4.0, -1.0]), torch.tensor([0, 0, 1, 1, 2])
     weights = published.fire(ones, ones, log_q, rollout, alpha=0.0, beta=0.0, dropped=0.5)
-    assert weights.tolist() == [1, 1, 0, 0]
+    assert weights.tolist() == [1, 1, 0, 0, 1]
 
 
 # --- presets and settings --------------------------------------------------------------------------------------------
