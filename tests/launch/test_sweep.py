@@ -78,6 +78,12 @@ def test_plan_of_the_demo() -> None:
     assert runs[0].folder == RunFolder(Path("outputs/sweeps/demo/tiny.word_sums.full.r100.s7"))
 
 
+def test_the_plan_has_the_runs_that_the_command_names() -> None:
+    line = 'hydra.sweeper.runs=["selector=full","selector=q3 selector.retention=0.2"]'
+    runs = accepted(plan(SWEEPS / "demo.yaml", [line, "hydra.sweeper.jobs=1", "seed=7"]))
+    assert [run.folder.root.name for run in runs] == ["tiny.word_sums.full.r100.s7", "tiny.word_sums.q3.r20.s7"]
+
+
 def test_runs_that_their_names_do_not_part_get_folders_of_their_own() -> None:
     runs = accepted(plan(SWEEPS / "demo.yaml", ["learner.lr=1e-3,2e-3", "learner.divergence=jsd"]))
     names = [run.folder.root.name for run in runs]

@@ -42,8 +42,10 @@ def plan(sweep: Path, arguments: list[str]) -> list[SweepRun | RefusedRun]:
     """Compose and check every run of a sweep file, as `tip-exp -cd sweeps -cn NAME` would run it."""
     with initialize_config_dir(str(sweep.resolve().parent), version_base="1.3"):
         search = [f"hydra.searchpath=[file://{conf_dir()}]"]
-        sweeper = compose(sweep.stem, overrides=search, return_hydra_config=True).hydra.sweeper
-        runs = expand(OmegaConf.to_object(sweeper.runs), OmegaConf.to_object(sweeper.params), arguments)  # pyright: ignore[reportArgumentType]
+        of_sweeper = [argument for argument in arguments if argument.lstrip("+~").startswith(("hydra.", "hydra/"))]
+        sweeper = compose(sweep.stem, overrides=search + of_sweeper, return_hydra_config=True).hydra.sweeper
+        of_runs = [argument for argument in arguments if argument not in of_sweeper]
+        runs = expand(OmegaConf.to_object(sweeper.runs), OmegaConf.to_object(sweeper.params), of_runs)  # pyright: ignore[reportArgumentType]
         composer = RunComposer(lambda chosen: compose(sweep.stem, overrides=search + chosen, return_hydra_config=True))
         return composer.check_all(sweep.stem, runs)
 
