@@ -240,7 +240,7 @@ def test_a_finished_sweep_starts_no_process(tmp_path: Path) -> None:
     folders = finished_sweep("demo_seeds", tmp_path, "seed=range(3)")
     done = tip_exp(tmp_path, "-cn", "demo_seeds", "seed=range(3)")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "24 of 24 runs are already finished in outputs/sweeps/demo_seeds\n"
+    assert done.stdout == "27 of 27 runs are already finished in outputs/sweeps/demo_seeds\n"
     assert not [folder for folder in folders if folder.log.exists() or folder.lock.exists()]
 
 
