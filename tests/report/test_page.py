@@ -52,7 +52,7 @@ def folder(tmp_path: Path, compose_run: Callable[..., RunConfig]) -> Path:
     """full, entropy at two retentions and q3, with two seeds each, metrics and samples."""
     for selector, retention in (("full", 1.0), ("entropy", 0.25), ("entropy", 0.5), ("q3", 0.125)):
         for seed in (0, 1):
-            run = tmp_path / f"{selector}{retention}{seed}"
+            run = tmp_path / f"{selector}.r{100 * retention:g}.s{seed}"
             config = compose_run(f"selector={selector}", f"selector.retention={retention}", f"seed={seed}")
             write_config(config, run)
             finish(config, run, 0.4 + 0.1 * seed)
