@@ -199,7 +199,7 @@ def _run_in_child(command: list[str], environment: dict[str, str], log: Path, ba
                 child.terminate()  # a terminal has interrupted it as well: it ends at the first interrupt
                 try:
                     child.wait()  # until it has written a checkpoint
-                except KeyboardInterrupt:  # a second one: do not wait for it
+                except KeyboardInterrupt:  # a second interrupt: do not wait for it
                     child.kill()
                     child.wait()
                 raise
