@@ -24,7 +24,7 @@ def test_readers_beside_writers_see_whole_runs(tmp_path: Path, tiny_config: RunC
 
 
 def test_a_torn_read_is_noticed(tmp_path: Path, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the rename of whole files, readers see parts, which stand long enough for one of 160 reads to meet one."""
+    """Without the rename of whole files, readers see parts. These last long enough for one of 160 reads to meet one."""
 
     def in_place(path: Path, text: str) -> None:
         path.write_text(text[: len(text) // 2])

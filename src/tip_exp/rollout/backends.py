@@ -48,7 +48,7 @@ class Backend:
             options = {"stop_ids": pair.stop_ids, "pad_id": pair.pad_id, "batch_size": settings.batch_size}
             if copy_to is not None:
                 return CopySampler(model.module, copy_to, getattr(torch, self.dtype), **options)
-            return HfSampler(model.module, **options)
+            return HfSampler(model.module, **options, sharded=model.shards is not None)
         return VllmSampler(
             model.module,
             stop_ids=pair.stop_ids,

@@ -38,11 +38,14 @@ class HfSampler:
     time at the embedded pair's size). model.generation_config is not used.
     """
 
-    def __init__(self, model: PreTrainedModel, *, stop_ids: list[int], pad_id: int, batch_size: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, stop_ids: list[int], pad_id: int, batch_size: int, sharded: bool = False
+    ) -> None:
+        """`sharded`: FSDP holds the weights. It reuses its buffers in training, where inference tensors are refused."""
         self.model, self.pad_id, self.batch_size = model, pad_id, batch_size
         self.stop_ids = torch.tensor(stop_ids, device=model.device)
+        self._without_gradients = torch.no_grad if sharded else torch.inference_mode
 
-    @torch.no_grad()
     def generate(
         self,
         prompts: list[list[int]],
@@ -61,7 +64,7 @@ class HfSampler:
         expanded = [prompt for prompt in prompts for _ in range(samples)]
         numbers = [i * samples + n for i in positions for n in range(samples)]
         rollouts: list[Rollout] = []
-        with progress_bar(total=len(expanded), desc="responses") as progress:
+        with self._without_gradients(), progress_bar(total=len(expanded), desc="responses") as progress:
             for start in range(0, len(expanded), self.batch_size):
                 batch = slice(start, start + self.batch_size)
                 draws = Draws(seed, numbers[batch], total, self.batch_size, self.model.device)
@@ -91,17 +94,16 @@ class HfSampler:
         position_ids = (mask.cumsum(-1) - 1).clamp_(min=0)
         response_ids = torch.full((count, max_tokens), self.pad_id, device=device)
         logprobs = torch.zeros(count, max_tokens, device=device)
-        lengths = torch.zeros(count, dtype=torch.long, device=device)
-        stopped = torch.zeros(count, dtype=torch.bool, device=device)
-        active = torch.arange(count, device=device)  # rows of the batch that the model still runs on
+        # Rows that the model still runs on, their mask and positions, and which of them have not stopped.
+        active, running = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
         cache: Cache | None = None
         cached_length, warpers, num_before = 0, _warpers(sampling), progress.n
         for step in range(max_tokens):
             length = width + step
             output = self.model(
                 input_ids=ids,
-                attention_mask=mask[active, :length],
-                position_ids=position_ids[active, cached_length:length],
+                attention_mask=mask[:, :length],
+                position_ids=position_ids[:, cached_length:length],
                 use_cache=True,
                 logits_to_keep=1,
                 **{_CACHE: cache},
@@ -112,9 +114,7 @@ class HfSampler:
             tokens = _draw(warpers(ids, logits), uniform) if sampling.temperature > 0 else logits.argmax(-1)
             response_ids[active, step] = tokens
             logprobs[active, step] = logits.log_softmax(-1).gather(-1, tokens[:, None]).squeeze(-1)
-            lengths[active] += ~stopped[active]
-            stopped[active] |= torch.isin(tokens, self.stop_ids)
-            ids, running = tokens[:, None], ~stopped[active]
+            ids, running = tokens[:, None], running & ~torch.isin(tokens, self.stop_ids)
             num_running = int(running.sum())
             if num_running == 0:
                 break
@@ -122,7 +122,11 @@ class HfSampler:
                 progress.update(num_before + count - num_running - progress.n)
                 assert cache is not None, "use_cache=True returns one"
                 cache.batch_select_indices(running.nonzero().squeeze(-1))
-                active, ids = active[running], ids[running]
+                active, ids, mask, position_ids = (rows[running] for rows in (active, ids, mask, position_ids))
+                running = running[running]
+        stops = torch.isin(response_ids, self.stop_ids)
+        stopped = stops.any(1)
+        lengths = torch.where(stopped, stops.int().argmax(1) + 1, max_tokens)
         rows = zip(prompts, response_ids.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
         return [
             make_rollout(prompt, response[:length], values[:length], stopped=finished)
