@@ -139,6 +139,8 @@ def test_kl_against_kept_tokens_on_logarithmic_axes(arms: list[ArmResult]) -> No
     assert list(curve.x) == [10] and curve.y[0] == pytest.approx(31.3, abs=0.1)
     difference = next(arm.kl_difference for arm in arms if arm.selector == "random")
     assert difference and curve.error_y.array[0] == pytest.approx(curve.y[0] * math.expm1(difference.half_width()))
+    points = [y for trace in figure.data for y in trace.y]  # however long the bars are, the points fill the axis
+    assert figure.layout.yaxis.range == pytest.approx([math.log10(min(points) / 2), math.log10(2 * max(points))])
     for arm in arms:
         arm.kl_scores = None
     assert divergence(arms, colours) is None

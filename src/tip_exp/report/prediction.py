@@ -40,7 +40,9 @@ def divergence(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure | No
             hovertemplate=f"{selector}, %{{x:.3g}} % of tokens: %{{y:.3g}} nats (n=%{{customdata[0]}})<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(type="log", tickvals=TICKS)
-    figure.update_yaxes(type="log")
+    means = [_geometric_kl(arm) for arm in arms]
+    # The points fill the axis: the interval of two seeds can span a factor of a million.
+    figure.update_yaxes(type="log", range=[math.log10(min(means) / 2), math.log10(2 * max(means))])
     return with_axes(figure, KEPT, DIVERGENCE)
 
 
