@@ -46,6 +46,20 @@ def test_a_seed_gives_the_same_rollouts_again(tiny_pair: Pair) -> None:
     assert [r.token_ids for r in first] != [r.token_ids for r in other_seed]
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_forward_pass_keeps_nothing_for_a_gradient(tiny_pair: Pair, sharded: bool) -> None:
+    """Whole weights are sampled from in inference mode, sharded ones without it, as FSDP reuses its buffers."""
+    modes: list[tuple[bool, bool]] = []
+    module = tiny_pair.student.module
+    hook = module.register_forward_pre_hook(
+        lambda *_: modes.append((torch.is_inference_mode_enabled(), torch.is_grad_enabled()))
+    )
+    options: dict[str, Any] = {"stop_ids": tiny_pair.stop_ids, "pad_id": tiny_pair.pad_id, "batch_size": 8}
+    with hook:
+        HfSampler(module, **options, sharded=sharded).generate([[3, 4]], Sampling(1, 1.0, 1.0, 0, 3), seed=0)
+    assert set(modes) == {(not sharded, False)}
+
+
 def test_logprobs_equal_those_of_a_forward_pass(tiny_pair: Pair) -> None:
     """At temperature 1 for any sampling temperature, up to float32 rounding of a pass without cache or padding."""
     prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
