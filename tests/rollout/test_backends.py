@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.models.pair import Pair
 from tip_exp.rollout import backends
 from tip_exp.rollout.backends import COMPANIONS, INSTALL, choose
+from tip_exp.rollout.hf import HfSampler
 from tip_exp.utils.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
@@ -67,6 +71,15 @@ def test_rollouts_ahead_of_the_learner_are_by_transformers(compose_run: Compose,
 def test_hf_computes_in_the_students_dtype(compose_run: Compose, machine: Callable[..., None]) -> None:
     machine()
     assert choose(compose_run("rollout=hf").rollout, CPU, student_dtype="bfloat16").dtype == "bfloat16"
+
+
+def test_weights_in_shards_are_sampled_from_without_inference_mode(compose_run: Compose, tiny_pair: Pair) -> None:
+    config = compose_run("rollout=hf")
+    backend = choose(config.rollout, CPU, "float32")
+    whole = tiny_pair.student
+    for model, mode in ((whole, torch.inference_mode), (replace(whole, shards=Mock()), torch.no_grad)):
+        sampler = backend.make(model, tiny_pair, config.rollout, 100)
+        assert isinstance(sampler, HfSampler) and sampler._without_gradients is mode
 
 
 def test_a_configured_dtype_is_used(compose_run: Compose, machine: Callable[..., None]) -> None:
