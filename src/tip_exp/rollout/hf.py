@@ -94,7 +94,7 @@ class HfSampler:
         position_ids = (mask.cumsum(-1) - 1).clamp_(min=0)
         response_ids = torch.full((count, max_tokens), self.pad_id, device=device)
         logprobs = torch.zeros(count, max_tokens, device=device)
-        # Rows that the model still runs on, their mask and positions, and which of them have not stopped.
+        # Rows that the model still runs on, and which of them have not stopped. `mask` and `position_ids` follow them.
         active, running = torch.arange(count, device=device), torch.ones(count, dtype=torch.bool, device=device)
         cache: Cache | None = None
         cached_length, warpers, num_before = 0, _warpers(sampling), progress.n
