@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -51,11 +51,13 @@ def cost_of(function: Callable[[], Result]) -> tuple[Cost, Result]:
     return Cost(cpu, wall, (status_bytes("VmHWM") - resident_before) / MIB), result
 
 
-def in_child(function: Callable[..., Result], *arguments: object, threads: int) -> Result:
-    """function(*arguments) in a fresh process with `threads` CPU threads, free of memory that earlier work left."""
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # libraries read these when loaded
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+def in_child(function: Callable[..., Result], *arguments: object, threads: int | None = None) -> Result:
+    """function(*arguments) in a fresh process, free of memory that earlier work left; `threads`: its CPU threads."""
+    options: dict[str, Any] = {}
+    if threads is not None:
+        os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}  # read as libraries are loaded
+        options = {"initializer": torch.set_num_threads, "initargs": (threads,)}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), **options) as pool:
         return pool.submit(function, *arguments).result()
 
 

@@ -21,13 +21,14 @@ import tip_exp
 from tests import reference
 from tests.helpers import QUESTIONS, in_float64, make_learner, permute_ids, sample_rollouts, train_step
 from tip_exp.api.command import read_texts, summary
+from tip_exp.api.select import make_selector as make_preset
 from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch import cli
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
 from tip_exp.selector.scores import STATISTICS
-from tip_exp.selector.selector import Tokens
+from tip_exp.selector.selector import Quadrants, Tokens
 from tip_exp.utils.errors import ConfigError, DataError
 from tip_exp.utils.paths import conf_dir, resolve_model
 from tip_exp.utils.seeds import seed_for
@@ -693,3 +694,9 @@ def test_the_loops_of_the_integrations_page_give_one_gradient() -> None:
 def test_a_selector_and_its_error_types() -> None:
     with pytest.raises(ConfigError):
         tip_exp.select({}, "q1", retention=0.5)
+    rule = make_preset("soft_or", retention=0.2)
+    assert make_preset(rule) is rule and make_preset(rule, quadrants=(0.1, 2)).quadrants == Quadrants(0.1, 2.0)
+    assert make_preset(rule, retention=0.3) == make_preset("soft_or", retention=0.3)
+    for changes in ({"retention": 20}, {"retention": -1.0}, {"normalizer": "none"}, {"retenton": 0.3}):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            tip_exp.select({}, rule, **changes)

@@ -39,6 +39,7 @@ def test_every_link_leads_to_a_file_and_heading(page: Path) -> None:
 def test_pictures_are_shown_and_small() -> None:
     shown = {link for page in PAGES for link in LINK.findall(page.read_text(encoding="utf-8"))}
     pictures = sorted(path for ending in ("png", "webp") for path in DOCS.rglob(f"*.{ending}"))
+    assert pictures
     for path in pictures:
         assert path.relative_to(DOCS).as_posix() in shown and path.stat().st_size <= LARGEST, path
 

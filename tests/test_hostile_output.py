@@ -97,7 +97,8 @@ def check_tools(text: str, travel: TravelEnvironment) -> None:
         for observation in observations:
             observation.encode()  # a tokenizer takes it
             truncate(observation, 50, len, "rows")
-        assert set(environment.score(text).values()) <= {0.0, 1.0} or environment is travel
+        values = environment.score(text).values()
+        assert all(0 <= value <= 1 for value in values) if environment is travel else {*values} <= {0.0, 1.0}
 
 
 def test_two_thousand_completions_get_an_answer_from_every_parser(travel: TravelEnvironment) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from benchmarks.measuring import in_child
 from tip_exp.estimate.shapes import model_config
 from tip_exp.utils.paths import resolve_model
 
@@ -30,14 +31,20 @@ def write_pair(
     `layers`: fewer layers than the models have. The tokenizer is the embedded pair's; the models' vocabularies are
     wider, so responses are mostly ids that it lacks, and end at their limit.
     """
-    for role, name in (("teacher", teacher), ("student", student)):
-        if not (folder / role / "config.json").exists():
-            _write(folder / role, name, {"num_hidden_layers": layers} if layers else {}, tiny=tiny, device=device)
+    changes = {"num_hidden_layers": layers} if layers else {}
+    # Each in a process of its own, which ends: the memory that it takes of the GPU would count as that of a run.
+    missing = [
+        (folder / role, name)
+        for role, name in (("teacher", teacher), ("student", student))
+        if not (folder / role / "config.json").exists()
+    ]
+    for path, name in missing:
+        in_child(_write, path, name, changes, tiny, device)
     paths = [f"pair.{role}.path={folder.resolve() / role}" for role in ("teacher", "student")]
     return [*paths, "pair.teacher.dtype=bfloat16", f"pair.label={folder.name}"]
 
 
-def _write(folder: Path, name: str, changes: dict[str, int], *, tiny: bool, device: str) -> None:
+def _write(folder: Path, name: str, changes: dict[str, int], tiny: bool, device: str) -> None:
     described = model_config(name, None)
     assert described is not None, f"{name} is in model_shapes.yaml"
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("package:tiny/student"))

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from tip_exp.config.machine_rules import RESERVED
 from tip_exp.config.parse import accept
-from tip_exp.selector.scores import SCORES, STATISTICS, UNBUDGETED, UNIT_INTERVAL, required_stats
+from tip_exp.selector.scores import SCORES, SIGNED, STATISTICS, UNBUDGETED, UNIT_INTERVAL, required_stats
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
 
@@ -48,6 +48,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         for s in sorted(SCORES) for name in STATISTICS if name not in required_stats(s)
     ),
     *(({SCORE: s, "selector.clip": {}, ORDER: "sample", "selector.normalizer": "rank"}, [ORDER, "selector.normalizer"]) for s in RANKED),
+    *(({**PLAIN, SCORE: s, ORDER: "sample"}, [ORDER, SCORE]) for s in sorted(SIGNED)),
     *(
         ({"selector.scope": "batch", "selector.normalize_over": group, "selector.normalizer": n}, ["selector.scope", "selector.normalize_over"])
         for group in ("rollout", "micro_batch") for n in ("minmax", "quantile", "rank")

@@ -76,7 +76,8 @@ def values_of_conf() -> dict[tuple[str, str], Any]:
         for path in sorted((conf_dir() / group).glob("*.yaml")):
             tree: Any = OmegaConf.to_container(OmegaConf.load(path))
             trees[f"{group}={path.stem}"] = {key: tree[key] for key in tree if key not in NOT_VALUES}
-    return {(option, key): value for option, tree in trees.items() for key, value in leaves(tree)}
+    return {(option, key): value for option, tree in trees.items() for key, value in leaves(tree)
+            if value != "???"}  # fmt: skip
 
 
 def rows_of_table() -> list[list[str]]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import tip_exp.losses
+from tip_exp import loss, select, statistics
 from tip_exp.config.schema import LoraConfig, PrivilegedConfig, RunConfig
 from tip_exp.learner.learner import StepReport
 from tip_exp.learner.teacher import Teacher
@@ -183,6 +184,47 @@ def test_a_step_gives_the_results_of_the_cpu(tiny_pair: Pair, tiny_config: RunCo
     assert report.metrics == pytest.approx(expected_report.metrics, rel=limit, abs=limit)
     assert report.selection.kept_mask.equal(expected_report.selection.kept_mask)
     assert sum(waits.values()) == WAITS.get(name, STATISTICS + UPDATE), waits
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_float32_attention_repeats_the_keys_of_a_group(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else torch 2.13 has no kernel for it but the one that keeps a T x T matrix; flash attention takes groups."""
+    repeated: list[bool] = []
+
+    def recorded_sdpa(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        repeated.append(key.shape[1] == value.shape[1] == query.shape[1])
+        return sdpa(query, key, value, **options)
+
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recorded_sdpa)
+    ids = torch.arange(3, 10)[None]
+    with Pretending(), torch.no_grad():
+        module = model(1, num_layers=1, dtype=dtype, cuda=True).module
+        inputs = packed_inputs(module, (3, 4), pretend.CUDA)
+        module.model(ids.to("cuda"), use_cache=False, **inputs)
+    assert repeated == [dtype == torch.float32] * 2
+
+
+def test_the_library_selects_on_cuda(tiny_pair: Pair) -> None:
+    """statistics, select and loss, as the loops of docs/integrations.md call them."""
+    torch.manual_seed(0)
+    ids, sequence, hidden = torch.randint(3, 400, (12,)), torch.tensor([4] * 5 + [2] * 7), torch.randn(2, 12, 32)
+
+    def kept_and_loss(*, cuda: bool) -> tuple[Tensor, float]:
+        pair = make_pair(tiny_pair, cuda=cuda)
+        models = pair.student.module, pair.teacher.module
+        where = (lambda tensor: PretendedTensor(tensor.clone())) if cuda else torch.clone
+        student, teacher, tokens, sequences = map(where, (*hidden, ids, sequence))
+        stats = statistics(student, teacher, *models, tokens, statistics={"entropy", "reverse_kl"})
+        kept = select(stats | {"sequence": sequences}, "soft_or", retention=0.5)
+        value = loss(student.requires_grad_(), teacher, *models, kept, sequence=sequences)
+        value.backward()
+        return to_cpu(kept), float(value.detach())
+
+    expected = kept_and_loss(cuda=False)
+    with Pretending():
+        kept, value = kept_and_loss(cuda=True)
+    assert kept.equal(expected[0]) and value == pytest.approx(expected[1], rel=1e-4)
 
 
 def test_the_step_launches_the_kernels(tiny_pair: Pair, tiny_config: RunConfig) -> None:

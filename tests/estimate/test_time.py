@@ -14,7 +14,7 @@ from tip_exp.estimate.cards import CARDS, RANKS
 from tip_exp.estimate.forecast import NO_TIME, TOO_LARGE, Forecaster
 from tip_exp.estimate.memory import RankMemory
 from tip_exp.estimate.tables import format_hours
-from tip_exp.estimate.time import flops, run_time, step_seconds
+from tip_exp.estimate.time import flops, num_evaluations, run_time, step_seconds
 from tip_exp.launch.plan import plan
 from tip_exp.launch.sweep import SweepRun
 from tip_exp.utils.paths import conf_dir
@@ -68,6 +68,20 @@ def test_operations_of_the_papers_run(compose_run: Compose) -> None:
     config = compose_run("experiment=tip_qwen3", "eval.every=0", "eval.max_tokens=1")
     tokens = 1739 * 128 * (205 + 1966)  # a tenth of 2,048 prompt tokens and 24 % of 8,192
     assert flops(config.model_dump()) == pytest.approx(tokens * (2 * 8.19e9 + 8 * 4.02e9), rel=0.02)
+
+
+@pytest.mark.parametrize(("mode", "parameters"), [("eval", 4.02e9), ("teacher", 8.19e9)])
+def test_operations_of_an_evaluation_alone(compose_run: Compose, mode: str, parameters: float) -> None:
+    """2 P per token of 16 answers to 560 problems, 24 % of 8,192 tokens each."""
+    values = compose_run("experiment=tip_qwen3", f"mode={mode}").model_dump()
+    assert flops(values) == pytest.approx(560 * 16 * 1966 * 2 * parameters, rel=0.01)
+
+
+def test_evaluations_are_counted_as_a_run_does_them(compose_run: Compose) -> None:
+    """Before step 1 and after steps 20, 40 and 50."""
+    assert [num_evaluations(50, every) for every in (20, 50, 0)] == [4, 2, 2] and num_evaluations(0, 20) == 1
+    by_every = [flops(compose_run("learner.num_steps=50", f"eval.every={every}").model_dump()) for every in (20, 50, 0)]
+    assert by_every[0] > by_every[1] == by_every[2]
 
 
 def test_a_step_of_the_main_setting_by_hand(compose_run: Compose) -> None:

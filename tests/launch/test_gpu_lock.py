@@ -8,6 +8,7 @@ import pytest
 
 from tip_exp.launch import gpu_lock, lock
 from tip_exp.launch.gpu_lock import locked_gpus
+from tip_exp.utils import gpus
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.gpus import visible_gpus
 
@@ -61,6 +62,11 @@ def test_more_gpus_than_the_machine_has_are_refused() -> None:
         pass
 
 
-def test_visible_gpus_follow_the_environment() -> None:
+def test_visible_gpus_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the variable they are counted as CUDA does it, also in a container that has some of a node's."""
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    for name in ("nvidia3", "nvidia7", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert visible_gpus({}) == ["0", "1"]
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2, 3"}) == ["2", "3"]
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,25 @@ def test_every_option_of_a_group_is_accepted(group: str) -> None:
     for path in (conf_dir() / group).glob("*.yaml"):
         if not is_whole(path):
             assert errors(group, content(path)) == [], path
+
+
+def unexplained(node: Any, key: str = "") -> Iterator[str]:
+    """Keys without a meaning, neither their own nor that of the section they stand in."""
+    if "description" in node:
+        return
+    values: list[tuple[str, Any]] = []
+    for part in (node, *node.get("anyOf", [])):
+        values += part.get("properties", {}).items()
+        if key == "eval.benchmarks" and "additionalProperties" in part:
+            values.append(("NAME", part["additionalProperties"]))
+    if not values and key:
+        yield key
+    for name, value in values:
+        yield from unexplained(value, f"{key}.{name}".lstrip("."))
+
+
+def test_every_key_is_explained() -> None:
+    assert set(unexplained(json_schema())) == {"hydra"}
 
 
 def test_wrong_keys_and_values_are_named_and_references_are_not() -> None:

@@ -73,6 +73,7 @@ def test_several_runs_are_a_line_each(make: Make, capsys: Printed) -> None:
     stopped = make("outputs/runs/b", "name=b")
     append_rows(stopped.metrics, [{"step": step} for step in range(8)])
     (stopped.checkpoints / "step_00005").mkdir(parents=True)
+    (stopped.checkpoints / "step_00006_v2").mkdir()  # a user's copy
     show([])
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["outputs/runs/a", "done", "word_sums/mean@4", "35.0", "%", "->", "80.0", "%"]

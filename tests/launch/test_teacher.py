@@ -41,6 +41,7 @@ def student(tmp_path: Path) -> Path:
         "selector=q3", "selector.retention=0.2", "seed=3", "sweep=mine", "name=mine", "learner.lr=1e-3",
         "data.label=mine", "rollout.temperature=0.7", "eval.every=3", "eval.sequence_kl=false",
         "pair.student.dtype=bfloat16", "pair.student.path={student}", "mode=eval",
+        "num_threads=2", "rollout.vllm.sleep_level=0", "rollout.vllm.gpu_memory_utilization=0.5",
     ],
 )  # fmt: skip
 def test_runs_share_an_evaluation_that_does_not_depend_on_what_tells_them_apart(

@@ -36,14 +36,16 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_run_on_the_cpu(monkeypat
         assert pick_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 0)
 
 
-@pytest.mark.parametrize(("size", "device"), [("1", "cuda"), ("2", "cuda:3")])
+@pytest.mark.parametrize(("size", "device"), [("1", "cuda:0"), ("2", "cuda:3")])
 def test_a_rank_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch, size: str, device: str) -> None:
-    """Several processes have each a GPU; one alone has the current one, whatever its environment says."""
+    """Several processes have each a GPU; one alone has the first one, whatever its environment says."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("WORLD_SIZE", size)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert pick_device("cuda") == pick_device("auto") == torch.device(device)
+    # torch.cuda.set_device, which `start` calls, refuses a device without a number.
+    assert torch.cuda._utils._get_device_index(pick_device("cuda")) == torch.device(device).index
     assert pick_device("cpu") == torch.device("cpu")

@@ -96,7 +96,10 @@ def test_a_sampler_without_log_probs_has_nothing_to_check() -> None:
 
 
 @pytest.mark.parametrize("budget", [16384, 300])  # one micro-batch, whose graph is kept, and several
-@pytest.mark.parametrize(("selector", "measured"), [("soft_or", {"entropy", "reverse_kl"}), ("full", set())])
+@pytest.mark.parametrize(
+    ("selector", "measured"),
+    [("soft_or", {"entropy", "reverse_kl"}), ("full", set()), ("low_logprob", {"student_logprob"})],
+)
 def test_hf_rollouts_pass_and_no_statistic_is_forced_on_the_selector(
     tiny_pair: Pair, compose_run: Callable[..., RunConfig], selector: str, measured: set[str], budget: int
 ) -> None:

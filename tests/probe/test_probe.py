@@ -31,7 +31,10 @@ SMALL = ["learner.prompts_per_step=4", "data.max_response_tokens=24", "selector=
 
 @pytest.fixture(scope="module")
 def probe(compose_run: Callable[..., RunConfig]) -> Iterator[Probe]:
-    with opened(compose_run(*SMALL)) as opened_probe:
+    """Of a run on two ranks that a tracker follows: one process reads batches, and nothing is tracked."""
+    config = compose_run(*SMALL, "ranks=2", "learner.replicas=2")
+    tracked = config.model_copy(update={"logger": config.logger.model_copy(update={"tracker": "mlflow"})})
+    with opened(tracked) as opened_probe:
         yield opened_probe
 
 

@@ -75,6 +75,9 @@ def test_rows_compare_the_arms_of_one_setting(tmp_path: Path, compose_run: Compo
             folder = tmp_path / config.name
             write_config(config, folder)
             finish(config, folder, final + 0.05 * seed, seq_kl=2.0 if overrides == "selector=full" else 4.0)
+    rank = compose_run("selector=q3", "selector.retention=0.1", "selector.normalizer=rank", "name=rank")
+    write_config(rank, tmp_path / "rank")
+    finish(rank, tmp_path / "rank", 0.9)
     for overrides, final in {"selector=full": 0.5, "selector=q3 selector.retention=0.1": 0.7}.items():
         for seed in (0, 1):
             config = compose_run(
@@ -97,8 +100,9 @@ def test_rows_compare_the_arms_of_one_setting(tmp_path: Path, compose_run: Compo
 
 
 def test_every_claim_is_about_arms_of_a_demo_sweep() -> None:
-    sweeps = conf_dir().parent / "sweeps"
-    text = "".join(path.read_text() for path in sweeps.glob("*.yaml"))
+    demos = sorted((conf_dir().parent / "sweeps").glob("demo*.yaml"))
+    designs = [path.with_name(path.name.removeprefix("demo_")) for path in demos]  # which most of them start from
+    text = "".join(path.read_text() for path in {*demos, *designs} if path.exists())
     for claim in CLAIMS:
         for selector, retention in filter(None, (claim.arm, claim.baseline)):
             line = f"selector={selector}" + ("" if retention == 1 else f" selector.retention={retention:g}")

@@ -129,6 +129,28 @@ def test_selectors_are_compared_on_the_same_tokens(compose_run: Callable[..., Ru
     assert compared.matrix == [[1, 2 / 8, 1 / 8], [2 / 8, 1, 0], [1 / 8, 0, 1]]  # full keeps all 8
 
 
+def test_arms_that_look_alike_are_not_averaged(tmp_path: Path, compose_run: Callable[..., RunConfig]) -> None:
+    for number, normalizer in enumerate(("minmax", "rank")):
+        config = compose_run("selector=entropy", f"selector.normalizer={normalizer}", f"name={normalizer}")
+        write_config(config, tmp_path / normalizer)
+        finish(config, tmp_path / normalizer, 0.4)
+        row = {"step": 20, "eval/word_sums/mean@4": 0.3 + 0.4 * number, "select/response_tokens": 100}
+        shares = {f"quadrant/q{i}_share": 0.25 for i in (1, 2, 3, 4)}
+        kept = {f"quadrant/q{i}_kept_frac": 0.2 + 0.5 * number for i in (1, 2, 3, 4)}
+        append_rows(tmp_path / normalizer / "metrics.jsonl", [row | shares | kept])
+        append_rows(tmp_path / normalizer / "samples.jsonl", [sample(20, [True] * 8)])
+    data = page_data(page_of(tmp_path))
+    names = [f"entropy 50 % (selector.normalizer={normalizer})" for normalizer in ("minmax", "rank")]
+    plots = data["plots"]
+    curves = {trace["name"]: trace["y"] for trace in plots["s0-curves-word_sums"]["data"] if trace.get("name")}
+    assert [curves[name] for name in names] == [pytest.approx([30]), pytest.approx([70])]
+    (quadrants,) = plots["s0-quadrants"]["data"]
+    assert dict(zip(quadrants["y"], quadrants["z"], strict=True)) == {
+        names[0]: pytest.approx([20] * 4), names[1]: pytest.approx([70] * 4),
+    }  # fmt: skip
+    assert list(data["rollouts"][0]["kept_by"]) == names == list(json.loads(data["downloads"][0]["json"]))
+
+
 DRIVER = """
 <script>
 const report = {errors: window.failures};

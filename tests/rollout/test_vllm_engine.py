@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from tip_exp.config.schema import RunConfig
 from tip_exp.models.pair import Pair
 from tip_exp.rollout import vllm
-from tip_exp.rollout.vllm import EngineError, VllmSampler, request_seed
+from tip_exp.rollout.vllm import EngineError, VllmSampler, config_folder, request_seed
 from tip_exp.types import Sampling
 
 MakeSampler = Callable[..., VllmSampler]
@@ -57,9 +58,10 @@ class FakeLLM:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    module = ModuleType("vllm")
-    module.LLM, module.SamplingParams = FakeLLM, SimpleNamespace  # pyright: ignore[reportAttributeAccessIssue]
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    module: Any = ModuleType("vllm")
+    module.LLM, module.SamplingParams = FakeLLM, SimpleNamespace
+    module.envs = SimpleNamespace(VLLM_CACHE_ROOT=str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setattr(vllm, "_engine", None)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: FakeLLM.calls.append("empty cache"))
@@ -188,3 +190,12 @@ def test_requests_have_the_seeds_of_their_prompts_and_limits_of_their_own(make: 
     sampler.generate([[1], [3]], TWO, seed=9)
     assert [params.seed for params in FakeLLM.params] == [request_seed(9, p, s) for p in (0, 1) for s in (0, 1)]
     assert {params.max_tokens for params in FakeLLM.params} == {5}
+
+
+def test_equal_models_start_from_one_folder(tmp_path: Path, tiny_pair: Pair) -> None:
+    """vLLM compiles again for every path of a model."""
+    student, teacher = tiny_pair.student.module.config, tiny_pair.teacher.module.config
+    folders = [config_folder(config, tmp_path / "new") for config in (student, student, teacher)]
+    assert folders[0] == folders[1] != folders[2]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted({folder.name for folder in folders})
+    assert [path.name for path in folders[0].iterdir()] == ["config.json"]

@@ -149,6 +149,14 @@ def test_tokens_of_weight_zero_are_sampled_last(seed: int) -> None:
     assert selection.kept_mask.tolist() == [False, True] * 3
 
 
+def test_sampling_refuses_a_negative_score() -> None:
+    """The logarithm of a negative weight is NaN, which sorts first: these tokens would always be kept."""
+    rule = selector(score="log_ratio", order="sample", normalizer="none")
+    statistics = {"student_logprob": torch.tensor([-1.0, -1, -2]), "teacher_logprob": torch.tensor([-1.0, -3, -1])}
+    with pytest.raises(ValueError, match=r"order=sample .* rule log_ratio returned -2; it must be 0 or more"):
+        rule(statistics, tokens_of(3), seeded())
+
+
 def test_sampling_is_a_function_of_the_seed() -> None:
     rule, statistics = selector(score="entropy", order="sample", normalizer="none"), random_statistics(40)
     seed_1, seed_1_again, seed_2 = (rule(statistics, tokens_of(40), seeded(seed)).kept_mask for seed in (1, 1, 2))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def select(
         values = {name: value[response_mask] for name, value in values.items()}
         sequence = response_mask.nonzero()[:, 0]
     elif "sequence" in stats:
-        sequence = _tensor(np.unique(np.asarray(stats["sequence"]), return_inverse=True)[1])
+        sequence = _numbered(stats["sequence"])
     else:
         raise ValueError("stats lacks sequence, the index of each token's sequence; tensors (B, T) need response_mask=")
     for name, value in values.items():
@@ -98,10 +98,15 @@ def make_selector(
 
     Raises ConfigError as a run would: for an unknown key, a wrong value, or keys that exclude each other.
     """
+    values, rule, cuts = selector_preset(None), selector, thresholds(quadrants)
     if isinstance(selector, Selector):
-        return replace(selector, **overrides, **({} if quadrants is None else {"quadrants": thresholds(quadrants)}))
-    values, rule = selector_preset(None), selector
-    if isinstance(selector, str):
+        if not overrides and quadrants is None:
+            return selector
+        values |= {field.name: getattr(selector, field.name) for field in fields(selector)}
+        own_cuts = values.pop("quadrants")
+        cuts = own_cuts if quadrants is None else cuts
+        rule = overrides.pop("score", selector.score)
+    elif isinstance(selector, str):
         is_option = selector in selector_options()
         if not is_option:
             _check_rule(selector)
@@ -114,7 +119,7 @@ def make_selector(
     settings = config.rule_settings()
     if not isinstance(rule, str):
         settings["score"] = rule
-    made = Selector(**settings, quadrants=thresholds(quadrants))
+    made = Selector(**settings, quadrants=cuts)
     if problems := list(selector_rules(made)):
         raise config_error(problems)
     return made
@@ -149,6 +154,13 @@ def order_in(sequence: Tensor) -> Tensor:
     sizes = torch.bincount(sequence)
     starts = (sizes.cumsum(0) - sizes)[sequence[order]]
     return torch.empty_like(sequence).index_copy_(0, order, torch.arange(len(order), device=order.device) - starts)
+
+
+def _numbered(sequence: Any) -> Tensor:
+    """The index of each value among the distinct ones, on the device of a tensor: ["b", "a", "b"] -> [1, 0, 1]"""
+    if isinstance(sequence, Tensor):
+        return torch.unique(sequence, return_inverse=True)[1]
+    return torch.tensor(np.unique(np.asarray(sequence), return_inverse=True)[1])
 
 
 def _tensor(values: Any) -> Tensor:

@@ -127,7 +127,7 @@ def typed_selector(values: dict[str, Any]) -> SelectorConfig:
 
 # What decides the numbers of mode=teacher; of the student, the tokenizer.
 _TEACHER_KEYS: Any = {
-    **dict.fromkeys(("mode", "device", "num_threads", "agent"), True),
+    **dict.fromkeys(("mode", "device", "agent"), True),
     "pair": {
         "attention": True,
         "chat": True,
@@ -148,9 +148,7 @@ NOT_DECIDING = (
 
 def deciding_values(config: RunConfig) -> dict[str, Any]:
     """All keys that affect a run's numbers by more than rounding, flat; those left out do not."""
-    if config.mode == "teacher":
-        return flatten(config.model_dump(include=_TEACHER_KEYS))
-    return deciding(flatten(config.model_dump()))
+    return deciding(flatten(config.model_dump(include=_TEACHER_KEYS if config.mode == "teacher" else None)))
 
 
 def deciding(flat: dict[str, Any]) -> dict[str, Any]:

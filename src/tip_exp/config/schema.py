@@ -202,3 +202,7 @@ class RunConfig(Strict):
     learner: LearnerConfig
     eval: EvalConfig
     logger: LoggerConfig
+
+    def untracked(self) -> RunConfig:
+        """The same without W&B and without another tracker."""
+        return self.model_copy(update={"logger": self.logger.model_copy(update={"wandb": "off", "tracker": None})})

@@ -1,4 +1,4 @@
-"""Rules on a selector's settings that involve several keys; `Selector` checks its arguments by them as well."""
+"""Rules on a selector's settings that involve several keys; `tip_exp.select` checks its arguments by them as well."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from tip_exp.selector.scores import (
     FALLING,
     SCORES,
+    SIGNED,
     UNBUDGETED,
     UNIT_INTERVAL,
     UNNORMALIZED,
@@ -69,6 +70,8 @@ def selector_rules(selector: Any) -> Iterator[str]:
         )
     for statistic in sorted(set(selector.normalizer_of) - required):
         yield f"selector.normalizer_of.{statistic} has no effect: selector.score={score} does not read {statistic}"
+    if order == "sample" and score in SIGNED and normalizer == "none":
+        yield f"selector.order=sample draws in proportion to the score, but selector.score={score} has negative values"
     if order == "sample" and normalizer == "rank":
         yield (
             "selector.order=sample draws in proportion to the score, but selector.normalizer=rank replaces the "

@@ -37,6 +37,7 @@ PROCESS = "Python and torch"
 PROCESS_GIB = 0.4  # resident after import, measured
 CONTEXT_GIB = 0.5  # CUDA context with the workspaces of cuBLAS and NCCL: assumed
 ASLEEP_GIB = 1.0  # what a sleeping vLLM engine keeps on its device, such as CUDA graphs: assumed
+PINNED = 1.35  # pinned weights over their size: torch rounds a block up to a power of two (1.3 for Qwen3's layers)
 CARD_SHARE = 0.95  # of a card that a plan may use; fragmentation takes the rest: assumed
 MAX_RANKS = 64
 PROBLEMS = {"math500": 500, "aime24": 30, "aime25": 30, "gsm8k": 1319, "deepplanning": 48}  # of public test sets
@@ -166,8 +167,9 @@ class RankMemory(Passes):
             "teacher layers": self.teacher.layers * self.teacher.layer,
         }
         for part, parameters in teacher.items():
-            parts = host if self.offload and part == "teacher layers" else device
-            parts[part] = parameters * self.teacher_width / self.shards
+            moved = self.offload and part == "teacher layers"
+            size = parameters * self.teacher_width / self.shards
+            (host if moved else device)[part] = PINNED * size if moved else size
         if name == "load" and self.on_gpu:  # the largest matrix passes through the host
             host["weights being read"] = max(self.teacher.head * self.teacher_width, self.student.head * 4)
         return device, host
@@ -181,7 +183,7 @@ class RankMemory(Passes):
                 return
             device["sampling engine asleep"] = ASLEEP_GIB * GIB
             if rollout.vllm.sleep_level == 1:
-                host["sampling engine asleep"] = self.student.parameters * ENGINE_WIDTH
+                host["sampling engine asleep"] = PINNED * self.student.parameters * ENGINE_WIDTH
         elif awake or ahead:
             # A CPU engine of vLLM is counted like transformers.
             response = self.config.eval.max_tokens if name == "evaluation" else data.max_response_tokens

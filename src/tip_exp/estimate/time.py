@@ -57,11 +57,15 @@ def run_time(config: RunConfig, card: Card, ranks: int) -> RunTime:
     learner, evaluation = config.learner, config.eval
     step = step_seconds(config, card, ranks) if config.mode == "train" else {}
     student_s = evaluation_seconds(config, card, ranks, "student")
-    evaluations, steps = 1, learner.num_steps if step else 0
-    if steps:
-        evaluations += math.ceil(steps / evaluation.every) if evaluation.every else 1
+    steps = learner.num_steps if step else 0
+    evaluations = num_evaluations(steps, evaluation.every)
     teacher_s = evaluation_seconds(config, card, ranks, "teacher") if evaluation.teacher else 0.0
     return RunTime(step, student_s, steps * sum(step.values()) + evaluations * student_s + teacher_s)
+
+
+def num_evaluations(num_steps: int, every: int) -> int:
+    """Of the student in a run: before it, every `every` steps and after the last step; one in a run without steps."""
+    return 1 + (0 if num_steps == 0 else math.ceil(num_steps / every) if every else 1)
 
 
 def step_seconds(config: RunConfig, card: Card, ranks: int) -> dict[str, float]:
@@ -127,17 +131,18 @@ def evaluation_seconds(config: RunConfig, card: Card, ranks: int, role: str) -> 
 
 
 def flops(config: dict[str, Any]) -> float:
-    """Floating-point operations of a whole run: 2 P per token forward, 4 P backward; sampling counts as a forward.
+    """Floating-point operations of a run: 2 P per token forward, 4 P backward; sampling counts as a forward.
 
-    Without the evaluation of the teacher, which is a run of its own.
+    A training does not evaluate its teacher: that is a run of its own, of mode=teacher.
     """
     learner, evaluation, pair, data = config["learner"], config["eval"], config["pair"], config["data"]
     models = pair["teacher"], pair["student"]
     teacher, student = (shape_of(model["path"], model["revision"]).parameters for model in models)
     length = MEAN_PROMPT * data["max_prompt_tokens"] + MEAN_RESPONSE * data["max_response_tokens"]
-    rollouts = learner["num_steps"] * learner["prompts_per_step"] * learner["samples_per_prompt"]
+    num_steps = learner["num_steps"] if config["mode"] == "train" else 0
+    rollouts = num_steps * learner["prompts_per_step"] * learner["samples_per_prompt"]
     training = rollouts * length * (2 * teacher + (2 + 6) * student)
-    evaluations = 1 + (learner["num_steps"] // evaluation["every"] if evaluation["every"] else 1)
+    evaluated = teacher if config["mode"] == "teacher" else student
     samples = num_problems(evaluation) * (evaluation["samples"] + evaluation["greedy"])
     tokens = samples * MEAN_RESPONSE * evaluation["max_tokens"]
-    return training + tokens * 2 * evaluations * student
+    return training + tokens * 2 * num_evaluations(num_steps, evaluation["every"]) * evaluated

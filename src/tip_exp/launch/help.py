@@ -119,12 +119,18 @@ def _options(folders: list[Path]) -> dict[str, dict[str, Path]]:
 def _keys() -> set[str]:
     """Every dotted key of conf/config.yaml and of the options, and the names of the groups."""
     trees: list[Any] = [yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))]
-    for group, options in _options([conf_dir()]).items():
-        section = "data.train" if group == "dataset" else group
-        for path in options.values() if group not in ("experiment",) else ():
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-            trees.append({group: None} | {f"{section}.{key}": value for key, value in tree.items()})
+    for section, path in _sections():
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        trees.append({path.parent.name: None} | {f"{section}.{key}": value for key, value in tree.items()})
     return {key for tree in trees for key in _dotted(tree) if not key.endswith("defaults")}
+
+
+def _sections() -> Iterator[tuple[str, Path]]:
+    """The options of conf/, those that start from no other first, and the section whose keys each holds."""
+    paths = [path for options in _options([conf_dir()]).values() for path in options.values()]
+    for path in sorted(paths, key=lambda path: ("\ndefaults:" in path.read_text(encoding="utf-8"), path)):
+        if path.parent.name != "experiment":
+            yield "data.train" if path.parent.name == "dataset" else path.parent.name, path
 
 
 def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -135,27 +141,23 @@ def _dotted(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def key_comments() -> dict[str, str]:
-    """Dotted key -> the comment that it has in conf/."""
-    comments = dict(_comments(conf_dir() / "config.yaml"))
-    for group, options in _options([conf_dir()]).items():
-        section = "data.train" if group == "dataset" else group
-        for path in options.values() if group != "experiment" else ():
-            for key, comment in _comments(path, f"{section}."):
-                comments.setdefault(key, comment)
-    return comments
+    """Dotted key -> its meaning: the comment in conf/config.yaml or, of a key that is not there, in an option.
+
+    Comments of other options say why they have their value. Data sets are explained as data.train.
+    """
+    comments = dict(_with_keys((conf_dir() / "config.yaml").read_text(encoding="utf-8").splitlines()))
+    for section, path in _sections():
+        for key, comment in _with_keys(path.read_text(encoding="utf-8").splitlines()):
+            if key and comment:
+                comments.setdefault(f"{section}.{key}", comment)
+    return {key: comment for key, comment in comments.items() if comment}
 
 
 def _explained(text: str) -> list[str]:
     """The lines of a config with the comments that its keys have in conf/."""
     comments, lines = key_comments(), text.splitlines()
-    keys = [key for key, _ in _with_keys(lines)]
+    keys = [re.sub(r"^eval\.benchmarks\.[^.]+", "data.train", key) for key, _ in _with_keys(lines)]
     return [f"{line}  # {comments[key]}" if key in comments else line for line, key in zip(lines, keys, strict=True)]
-
-
-def _comments(path: Path, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, comment in _with_keys(path.read_text(encoding="utf-8").splitlines()):
-        if key and comment:
-            yield prefix + key, comment
 
 
 def _with_keys(lines: list[str]) -> Iterator[tuple[str, str]]:

@@ -70,8 +70,8 @@ def teacher_config(config: RunConfig) -> RunConfig:
     if _tokenizer_files(pair.student.path) == (files := _tokenizer_files(pair.teacher.path)) and files:
         student |= {"path": pair.teacher.path, "revision": pair.teacher.revision}
     pair = pair.model_copy(update={"student": pair.student.model_copy(update=student)})
-    logger = config.logger.model_copy(update={"wandb": "off", "tracker": None})
-    return config.model_copy(update={"mode": "teacher", "name": name, "sweep": None, "pair": pair, "logger": logger})
+    changes = {"mode": "teacher", "name": name, "sweep": None, "pair": pair}
+    return config.untracked().model_copy(update=changes)
 
 
 def remove_stale(config: RunConfig, folder: RunFolder) -> None:

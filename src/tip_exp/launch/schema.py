@@ -67,7 +67,10 @@ def _inlined(node: dict[str, Any], kinds: dict[str, Any], comments: dict[str, st
     if "items" in node:
         made["items"] = _or_reference(_inlined(node["items"], kinds, comments, ""))
     if isinstance(node.get("additionalProperties"), dict):
-        made["additionalProperties"] = _or_reference(_inlined(node["additionalProperties"], kinds, comments, ""))
+        key_of_each = "data.train" if key == "eval.benchmarks" else ""
+        made["additionalProperties"] = _or_reference(
+            _inlined(node["additionalProperties"], kinds, comments, key_of_each)
+        )
     # Without required keys several kinds of data set can fit: any, not exactly one.
     if choices := node.get("oneOf") or node.get("anyOf"):
         made["anyOf"] = [_inlined(choice, kinds, comments, key) for choice in choices]

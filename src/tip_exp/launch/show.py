@@ -18,7 +18,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.launch.announce import accuracies, change, opening
 from tip_exp.launch.lock import holder
 from tip_exp.records import metrics
-from tip_exp.records.folder import RunFolder
+from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.records.integrity import Depth, remedy
 from tip_exp.records.reader import RunRecord, find_runs, read_run
 from tip_exp.utils.errors import DataError, exit_code, first_line, format_error
@@ -150,7 +150,7 @@ def _state(run: RunFolder, depth: Depth) -> tuple[str, str]:
     at = f"at step {rows[-1]['step'] if rows else 0} of {record.config['learner']['num_steps']}"
     if process := holder(run.lock):
         return f"running {at}, by {process.partition(';')[0]}", ""
-    saved = max((int(path.name.removeprefix("step_")) for path in run.checkpoints.glob("step_*[0-9]")), default=0)
+    saved = max(numbered_checkpoints(run.checkpoints), default=0)
     return f"stopped {at}, resumes from step {saved}", ""
 
 

@@ -129,19 +129,19 @@ def start(device: torch.device, *, alone: bool = False) -> Iterator[Ranks]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     joins = not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1
-    founds = not dist.is_initialized() and not joins and alone
+    starts_group = not dist.is_initialized() and not joins and alone
     if joins:
         dist.init_process_group(backend, timeout=TIMEOUT)
-    elif founds:
+    elif starts_group:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     ranks = Ranks()
     yield ranks
     ranks.barrier()
-    if (joins or founds) and "vllm" not in sys.modules:  # vLLM's engine ends the group when the process ends
+    if (joins or starts_group) and "vllm" not in sys.modules:  # vLLM's engine ends the group when the process ends
         dist.destroy_process_group()
 
 
 def local_device(kind: str) -> torch.device:
-    """ "cpu", or the CUDA device of this rank (LOCAL_RANK; without it the current device)."""
-    index = os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
-    return torch.device(kind) if kind == "cpu" or index is None else torch.device(kind, int(index))
+    """ "cpu", or the CUDA device of this rank: number LOCAL_RANK, or 0 for one rank; `start` needs the number."""
+    index = os.environ["LOCAL_RANK"] if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "0"
+    return torch.device(kind) if kind == "cpu" else torch.device(kind, int(index))

@@ -97,7 +97,9 @@ class Learner:
         measured = required | {"student_logprob"} if checks_sampler else required
         with self.meter.span("learner"):
             with self.pair.student.whole(trains=True), self.pair.teacher.whole():
-                stats = self._token_stats(batches, teacher_hidden, measured)  # pass 1
+                # Pass 1. If only the sampler check needs a statistic, the first (longest) micro-batch suffices.
+                scored = batches if required else batches[:1] if measured else []
+                stats = self._token_stats(scored, teacher_hidden, measured, keep_graph=len(batches) == 1)
                 # To the host once: the selection and its metrics would wait for the device at every number.
                 local_statistics = {name: torch.cat([s.values[name] for s in stats]).cpu() for name in sorted(measured)}
                 budgets = {"budget": self._order_tokens, "computed": self.config.micro_batch_tokens}
@@ -128,12 +130,9 @@ class Learner:
         return StepReport(metrics, tokens, statistics, selection)
 
     def _token_stats(
-        self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, wanted: frozenset[str]
+        self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, wanted: frozenset[str], *, keep_graph: bool
     ) -> list[TokenStats]:
-        """Pass 1. If only the sampler check needs a statistic, the first (longest) micro-batch suffices."""
-        keep_graph = len(batches) == 1  # pass 2 would repeat this very forward pass
-        if wanted <= {"student_logprob"}:
-            batches = batches[:1] if wanted else []
+        """The statistics of micro-batches; `keep_graph`: of the only one, whose forward pass `_backward` reuses."""
         self._reused_graph = None
         stats: list[TokenStats] = []
         for i, batch in enumerate(batches):

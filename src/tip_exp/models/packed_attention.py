@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -53,10 +53,19 @@ def by_sequence(
     if sequence_lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     sequences = zip(*(tensor.split(sequence_lengths, dim=2) for tensor in (query, key, value)), strict=True)
-    outputs = [
-        sdpa_attention_forward(module, q, k, v, _window_mask(q, sliding_window), **options)[0] for q, k, v in sequences
-    ]
+    outputs = [_causal_sdpa(module, q, k, v, sliding_window, **options) for q, k, v in sequences]
     return torch.cat(outputs, dim=1), None
+
+
+def _causal_sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any
+) -> Tensor:
+    """Of one sequence, (1, T, heads, d)."""
+    mask = _window_mask(query, window)
+    if mask is None and query.is_cuda and query.dtype == torch.float32:
+        # Flash attention takes no float32, memory-efficient attention no groups of heads: what is left holds T x T.
+        key, value = (repeat_kv(tensor, query.shape[1] // tensor.shape[1]) for tensor in (key, value))
+    return sdpa_attention_forward(module, query, key, value, mask, **options)[0]
 
 
 def _window_mask(query: Tensor, window: int | None) -> Tensor | None:

@@ -114,17 +114,16 @@ def opened(config: RunConfig, run: Path | None = None) -> Iterator[Probe]:
     if config.mode != "train":
         raise ConfigError(f"mode={config.mode}: batches to train on are those of mode=train")
     # One process, whole weights, and an attention that has a forward mode.
-    learner = config.learner.model_copy(update={"compute_dtype": config.pair.student.dtype})
+    learner = config.learner.model_copy(update={"compute_dtype": config.pair.student.dtype, "replicas": 1})
     attention = "sdpa" if config.pair.attention == "flash_attention_2" else config.pair.attention
     changes = {
         "learner": learner,
         "pair": config.pair.model_copy(update={"attention": attention}),
-        "logger": config.logger.model_copy(update={"wandb": "off", "tracker": None}),
     }
     transformers.utils.logging.disable_progress_bar()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        parts = TrainingParts(config.model_copy(update=changes), RunFolder(scratch), stack)
+        parts = TrainingParts(config.untracked().model_copy(update=changes), RunFolder(scratch), stack)
         steps = 0
         if run is not None:
             saved = Checkpoints(RunFolder(run).checkpoints, parts.ranks).newest()

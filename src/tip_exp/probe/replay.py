@@ -77,7 +77,7 @@ def replayed(folder: RunFolder, step: int | None = None) -> str:
     batch = _read_batch(folder, step)
     step, rollouts = int(batch["step"]), [_rollout(row) for row in batch["rollouts"]]
     config = load(folder.config)
-    config = config.model_copy(update={"logger": config.logger.model_copy(update={"wandb": "off"})})
+    config = config.untracked().model_copy(update={"learner": config.learner.model_copy(update={"replicas": 1})})
     transformers.utils.logging.disable_progress_bar()
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))

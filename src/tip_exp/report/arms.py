@@ -70,6 +70,7 @@ class ArmResult:
     p_holm: float = math.nan
     kl_p_holm: float = math.nan
     differs: str = ""  # as of `distinctions`, among the arms of all settings
+    name: str = ""  # "entropy 50 %", with what tells it from arms of its setting that look alike: one name for one arm
 
     @property
     def gap_closed(self) -> float:
@@ -117,6 +118,8 @@ def summarize(records: list[RunRecord]) -> list[ArmResult]:
             p_values = holm([difference.p if difference else math.nan for difference in differences])
             for arm, p_holm in zip(family, p_values, strict=True):
                 setattr(arm, p_name, p_holm)
+        for arm, text in zip(family, distinctions(family), strict=True):
+            arm.name = f"{arm.selector} {100 * arm.retention:g} %" + (f" ({text})" if text else "")
     for arm, text in zip(arms, distinctions(arms), strict=True):
         arm.differs = text
     return arms

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from tip_exp.config.parse import flatten
+from tip_exp.config.presets import selector_options, selector_preset
 from tip_exp.report.arms import ArmResult, group_by
 from tip_exp.report.columns import MARGIN, points, ratio
 from tip_exp.report.significance import Estimate, compare
@@ -134,7 +136,8 @@ def what_would_change(claim: Claim, difference: Estimate) -> str:
 
 def _row(claim: Claim, arms: list[ArmResult]) -> list[str]:
     for setting in group_by((arm for arm in arms if arm.pair == claim.pair), "setting", "benchmark").values():
-        by_arm = {(arm.selector, arm.retention): arm for arm in setting if arm.scores}
+        # Of arms with equal names, such as those of other normalizers, the one as conf/selector has it comes last.
+        by_arm = {(arm.selector, arm.retention): arm for arm in sorted(setting, key=_is_preset) if arm.scores}
         arm, baseline = by_arm.get(claim.arm), by_arm.get(claim.baseline or claim.arm)
         if arm is None or baseline is None:
             continue
@@ -149,6 +152,14 @@ def _row(claim: Claim, arms: list[ArmResult]) -> list[str]:
             texts = [points(difference), ratio(kl_difference), seeds, verdict(claim, difference)]
             return [claim.text, claim.source, tested, *texts, what_would_change(claim, difference)]
     return []
+
+
+def _is_preset(arm: ArmResult) -> bool:
+    """Whether the selector is an option of conf/selector with another retention at most."""
+    if arm.selector not in selector_options():
+        return False
+    preset = flatten({"selector": selector_preset(arm.selector)})
+    return all(arm.config.get(key) == value for key, value in preset.items() if key != "selector.retention")
 
 
 def _name(arm: Arm) -> str:

@@ -92,7 +92,7 @@ def page(records: list[RunRecord], arms: list[ArmResult], damaged: Table | None 
         plots |= {plot_id: json.loads(figure.to_json() or "") for plot_id, figure in by_id.items()}
         rollouts += [row | {"setting": setting.name} for row in viewer_rollouts(setting.runs, setting.tokens)]
         sections.append(_section(setting, number, by_id))
-        configs = {f"{arm.selector} {100 * arm.retention:g} %": arm.config for arm in setting.arms}
+        configs = {arm.name: arm.config for arm in setting.arms}
         downloads.append({"csv": csv_text(setting.arms), "json": json.dumps(configs, indent=2)})
         unread += setting.unread
     if damaged or unread:
@@ -127,9 +127,9 @@ def settings(records: list[RunRecord], arms: list[ArmResult]) -> Iterator[Settin
     colours = colour_of(sorted({arm.selector for arm in arms}, key=lambda name: (name != "full", name)))
     groups = list(group_by(arms, "setting").values())
     for group, name in zip(groups, setting_names(groups), strict=True):
-        folders = dict.fromkeys(folder for arm in group for folder in arm.folders if by_folder[folder].is_done)
-        of_setting = [by_folder[folder] for folder in folders]
-        runs, unread = read_files(of_setting)
+        names = {folder: arm.name for arm in group for folder in arm.folders if by_folder[folder].is_done}
+        of_setting = [by_folder[folder] for folder in names]
+        runs, unread = read_files(of_setting, names)
         tokens = overlaps(reference_rollouts(runs), {run.arm: run.config for run in runs})
         yield Setting(name, group, of_setting, runs, tokens, _figures(group, runs, tokens, colours), unread)
 

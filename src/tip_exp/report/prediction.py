@@ -53,14 +53,14 @@ def prediction(arms: list[ArmResult], runs: list[RunFiles], colours: dict[str, s
     than MIN_ARMS arms that have both.
     """
     masses = first_step_masses(runs)
-    points = [(arm, masses[name]) for arm in arms if (name := _name(arm)) in masses and arm.kl_scores is not None]
+    points = [(arm, masses[arm.name]) for arm in arms if arm.name in masses and arm.kl_scores is not None]
     if len(points) < MIN_ARMS:
         return None
     x, y = [mass for _, mass in points], [_geometric_kl(arm) for arm, _ in points]
     symbols = symbols_of(colours)
     figure = go.Figure(
         go.Scatter(
-            x=[100 * mass for mass in x], y=y, mode="markers", showlegend=False, text=[_name(arm) for arm, _ in points],
+            x=[100 * mass for mass in x], y=y, mode="markers", showlegend=False, text=[arm.name for arm, _ in points],
             marker={
                 "size": 9, "color": [colours[arm.selector] for arm, _ in points],
                 "symbol": [symbols[arm.selector] for arm, _ in points],
@@ -91,7 +91,3 @@ def first_step_masses(runs: list[RunFiles]) -> dict[str, float]:
 def _geometric_kl(arm: ArmResult) -> float:
     assert arm.kl_scores is not None
     return math.exp(float(arm.kl_scores.scores.mean()))
-
-
-def _name(arm: ArmResult) -> str:
-    return f"{arm.selector} {100 * arm.retention:g} %"

@@ -18,7 +18,7 @@ from tip_exp.utils.io import read_rows
 class RunFiles:
     """A finished run with the rows of its files."""
 
-    arm: str  # "entropy 50 %"
+    arm: str  # ArmResult.name
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
     samples: list[dict[str, Any]]
@@ -40,22 +40,21 @@ def read_records(roots: list[Path]) -> tuple[list[RunRecord], Table | None]:
     return [record for record in records if not record.damage], damaged
 
 
-def read_files(records: list[RunRecord]) -> tuple[list[RunFiles], list[list[str]]]:
-    """The files of the runs, and folder and damage of those that cannot be read."""
+def read_files(records: list[RunRecord], arms: dict[str, str]) -> tuple[list[RunFiles], list[list[str]]]:
+    """The files of the runs, and folder and damage of those that cannot be read; `arms`: folder -> name of the arm."""
     runs: list[RunFiles] = []
     unread: list[list[str]] = []
     for record in records:
         try:
-            runs.append(_read(record))
+            runs.append(_read(record, arms[record.folder]))
         except (OSError, ValueError) as error:
             unread.append([record.folder, f"damaged: {first_line(error)}; not in plots and viewer"])
     return runs, unread
 
 
-def _read(record: RunRecord) -> RunFiles:
+def _read(record: RunRecord, arm: str) -> RunFiles:
     """Raises ValueError or OSError if the rows cannot be read."""
-    folder, selector = RunFolder(Path(record.folder)), record.config["selector"]
-    arm = f"{selector['label']} {100 * selector['retention']:g} %"
+    folder = RunFolder(Path(record.folder))
     samples = _rows(folder.samples)
     check_samples(samples)
     return RunFiles(arm, record.config, read_metrics(record), samples)

@@ -8,7 +8,7 @@ from typing import Any
 from tip_exp.records import metrics
 from tip_exp.records.reader import RunRecord
 from tip_exp.records.whole import is_finite
-from tip_exp.report.arms import ArmResult, distinctions, group_by, setting_names
+from tip_exp.report.arms import ArmResult, group_by, setting_names
 from tip_exp.report.run_files import read_metrics
 from tip_exp.report.tables import Table
 from tip_exp.utils.errors import first_line
@@ -39,13 +39,12 @@ def shadow_tables(arms: list[ArmResult], records: list[RunRecord]) -> list[Table
         rows: list[list[str]] = []
         notes: list[str] = []
         trained = [arm for arm, *_ in group_by(group, "identity").values()]
-        for arm, differs in zip(trained, distinctions(trained), strict=True):
+        for arm in trained:
             of_arm = [finished[folder] for folder in arm.folders if folder in finished]
             scored = [rule for record in of_arm for rule in record.config["selector"].get("shadows", [])]
             if shadows := list(dict.fromkeys(scored)):
-                label = f"{arm.selector} {100 * arm.retention:g} %" + (f" ({differs})" if differs else "")
                 steps = _steps(of_arm, notes)
-                rows += _rows(label, shadows, steps) if steps else []
+                rows += _rows(arm.name, shadows, steps) if steps else []
         if rows or notes:
             shown = [i for i in range(len(rows[0]) if rows else 0) if any(row[i] != "-" for row in rows)]
             headings = ["trained on", "rule", "runs", "steps", *COLUMNS]

@@ -16,10 +16,11 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tip_exp.config.schema import VllmConfig
 from tip_exp.models.lora import merged_tensors
@@ -134,13 +135,12 @@ class VllmSampler:
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         local_ranks = os.environ.get("LOCAL_WORLD_SIZE")
-        from vllm import LLM
+        from vllm import LLM, envs
 
-        with tempfile.TemporaryDirectory(prefix="tip_exp_") as folder:
-            config = self.model.config
-            config.architectures = config.architectures or [type(self.model).__name__]
-            config.save_pretrained(folder)
-            _engine = LLM(**{"model": folder} | self.options)
+        config = self.model.config
+        config.architectures = config.architectures or [type(self.model).__name__]
+        folder = config_folder(config, Path(envs.VLLM_CACHE_ROOT) / "tip_exp")
+        _engine = LLM(**{"model": str(folder)} | self.options)
         if local_ranks is not None:
             os.environ["LOCAL_WORLD_SIZE"] = local_ranks  # vLLM's CPU platform overwrites it
         return _engine
@@ -187,6 +187,18 @@ def _named_errors(doing: str) -> Iterator[None]:
             f"the vLLM engine failed while {doing} ({first_line(error)}); the same command goes on from the last "
             "checkpoint. For less memory lower rollout.batch_size or rollout.vllm.gpu_memory_utilization"
         ) from error
+
+
+def config_folder(config: PretrainedConfig, root: Path) -> Path:
+    """A folder with config.json alone, whose name depends on nothing else: vLLM caches compiled code by its path."""
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root) as written:
+        config.save_pretrained(written)
+        file = Path(written) / "config.json"
+        folder = root / hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        folder.mkdir(exist_ok=True)
+        file.replace(folder / file.name)  # several ranks write the same at once
+    return folder
 
 
 def engine_version() -> str:

@@ -162,4 +162,5 @@ RULES: dict[str, Callable[..., Tensor]] = {
 }
 UNIT_INTERVAL = frozenset({"tails", "soft_or_forward", "teachability", "ca_softor", "tip_ier_or", "tip_ier_and"})
 UNNORMALIZED = frozenset({"dial", "prefix_weight", "teacher_entropy_gate", "propose_verify", "fire"})
+SIGNED = frozenset({"log_ratio", "student_logprob"})
 UNBUDGETED = frozenset({"extremes", "first_n", "window", "teacher_entropy_gate"})

@@ -22,7 +22,7 @@ from tip_exp.selector.imports import import_function, source_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What `token_stats` can measure at a response token; in nats except the overlap.
+# What `token_stats` can measure at a response token; in nats unless its comment says otherwise.
 STATISTICS = (
     "entropy",  # H(P_S)
     "teacher_entropy",  # H(P_T)
@@ -145,6 +145,7 @@ SCORES: dict[str, Rule] = {
 # Rules that are defined for inputs in [0, 1] only, and those of values in nats, which no normalizer may change.
 UNIT_INTERVAL = frozenset({"soft_or", "q3"}) | published.UNIT_INTERVAL
 UNNORMALIZED = published.UNNORMALIZED
+SIGNED = published.SIGNED  # with negative values, unless a normalizer maps them to [0, 1]
 # Rules that decide per token; a budget does not apply to them.
 UNBUDGETED = frozenset({"q1", "q2", "q3_quadrant", "q4", "full"}) | published.UNBUDGETED
 

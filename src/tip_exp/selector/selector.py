@@ -131,7 +131,8 @@ class Selector:
     def __call__(self, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Selection:
         """Select from `statistics` (name -> (N,)); `generator` (CPU) is used by random rules only.
 
-        Raises FloatingPointError if a required statistic is not finite or a score is NaN.
+        Raises FloatingPointError if a required statistic is not finite or a score is NaN, ValueError if scores have
+        another shape or, with order=sample, are negative.
         """
         for name in self.required_stats:
             if num_bad := int((~statistics[name].isfinite()).sum()):
@@ -147,6 +148,11 @@ class Selector:
         score = score.float()
         if num_bad := int(score.isnan().sum()):
             raise FloatingPointError(f"the rule {self.score} returned NaN at {num_bad} of {len(tokens)} tokens")
+        if self.order == "sample" and bool((score < 0).any()):
+            raise ValueError(
+                f"selector.order=sample draws in proportion to the score, but the rule {self.score} returned "
+                f"{float(score.min()):.3g}; it must be 0 or more"
+            )
         weights = token_weights(self.weight, self.weight_offset, score, statistics)
         return Selection(self._choose(score, tokens, generator), score, weights)
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+DEVICES = Path("/dev")
+
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """CUDA_VISIBLE_DEVICES if it is set, else the NVIDIA devices of this machine, as "0", "1", …"""
+    """CUDA_VISIBLE_DEVICES if it is set, else the numbers that CUDA gives to the NVIDIA devices: "0", "1", …
+
+    They count the devices: a container with /dev/nvidia3 alone has the GPU 0.
+    """
     if "CUDA_VISIBLE_DEVICES" in environment:
         names = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
         return [name for name in names if name not in ("", "-1")]  # -1 hides all
-    suffixes = [path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")]
-    return sorted((suffix for suffix in suffixes if suffix.isdigit()), key=int)
+    return [str(number) for number in range(len(list(DEVICES.glob("nvidia[0-9]*"))))]
