@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,16 @@ def test_every_package_has_a_row_and_a_docstring_of_at_most_five_lines() -> None
         if path.name == "__init__.py" and path.parent != PACKAGE:
             docstring = ast.get_docstring(ast.parse(path.read_text()))
             assert docstring and len(docstring.splitlines()) <= 5, name
+
+
+@pytest.mark.parametrize("package", [name for name in MAY_IMPORT if (PACKAGE / name).is_dir()])
+def test_a_docstring_names_what_its_package_imports_and_what_imports_it(package: str) -> None:
+    docstring = ast.get_docstring(ast.parse((PACKAGE / package / "__init__.py").read_text())) or ""
+    importers = {name for name, row in MAY_IMPORT.items() if package in row.split()}
+    for start, expected in (("Imports ", {*MAY_IMPORT[package].split()}), ("mported by ", importers)):
+        sentence = re.split(r"[.;](?=\s|$)", docstring.partition(start)[2])[0]
+        if sentence and "any package" not in sentence:
+            assert set(re.findall(r"\w+", sentence)) & MAY_IMPORT.keys() == expected, (package, sentence)
 
 
 @pytest.mark.parametrize("library", IMPORTERS)

@@ -206,7 +206,7 @@ class TrainingParts(Parts):
         return rollouts
 
     def sync(self) -> None:
-        """Give the sampler the updated weights, once it has written what the old ones shall write."""
+        """Give the sampler the updated weights; with rollout.staleness=1, after the rollouts that need the old ones."""
         if self.ahead is not None:
             with self.meter.span("wait"):
                 self.ahead.wait()

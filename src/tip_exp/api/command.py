@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tip_exp.utils.errors import DataError, exit_code, format_error
+from tip_exp.utils.errors import DataError, exit_on_error
 
 JSON_LINES = (".jsonl", ".json")
 LARGEST = 10  # tokens that the summary lists
-ERRORS = (ValueError, TypeError, OSError, FloatingPointError)
 
 
 def main(arguments: list[str]) -> None:
     """An error that a user can cause is one message without a traceback, as in `tip-exp`."""
     options = _parser().parse_args(arguments)
-    try:
+    with exit_on_error(ValueError, TypeError, OSError, FloatingPointError):
         _score(options)
-    except ERRORS as error:
-        print(format_error(error), file=sys.stderr)
-        sys.exit(exit_code(error))
 
 
 def read_texts(path: Path) -> tuple[list[str], list[Any] | None]:

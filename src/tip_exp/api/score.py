@@ -191,7 +191,7 @@ def _influence(student: Model, teacher: Model, held: list[tuple[MicroBatch, Tens
     return influence(*arguments, direction, lambda _: objective, tile_bytes).cpu()
 
 
-def _wanted(names: Iterable[str] | None, allowed: tuple[str, ...] = COLUMNS) -> frozenset[str]:
+def _wanted(names: Iterable[str] | None, allowed: tuple[str, ...]) -> frozenset[str]:
     wanted = frozenset(allowed if names is None else [names] if isinstance(names, str) else names)
     if unknown := sorted(wanted - set(allowed)):
         raise ValueError(f"statistics: there is no {', '.join(unknown)}; there are {', '.join(allowed)}")

@@ -173,7 +173,7 @@ class EvalConfig(Strict):
 
 class LoggerConfig(Strict):
     wandb: Literal["off", "offline", "online"]
-    tracker: Literal["trackio", "tensorboard", "mlflow"] | None = None  # runs from before this key have none
+    tracker: Literal["trackio", "tensorboard", "mlflow"] | None
     project: FileName
     rollouts_per_sample: CountOrZero
 

@@ -1,6 +1,6 @@
 """The registry of data set kinds.
 
-A new kind takes a loader, its entry in DATASETS, and its pydantic class (with the same `kind`) in config/schema.py.
+A new kind takes a loader, its entry in DATASETS, and its pydantic class (with the same `kind`) in config/datasets.py.
 """
 
 from __future__ import annotations

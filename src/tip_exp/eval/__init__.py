@@ -1,4 +1,4 @@
 """Evaluation: a sampler and benchmarks in, graded rows and accuracy metrics out.
 
-Imports data, envs, grading, records, types. Imported by run.
+Imports data, models, envs, grading, records, config, types, utils. Imported by run.
 """

@@ -15,7 +15,7 @@ from tip_exp.envs.sampler import EpisodeSampler
 from tip_exp.eval.metrics import Graded, repetition_rate, summarize, summarize_episodes, summarize_sequence_kl
 from tip_exp.grading import GradeAll, boxed, open_grader, string_match
 from tip_exp.models.pair import ChatTokenizer
-from tip_exp.records.metrics import GREEDY, NO_TOOL_BASELINE, SEQ_KL, mean_at, standard_error_of
+from tip_exp.records.metrics import EVAL, GREEDY, NO_TOOL_BASELINE, SEQ_KL, TEACHER, mean_at, standard_error_of
 from tip_exp.records.writer import RunLogger
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
 from tip_exp.utils.errors import ConfigError
@@ -76,7 +76,7 @@ class Evaluations:
         `sequence_kl` measures the sampled responses.
         """
         metrics: dict[str, float] = {}
-        stage = "eval" if model == "student" else model
+        stage = EVAL if model == "student" else TEACHER
         for name in self._datasets:
             for protocol, sampling in self._protocols().items():
                 rollouts, rows, summary = self._evaluate(sampler, name, sampling)
@@ -91,7 +91,7 @@ class Evaluations:
                     summary |= summarize_sequence_kl(values, sampling.samples)
                 logger.eval_rows(step, model, name, [row | {"protocol": protocol} for row in rows])
                 summary = summary if protocol == "sampled" else _greedy_accuracy(summary)
-                metrics |= {f"{stage}/{name}/{key}": value for key, value in summary.items()}
+                metrics |= {f"{stage}{name}/{key}": value for key, value in summary.items()}
         return metrics
 
     def first_prompts(self) -> dict[str, list[int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 
 import yaml
@@ -13,7 +12,7 @@ from tip_exp.launch.reuse import parse_result
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.integrity import damage, remedy
 from tip_exp.records.reader import read_runs
-from tip_exp.utils.errors import DataError, exit_code, first_line, format_error
+from tip_exp.utils.errors import DataError, exit_on_error, first_line
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
@@ -27,7 +26,7 @@ def push(arguments: list[str]) -> None:
     parser.add_argument("--private", action="store_true", help="make a private repository")
     parser.add_argument("--update", action="store_true", help="commit to the repository if it exists")
     given = parser.parse_args(arguments)
-    try:
+    with exit_on_error(ValueError, OSError):
         run = RunFolder(given.run)
         text = card(run)
         if given.dry:
@@ -35,11 +34,6 @@ def push(arguments: list[str]) -> None:
         else:
             repo = given.repo or run.root.resolve().name
             print(f"{run.model} is at {_upload(run, text, repo, given.private, given.update)}")
-    except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        print(format_error(error), file=sys.stderr)
-        sys.exit(exit_code(error))
 
 
 def card(run: RunFolder) -> str:

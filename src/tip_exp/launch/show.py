@@ -6,8 +6,6 @@ import argparse
 import json
 import math
 import shlex
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ from tip_exp.records import metrics
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.records.integrity import Depth, remedy
 from tip_exp.records.reader import RunRecord, find_runs, read_run
-from tip_exp.utils.errors import DataError, exit_code, first_line, format_error
+from tip_exp.utils.errors import DataError, exit_on_error, first_line
 from tip_exp.utils.io import read_rows
 
 # metrics of a step with lines of their own
@@ -36,7 +34,8 @@ def show(arguments: list[str]) -> None:
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("outputs")], help="runs, or folders of runs")
     parser.add_argument("--verify", action="store_true", help="compare the SHA-256 of all files of finished runs")
     given = parser.parse_args(arguments)
-    _print(lambda: _described(_runs(given.folders), "all" if given.verify else "rows"))
+    with exit_on_error(ValueError, OSError):
+        print(_described(_runs(given.folders), "all" if given.verify else "rows"))
 
 
 def compare(arguments: list[str]) -> None:
@@ -47,17 +46,8 @@ def compare(arguments: list[str]) -> None:
     for name in "ab":
         parser.add_argument(name, type=Path, metavar=name.upper(), help="a run's folder, or a folder of runs")
     given = parser.parse_args(arguments)
-    _print(lambda: _compared([_records([given.a]), _records([given.b])]))
-
-
-def _print(make: Callable[[], str]) -> None:
-    try:
-        print(make())
-    except (ValueError, OSError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        print(format_error(error), file=sys.stderr)
-        sys.exit(exit_code(error))
+    with exit_on_error(ValueError, OSError):
+        print(_compared([_records([given.a]), _records([given.b])]))
 
 
 def _runs(folders: list[Path]) -> list[RunFolder]:

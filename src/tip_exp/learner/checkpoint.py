@@ -74,7 +74,7 @@ class Checkpoint:
     def load(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Overwrite trainable weights and optimizer state in place.
 
-        Raises ConfigError if names or shapes differ, and what ends the reading, an interrupt included.
+        Raises ConfigError if names or shapes differ, else the first rank's error, KeyboardInterrupt included.
         """
         reader = FileSystemReader(self.path)
         saved: dict[str, Any] = reader.read_metadata().state_dict_metadata

@@ -39,12 +39,12 @@ def token_metrics(
     if {"entropy", "reverse_kl"} <= statistics.keys():
         for name, in_quadrant in quadrants(statistics, selector.quadrants).items():
             metrics[names.quadrant_share(name)] = float(in_quadrant.float().mean())
-            metrics[f"quadrant/{name}_divergence_share"] = share_within(statistics["reverse_kl"], in_quadrant)
+            metrics[names.quadrant_divergence_share(name)] = share_within(statistics["reverse_kl"], in_quadrant)
     for low, high in pairwise(POSITION_EDGES):
         in_bucket = (tokens.position >= low) & (tokens.position < high)
         if bool(in_bucket.any()):
-            metrics[f"select/score_at_{low}_{high - 1}"] = _mean_within(selection.score, in_bucket)
-            metrics[f"select/kept_at_{low}_{high - 1}"] = _mean_within(kept_mask, in_bucket)
+            metrics[names.score_at(low, high - 1)] = _mean_within(selection.score, in_bucket)
+            metrics[names.kept_at(low, high - 1)] = _mean_within(kept_mask, in_bucket)
     return metrics
 
 

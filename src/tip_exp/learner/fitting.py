@@ -134,7 +134,7 @@ class FittingSteps:
                 f"checkpoint, from step {step} on with {to}"
             )
         _free()
-        say(f"step {step}: out of memory; it is done again, and later steps are done, with {to}")
+        say(f"step {step}: out of memory; this step is repeated, and it and later steps use {to}")
 
     def _refuse(self, step: int, longest: int, fault: str) -> NoReturn:
         raise RunFailedError(

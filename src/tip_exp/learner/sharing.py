@@ -63,13 +63,16 @@ class StepTokens:
     tokens: Tokens
     rows: slice | Tensor  # of this rank's tokens, in the order of its micro-batches
     counts: list[int]  # tokens of each rank
-    _order: Tensor | None  # rows of the tokens of all ranks, concatenated in rank order; None: theirs
+    _order: Tensor | None  # rows of the tokens of all ranks, concatenated in rank order; None: in this order already
 
     @classmethod
     def of(
         cls, rollouts: list[Rollout], ranks: Ranks, budget: int, *, packing: bool, computed: int | None = None
     ) -> StepTokens:
-        """Order and numbers are those of micro-batches of `budget` tokens; `computed`: of those that are computed."""
+        """Tokens are ordered and numbered by micro-batches of at most `budget` tokens.
+
+        `computed`: the limit of the passes, which is lower after an error for lack of memory.
+        """
         lengths, computed = [len(rollout.token_ids) for rollout in rollouts], computed or budget
         counts = [rollout.num_response_tokens for rollout in rollouts]
         batches = group(lengths, budget, packing=packing, indices=range(len(rollouts)))

@@ -13,13 +13,14 @@ import transformers
 from torch import Tensor
 
 from tip_exp.api.select import make_selector as preset
-from tip_exp.build import TrainingParts, make_selector
+from tip_exp.build import TrainingParts
 from tip_exp.config.presets import selector_options
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.distributed import ALONE
 from tip_exp.learner.influence import Direction, gradient, influence
 from tip_exp.learner.objective import make_objective
+from tip_exp.learner.selectors import draws, make_selector
 from tip_exp.learner.sharing import StepTokens
 from tip_exp.learner.teacher import TeacherHidden, split
 from tip_exp.losses.head import LazyLogits
@@ -30,7 +31,6 @@ from tip_exp.selector.scores import STATISTICS
 from tip_exp.selector.selector import Selection, Selector, Tokens
 from tip_exp.types import Problem, Rollout
 from tip_exp.utils.errors import ConfigError
-from tip_exp.utils.seeds import seed_for
 from tip_exp.utils.units import MIB
 
 
@@ -47,6 +47,7 @@ class Batch:
     statistics: Statistics
 
     def everything(self) -> Selection:
+        """All tokens with equal weights."""
         ones = torch.ones(len(self.tokens))
         return Selection(ones.bool(), ones)
 
@@ -101,8 +102,7 @@ class Probe:
 
     def select(self, selector: Selector, batch: Batch) -> Selection:
         """What the selector keeps of a batch, with the draws of a run's step."""
-        generator = torch.Generator().manual_seed(seed_for("select", self.config.seed, batch.step))
-        return selector(batch.statistics, batch.tokens, generator)
+        return selector(batch.statistics, batch.tokens, draws(self.config.seed, batch.step))
 
 
 @contextmanager

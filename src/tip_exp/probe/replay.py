@@ -10,7 +10,6 @@ import argparse
 import json
 import math
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -37,7 +36,7 @@ from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder, read_budgets
 from tip_exp.report.tables import Table, markdown
 from tip_exp.types import Problem, Rollout
-from tip_exp.utils.errors import DataError, RunFailedError, exit_code, format_error
+from tip_exp.utils.errors import DataError, RunFailedError, exit_on_error
 from tip_exp.utils.units import MIB
 
 MAX_ROWS = 20  # of the table
@@ -63,13 +62,8 @@ def replay(arguments: list[str]) -> None:
     parser.add_argument("run", type=Path, help="the run's folder, which holds non_finite_….json")
     parser.add_argument("--step", type=int, help="of the step; without it the last one that is kept")
     given = parser.parse_args(arguments)
-    try:
+    with exit_on_error(ValueError, OSError, RunFailedError):
         print(replayed(RunFolder(given.run), given.step))
-    except (ValueError, OSError, RunFailedError) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
-        print(format_error(error), file=sys.stderr)
-        sys.exit(exit_code(error))
 
 
 def replayed(folder: RunFolder, step: int | None = None) -> str:

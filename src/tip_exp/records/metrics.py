@@ -10,8 +10,6 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 | maj@k, best@k                   | the most frequent answer (by value) right; best of k scores       | fraction      |
 | best@k_bootstrap                | expected best of k draws with replacement (verl's best@k)         | fraction      |
 | strict_mean@k, strict_agreement | graded by string comparison; share of equal verdicts              | fraction      |
-| seq_kl, log_seq_kl              | KL(student || teacher) summed over a sampled response; mean of    | nats, log     |
-|                                 | log_kl over the responses                                         |               |
 | no_tool_baseline                | score that needs no tool call (tool tasks)                        | fraction      |
 | seq_kl, log_seq_kl              | KL(student || teacher) summed over a response; log(seq_kl + 1e-3) | nats, mean    |
 | finished_accuracy, truncated_…  | accuracy of the responses that ended; of those that were cut off  | fraction      |
@@ -36,7 +34,7 @@ An accuracy is `eval/<benchmark>/<what>` (student) or `teacher/<benchmark>/<what
 |                                 | quadrant/q1_kept_frac, … for what a rule of selector.shadows      |               |
 |                                 | keeps                                                             |               |
 | select/score_at_…, kept_at_…    | mean score, kept share at these response positions                | -, fraction   |
-| score/<statistic>_mean          | mean over the response tokens (entropy, reverse_kl, …)            | nats          |
+| score/<statistic>_mean          | mean over the response tokens; units: STATISTICS of scores.py     | nats, -       |
 | score/entropy_gap_mean          | mean of |H(student) - H(teacher)| over the response tokens        | nats          |
 | quadrant/q1_share, …            | tokens in the quadrant over all response tokens                   | fraction      |
 | quadrant/q1_kept_frac, …        | kept tokens of the quadrant over its tokens                       | fraction      |
@@ -67,9 +65,12 @@ pass_at = "pass@{}".format
 maj_at = "maj@{}".format
 best_at = "best@{}".format
 standard_error_of = "{}_se".format
+bootstrap = "{}_bootstrap".format
 FINISHED_ACCURACY, TRUNCATED_ACCURACY = "finished_accuracy", "truncated_accuracy"
 UNGRADED_FRAC, REPETITION_RATE = "ungraded_frac", "repetition_rate"
 strict = "strict_{}".format  # strict("mean@4"): graded by string comparison
+STRICT_AGREEMENT = strict("agreement")
+LENGTH, TRUNCATED, UNPARSED = "response_len", "truncated_frac", "unparsed_frac"
 
 LOSS, GRAD_NORM, LR, SKIPPED = "train/loss", "train/grad_norm", "train/lr", "train/skipped"
 UPDATE_RATIO, NON_FINITE = "train/update_ratio", "train/non_finite"
@@ -80,8 +81,10 @@ GRADIENT_MASS, KL_MASS = "select/gradient_mass", "select/kl_mass"
 GRADIENT_COSINE, GRADIENT_SNR = "select/gradient_cosine", "select/gradient_snr"
 GRADIENT_SNR_FULL, INFLUENCE_SHARE = "select/gradient_snr_full", "select/influence_share"
 OVERLAP = "select/overlap"  # of a shadow
+score_at = "select/score_at_{}_{}".format  # first and last position
+kept_at = "select/kept_at_{}_{}".format
 
-RESPONSE_LEN, TRUNCATED_FRAC = "rollout/response_len", "rollout/truncated_frac"
+RESPONSE_LEN, TRUNCATED_FRAC = f"rollout/{LENGTH}", f"rollout/{TRUNCATED}"
 TOKENS_PER_S = "rollout/tokens_per_s"
 MISMATCH_MEAN, MISMATCH_P999, MISMATCH_MAX = (f"rollout/logprob_mismatch_{name}" for name in ("mean", "p999", "max"))
 
@@ -93,6 +96,7 @@ ENTROPY_NORM_MEAN, ENTROPY_GAP_MEAN = score_mean("entropy_norm"), score_mean("en
 QUADRANTS = ("q1", "q2", "q3", "q4")
 quadrant_share = "quadrant/{}_share".format
 quadrant_kept_frac = "quadrant/{}_kept_frac".format
+quadrant_divergence_share = "quadrant/{}_divergence_share".format
 
 # By span of the meter.
 seconds = "time/{}_s".format

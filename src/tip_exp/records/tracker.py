@@ -45,7 +45,7 @@ class Listener(Protocol):
 
 
 class Tracker:
-    """A listener whose methods return at once; an error of the one behind it ends the tracking alone."""
+    """Passes calls to a listener and returns at once; if the listener fails, tracking stops and the run goes on."""
 
     def __init__(self, listener: Listener, name: str = "W&B", remedy: str = "") -> None:
         """`remedy`: what the user can do if it fails."""

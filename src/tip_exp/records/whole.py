@@ -71,15 +71,6 @@ def check_metrics(rows: list[Any]) -> None:
                 raise ValueError(f"metrics.jsonl, line {number}: {name} is no number")
 
 
-def without_nan(value: Any) -> Any:
-    """The same values with None in place of nan and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def is_finite(value: Any) -> bool:
     return isinstance(value, Real) and math.isfinite(value)
 

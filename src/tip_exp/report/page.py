@@ -16,7 +16,6 @@ from plotly.offline import get_plotlyjs
 
 from tip_exp.records import metrics
 from tip_exp.records.reader import RunRecord
-from tip_exp.records.whole import without_nan
 from tip_exp.report import figures
 from tip_exp.report.arms import ArmResult, group_by, setting_names
 from tip_exp.report.colours import colour_of
@@ -31,6 +30,7 @@ from tip_exp.report.shadows import shadow_tables
 from tip_exp.report.tables import Table
 from tip_exp.report.viewer import reference_rollouts, viewer_rollouts
 from tip_exp.selector.scores import STATISTICS
+from tip_exp.utils.io import without_nan
 from tip_exp.utils.paths import PACKAGE
 
 MANY_ARMS = 8  # with more arms, plots that list arms take the whole width

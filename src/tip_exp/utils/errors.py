@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import NoReturn
 
@@ -49,6 +50,21 @@ def format_error(error: BaseException) -> str:
 
     cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     return f"error: {str(error) or type(error).__name__}{cause}"
+
+
+@contextmanager
+def exit_on_error(*kinds: type[Exception]) -> Iterator[None]:
+    """End the process with one message on stderr, without a traceback, at an error of these kinds.
+
+    BrokenPipeError, which an output without a reader raises, passes.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except kinds as error:
+        print(format_error(error), file=sys.stderr)
+        sys.exit(exit_code(error))
 
 
 def first_line(error: BaseException) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from typing import Literal
 
-# One stream per purpose. torch's CPU generator uses the low 32 bits of a seed, so streams are apart modulo 2^32: the
-# seeds of two purposes, runs or steps differ up to seed=2000 and 1,000,000 steps.
+# One stream per purpose. torch's CPU generator uses the low 32 bits of a seed, so streams without a name are apart
+# modulo 2^32: the seeds of two purposes, runs or steps differ up to seed=2000 and 1,000,000 steps.
 STREAMS = {"rollout": 0, "select": 1 << 31}
 
 
