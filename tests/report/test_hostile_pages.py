@@ -27,6 +27,7 @@ from tip_exp.report.pictures import CHROMIUMS
 from tip_exp.report.run_files import read_files
 from tip_exp.report.viewer import reference_rollouts, viewer_rollouts
 from tip_exp.selector.scores import STATISTICS
+from tip_exp.utils.io import without_nan
 
 BROWSER = next(filter(None, map(shutil.which, CHROMIUMS)), None)
 PAGES = 500
@@ -119,13 +120,13 @@ def test_no_rollout_runs_a_script_or_stops_a_page(
         if number == PAGES - 1:
             text = page(records, summarize(records))
         else:
-            (run,), _ = read_files(records)
+            (run,), _ = read_files(records, {records[0].folder: label})
             tokens = page_module.overlaps(reference_rollouts([run]), {run.arm: run.config})
             rollouts = [row | {"setting": draw.choice(ATTACKS)} for row in viewer_rollouts([run], tokens)]
             data = {"plots": {}, "rollouts": rollouts, "statistics": list(STATISTICS), "downloads": []}
             with monkeypatch.context() as patched:
                 patched.setattr(page_module, "get_plotlyjs", lambda: "window.Plotly = {};")
-                text = render([], page_module.without_nan(data))
+                text = render([], without_nan(data))
         text = text.replace("<head>", f"<head>{CATCH}", 1).replace("</body>\n</html>", f"{USE}</body></html>")
         (tmp_path / f"{number}.html").write_text(text, encoding="utf-8")
     frame = tmp_path / "frame.html"
