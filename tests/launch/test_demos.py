@@ -46,7 +46,7 @@ def test_from_sweeps_to_the_readme(tmp_path: Path) -> None:
     command(tmp_path, "tip_exp.report.cli", "outputs/quick", "--html", "report.html")
     data = page_data((tmp_path / "report.html").read_text())
     assert {key.split("-")[1] for key in data["plots"]} == {
-        "accuracy", "curves", "memory", "quadrants", "plane", "overlap",
+        "accuracy", "divergence", "prediction", "curves", "memory", "quadrants", "plane", "overlap",
     }  # fmt: skip
     for rollout in data["rollouts"]:
         assert len(rollout["tokens"]) == len(rollout["kept"]) == len(rollout["entropy"]), rollout["run"]

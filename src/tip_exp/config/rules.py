@@ -159,7 +159,7 @@ def _dataset_rules(config: RunConfig) -> Iterator[str]:
 
 def _table_rules(key: str, dataset: TableConfig) -> Iterator[str]:
     if dataset.part is not None and dataset.part[0] >= dataset.part[1]:
-        yield f"{key}.part is empty: start {dataset.part[0]} is not below stop {dataset.part[1]}"
+        yield f"{key}.part={dataset.part} must be [start, stop] with start below stop"
     if dataset.hub is None and dataset.file is None:
         file = "eval.file" if key == "eval.benchmarks.jsonl" else f"{key}.file"
         hub = "" if dataset.fields.prompt == "auto" else f", or {key}.hub"

@@ -71,7 +71,10 @@ def selector_rules(selector: Any) -> Iterator[str]:
     for statistic in sorted(set(selector.normalizer_of) - required):
         yield f"selector.normalizer_of.{statistic} has no effect: selector.score={score} does not read {statistic}"
     if order == "sample" and score in SIGNED and normalizer == "none":
-        yield f"selector.order=sample draws in proportion to the score, but selector.score={score} has negative values"
+        yield (
+            f"selector.order=sample draws in proportion to the score, but selector.score={score} has negative values; "
+            "choose a selector.normalizer, or another selector.order"
+        )
     if order == "sample" and normalizer == "rank":
         yield (
             "selector.order=sample draws in proportion to the score, but selector.normalizer=rank replaces the "
