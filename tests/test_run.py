@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tip_exp import build
 from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
@@ -191,3 +192,21 @@ def test_a_run_can_be_replayed_from_its_own_config(tmp_path: Path, compose_run: 
     path = tmp_path / "config.yaml"
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
     assert load(path) == config
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cpu"])
+def test_a_run_on_cuda_is_in_a_process_group(
+    tmp_path: Path, compose_run: Run, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """Of one process too: vLLM would make a group of NCCL alone, with which asynchronous checkpoints are refused."""
+    asked: list[bool] = []
+
+    def start(_device: torch.device, *, alone: bool) -> Any:
+        asked.append(alone)
+        raise InterruptedError
+
+    monkeypatch.setattr(build, "start", start)
+    monkeypatch.setattr(build, "pick_device", lambda _name: torch.device(device))
+    with pytest.raises(InterruptedError):
+        run(compose_run(), RunFolder(tmp_path))
+    assert asked == [device == "cuda:0"]

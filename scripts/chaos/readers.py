@@ -70,7 +70,8 @@ def _read(root: Path, reads: int) -> None:
         records = read_all([root])
         assert len(records) == 2, f"{len(records)} runs instead of 2"
         damaged = [record.damage for record in records if record.damage]
-        runs, unread = read_files([record for record in records if not record.damage])
+        whole = [record for record in records if not record.damage]
+        runs, unread = read_files(whole, {record.folder: record.config["name"] for record in whole})
         assert not damaged and not unread, json.dumps([damaged, unread])
         for run in runs:
             steps = [row["step"] for row in run.metrics]

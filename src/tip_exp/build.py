@@ -54,7 +54,9 @@ class Parts:
         self.config, self.folder, self.stack = config, folder, stack
         self._alone = config.mode == "teacher"  # the teacher takes the student's place
         self.device = pick_device(config.device)
-        self.ranks = stack.enter_context(start(self.device, alone=lowered_dtype(config) is not None))
+        # On CUDA there is always a group, with gloo: checkpoints need it, and vLLM would make one without.
+        alone = lowered_dtype(config) is not None or self.device.type == "cuda"
+        self.ranks = stack.enter_context(start(self.device, alone=alone))
         if not self.ranks.is_main:
             stack.enter_context(redirect_stdout(StringIO()))  # prints are the main rank's
         torch.manual_seed(config.seed)  # for the initial LoRA adapters; all other draws have seeds of their own

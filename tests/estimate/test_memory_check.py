@@ -16,6 +16,8 @@ from tip_exp.estimate import memory_check
 from tip_exp.estimate.cards import CARDS
 from tip_exp.estimate.memory import PROCESS_GIB, RankMemory
 from tip_exp.estimate.memory_check import check_memory, free_gib
+from tip_exp.estimate.time import TEACHER_SHARE
+from tip_exp.launch.reuse import teacher_config
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run, run_eval
 from tip_exp.utils.errors import ConfigError
@@ -88,7 +90,7 @@ def test_on_a_gpu_device_and_host_are_checked_apart(compose_run: Compose, monkey
     check_memory(config, cuda, "vllm")
     with_gpu(monkeypatch, free=78.5, host=55)
     with pytest.raises(
-        ConfigError, match=r"needs about 59\.9 GiB \(update: checkpoint 45\.0, .* but the host has 55\.0"
+        ConfigError, match=r"needs about 65\.\d GiB \(update: checkpoint 45\.0, .* but the host has 55\.0"
     ):
         check_memory(config, cuda, "vllm")
     with_gpu(monkeypatch, free=60, host=100)
@@ -109,6 +111,23 @@ def test_an_engine_too_small_for_its_model_is_named(compose_run: Compose, monkey
         check_memory(small, torch.device("cuda:0"), "vllm")
 
 
+def test_the_engine_of_a_teachers_evaluation_holds_the_teacher(
+    compose_run: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """28 GiB of Qwen3-14B and 5 GiB of one response, in three quarters of the card; 61 and 8 do not fit there."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with_gpu(monkeypatch, free=78.5, host=200)
+    cuda, data = torch.device("cuda:0"), "data.root=."
+    teacher = teacher_config(compose_run("experiment=tip_deepplanning", data))
+    assert teacher.rollout.vllm.gpu_memory_utilization == TEACHER_SHARE
+    check_memory(teacher, cuda, "vllm")
+    large = teacher_config(compose_run("experiment=tip_deepplanning_32b", data))
+    with pytest.raises(ConfigError, match=r"is 59\.\d GiB of cuda:0, but the teacher's weights .* take 69\.\d GiB"):
+        check_memory(large, cuda, "vllm")
+    own = compose_run("experiment=tip_deepplanning", data, "rollout.vllm.gpu_memory_utilization=0.8")
+    assert teacher_config(own).rollout.vllm.gpu_memory_utilization == 0.8
+
+
 def test_ignore_memory_is_not_part_of_the_digest(compose_run: Compose) -> None:
     assert digest(compose_run("ignore_memory=true")) == digest(compose_run())
 
@@ -123,6 +142,8 @@ def test_the_limit_of_a_cgroup_counts(tmp_path: Path, monkeypatch: pytest.Monkey
     assert free_gib(CPU) == 8.0
     (tmp_path / "memory.max").write_text(f"{4 * 2**30}\n")
     assert free_gib(CPU) == 3.0  # 4 - 1
+    (tmp_path / "memory.stat").write_text(f"anon 7\nfile 9\ninactive_file {2**28}\nactive_file {2**28}\n")
+    assert free_gib(CPU) == 3.5, "files that were read are no memory in use"
     monkeypatch.setattr(memory_check, "_MEMINFO", tmp_path / "absent")
     assert free_gib(CPU) is None
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.models.pair import Pair
@@ -38,6 +40,10 @@ class FakeLLM:
 
     def generate(self, requests: list[Any], params: list[Any], use_tqdm: Any) -> list[Any]:
         self._record("generate")
+        if use_tqdm:
+            bar = use_tqdm(total=len(requests))
+            len(requests) / bar.format_dict["elapsed"]  # as vLLM computes its rate
+            bar.close()
         self.params.extend(params)
         logprobs = SimpleNamespace(logprobs=[-0.5])
         output = SimpleNamespace(token_ids=[7], logprobs=logprobs, finish_reason="stop")
@@ -199,3 +205,18 @@ def test_equal_models_start_from_one_folder(tmp_path: Path, tiny_pair: Pair) -> 
     assert folders[0] == folders[1] != folders[2]
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted({folder.name for folder in folders})
     assert [path.name for path in folders[0].iterdir()] == ["config.json"]
+
+
+def test_bars_may_be_disabled(make: MakeSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of all ranks but the first, and of the runs of a sweep: a disabled bar has counted no time."""
+    sampler = make()
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr(vllm, "progress_bar", partial(tqdm, disable=True))
+    assert len(sampler.generate([[5, 6]], TWO, seed=0)) == 2
+
+
+def test_the_engine_leaves_the_threads_of_the_process(make: MakeSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(FakeLLM, "__init__", lambda self, **options: torch.set_num_threads(threads + 1))
+    make()
+    assert torch.get_num_threads() == threads

@@ -40,6 +40,12 @@ def test_a_gpu_engine_sleeps_and_captures_graphs(options_of: Callable[..., dict[
     assert "kv_cache_memory_bytes" not in options and "enable_chunked_prefill" not in options
 
 
+def test_a_small_models_engine_has_the_blocks_that_it_needs(options_of: Callable[..., dict[str, Any]]) -> None:
+    """256 sequences of 200 tokens, in blocks of 16 and one more each, instead of millions; a large cache is vLLM's."""
+    assert options_of()["num_gpu_blocks_override"] == 256 * (13 + 1)
+    assert "num_gpu_blocks_override" not in options_of(max_model_len=20_000)  # 256 x 20,000 x 512 bytes
+
+
 def test_a_cpu_engine_has_its_cache_size_and_no_chunked_prefill(options_of: Callable[..., dict[str, Any]]) -> None:
     """Keys and values of 2 layers, 1 head of 32, 4 bytes, for 2 sequences of three blocks of 128 tokens."""
     options = options_of(on_cpu=True, max_num_seqs=2)

@@ -104,6 +104,16 @@ def test_the_default_run_learns_as_with_transformers_and_stays_on_policy(tmp_pat
     assert result["rollout"]["version"].split(".")[1].isdigit()
 
 
+def test_every_rank_of_a_run_has_its_engine(tmp_path: Path) -> None:
+    """By `tip-exp` itself: ranks but the first show no progress, and the teacher is evaluated by two ranks as well."""
+    short = ["learner.num_steps=2", "eval.every=0", "eval.greedy=false", "eval.samples=1"]
+    finish(tmp_path / "one", *short)
+    finish(tmp_path / "two", *short, "ranks=2")
+    rows = [read_rows(RunFolder(tmp_path / name).metrics) for name in ("one", "two")]
+    for key in ("rollout/response_len", "train/loss"):
+        assert rows[1][1][key] == pytest.approx(rows[0][1][key], rel=1e-4), key
+
+
 def test_a_resumed_run_samples_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
     keep = ["learner.checkpoint_every=3", "learner.num_steps=8", "eval.every=1", "eval.greedy=false", "eval.samples=1"]
     finish(tmp_path / "whole", *keep)

@@ -29,7 +29,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.estimate import activations
 from tip_exp.estimate.activations import trained_lengths
 from tip_exp.estimate.passes import Passes
-from tip_exp.estimate.shapes import shape_of
+from tip_exp.estimate.shapes import ModelShape, shape_of
 from tip_exp.utils.units import GIB
 
 PHASES = ("load", "rollout", "teacher", "score", "backward", "update", "evaluation")
@@ -116,12 +116,17 @@ class RankMemory(Passes):
         """The most that a rank holds on the host."""
         return max(phase.host_gib for phase in self.phases().values())
 
+    @property
+    def sampled(self) -> ModelShape:
+        """The model that writes responses."""
+        return self.teacher if self.config.mode == "teacher" else self.student
+
     def engine_gib(self) -> tuple[float, float]:
         """GiB that a vLLM engine gets on its card, and that it needs: weights, and the KV cache of one response."""
         assert self.card_gib is not None, "only an engine on a GPU has a share of it"
         data, evaluation = self.config.data, self.config.eval
         longest = data.max_prompt_tokens + max(data.max_response_tokens, evaluation.max_tokens)
-        needed = ENGINE_WIDTH * (self.student.parameters + longest * self.student.cached) / GIB
+        needed = ENGINE_WIDTH * (self.sampled.parameters + longest * self.sampled.cached) / GIB
         return self.config.rollout.vllm.gpu_memory_utilization * self.card_gib, needed
 
     @property
@@ -183,7 +188,7 @@ class RankMemory(Passes):
                 return
             device["sampling engine asleep"] = ASLEEP_GIB * GIB
             if rollout.vllm.sleep_level == 1:
-                host["sampling engine asleep"] = PINNED * self.student.parameters * ENGINE_WIDTH
+                host["sampling engine asleep"] = PINNED * self.sampled.parameters * ENGINE_WIDTH
         elif awake or ahead:
             # A CPU engine of vLLM is counted like transformers.
             response = self.config.eval.max_tokens if name == "evaluation" else data.max_response_tokens
@@ -191,7 +196,7 @@ class RankMemory(Passes):
             evaluated = num_problems(evaluation.model_dump()) * max(evaluation.samples, 1)
             responses = math.ceil(evaluated / self.ranks) if name == "evaluation" else self.rollouts
             rows = min(rollout.batch_size, responses)
-            device |= activations.generation_bytes(self.student, rows, data.max_prompt_tokens, response, self.width)
+            device |= activations.generation_bytes(self.sampled, rows, data.max_prompt_tokens, response, self.width)
             if ahead or self.gathers:
                 device["sampler's weights" if ahead else "gathered student"] = self.student.parameters * self.width
 

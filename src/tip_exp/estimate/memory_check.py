@@ -55,10 +55,11 @@ def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
     memory = RankMemory(config, torch.cuda.get_device_properties(device).total_memory / GIB, ranks, backend=backend)
     if backend == "vllm":
         given, needed = memory.engine_gib()
+        role = "teacher" if config.mode == "teacher" else "student"
         if needed > given:
             raise ConfigError(
                 f"rollout.vllm.gpu_memory_utilization={config.rollout.vllm.gpu_memory_utilization} is {given:.1f} GiB "
-                f"of {device}, but the student's weights and the KV cache of its longest response take {needed:.1f} "
+                f"of {device}, but the {role}'s weights and the KV cache of its longest response take {needed:.1f} "
                 "GiB; raise it, or lower data.max_response_tokens or eval.max_tokens"
             )
     phases = memory.phases()
@@ -96,6 +97,13 @@ def free_gib(device: torch.device) -> float | None:
     return free_host_gib()
 
 
+def _file_cache() -> int:
+    """Bytes of files that the cgroup's memory.current counts and that the system gives back as memory is needed."""
+    stat = _CGROUP / "memory.stat"
+    fields = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
+    return sum(int(fields.get(name, 0)) for name in ("active_file", "inactive_file"))
+
+
 def free_host_gib() -> float | None:
     """Free memory of the machine or the cgroup, whichever is less; None if unknown."""
     if not _MEMINFO.exists():
@@ -104,5 +112,5 @@ def free_host_gib() -> float | None:
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
+        free = min(free, int(text) - int(used.read_text()) + _file_cache())
     return free / GIB

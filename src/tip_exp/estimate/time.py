@@ -36,7 +36,9 @@ FLOPS_SHARE, BANDWIDTH_SHARE = 0.4, 0.8  # of the peaks: assumed
 # per token; 8.0 GB / (0.8 x 1.008 TB/s) + 1 ms = 11.0 ms.
 DECODE_OVERHEAD_S = 1e-3
 
-TEACHER_SHARE = 0.9  # of a card: the teacher is evaluated by a run of its own
+TEACHER_SHARE = (
+    0.75  # of a card, for the engine of a teacher's evaluation: a run of its own, whose ranks share the weights
+)
 
 
 @dataclass(frozen=True, slots=True)

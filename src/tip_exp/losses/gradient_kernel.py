@@ -73,5 +73,6 @@ def logit_gradient_sums(z: Tensor, t: Tensor) -> Tensor:
     """The rows that `LogitGradientSums.of_rows` takes, (7, n) float64, of one tile of logits (n, c)."""
     sums = torch.empty(7, len(z), dtype=torch.float64, device=z.device)
     block = block_width(z, GAP_BLOCK)
-    logit_gradient_kernel[(len(z),)](z, t, sums, *tile_columns(z, t), BLOCK=block, num_warps=GAP_WARPS)
+    with torch.cuda.device_of(z):
+        logit_gradient_kernel[(len(z),)](z, t, sums, *tile_columns(z, t), BLOCK=block, num_warps=GAP_WARPS)
     return sums

@@ -185,30 +185,32 @@ def add_tile(running: Tensor | None, z: Tensor, t: Tensor | None = None, *, grou
     sums = torch.empty(8, len(z), dtype=torch.float64, device=z.device) if running is None else running
     assert sums.is_contiguous(), "rows of sums are addressed by the number of tokens"
     maxima = z.new_empty(1, 1, 0) if group_maxima is None else group_maxima
-    add_tile_kernel[(len(z),)](
-        z,
-        z if t is None else t,
-        sums,
-        maxima,
-        *tile_columns(z, z if t is None else t),
-        maxima.shape[-1],
-        *maxima.stride()[:2],
-        HAS_TEACHER=t is not None,
-        IS_FIRST=running is None,
-        HAS_MAXIMA=maxima.shape[-1] > 0,
-        GROUP=GROUP,
-        BLOCK=block_width(z, ROW_BLOCK),
-        num_warps=ROW_WARPS,
-    )
+    with torch.cuda.device_of(z):
+        add_tile_kernel[(len(z),)](
+            z,
+            z if t is None else t,
+            sums,
+            maxima,
+            *tile_columns(z, z if t is None else t),
+            maxima.shape[-1],
+            *maxima.stride()[:2],
+            HAS_TEACHER=t is not None,
+            IS_FIRST=running is None,
+            HAS_MAXIMA=maxima.shape[-1] > 0,
+            GROUP=GROUP,
+            BLOCK=block_width(z, ROW_BLOCK),
+            num_warps=ROW_WARPS,
+        )
     return sums
 
 
 def mixture_sum(z: Tensor, t: Tensor, z_max: Tensor, t_max: Tensor, ratio: Tensor) -> Tensor:
     """As `online_softmax._mixture_sum`, (n,)."""
     total, constants = torch.empty_like(z_max), {"TINY": torch.finfo(z.dtype).tiny, "BLOCK": block_width(z, ROW_BLOCK)}
-    mixture_sum_kernel[(len(z),)](
-        z, t, z_max, t_max, ratio, total, *tile_columns(z, t), **constants, num_warps=ROW_WARPS
-    )
+    with torch.cuda.device_of(z):
+        mixture_sum_kernel[(len(z),)](
+            z, t, z_max, t_max, ratio, total, *tile_columns(z, t), **constants, num_warps=ROW_WARPS
+        )
     return total
 
 
@@ -224,18 +226,19 @@ def kl_grad(
 ) -> None:
     """Gradient of a KL (a key of divergence.COLUMN_GRADS) at the logits before their soft cap; `out` may be z."""
     block = block_width(z, GRAD_BLOCK)
-    kl_grad_kernel[(len(z), triton.cdiv(z.shape[1], block))](
-        z,
-        t,
-        out,
-        *normalizers[:3],
-        z if weights is None else weights,
-        *tile_columns(z, t),
-        out.stride(0),
-        softcap or 1.0,
-        IS_REVERSE=kl == "reverse_kl",
-        HAS_WEIGHTS=weights is not None,
-        HAS_SOFTCAP=softcap is not None,
-        BLOCK=block,
-        num_warps=GRAD_WARPS,
-    )
+    with torch.cuda.device_of(z):
+        kl_grad_kernel[(len(z), triton.cdiv(z.shape[1], block))](
+            z,
+            t,
+            out,
+            *normalizers[:3],
+            z if weights is None else weights,
+            *tile_columns(z, t),
+            out.stride(0),
+            softcap or 1.0,
+            IS_REVERSE=kl == "reverse_kl",
+            HAS_WEIGHTS=weights is not None,
+            HAS_SOFTCAP=softcap is not None,
+            BLOCK=block,
+            num_warps=GRAD_WARPS,
+        )

@@ -99,7 +99,7 @@ class VllmSampler:
         with _named_errors("sampling"):
             self._wake_all()
             requests = [{"prompt_token_ids": prompt} for prompt in expanded]
-            outputs = [output.outputs[0] for output in self._llm.generate(requests, params, use_tqdm=progress_bar)]
+            outputs = [output.outputs[0] for output in self._llm.generate(requests, params, use_tqdm=shows_progress())]
         return [
             make_rollout(p, list(o.token_ids), list(o.logprobs.logprobs), stopped=o.finish_reason == "stop")
             for p, o in zip(expanded, outputs, strict=True)
@@ -139,8 +139,9 @@ class VllmSampler:
 
         config = self.model.config
         config.architectures = config.architectures or [type(self.model).__name__]
-        folder = config_folder(config, Path(envs.VLLM_CACHE_ROOT) / "tip_exp")
+        folder, num_threads = config_folder(config, Path(envs.VLLM_CACHE_ROOT) / "tip_exp"), torch.get_num_threads()
         _engine = LLM(**{"model": str(folder)} | self.options)
+        torch.set_num_threads(num_threads)  # vLLM sets one
         if local_ranks is not None:
             os.environ["LOCAL_WORLD_SIZE"] = local_ranks  # vLLM's CPU platform overwrites it
         return _engine
@@ -187,6 +188,11 @@ def _named_errors(doing: str) -> Iterator[None]:
             f"the vLLM engine failed while {doing} ({first_line(error)}); the same command goes on from the last "
             "checkpoint. For less memory lower rollout.batch_size or rollout.vllm.gpu_memory_utilization"
         ) from error
+
+
+def shows_progress() -> Any:
+    """The bar for vLLM to use, or False where bars are disabled: it divides by the time that a bar has counted."""
+    return False if os.environ.get("TQDM_DISABLE") else progress_bar
 
 
 def config_folder(config: PretrainedConfig, root: Path) -> Path:

@@ -10,8 +10,9 @@ from transformers import PretrainedConfig
 
 from tip_exp.config.schema import VllmConfig
 from tip_exp.rollout.vllm_worker import WeightSync
+from tip_exp.utils.units import GIB
 
-_CPU_BLOCK = 128  # tokens per KV cache block on a CPU
+_CPU_BLOCK, _CUDA_BLOCK = 128, 16  # tokens per KV cache block
 _CPU_BATCHED_TOKENS = 2048
 
 
@@ -46,21 +47,29 @@ def engine_options(
     }
     if ranks > 1:
         options["distributed_executor_backend"] = "external_launcher"
+    per_token = _cached_bytes(model_config, dtype)
     if on_cpu:
         # Without a size vLLM checks only the memory of NUMA node 0 and may refuse to start.
-        options["kv_cache_memory_bytes"] = _kv_cache_bytes(model_config, dtype, max_model_len, max_num_seqs)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        needed = max_num_seqs * _blocks(max_model_len, _CPU_BLOCK) * _CPU_BLOCK * per_token
+        options["kv_cache_memory_bytes"] = min(needed, memory // 4)
         # On a CPU, chunked prefill of a seeded request kills the engine.
         options["enable_chunked_prefill"] = False
         options["max_num_batched_tokens"] = max(_CPU_BATCHED_TOKENS, max_model_len)
+    elif (blocks := max_num_seqs * _blocks(max_model_len, _CUDA_BLOCK)) * _CUDA_BLOCK * per_token < GIB:
+        # A small model's share of a card would be millions of blocks, each an object that every step resets.
+        options["num_gpu_blocks_override"] = blocks
     return options | settings.engine_args
 
 
-def _kv_cache_bytes(model_config: PretrainedConfig, dtype: str, max_model_len: int, max_num_seqs: int) -> int:
-    """Size for `max_num_seqs` sequences of full length, at most a quarter of the machine's memory."""
+def _blocks(tokens: int, size: int) -> int:
+    """Blocks of the KV cache that a sequence needs, and one more."""
+    return -(-tokens // size) + 1
+
+
+def _cached_bytes(model_config: PretrainedConfig, dtype: str) -> int:
+    """Of the keys and values of one token."""
     config = model_config.get_text_config()
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * kv_heads * head_dim * getattr(torch, dtype).itemsize
-    tokens = max_num_seqs * (-(-max_model_len // _CPU_BLOCK) + 1) * _CPU_BLOCK
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(per_token * tokens, memory // 4)
+    return 2 * config.num_hidden_layers * kv_heads * head_dim * getattr(torch, dtype).itemsize
