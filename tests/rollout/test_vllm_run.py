@@ -106,7 +106,7 @@ def test_the_default_run_learns_as_with_transformers_and_stays_on_policy(tmp_pat
 
 def test_every_rank_of_a_run_has_its_engine(tmp_path: Path) -> None:
     """By `tip-exp` itself: ranks but the first show no progress, and the teacher is evaluated by two ranks as well."""
-    short = ["learner.num_steps=2", "eval.every=0", "eval.greedy=false", "eval.samples=1"]
+    short = ["learner.num_steps=2", "learner.warmup_steps=0", "eval.every=0", "eval.greedy=false", "eval.samples=1"]
     finish(tmp_path / "one", *short)
     finish(tmp_path / "two", *short, "ranks=2")
     rows = [read_rows(RunFolder(tmp_path / name).metrics) for name in ("one", "two")]
