@@ -1,7 +1,7 @@
 # tip_exp with its test tools in /tip_exp/.venv.
 #   docker build -t tip_exp . && docker run tip_exp demo
 #   docker build -t tip_exp:cuda --build-arg BASE=nvidia/cuda:13.0.1-devel-ubuntu24.04 --build-arg GPU=1 .
-#   docker run --gpus all --ipc=host -v "$PWD/outputs:/tip_exp/outputs" tip_exp:cuda gpu-check
+#   docker run --gpus all --ipc=host -v "$PWD/outputs:/tip_exp/outputs" -v "$PWD/results/gpu:/tip_exp/results/gpu" tip_exp:cuda gpu-check
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 ARG GPU=""

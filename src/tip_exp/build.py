@@ -16,7 +16,7 @@ from tip_exp.data.load import load
 from tip_exp.data.prompts import with_tools
 from tip_exp.data.training_set import TrainingSet
 from tip_exp.envs.sampler import episode_metrics
-from tip_exp.estimate.memory_check import check_memory
+from tip_exp.estimate.memory_check import check_memory, with_engine_share
 from tip_exp.eval.evaluate import Evaluations
 from tip_exp.eval.verdicts import Verdicts, grade_rollouts
 from tip_exp.learner.checkpoint import Checkpoints
@@ -157,7 +157,8 @@ class Parts:
         role: Model = getattr(self.pair, model)
         copies = model == "student" and self.train_data is not None and self.config.rollout.staleness > 0
         copy_to = self.device if copies else None
-        sampler = self.backend.make(role, self.pair, self.config.rollout, longest, copy_to)
+        rollout = with_engine_share(self.config, self.device, self.ranks.size)
+        sampler = self.backend.make(role, self.pair, rollout, longest, copy_to)
         if self.ranks.size == 1 and role.shards is None:
             return sampler
         has_weights = copies or self.backend.name == "vllm"

@@ -197,7 +197,10 @@ BAD = {
     ),
     "table without a source": ("data=gsm8k data.train.hub=null", "data.train names no data: set data.train.file to"),
     "file that does not exist": ("data=gsm8k data.train.file=x.jsonl", "data.train.file: there is no file x.jsonl"),
-    "part upside down": ("data=gsm8k data.train.part=[0.8,0.2]", "start 0.8 is not below stop 0.2"),
+    "part upside down": (
+        "data=gsm8k data.train.part=[0.8,0.2]",
+        "[0.8, 0.2] must be [start, stop] with start below stop",
+    ),
     "name with a slash": ("name=a/b", "one path component"),
     "empty name": ("name=''", "one path component"),
     "seed negative": ("seed=-1", "seed: input should be greater than or equal to 0; got -1"),

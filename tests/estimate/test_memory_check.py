@@ -14,9 +14,8 @@ from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate import memory_check
 from tip_exp.estimate.cards import CARDS
-from tip_exp.estimate.memory import PROCESS_GIB, RankMemory
-from tip_exp.estimate.memory_check import check_memory, free_gib
-from tip_exp.estimate.time import TEACHER_SHARE
+from tip_exp.estimate.memory import PROCESS_GIB, TEACHER_SHARE, RankMemory
+from tip_exp.estimate.memory_check import check_memory, free_gib, with_engine_share
 from tip_exp.launch.reuse import teacher_config
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run, run_eval
@@ -114,18 +113,29 @@ def test_an_engine_too_small_for_its_model_is_named(compose_run: Compose, monkey
 def test_the_engine_of_a_teachers_evaluation_holds_the_teacher(
     compose_run: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """28 GiB of Qwen3-14B and 5 GiB of one response, in three quarters of the card; 61 and 8 do not fit there."""
+    """28 GiB of Qwen3-14B and 5 GiB of one response, in three quarters of the card; 69 of Qwen3-32B do not fit."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with_gpu(monkeypatch, free=78.5, host=200)
     cuda, data = torch.device("cuda:0"), "data.root=."
     teacher = teacher_config(compose_run("experiment=tip_deepplanning", data))
-    assert teacher.rollout.vllm.gpu_memory_utilization == TEACHER_SHARE
     check_memory(teacher, cuda, "vllm")
+    share = with_engine_share(teacher, cuda, 2).vllm.gpu_memory_utilization
+    assert share == RankMemory(teacher, CARDS[80].gib, 2).engine_share == TEACHER_SHARE
     large = teacher_config(compose_run("experiment=tip_deepplanning_32b", data))
-    with pytest.raises(ConfigError, match=r"is 59\.\d GiB of cuda:0, but the teacher's weights .* take 69\.\d GiB"):
+    with pytest.raises(
+        ConfigError, match=r"=0\.55 is 43\.5 GiB of cuda:0, but the teacher's weights .* take 69\.\d GiB"
+    ):
         check_memory(large, cuda, "vllm")
-    own = compose_run("experiment=tip_deepplanning", data, "rollout.vllm.gpu_memory_utilization=0.8")
-    assert teacher_config(own).rollout.vllm.gpu_memory_utilization == 0.8
+
+
+def test_a_resident_teacher_leaves_its_engine_the_rest(compose_run: Compose) -> None:
+    """27.5 GiB of Qwen2.5-14B on one card of 79.1: 0.95 - 28 / 79.1 of it, rounded down; offloaded it is there too."""
+    for placement in ("resident", "offload"):
+        teacher = teacher_config(compose_run("experiment=tip_qwen25", f"pair.teacher.placement={placement}"))
+        memory = RankMemory(teacher, CARDS[80].gib, 1)
+        assert memory.engine_share == 0.59 and memory.fits
+    own = teacher_config(compose_run("experiment=consumer", "rollout.vllm.gpu_memory_utilization=0.8"))
+    assert RankMemory(own, CARDS[24].gib, 1).engine_share == 0.8
 
 
 def test_ignore_memory_is_not_part_of_the_digest(compose_run: Compose) -> None:

@@ -70,6 +70,9 @@ def test_runs_at_a_time_share_the_gpus(
     assert (jobs("ranks=2", requested=3), jobs("ranks=2", requested=9)) == (3, 4)
     assert jobs("ranks=4", "nodes=2", requested=2) == 1  # all nodes do the same run
     assert jobs("device=cpu") > 8  # no GPU is used
+    large = "experiment=tip_qwen3", "ranks=2"  # 2 x 33 GiB of the host at the end of a step
+    machine(monkeypatch, cores=64, free_gib=200.0, gpus=list("01234567"))
+    assert (jobs(*large), jobs(*large, requested=4), jobs("ranks=2")) == (3, 4, 4)
     machine(monkeypatch, cores=6, free_gib=1000.0, gpus=[])
     assert jobs("device=cpu", "ranks=2") == 3
 

@@ -255,6 +255,7 @@ def test_auto_takes_every_visible_gpu(compose_run: Callable[..., RunConfig]) -> 
     assert ranks_per_node(compose_run(), four) == 4
     assert ranks_per_node(compose_run("device=cpu"), four) == 1
     assert ranks_per_node(compose_run(), {"CUDA_VISIBLE_DEVICES": ""}) == 1
+    assert ranks_per_node(compose_run(), {"CUDA_VISIBLE_DEVICES": "MIG-a1,MIG-b2"}) == 1
     assert ranks_per_node(compose_run("ranks=3", "device=cpu"), four) == 3
 
 

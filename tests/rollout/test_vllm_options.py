@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -40,10 +41,17 @@ def test_a_gpu_engine_sleeps_and_captures_graphs(options_of: Callable[..., dict[
     assert "kv_cache_memory_bytes" not in options and "enable_chunked_prefill" not in options
 
 
-def test_a_small_models_engine_has_the_blocks_that_it_needs(options_of: Callable[..., dict[str, Any]]) -> None:
+def test_a_small_models_engine_has_the_blocks_that_it_needs(
+    options_of: Callable[..., dict[str, Any]], tiny_pair: Pair, compose_run: Compose
+) -> None:
     """256 sequences of 200 tokens, in blocks of 16 and one more each, instead of millions; a large cache is vLLM's."""
     assert options_of()["num_gpu_blocks_override"] == 256 * (13 + 1)
     assert "num_gpu_blocks_override" not in options_of(max_model_len=20_000)  # 256 x 20,000 x 512 bytes
+    config = copy.deepcopy(tiny_pair.student.module.config)
+    config.layer_types = ["full_attention", "sliding_attention"]  # vLLM gives each kind blocks of its own
+    settings = compose_run().rollout.vllm
+    options = engine_options(settings, config, dtype="float32", max_model_len=200, max_num_seqs=256, on_cpu=False)
+    assert "num_gpu_blocks_override" not in options
 
 
 def test_a_cpu_engine_has_its_cache_size_and_no_chunked_prefill(options_of: Callable[..., dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The typed form of a run's configuration. The values are in conf/, so no class here has a default.
+"""The typed form of a run's configuration. Values are in conf/; a default is that of a key which earlier runs lack.
 
 `parse` turns YAML into these classes; `rules` checks what involves several keys. Importing this module loads no torch.
 """
@@ -173,7 +173,7 @@ class EvalConfig(Strict):
 
 class LoggerConfig(Strict):
     wandb: Literal["off", "offline", "online"]
-    tracker: Literal["trackio", "tensorboard", "mlflow"] | None
+    tracker: Literal["trackio", "tensorboard", "mlflow"] | None = None  # runs from before this key have none
     project: FileName
     rollouts_per_sample: CountOrZero
 

@@ -39,6 +39,7 @@ CONTEXT_GIB = 0.5  # CUDA context with the workspaces of cuBLAS and NCCL: assume
 ASLEEP_GIB = 1.0  # what a sleeping vLLM engine keeps on its device, such as CUDA graphs: assumed
 PINNED = 1.35  # pinned weights over their size: torch rounds a block up to a power of two (1.3 for Qwen3's layers)
 CARD_SHARE = 0.95  # of a card that a plan may use; fragmentation takes the rest: assumed
+TEACHER_SHARE = 0.75  # of a card, at most, for the engine of a teacher's evaluation, a run without a learner
 MAX_RANKS = 64
 PROBLEMS = {"math500": 500, "aime24": 30, "aime25": 30, "gsm8k": 1319, "deepplanning": 48}  # of public test sets
 CPU_PARAMETERS = 1e9  # of both models
@@ -121,13 +122,26 @@ class RankMemory(Passes):
         """The model that writes responses."""
         return self.teacher if self.config.mode == "teacher" else self.student
 
+    @property
+    def engine_share(self) -> float:
+        """Of the card, for a vLLM engine: rollout.vllm.gpu_memory_utilization.
+
+        In a teacher's evaluation, which has no learner, it is what the teacher's weights leave, at most TEACHER_SHARE.
+        """
+        share = self.config.rollout.vllm.gpu_memory_utilization
+        if self.config.mode != "teacher" or self.card_gib is None:
+            return share
+        resident = sum(self._resident("evaluation")[0].values()) / GIB + CONTEXT_GIB
+        left = math.floor(100 * (CARD_SHARE - resident / self.card_gib)) / 100
+        return max(share, min(TEACHER_SHARE, left))
+
     def engine_gib(self) -> tuple[float, float]:
         """GiB that a vLLM engine gets on its card, and that it needs: weights, and the KV cache of one response."""
         assert self.card_gib is not None, "only an engine on a GPU has a share of it"
         data, evaluation = self.config.data, self.config.eval
         longest = data.max_prompt_tokens + max(data.max_response_tokens, evaluation.max_tokens)
         needed = ENGINE_WIDTH * (self.sampled.parameters + longest * self.sampled.cached) / GIB
-        return self.config.rollout.vllm.gpu_memory_utilization * self.card_gib, needed
+        return self.engine_share * self.card_gib, needed
 
     @property
     def fits(self) -> bool:
@@ -172,7 +186,8 @@ class RankMemory(Passes):
             "teacher layers": self.teacher.layers * self.teacher.layer,
         }
         for part, parameters in teacher.items():
-            moved = self.offload and part == "teacher layers"
+            alone = self.config.mode == "teacher" and self.ranks == 1  # evaluated from the device
+            moved = self.offload and part == "teacher layers" and not alone
             size = parameters * self.teacher_width / self.shards
             (host if moved else device)[part] = PINNED * size if moved else size
         if name == "load" and self.on_gpu:  # the largest matrix passes through the host

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tip_exp.config.schema import RunConfig
+from tip_exp.config.schema import RolloutConfig, RunConfig
 from tip_exp.estimate.memory import CONTEXT_GIB, PROCESS, RankMemory
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.units import GIB
@@ -55,17 +55,30 @@ def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
     memory = RankMemory(config, torch.cuda.get_device_properties(device).total_memory / GIB, ranks, backend=backend)
     if backend == "vllm":
         given, needed = memory.engine_gib()
-        role = "teacher" if config.mode == "teacher" else "student"
+        is_teacher = config.mode == "teacher"
+        role, remedy = ("teacher", "set eval.teacher=false") if is_teacher else ("student", "raise it")
         if needed > given:
             raise ConfigError(
-                f"rollout.vllm.gpu_memory_utilization={config.rollout.vllm.gpu_memory_utilization} is {given:.1f} GiB "
-                f"of {device}, but the {role}'s weights and the KV cache of its longest response take {needed:.1f} "
-                "GiB; raise it, or lower data.max_response_tokens or eval.max_tokens"
+                f"rollout.vllm.gpu_memory_utilization={memory.engine_share} is {given:.1f} GiB of {device}, but the "
+                f"{role}'s weights and the KV cache of its longest response take {needed:.1f} GiB; {remedy}, or lower "
+                "data.max_response_tokens or eval.max_tokens"
             )
     phases = memory.phases()
     _check(str(device), {name: phase.device for name, phase in phases.items()}, free + CONTEXT_GIB)
     if (free_host := free_host_gib()) is not None:
         _check("the host", {name: _times(local_ranks, phase.host) for name, phase in phases.items()}, free_host)
+
+
+def with_engine_share(config: RunConfig, device: torch.device, ranks: int) -> RolloutConfig:
+    """The config's `rollout` with the engine's share of this card (RankMemory.engine_share)."""
+    if device.type != "cuda":
+        return config.rollout
+    import torch
+
+    card_gib = torch.cuda.get_device_properties(device).total_memory / GIB
+    share = RankMemory(config, card_gib, ranks, backend="vllm").engine_share
+    vllm = config.rollout.vllm.model_copy(update={"gpu_memory_utilization": share})
+    return config.rollout.model_copy(update={"vllm": vllm})
 
 
 def _times(count: int, parts: dict[str, float]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import NODE_LINK, Card
-from tip_exp.estimate.memory import ENGINE_WIDTH, RankMemory, num_problems
+from tip_exp.estimate.memory import ENGINE_WIDTH, TEACHER_SHARE, RankMemory, num_problems
 from tip_exp.estimate.shapes import ModelShape, shape_of
 from tip_exp.utils.units import GIB
 
@@ -35,10 +35,6 @@ FLOPS_SHARE, BANDWIDTH_SHARE = 0.4, 0.8  # of the peaks: assumed
 # Per decoded token beside the reading of weights. Qwen3-4B in bfloat16 on an RTX 4090 is reported at 10.3 to 10.5 ms
 # per token; 8.0 GB / (0.8 x 1.008 TB/s) + 1 ms = 11.0 ms.
 DECODE_OVERHEAD_S = 1e-3
-
-TEACHER_SHARE = (
-    0.75  # of a card, for the engine of a teacher's evaluation: a run of its own, whose ranks share the weights
-)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ TEACHERS = OUTPUTS / "teachers"
 
 # Environment of a run's process; the user's own environment overrides it.
 CHILD_ENVIRONMENT = {
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # the numbers of nvidia-smi, which vLLM asks, are then CUDA's
     "TOKENIZERS_PARALLELISM": "false",
     "KINETO_LOG_LEVEL": "99",  # silences the profiler that counts allocations
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads cost 2.7 x the time where another process wants a core

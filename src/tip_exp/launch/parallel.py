@@ -10,6 +10,7 @@ from threading import Lock
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS, DEFAULT_CARD
 from tip_exp.estimate.forecast import Forecaster
+from tip_exp.estimate.memory import RankMemory
 from tip_exp.estimate.memory_check import free_host_gib
 from tip_exp.launch.announce import accuracies, change
 from tip_exp.launch.launch import Background, State, launch, state_of
@@ -29,8 +30,8 @@ RUN_ERRORS = (ConfigError, RunFailedError, OSError)  # each ends one run; the ot
 def choose_jobs(configs: list[RunConfig], requested: int | None) -> int:
     """Runs at a time: `requested`, else one per `ranks` cores while their forecast memory fits.
 
-    On a machine with GPUs at most GPUs / ranks, so that no run waits for another's. Runs on several nodes go one by
-    one, as all nodes must be at the same run.
+    On a machine with GPUs at most GPUs / ranks, so that no run waits for another's, while the host's memory suffices.
+    Runs on several nodes go one by one, as all nodes must be at the same run.
     """
     if any(config.nodes > 1 for config in configs):
         return 1
@@ -39,10 +40,14 @@ def choose_jobs(configs: list[RunConfig], requested: int | None) -> int:
     limit = min(len(configs), max(1, gpus // ranks) if gpus else len(configs))
     if requested is not None:
         return min(requested, limit)
+    free = free_host_gib()
     if gpus:
+        if limit > 1 and free is not None:
+            card_gib = CARDS[DEFAULT_CARD].gib
+            needed = max(ranks * RankMemory(config, card_gib, ranks).host_peak_gib for config in configs)
+            limit = max(1, min(limit, int(free / needed)))
         return limit
     jobs = min(cores() // ranks, limit)
-    free = free_host_gib()
     if jobs > 1 and free is not None:
         forecast = Forecaster(OUTPUTS, CARDS[DEFAULT_CARD])
         jobs = min(jobs, int(free / max(forecast(config).gib for config in configs)))

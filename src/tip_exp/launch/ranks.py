@@ -24,10 +24,11 @@ class Node:
 
 
 def ranks_per_node(config: RunConfig, environment: Mapping[str, str]) -> int:
-    """`ranks`; auto is the number of visible GPUs, or 1 on a CPU."""
+    """`ranks`; auto is the number of visible GPUs, or 1 on a CPU and on slices of a GPU: CUDA shows a process one."""
     if config.ranks != "auto":
         return config.ranks
-    return 1 if config.device == "cpu" else max(1, len(visible_gpus(environment)))
+    gpus = [] if config.device == "cpu" else visible_gpus(environment)
+    return 1 if any(name.startswith("MIG-") for name in gpus) else max(1, len(gpus))
 
 
 def this_node(nodes: int, environment: Mapping[str, str]) -> Node:

@@ -14,7 +14,6 @@ from typing import Any
 
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
-from tip_exp.estimate.time import TEACHER_SHARE
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.integrity import Depth, damage, describe_files, remedy, with_checksum
 from tip_exp.records.reader import find_runs
@@ -71,10 +70,7 @@ def teacher_config(config: RunConfig) -> RunConfig:
     if _tokenizer_files(pair.student.path) == (files := _tokenizer_files(pair.teacher.path)) and files:
         student |= {"path": pair.teacher.path, "revision": pair.teacher.revision}
     pair = pair.model_copy(update={"student": pair.student.model_copy(update=student)})
-    share = max(TEACHER_SHARE, config.rollout.vllm.gpu_memory_utilization)  # no learner needs the card's memory
-    vllm = config.rollout.vllm.model_copy(update={"gpu_memory_utilization": share})
-    rollout = config.rollout.model_copy(update={"vllm": vllm})
-    changes = {"mode": "teacher", "name": name, "sweep": None, "pair": pair, "rollout": rollout}
+    changes = {"mode": "teacher", "name": name, "sweep": None, "pair": pair}
     return config.untracked().model_copy(update=changes)
 
 

@@ -143,5 +143,5 @@ def start(device: torch.device, *, alone: bool = False) -> Iterator[Ranks]:
 
 def local_device(kind: str) -> torch.device:
     """ "cpu", or the CUDA device of this rank: number LOCAL_RANK, or 0 for one rank; `start` needs the number."""
-    index = os.environ["LOCAL_RANK"] if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "0"
+    index = os.environ.get("LOCAL_RANK", "0") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "0"
     return torch.device(kind) if kind == "cpu" else torch.device(kind, int(index))

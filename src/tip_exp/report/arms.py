@@ -210,7 +210,9 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
         q3_kept_frac=_ratio(results, "q3_kept_tokens", "q3_tokens"),
         overlap_entropy=_mean(results, "totals", "overlap_entropy"),
         loss_mib=_mean(results, "memory", metrics.extra_mib("loss")),
-        peak_gib=_mean(results, "memory", metrics.peak_gib("learner"), metrics.PROCESS_PEAK_GIB),
+        peak_gib=_mean(
+            results, "memory", metrics.DEVICE_USED_PEAK_GIB, metrics.peak_gib("learner"), metrics.PROCESS_PEAK_GIB
+        ),
         process_gib=_mean(results, "memory", metrics.PROCESS_PEAK_GIB),
         wall_s=_mean(results, "totals", "wall_s"),
         no_tool_baseline=_mean(results, "final", f"{benchmark}/{metrics.NO_TOOL_BASELINE}"),

@@ -47,19 +47,27 @@ def engine_options(
     }
     if ranks > 1:
         options["distributed_executor_backend"] = "external_launcher"
-    per_token = _cached_bytes(model_config, dtype)
     if on_cpu:
         # Without a size vLLM checks only the memory of NUMA node 0 and may refuse to start.
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        needed = max_num_seqs * _blocks(max_model_len, _CPU_BLOCK) * _CPU_BLOCK * per_token
+        needed = max_num_seqs * _blocks(max_model_len, _CPU_BLOCK) * _CPU_BLOCK * _cached_bytes(model_config, dtype)
         options["kv_cache_memory_bytes"] = min(needed, memory // 4)
         # On a CPU, chunked prefill of a seeded request kills the engine.
         options["enable_chunked_prefill"] = False
         options["max_num_batched_tokens"] = max(_CPU_BATCHED_TOKENS, max_model_len)
-    elif (blocks := max_num_seqs * _blocks(max_model_len, _CUDA_BLOCK)) * _CUDA_BLOCK * per_token < GIB:
-        # A small model's share of a card would be millions of blocks, each an object that every step resets.
-        options["num_gpu_blocks_override"] = blocks
+    elif _has_full_attention(model_config):
+        blocks = max_num_seqs * _blocks(max_model_len, _CUDA_BLOCK)
+        if blocks * _CUDA_BLOCK * _cached_bytes(model_config, dtype) < GIB:
+            # A small model's share of a card would be millions of blocks, each an object that every step resets.
+            options["num_gpu_blocks_override"] = blocks
     return options | settings.engine_args
+
+
+def _has_full_attention(model_config: PretrainedConfig) -> bool:
+    """Whether every layer attends to the whole sequence: other kinds have groups of blocks of their own."""
+    config = model_config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds == {"full_attention"} and getattr(config, "sliding_window", None) is None
 
 
 def _blocks(tokens: int, size: int) -> int:
