@@ -8,6 +8,7 @@ from itertools import islice, pairwise
 import pytest
 
 from tip_exp.data import ledger
+from tip_exp.data.generated import SPLITS
 from tip_exp.data.ledger import stream
 
 STEP = re.compile(r"([A-C]) has (\d+) ([+-]) (\d+) = (\d+)")
@@ -77,7 +78,7 @@ def test_slips_are_stale_balances_at_their_rate() -> None:
 
 
 def test_splits_are_disjoint_and_a_function_of_the_seed() -> None:
-    questions = {split: {p.prompt for p in islice(stream(split, seed=0), 300)} for split in ledger.SPLITS}
+    questions = {split: {p.prompt for p in islice(stream(split, seed=0), 300)} for split in SPLITS}
     assert sum(map(len, questions.values())) == len(set().union(*questions.values())) == 900
     assert list(islice(stream("train", 3), 20)) == list(islice(stream("train", 3), 20))
     with pytest.raises(ValueError, match="ledger has the splits train, validation, test; got 'dev'"):

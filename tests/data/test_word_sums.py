@@ -8,7 +8,8 @@ from itertools import islice
 import pytest
 
 from tip_exp.data import word_sums
-from tip_exp.data.word_sums import GAINS, split_of, stream, subtract_with_slip
+from tip_exp.data.generated import SPLITS, split_of
+from tip_exp.data.word_sums import GAINS, stream, subtract_with_slip
 
 
 def solve(question: str) -> int:
@@ -35,7 +36,7 @@ def test_every_step_of_a_solution_without_slips_is_right() -> None:
 
 
 def test_splits_are_disjoint_by_content() -> None:
-    questions = {split: {p.prompt for p in islice(stream(split, seed=0), 2000)} for split in word_sums.SPLITS}
+    questions = {split: {p.prompt for p in islice(stream(split, seed=0), 2000)} for split in SPLITS}
     assert not questions["train"] & questions["test"]
     assert not questions["train"] & questions["validation"]
     assert not questions["validation"] & questions["test"]

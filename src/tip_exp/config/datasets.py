@@ -14,16 +14,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-class WordSumsConfig(Strict):
-    kind: Literal["word_sums"]
-    label: FileName
-    split: Split
-    num_problems: Count
-    grader: ClassVar[Grader] = "boxed_integer"
-
-
-class LedgerConfig(Strict):
-    kind: Literal["ledger"]
+class GeneratedConfig(Strict):
+    kind: Literal["word_sums", "ledger"]
     label: FileName
     split: Split
     num_problems: Count
@@ -76,7 +68,5 @@ class CalculatorConfig(Strict):
 
 
 TOOL_TASKS = (TravelConfig, CalculatorConfig)
-DATASETS = (WordSumsConfig, LedgerConfig, TableConfig, *TOOL_TASKS)
-DatasetConfig = Annotated[
-    WordSumsConfig | LedgerConfig | TableConfig | TravelConfig | CalculatorConfig, Field(discriminator="kind")
-]
+DATASETS = (GeneratedConfig, TableConfig, *TOOL_TASKS)
+DatasetConfig = Annotated[GeneratedConfig | TableConfig | TravelConfig | CalculatorConfig, Field(discriminator="kind")]

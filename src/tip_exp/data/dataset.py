@@ -13,8 +13,6 @@ from tip_exp.types import Problem
 if TYPE_CHECKING:
     from tip_exp.envs.base import ToolTasks
 
-DATA_SEED = 0  # of generated problems, which are the same in every run
-
 
 @dataclass(frozen=True, slots=True)
 class Dataset:

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from itertools import count, islice, product
+from itertools import islice, product
 from typing import TYPE_CHECKING
 
-from tip_exp.data.dataset import DATA_SEED, Dataset
-from tip_exp.data.word_sums import SPLITS, split_of
+from tip_exp.data import generated
+from tip_exp.data.dataset import Dataset
+from tip_exp.data.generated import DATA_SEED
 from tip_exp.types import Problem
 
 if TYPE_CHECKING:
-    from tip_exp.config.datasets import LedgerConfig
+    from tip_exp.config.datasets import GeneratedConfig
 
 _FIRST = ("Al", "Bar", "Cor", "Dan", "El", "Fer", "Gal", "Han", "Il", "Jor", "Kal", "Lem", "Mal", "Nor", "Os", "Per")
 _FIRST += ("Ros", "Sel", "Tib", "Ver")
@@ -39,7 +40,7 @@ MAX_BALANCE, MAX_PAYMENT = 19, 5
 MIN_PAYMENTS, MAX_PAYMENTS = 2, 3  # in a problem; the pair tiny_ledger is trained on these
 
 
-def load(config: LedgerConfig) -> Dataset:
+def load(config: GeneratedConfig) -> Dataset:
     """The first `num_problems` of the configured stream."""
     problems = list(islice(stream(config.split, DATA_SEED), config.num_problems))
     return Dataset.generated(problems, f"ledger, seed {DATA_SEED}")
@@ -76,11 +77,4 @@ def _draw(rng: random.Random, slip: float) -> tuple[str, str, int]:
 
 def stream(split: str, seed: int, *, slip: float = 0.0) -> Iterator[Problem]:
     """Endless problems of one split, a function of the seed. `answer` is right whatever `slip` is."""
-    if split not in SPLITS:
-        raise ValueError(f"ledger has the splits {', '.join(SPLITS)}; got {split!r}")
-    rng = random.Random(f"ledger/{split}/{seed}")
-    numbers = count()
-    while True:
-        question, solution, answer = _draw(rng, slip)
-        if split_of(question) == split:
-            yield Problem(f"ledger/{split}/{next(numbers)}", question, str(answer), solution)
+    return generated.stream("ledger", lambda rng: _draw(rng, slip), split, seed)

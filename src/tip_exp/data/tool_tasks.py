@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tip_exp.data.dataset import DATA_SEED, Dataset
-from tip_exp.data.word_sums import split_of
+from tip_exp.data.dataset import Dataset
+from tip_exp.data.generated import DATA_SEED, split_of
 from tip_exp.envs import calculator
 from tip_exp.envs.base import ToolTasks
 from tip_exp.envs.deepplanning import errands

@@ -9,17 +9,18 @@ confidently wrong there: low entropy, high divergence.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Iterator
-from itertools import count, islice
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from tip_exp.data.dataset import DATA_SEED, Dataset
+from tip_exp.data import generated
+from tip_exp.data.dataset import Dataset
+from tip_exp.data.generated import DATA_SEED
 from tip_exp.types import Problem
 
 if TYPE_CHECKING:
-    from tip_exp.config.datasets import WordSumsConfig
+    from tip_exp.config.datasets import GeneratedConfig
 
 NAMES = ("Tom", "Amy", "Ben", "Eva", "Max", "Zoe", "Leo", "Mia")
 ITEMS = ("apples", "books", "coins", "cards", "pens", "eggs", "cups", "stamps")
@@ -29,19 +30,12 @@ OPENERS = ("We start with {}.", "Start: {}.", "First there are {}.", "Begin at {
 LINKS = ("Then", "Next", "So", "Now")
 MAX_TOTAL = 39
 MIN_STEPS, MAX_STEPS = 2, 5  # additions and subtractions in a problem; the embedded pair was trained on these
-SPLITS = ("train", "validation", "test")
 
 
-def load(config: WordSumsConfig) -> Dataset:
+def load(config: GeneratedConfig) -> Dataset:
     """The first `num_problems` of the configured stream."""
     problems = list(islice(stream(config.split, DATA_SEED), config.num_problems))
     return Dataset.generated(problems, f"word_sums, seed {DATA_SEED}")
-
-
-def split_of(question: str) -> str:
-    """The split of a question, by a hash of its text: 5 % validation, 5 % test. No question is in two splits."""
-    bucket = hashlib.blake2b(question.encode(), digest_size=4).digest()[0] * 100 // 256
-    return "validation" if bucket < 5 else "test" if bucket < 10 else "train"
 
 
 def subtract_with_slip(total: int, n: int) -> int:
@@ -77,11 +71,4 @@ def _draw(rng: random.Random, slip: float) -> tuple[str, str, int]:
 
 def stream(split: str, seed: int, *, slip: float = 0.0) -> Iterator[Problem]:
     """Endless problems of one split, a function of the seed. `answer` is right whatever `slip` is."""
-    if split not in SPLITS:
-        raise ValueError(f"word_sums has the splits {', '.join(SPLITS)}; got {split!r}")
-    rng = random.Random(f"word_sums/{split}/{seed}")
-    numbers = count()
-    while True:
-        question, solution, answer = _draw(rng, slip)
-        if split_of(question) == split:
-            yield Problem(f"word_sums/{split}/{next(numbers)}", question, str(answer), solution)
+    return generated.stream("word_sums", lambda rng: _draw(rng, slip), split, seed)

@@ -24,7 +24,7 @@ from typing import Any
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import NODE_LINK, Card
-from tip_exp.estimate.memory import ENGINE_WIDTH, TEACHER_SHARE, RankMemory, num_problems
+from tip_exp.estimate.memory import ENGINE_WIDTH, RankMemory, num_problems
 from tip_exp.estimate.shapes import ModelShape, shape_of
 from tip_exp.utils.units import GIB
 
@@ -54,11 +54,12 @@ def run_time(config: RunConfig, card: Card, ranks: int) -> RunTime:
     """The forecast for `ranks` cards; it does not ask whether the run fits them."""
     learner, evaluation = config.learner, config.eval
     step = step_seconds(config, card, ranks) if config.mode == "train" else {}
-    student_s = evaluation_seconds(config, card, ranks, "student")
+    evaluation_s = evaluation_seconds(config, card, ranks)
     steps = learner.num_steps if step else 0
-    evaluations = num_evaluations(steps, evaluation.every)
-    teacher_s = evaluation_seconds(config, card, ranks, "teacher") if evaluation.teacher else 0.0
-    return RunTime(step, student_s, steps * sum(step.values()) + evaluations * student_s + teacher_s)
+    run_s = steps * sum(step.values()) + num_evaluations(steps, evaluation.every) * evaluation_s
+    if evaluation.teacher and config.mode != "teacher":  # its evaluation is a run of its own
+        run_s += evaluation_seconds(config.model_copy(update={"mode": "teacher"}), card, ranks)
+    return RunTime(step, evaluation_s, run_s)
 
 
 def num_evaluations(num_steps: int, every: int) -> int:
@@ -116,16 +117,15 @@ def decode_seconds(
     }
 
 
-def evaluation_seconds(config: RunConfig, card: Card, ranks: int, role: str) -> float:
-    """Seconds of one evaluation of "student" or "teacher"; 0 for a teacher that no engine on one card holds."""
-    evaluation = config.eval
-    model = config.pair.student if role == "student" else config.pair.teacher
-    memory, shape = RankMemory(config, card.gib, ranks), shape_of(model.path, model.revision)
+def evaluation_seconds(config: RunConfig, card: Card, ranks: int) -> float:
+    """Seconds of one evaluation of the model that a run samples; 0 for a teacher that no engine on one card holds."""
+    evaluation, memory = config.eval, RankMemory(config, card.gib, ranks)
     responses = num_problems(evaluation.model_dump()) * (evaluation.samples + evaluation.greedy) / ranks
-    engine_gib = max(memory.engine_gib()) if role == "student" else TEACHER_SHARE * card.gib
-    if shape.parameters * ENGINE_WIDTH > engine_gib * GIB:
+    given, needed = memory.engine_gib()
+    if config.mode == "teacher" and needed > given:
         return 0.0
-    return sum(decode_seconds(memory, card, shape, engine_gib, responses, evaluation.max_tokens).values())
+    times = decode_seconds(memory, card, memory.sampled, max(given, needed), responses, evaluation.max_tokens)
+    return sum(times.values())
 
 
 def flops(config: dict[str, Any]) -> float:

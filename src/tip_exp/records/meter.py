@@ -22,8 +22,8 @@ class Meter:
 
     Seconds are those of the device on CUDA, between two events of its stream, so that a span does not wait for it.
 
-    memory/<span>_peak_gib: on CUDA torch's max_memory_allocated; on a CPU the kernel's peak of resident memory (VmHWM),
-    which is reset through clear_refs when a span starts.
+    memory/<span>_peak_gib: on CUDA torch's max_memory_allocated, which still counts the pool of a sleeping vLLM engine;
+    on a CPU the kernel's peak of resident memory (VmHWM), which is reset through clear_refs when a span starts.
     memory/<span>_extra_mib: peak of torch's allocations in the span, minus those at its start. On a CPU, torch has no
     such counter (and resident memory hides the reuse of freed pages), so spans with `allocations=True` are profiled
     while `count_allocations` is set. The profile is exact, but too slow for every step.
