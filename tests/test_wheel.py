@@ -49,4 +49,4 @@ def test_an_unknown_sweep_is_one_line(package: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "tip_exp.launch.plan", "demoo"]
     environment = os.environ | {"PYTHONPATH": str(package)}
     process = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 1 and process.stderr.startswith("error: demoo is no sweep; give a file, or a name of ")
+    assert process.returncode == 2 and process.stderr.startswith("error: demoo is no sweep; give a file, or a name of ")

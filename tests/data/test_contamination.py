@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.data.contamination import BOILERPLATE, NGRAM, Overlap, describe_data, overlap
+from tip_exp.data.contamination import BOILERPLATE, NGRAM, Overlap, TrainingTexts, describe_data
 from tip_exp.data.dataset import Dataset
 from tip_exp.types import Problem
 
@@ -23,20 +23,30 @@ def test_overlap_by_whole_text_and_by_13_words() -> None:
         problem("shares 12", "x y " + " ".join(words[3 : 2 + NGRAM]) + " z"),
         problem("new", "Something else altogether. Box it."),
     ]
-    result = overlap(train, test, suffix=" Box it.")
+    result = TrainingTexts(train, suffix=" Box it.").overlap(test, suffix=" Box it.")
     assert result.exact == ["same"] and result.ngram == ["shares 13"]
 
 
 def test_formula_marks_are_not_words() -> None:
     train = [problem("a", r"Let $x$, $y$, $\frac{1}{2}$ be given. Find $x + y$.")]
     # 8 words in a row are shared: let x y frac 1 2 be given; with marks, 19 tokens
-    assert overlap(train, [problem("b", r"Let $x$, $y$, $\frac{1}{2}$ be given. Compute their product.")]).ngram == []
+    assert (
+        TrainingTexts(train)
+        .overlap([problem("b", r"Let $x$, $y$, $\frac{1}{2}$ be given. Compute their product.")])
+        .ngram
+        == []
+    )
+
+
+def test_training_and_test_prompts_may_end_with_other_instructions() -> None:
+    train, test = [problem("a", "What is 3 + 4? Think first.")], [problem("same", "What is 3 + 4? Box it.")]
+    assert TrainingTexts(train, " Think first.").overlap(test, " Box it.").exact == ["same"]
+    assert TrainingTexts(train, " Think first.").overlap(test).exact == []
 
 
 def test_whole_texts_are_compared_with_their_marks() -> None:
-    result = overlap(
-        [problem("a", "What is 3 + 4?")], [problem("same", "what is 3 + 4 ?"), problem("b", "What is 3 - 4?")]
-    )
+    index = TrainingTexts([problem("a", "What is 3 + 4?")])
+    result = index.overlap([problem("same", "what is 3 + 4 ?"), problem("b", "What is 3 - 4?")])
     assert result == Overlap(["same"], [])
 
 
@@ -44,7 +54,7 @@ def test_whole_texts_are_compared_with_their_marks() -> None:
 def test_a_phrase_of_many_training_problems_does_not_count(num_problems: int, flagged: list[str]) -> None:
     phrase = " ".join(f"w{i}" for i in range(NGRAM))
     train = [problem(str(n), f"{phrase} and {n}, {phrase}") for n in range(num_problems)]  # twice in each: counts once
-    assert overlap(train, [problem("t", f"Now {phrase}")]).ngram == flagged
+    assert TrainingTexts(train).overlap([problem("t", f"Now {phrase}")]).ngram == flagged
 
 
 def test_overlap_is_a_line_for_the_terminal() -> None:

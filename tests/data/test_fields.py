@@ -87,3 +87,11 @@ def test_without_a_file_the_message_names_the_key(compose_run: Compose, override
     key = "data.train.file" if overrides == ["data=jsonl"] else "eval.file"
     with pytest.raises(ConfigError, match=rf"names no data: set {key} to a .jsonl, .parquet or .csv file$"):
         compose_run(*overrides)
+
+
+def test_prompts_are_texts_or_messages_in_all_rows(own: Callable[..., TableConfig]) -> None:
+    user = {"role": "user", "content": "1+1?"}
+    with pytest.raises(DataError, match="field 'prompt' is a text in some rows and a message in others"):
+        load(own([{"prompt": [user], "answer": "2"}, {"prompt": "1+1?", "answer": "2"}]))
+    with pytest.raises(DataError, match="field 'prompt' holds 2 messages"):
+        load(own([{"prompt": [user], "answer": "2"}, {"prompt": [user, user], "answer": "2"}]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 from typing import get_args
 
@@ -12,11 +13,12 @@ from tests.datasets import REAL, SMALL, needs_real
 
 from tip_exp.config.datasets import DatasetConfig
 from tip_exp.config.schema import RunConfig
-from tip_exp.data.contamination import overlap
+from tip_exp.data.contamination import TrainingTexts
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.load import DATASETS, load
+from tip_exp.envs.deepplanning.errands import TaskFiles
 from tip_exp.types import Problem
-from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.errors import ConfigError, DataError
 
 Compose = Callable[..., RunConfig]
 SUFFIX = "\n\nLet's think step by step and output the final answer within \\boxed{}."
@@ -97,9 +99,9 @@ def test_the_real_sets(compose_run: Compose) -> None:
     assert len(whole) == len({problem.id for problem in whole}) == 17255  # 143 of 17,398 repeat another
     # Four problems of MATH-500 are in the training set up to spaces and capitals, none of AIME. What AIME shares are
     # phrases such as "where m and n are relatively prime positive integers find m n" in a rarer notation.
-    shared = {}
+    index, shared = TrainingTexts(datasets["dapo"].problems, config.suffix), {}
     for name in ("aime24", "aime25", "math500"):
-        leaked = overlap(datasets["dapo"].problems, datasets[name].problems, config.suffix)
+        leaked = index.overlap(datasets[name].problems, config.suffix)
         shared[name] = len(leaked.exact), len(leaked.ngram)
     assert shared == {"aime24": (0, 8), "aime25": (0, 9), "math500": (4, 33)}
 
@@ -112,3 +114,25 @@ def test_no_formula_is_in_two_splits(compose_run: Compose) -> None:
 
     train, test = prompts("train"), prompts("test")
     assert len(train) > 100 and len(test) > 30 and not train & test
+
+
+@pytest.mark.parametrize("name", ["calculator", "mini_travel"])
+def test_prompts_of_generated_tool_tasks_are_distinct(compose_run: Compose, name: str) -> None:
+    """An episode is found by its prompt."""
+    config = compose_run(f"data={name}", f"eval={name}", "agent=default")
+    for dataset, size in ((config.data.train, 1024), (config.eval.benchmarks[name], 64)):
+        prompts = [problem.prompt for problem in load(dataset).problems]
+        assert len(prompts) == len(set(prompts)) == size
+
+
+@pytest.mark.parametrize("name", ["calculator", "mini_travel"])
+def test_more_problems_than_there_are_is_an_error(
+    compose_run: Compose, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    formula, trip = Problem("a", "(2 + 3) * 4", "20"), TaskFiles({"query": "City: Alderby."}, {})
+    monkeypatch.setattr("tip_exp.envs.calculator.stream", lambda split, seed: repeat(formula))
+    monkeypatch.setattr("tip_exp.data.tool_tasks.split_of", lambda prompt: "train")
+    monkeypatch.setattr("tip_exp.envs.deepplanning.errands.make", lambda task_id, seed: trip)
+    config = compose_run(f"data={name}", "agent=default", "data.train.num_problems=2")
+    with pytest.raises(DataError, match=r"only 1 .*; got num_problems=2$"):
+        load(config.data.train)

@@ -83,6 +83,16 @@ def test_parts_are_disjoint_and_complete() -> None:
         ("[1]\n", {}, "line 1: a row is a JSON object; got list"),
         ('{"q": "a"}\n', {}, "row 1: no field 'gold.a' (at 'gold' there is: q)"),
         ('{"q": null, "gold": {"a": 1}, "n": 1}\n', {}, "row 1: field 'q' is empty"),
+        (
+            '{"q": "a", "gold": {"a": ["2"]}, "n": 1}\n',
+            {},
+            "field 'gold.a' holds a list; name a part of it, such as gold.a.0",
+        ),
+        (
+            '{"q": "a", "gold": {"a": 2}, "n": 1}\n',
+            {"fields": {"answer": "gold"}},
+            "'gold' holds a dict; name a part of it, such as gold.a",
+        ),
         ("", {}, "has no rows in the configured part"),
         (json.dumps(ROWS[0]) + "\n", {"answer_after": "####"}, "row 1: gold.a has no '####'"),
     ],
@@ -99,3 +109,15 @@ def test_unknown_extensions_and_an_unreachable_hub_are_errors(tmp_path: Path) ->
         read_rows(tmp_path / "x.txt")
     with pytest.raises(DataError, match=r"cannot be loaded from the hub .*; set data\.root to a folder"):
         load(table(tmp_path, file=None))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes("q,a\né?,2\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"x.csv cannot be read \(.*utf-8.*\); text must be in UTF-8"):
+        read_rows(tmp_path / "x.csv")
+    (tmp_path / "long.csv").write_text(f"q,a\n{'x' * 200_000},2\n")
+    with pytest.raises(DataError, match=r"long\.csv cannot be read"):
+        read_rows(tmp_path / "long.csv")
+    (tmp_path / "x.parquet").write_bytes(b"no table")
+    with pytest.raises(DataError, match=r"x\.parquet cannot be read"):
+        read_rows(tmp_path / "x.parquet")

@@ -14,8 +14,8 @@ from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate import memory_check
 from tip_exp.estimate.cards import CARDS
-from tip_exp.estimate.memory import PROCESS_GIB, TEACHER_SHARE, RankMemory
-from tip_exp.estimate.memory_check import check_memory, free_gib, with_engine_share
+from tip_exp.estimate.memory import PROCESS, PROCESS_GIB, TEACHER_SHARE, RankMemory
+from tip_exp.estimate.memory_check import LOWERED_BY, check_memory, free_gib, with_engine_share
 from tip_exp.launch.reuse import teacher_config
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run, run_eval
@@ -169,3 +169,21 @@ def test_memory_is_checked_before_weights_load(
     for mode, function in (("train", run), ("eval", run_eval)):
         with pytest.raises(ConfigError, match="this run needs about"):
             function(compose_run(f"mode={mode}"), RunFolder(tmp_path))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["experiment=tip_qwen3"],
+        ["experiment=tip_qwen3", "rollout.vllm.sleep_level=2", "pair.teacher.placement=offload"],
+        ["experiment=tip_qwen3", "learner.loss_backend=materialized"],
+        ["experiment=demo", "rollout.staleness=1"],
+    ],
+    ids=lambda overrides: overrides[-1],
+)
+def test_every_part_has_a_key_that_lowers_it(compose_run: Compose, overrides: list[str], ranks: int) -> None:
+    without = {"CUDA context", "weights being read", PROCESS}  # only a smaller pair lowers them
+    for card in (None, 80):
+        phases = RankMemory(compose_run(*overrides, f"ranks={ranks}"), card, ranks).phases().values()
+        assert {part for phase in phases for part in phase.device | phase.host} <= LOWERED_BY.keys() | without

@@ -114,7 +114,9 @@ def test_help_explains_options_and_the_keys_of_this_command(tmp_path: Path) -> N
     assert "    label: q3  # in names of runs and in tables" in lines
     assert "    rounding: floor  # of retention x tokens: floor (TIP, Eq. 8) | ceil | at_least_one" in lines
     assert "    lr: 0.002  # of AdamW, the largest of the schedule" in lines, "not the remark of learner=tiny or =paper"
-    assert lines.count("        num_problems: 256  # null: all") == 1, "a benchmark's keys are those of a data set"
+    assert lines.count("        num_problems: 256  # the first ones; null: all of a file") == 1, (
+        "a benchmark's keys are those of a data set"
+    )
     assert {"  show", "  compare", "  score"} <= {line[:9].rstrip() for line in lines}
     assert not list(tmp_path.iterdir())
 

@@ -280,7 +280,7 @@ def test_where_nodes_meet() -> None:
     assert this_node(2, slurm | {"SLURM_JOB_NODELIST": "r[1-2]n[05,7]"}).address == "r1n05"
     with pytest.raises(ConfigError, match="nodes=2, but nothing says where they meet: set MASTER_ADDR"):
         this_node(2, {})
-    with pytest.raises(ConfigError, match="nodes=2, but this is node 2"):
+    with pytest.raises(ConfigError, match="must be below nodes=2, counted from 0; got '2'"):
         this_node(2, named | {"NODE_RANK": "2"})
     with pytest.raises(ConfigError, match="start it without torchrun"):
         this_node(1, {"TORCHELASTIC_RUN_ID": "x"})

@@ -117,3 +117,10 @@ def test_a_folder_without_runs_is_one_message(make: Make, capsys: Printed) -> No
         with pytest.raises(SystemExit) as ended:
             show([folder])
         assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_metric_that_was_not_finite_is_a_dash(make: Make, capsys: Printed) -> None:
+    run = make("run", final=0.5)
+    append_rows(run.metrics, [{"step": 99, "train/loss": None, "select/kept": 3.0}])
+    show([str(run.root)])
+    assert "  train/loss   -\n" in capsys.readouterr().out

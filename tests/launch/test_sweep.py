@@ -159,6 +159,14 @@ def test_tables_of_a_run(
     with pytest.raises(SystemExit):
         main()
     assert "learner.lr" in capsys.readouterr().err
+    for wrong, message in (
+        ("selector=null", "these overrides cannot be composed"),
+        ("learner.rl=1", "learner.rl is not a key; did you mean learner.lr?"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["tip-plan", kind, wrong])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -83,19 +83,24 @@ def _has_no_template(path: str) -> bool:
 
 def too_few_positions(config: RunConfig) -> Iterator[str]:
     """The lengths that a local model cannot hold, whatever the prompts; hub ids and prompts are checked in the run."""
-    limits = {role: limit for role in ("teacher", "student") if (limit := _positions(getattr(config.pair, role).path))}
-    if not limits:
-        return
-    role = min(limits, key=lambda name: limits[name])
-    model = f"pair.{role}.path={getattr(config.pair, role).path} has {limits[role]} positions"
     prompt, response = config.data.max_prompt_tokens, config.data.max_response_tokens
-    if config.mode == "train" and prompt + response > limits[role]:
-        yield (
-            f"data.max_prompt_tokens ({prompt}) + data.max_response_tokens ({response}) = {prompt + response}, but "
-            f"{model}; lower one of them"
-        )
-    if (longest := config.eval.max_tokens) >= limits[role] and (role == "student" or config.eval.teacher):
-        yield f"eval.max_tokens ({longest}) leaves no place for a prompt: {model}; lower it"
+    for role in ("teacher", "student"):
+        limit = _positions(getattr(config.pair, role).path)
+        if limit is None:
+            continue
+        model = f"pair.{role}.path={getattr(config.pair, role).path} has {limit} positions"
+        if config.mode == "train" and prompt + response > limit:
+            yield (
+                f"data.max_prompt_tokens ({prompt}) + data.max_response_tokens ({response}) = {prompt + response}, but "
+                f"{model}; lower one of them"
+            )
+        if (longest := config.eval.max_tokens) >= limit and reads_evaluation(config, role):
+            yield f"eval.max_tokens ({longest}) leaves no place for a prompt: {model}; lower it"
+
+
+def reads_evaluation(config: RunConfig, role: str) -> bool:
+    """Whether "teacher" or "student" reads evaluation prompts and responses in this run or in one that it starts."""
+    return role == "student" or config.eval.teacher or config.eval.sequence_kl
 
 
 def _positions(path: str) -> int | None:

@@ -155,6 +155,9 @@ def _dataset_rules(config: RunConfig) -> Iterator[str]:
             yield f"{key} is a tool task, so it needs limits: choose agent=default, official or base_code"
     if config.agent is not None and not any(isinstance(dataset, TOOL_TASKS) for dataset in datasets.values()):
         yield "agent has no effect: no data set of this run has tools; choose agent=none"
+    agent = config.agent
+    if agent is not None and (agent.observation_cut, agent.observation_unit) == ("middle", "tokens"):
+        yield "agent.observation_cut=middle counts characters: set agent.observation_unit=characters, or choose rows"
 
 
 def _table_rules(key: str, dataset: TableConfig) -> Iterator[str]:
@@ -174,6 +177,8 @@ def _travel_rules(key: str, dataset: TravelConfig) -> Iterator[str]:
     if dataset.world == "official":
         if dataset.root is None or not is_folder(dataset.root):
             yield f"{key}: data.root must be the folder of the official queries and databases; got {dataset.root}"
+        if dataset.split == "validation":
+            yield f"{key}.split must be train or test: the official tasks have no validation split; got validation"
         return
     if dataset.num_problems is None:
         yield f"{key}.num_problems must be a number: the tasks of world={dataset.world} are generated"

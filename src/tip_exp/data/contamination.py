@@ -42,26 +42,32 @@ class Overlap:
         )
 
 
-def overlap(train: Iterable[Problem], test: Iterable[Problem], suffix: str = "") -> Overlap:
-    """Compare prompts in lower case; `suffix`, the instruction ending each prompt, is ignored.
+class TrainingTexts:
+    """An index of the training problems, to be compared with test problems.
 
-    Whole texts are compared with their punctuation (3 + 4 is not 3 - 4), n-grams without. An n-gram of more than
-    BOILERPLATE training problems does not count.
+    Prompts are compared in lower case and without `suffix`, the instruction at their end: whole texts with their
+    punctuation (3 + 4 is not 3 - 4), n-grams without. An n-gram of more than BOILERPLATE training problems does not
+    count.
     """
-    train_texts: set[tuple[str, ...]] = set()
-    num_problems: Counter[int] = Counter()  # of each n-gram
-    for problem in train:
-        text = problem.prompt.removesuffix(suffix).lower()
-        train_texts.add(tuple(_TOKEN.findall(text)))
-        num_problems.update(_ngrams(text))
-    exact, ngram = [], []
-    for problem in test:
-        text = problem.prompt.removesuffix(suffix).lower()
-        if tuple(_TOKEN.findall(text)) in train_texts:
-            exact.append(problem.id)
-        elif any(0 < num_problems[gram] <= BOILERPLATE for gram in _ngrams(text)):
-            ngram.append(problem.id)
-    return Overlap(exact, ngram)
+
+    def __init__(self, problems: Iterable[Problem], suffix: str = "") -> None:
+        self._texts: set[tuple[str, ...]] = set()
+        self._num_problems: Counter[int] = Counter()  # of each n-gram
+        for problem in problems:
+            text = problem.prompt.removesuffix(suffix).lower()
+            self._texts.add(tuple(_TOKEN.findall(text)))
+            self._num_problems.update(_ngrams(text))
+
+    def overlap(self, test: Iterable[Problem], suffix: str = "") -> Overlap:
+        """The test problems, whose prompts end with `suffix`, that the training set holds."""
+        exact, ngram = [], []
+        for problem in test:
+            text = problem.prompt.removesuffix(suffix).lower()
+            if tuple(_TOKEN.findall(text)) in self._texts:
+                exact.append(problem.id)
+            elif any(0 < self._num_problems[gram] <= BOILERPLATE for gram in _ngrams(text)):
+                ngram.append(problem.id)
+        return Overlap(exact, ngram)
 
 
 def _ngrams(text: str) -> set[int]:
@@ -79,11 +85,12 @@ def describe_data(config: RunConfig, train: Dataset | None, tests: dict[str, Dat
         name: {"source": dataset.source, "sha256": dataset.sha256, "rows": len(dataset.problems)}
         for name, dataset in (tests | ({"train": train} if train else {})).items()
     }
-    suffix = getattr(config.data.train, "suffix", "")
+    if train is None:
+        return described
+    index = TrainingTexts(train.problems, getattr(config.data.train, "suffix", ""))
     for name, test in tests.items():
-        if train is not None:
-            leaked = overlap(train.problems, test.problems, suffix)
-            described[name] |= {"in_train_exact": leaked.exact, "in_train_13gram": leaked.ngram}
-            if warning := leaked.warning(name, len(test.problems)):
-                print(warning)
+        leaked = index.overlap(test.problems, getattr(config.eval.benchmarks.get(name), "suffix", ""))
+        described[name] |= {"in_train_exact": leaked.exact, "in_train_13gram": leaked.ngram}
+        if warning := leaked.warning(name, len(test.problems)):
+            print(warning)
     return described

@@ -41,7 +41,10 @@ def with_fields(config: TableConfig, rows: list[dict[str, Any]], path: Path) -> 
             )
         fields[name] = names[0] if names else None
         if names and name == "prompt":
-            fields[name] += _within_messages(rows[0][names[0]], names[0], path)
+            forms = {_within_messages(row[names[0]], names[0], path) for row in rows}
+            if len(forms) > 1:
+                raise DataError(f"{path}: field {names[0]!r} is a text in some rows and a message in others")
+            fields[name] += forms.pop()
     after = config.answer_after
     if after == AUTO:
         in_all = all(GSM8K_MARK in str(row.get(fields["answer"])) for row in rows)

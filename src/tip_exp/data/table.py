@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.fields import with_fields
 from tip_exp.types import Problem
-from tip_exp.utils.errors import DataError
+from tip_exp.utils.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from tip_exp.config.datasets import TableConfig
@@ -49,11 +51,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if extension == ".parquet":
         import pyarrow.parquet as parquet
 
-        return parquet.read_table(path).to_pylist()
+        with _named(path):
+            return parquet.read_table(path).to_pylist()
     if extension == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file, _named(path):
             return list(csv.DictReader(file))
     raise DataError(f"{path}: a data set is a .jsonl, .parquet or .csv file; got {extension or 'no extension'}")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Raise a DataError that names the file if its content cannot be read."""
+    try:
+        yield
+    except (ValueError, csv.Error) as error:  # pyarrow's ArrowInvalid is a ValueError
+        raise DataError(f"{path} cannot be read ({first_line(error)}); text must be in UTF-8") from None
 
 
 def part_of(length: int, start: float, stop: float) -> list[int]:
@@ -119,6 +131,10 @@ def _text(row: dict[str, Any], field: str, location: str) -> str:
             raise DataError(f"{location}: no field {field!r} (at {key!r} there is: {keys})") from None
     if value is None:
         raise DataError(f"{location}: field {field!r} is empty")
+    if isinstance(value, dict | list):
+        part = next(iter(value), "name") if isinstance(value, dict) else 0
+        held = type(value).__name__
+        raise DataError(f"{location}: field {field!r} holds a {held}; name a part of it, such as {field}.{part}")
     return str(value)
 
 

@@ -23,6 +23,7 @@ from tip_exp.envs.deepplanning.prompts import COMPACT_PROMPTS, official_prompt
 from tip_exp.envs.deepplanning.score.constraints import answers
 from tip_exp.envs.deepplanning.split import no_tool_baseline, read_split
 from tip_exp.types import Problem
+from tip_exp.utils.distinct import distinct
 from tip_exp.utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ def load_calculator(config: CalculatorConfig) -> Dataset:
     """The first `num_problems` formulas of the configured stream."""
     stream = calculator.stream(config.split, DATA_SEED)
     of_split = (problem for problem in stream if split_of(problem.prompt) == config.split)  # none is in two splits
-    problems = list(islice(of_split, config.num_problems))
+    problems = list(islice(distinct(of_split, lambda problem: problem.prompt), config.num_problems))
+    if len(problems) < config.num_problems:
+        raise DataError(
+            f"{config.label}: only {len(problems)} distinct formulas in the {config.split} split; got "
+            f"num_problems={config.num_problems}"
+        )
     tasks = {problem.id: problem for problem in problems}
     tools = ToolTasks(tasks, calculator.CalculatorEnvironment, no_tool_baseline=0.0)
     return Dataset.generated(problems, f"calculator, seed {DATA_SEED}", tools)
@@ -45,7 +51,7 @@ def load_travel(config: TravelConfig) -> Dataset:
     if config.world == "official":
         assert config.root is not None, "rules.py requires data.root for official tasks"
         root = Path(config.root).expanduser()
-        task_ids = read_split()["train" if config.split == "train" else "test"]
+        task_ids = read_split()[config.split]
         tasks = [task for lang in config.langs for task in load_tasks(root, lang) if task.id in task_ids]
     else:
         root, digests = _generated(config)

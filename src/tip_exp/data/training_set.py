@@ -21,13 +21,18 @@ class TrainingSet:
         if not fitting:
             shortest = min(len(ids) for _, ids in rendered)
             raise ConfigError(f"data.max_prompt_tokens={limit} leaves no prompt: the shortest has {shortest} tokens")
+        if left_out := len(rendered) - len(fitting):
+            print(f"data.max_prompt_tokens={limit} leaves out {left_out} of {len(rendered)} training problems")
         if tokenizer.privileged is not None:
             limit = tokenizer.privileged.max_tokens
-            fitting = [(problem, ids) for problem, ids in fitting if len(tokenizer.privileged_ids(problem)) <= limit]
+            rendered = fitting
+            fitting = [(problem, ids) for problem, ids in rendered if len(tokenizer.privileged_ids(problem)) <= limit]
             if not fitting:
                 raise ConfigError(
                     f"pair.privileged.max_tokens={limit} leaves no problem: every privileged prompt is longer"
                 )
+            if left_out := len(rendered) - len(fitting):
+                print(f"pair.privileged.max_tokens={limit} leaves out {left_out} of {len(rendered)} training problems")
         self.problems = [problem for problem, _ in fitting]
         self.prompts = [ids for _, ids in fitting]
         self._order, self._learner = ShuffledOrder(len(fitting), config.seed), config.learner

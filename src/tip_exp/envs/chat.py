@@ -33,7 +33,8 @@ class Chat:
         added: dict[str, int] = tokenizer.get_added_vocab()  # pyright: ignore
         if missing := [token for token in ("<|im_start|>", TURN_END) if token not in added]:
             raise ConfigError(
-                f"tool tasks need a tokenizer with ChatML tokens, as Qwen's; this one has no {missing[0]}"
+                f"pair.student.path: tool tasks need a tokenizer with ChatML tokens, as Qwen's; this one has no "
+                f"{missing[0]}; choose another pair, or data without tools"
             )
         self.turn_end = added[TURN_END]
         self._added_ids = frozenset(added.values())

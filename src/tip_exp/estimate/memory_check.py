@@ -14,18 +14,24 @@ from tip_exp.utils.units import GIB
 if TYPE_CHECKING:
     import torch
 
-# Keys that lower each part of a phase.
+# Keys that lower each part of a phase; only a smaller pair lowers the others.
 LOWERED_BY = {
     "teacher layers": "ranks, pair.teacher.dtype, pair.teacher.placement",
     "teacher vocabulary": "ranks, pair.teacher.dtype",
     "student weights": "ranks, pair.student.dtype",
     "gradients": "ranks, pair.student.dtype",
     "AdamW": "ranks, pair.student.dtype",
+    "whole vocabulary gradients": "pair.student.lora",
+    "whole vocabulary matrices": "learner.compute_dtype",
+    "gathered layers": "learner.compute_dtype",
+    "gathered student": "learner.compute_dtype, rollout.backend",
     "activations": "learner.micro_batch_tokens",
+    "micro-batch hidden states": "learner.micro_batch_tokens",
     "temporaries": "learner.micro_batch_tokens",
     "hidden states": "ranks, learner.prompts_per_step, learner.samples_per_prompt, data.max_response_tokens",
     "logits and temporaries": "learner.micro_batch_tokens, learner.tile_mib (learner.loss_backend=fused)",
     "sampling engine": "rollout.vllm.gpu_memory_utilization, rollout.vllm.sleep_level",
+    "sampling engine asleep": "rollout.vllm.sleep_level",
     "KV cache": "rollout.batch_size",
     "sampling": "rollout.batch_size",
     "sampler's weights": "rollout.staleness",
@@ -94,10 +100,11 @@ def _check(device: str, phases: dict[str, dict[str, float]], free: float) -> Non
         return
     large = {name: gib for name, gib in sorted(parts.items(), key=lambda part: -part[1]) if gib >= _MIN_SHARE * needed}
     keys = dict.fromkeys(key for name in large for key in LOWERED_BY.get(name, "").split(", ") if key)
+    lowered = f"{', '.join(keys)}, or a smaller pair" if keys else "a smaller pair"
     sizes = ", ".join(f"{name} {gib:.1f}" for name, gib in large.items())
     raise ConfigError(
         f"this run needs about {needed:.1f} GiB ({phase}: {sizes}), but {device} has {free:.1f} GiB free. "
-        f"Lower it with {', '.join(keys)}, or a smaller pair; ignore_memory=true skips this check"
+        f"Lower it with {lowered}; ignore_memory=true skips this check"
     )
 
 

@@ -122,8 +122,8 @@ def _parameters_by_file_size(path: str, config: dict[str, Any]) -> float:
 
 
 def _guess(path: str) -> ModelShape:
-    sizes = re.findall(r"(\d+(?:\.\d+)?)B", path)
-    parameters = float(sizes[-1]) * 1e9 if sizes else 1e9
+    sizes = re.findall(r"(\d+(?:\.\d+)?)([mb])(?![a-z])", path.lower())  # all experts of 30B-A3B count
+    parameters = max((float(size) * (1e9 if unit == "b" else 1e6) for size, unit in sizes), default=1e9)
     hidden = (100 * parameters / 12) ** (1 / 3)  # P = 12 L h^2 with L = h / 100 layers
     return ModelShape(parameters, hidden, 3 * hidden, hidden / 100, hidden, hidden / 4, False, DEFAULT_VOCAB_SIZE, 1)
 

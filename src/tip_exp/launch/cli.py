@@ -103,7 +103,7 @@ class RefuseEarly(Callback):
         try:
             check_positions(parse(raw))
         except ConfigError as error:  # Hydra would turn any exception but SystemExit into a warning
-            sys.exit(_print_error(error))
+            sys.exit(print_error(error))
 
 
 @quiet_when_reader_closes
@@ -146,7 +146,7 @@ def main() -> None:
         except ERRORS as error:
             if show_traceback:
                 raise
-            code = _print_error(error)
+            code = print_error(error)
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise  # Hydra finishes the other runs, then raises the first error
             sys.exit(code)
@@ -163,12 +163,11 @@ def main() -> None:
     except ERRORS as error:
         if show_traceback:
             raise
-        sys.exit(_print_error(error))
+        sys.exit(print_error(error))
     except (ValueError, RecursionError) as error:  # Hydra raises them for overrides such as selector=null
         if show_traceback or composed:
             raise
-        message = f"these overrides cannot be composed: {first_line(error)[:400]}; tip-exp --help lists groups and keys"
-        sys.exit(_print_error(ConfigError(message)))
+        sys.exit(print_error(cannot_compose(error)))
 
 
 def _use_shipped_sweeps() -> None:
@@ -185,7 +184,14 @@ def with_overrides(arguments: list[str], added: list[str]) -> list[str]:
     return [*arguments[:end], *added, *arguments[end:]]
 
 
-def _print_error(error: Exception) -> int:
+def cannot_compose(error: Exception) -> ConfigError:
+    """The error of overrides that Hydra cannot read and refuses with an error of Python's own."""
+    start = f"these overrides cannot be composed: {first_line(error)[:400]}"
+    return ConfigError(f"{start}; tip-exp --help lists groups and keys")
+
+
+def print_error(error: Exception) -> int:
+    """Print one message on stderr, without a traceback; returns the exit code."""
     from tip_exp.launch.help import unknown_name
 
     wrong_name = unknown_name(error) if isinstance(error, HydraException) else ""

@@ -39,7 +39,7 @@ from tip_exp.launch.reuse import (
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.records.integrity import damage, remedy
 from tip_exp.utils import termination
-from tip_exp.utils.errors import RESTARTS, TERMINATED, ConfigError, RunFailedError, first_line
+from tip_exp.utils.errors import RESTARTS, TERMINATED, ConfigError, RunFailedError, first_line, say
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import OUTPUTS
 from tip_exp.utils.termination import Terminated
@@ -163,11 +163,15 @@ def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Backgrou
     source = RunFolder(TEACHERS / digest(teacher))
     if is_first:
         remove_stale(teacher, source)
+    waits = False
     while read_result(source) is None:
         try:
             launch(teacher, source, background)
             break
         except HeldError:
+            if not waits:
+                say(f"{config.name} waits for the evaluation of its teacher by another run ({source.root})")
+            waits = True
             time.sleep(POLL_S)
             if background is not None and background.stop.is_set():
                 raise

@@ -14,9 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from tip_exp.config.parse import check_positions, digest, parse
 from tip_exp.config.resolvers import register_resolvers
@@ -25,11 +23,12 @@ from tip_exp.estimate.cards import CARDS, DEFAULT_CARD, Card
 from tip_exp.estimate.forecast import COMPUTED, Forecast, Forecaster
 from tip_exp.estimate.memory import total_ranks
 from tip_exp.estimate.tables import format_hours, memory_tables, time_tables
+from tip_exp.launch.cli import ERRORS, cannot_compose, print_error
 from tip_exp.launch.launch import TEACHERS, State, changes, state_of
 from tip_exp.launch.reuse import find_duplicate, finished_digests, read_result, teacher_config
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
 from tip_exp.records.folder import RunFolder
-from tip_exp.utils.errors import BAD_CONFIG, ConfigError, format_error, quiet_when_reader_closes
+from tip_exp.utils.errors import BAD_CONFIG, ConfigError, quiet_when_reader_closes
 from tip_exp.utils.paths import OUTPUTS, conf_dir, sweeps_dir
 from tip_exp.utils.units import format_duration
 
@@ -56,7 +55,7 @@ def format_plan(
     """One line per run, then the totals; and the number of runs in each state. Computed times are those of `card`."""
     forecast = Forecaster(outputs, card)
     finished = finished_digests(outputs)
-    teachers: set[str] = set()  # whose evaluation a run above does
+    teachers: set[str] = set()  # digests of the evaluations that are counted already
     lines: list[str] = []
     states: Counter[str] = Counter()
     to_run: list[tuple[RunConfig, Forecast]] = []
@@ -147,17 +146,19 @@ def main() -> None:
         sweep = sweeps_dir() / f"{kind}.yaml"
     if kind not in TABLES and not sweep.is_file():
         names = ", ".join(sorted(path.stem for path in sweeps_dir().glob("*.yaml")))
-        sys.exit(f"error: {arguments.sweep} is no sweep; give a file, or a name of {sweeps_dir()}: {names}")
+        message = f"{arguments.sweep} is no sweep; give a file, or a name of {sweeps_dir()}: {names}"
+        sys.exit(print_error(ConfigError(message)))
     try:
         if kind in TABLES:
             print("\n\n".join(tables(kind, arguments.overrides, card)))
             return
         runs = plan(sweep, arguments.overrides)
-    except ConfigError as error:
-        print(format_error(error), file=sys.stderr)
-        sys.exit(BAD_CONFIG)
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(format_error(error))
+    except BrokenPipeError:
+        raise
+    except ERRORS as error:
+        sys.exit(print_error(error))
+    except (ValueError, RecursionError) as error:
+        sys.exit(print_error(cannot_compose(error)))
     lines, states = format_plan(runs, OUTPUTS, card)
     print("\n".join(lines))
     if states[CANNOT_RUN] or states[State.CHANGED]:

@@ -44,11 +44,14 @@ def this_node(nodes: int, environment: Mapping[str, str]) -> Node:
             f"nodes={nodes}, but nothing says where they meet: set MASTER_ADDR (the host of node 0), MASTER_PORT and "
             "NODE_RANK on each, or start one task per node in a SLURM job"
         )
-    if int(rank) >= nodes:
-        raise ConfigError(f"nodes={nodes}, but this is node {rank}, counted from 0 (NODE_RANK or SLURM_NODEID)")
+    if not rank.isdecimal() or int(rank) >= nodes:
+        raise ConfigError(f"NODE_RANK (or SLURM_NODEID) must be below nodes={nodes}, counted from 0; got {rank!r}")
     # Two jobs may share a node: each has its own port, below those that the system hands out.
     port = 15_000 + int(environment["SLURM_JOB_ID"]) % 15_000 if "SLURM_JOB_ID" in environment else DEFAULT_PORT
-    return Node(int(rank), address, int(environment.get("MASTER_PORT", port)))
+    given = environment.get("MASTER_PORT", str(port))
+    if not given.isdecimal():
+        raise ConfigError(f"MASTER_PORT must be a number; got {given!r}")
+    return Node(int(rank), address, int(given))
 
 
 def torchrun_options(ranks: int, nodes: int, node: Node) -> list[str]:

@@ -17,7 +17,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.integrity import Depth, damage, describe_files, remedy, with_checksum
 from tip_exp.records.reader import find_runs
-from tip_exp.utils.errors import DataError
+from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import resolve_model
 
@@ -93,13 +93,13 @@ def _local(model: str) -> Path:
 
 
 def check_models(config: RunConfig) -> None:
-    """Raise DataError if a model of the pair is the model/ of a finished run and not what that run wrote."""
+    """Raise ConfigError if a model of the pair is the model/ of a finished run and not what that run wrote."""
     for role in ("teacher", "student"):
         path = getattr(config.pair, role).path
         run = RunFolder(_local(path).parent)
         result = parse_result(run) if _local(path) == run.model else None
         if result and (damaged := damage(run, result, "all")):
-            raise DataError(f"pair.{role}.path={path}: {damaged}. {remedy(run, damaged)}")
+            raise ConfigError(f"pair.{role}.path={path}: {damaged}. {remedy(run, damaged)}")
 
 
 def read_result(folder: RunFolder, depth: Depth = "rows") -> dict[str, Any] | None:

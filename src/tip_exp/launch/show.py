@@ -88,15 +88,20 @@ def _in_full(run: RunFolder, depth: Depth) -> str:
         names = sorted(name for name in steps[-1] if not name.startswith(UNSHOWN))
         width = max(map(len, names))
         lines.append(f"metrics of step {steps[-1]['step']}:")
-        lines += [f"  {name:<{width}}  {steps[-1][name]:.5g}" for name in names]
+        lines += [f"  {name:<{width}}  {_number(steps[-1][name])}" for name in names]
         lines.append(_shadows(config, steps))
     if run.result.exists():
         result = read_run(run).result
         assert result is not None, "result.json exists"
-        totals = ", ".join(f"{name} {value:.5g}" for name, value in result["totals"].items())
+        totals = ", ".join(f"{name} {_number(value)}" for name, value in result["totals"].items())
         lines += [f"totals: {totals}", f"model: {run.model}" if run.model.exists() else ""]
         lines.append(f"finished {result['finished_at']} on {result['hardware']}; next: tip-report {run.root}")
     return "\n".join(line for line in lines if line)
+
+
+def _number(value: float | None) -> str:
+    """ "-" for null, which stands for a number that is not finite."""
+    return "-" if value is None else f"{value:.5g}"
 
 
 def _shadows(config: RunConfig, steps: list[dict[str, Any]]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from tip_exp.config.machine_rules import POSITION_KEYS
+from tip_exp.config.machine_rules import POSITION_KEYS, reads_evaluation
 from tip_exp.config.schema import PairConfig, RunConfig
 from tip_exp.losses.head import Head, check_same_tokens
 from tip_exp.models import lora
@@ -84,7 +84,7 @@ def check_context(
                 prompts["pair.privileged.max_tokens"] = privileged.max_tokens
         response = config.data.max_response_tokens
         lengths = {f"{key} + data.max_response_tokens": tokens + response for key, tokens in prompts.items()}
-        if role == "student" or config.eval.teacher:
+        if reads_evaluation(config, role):
             lengths["the longest evaluation prompt + eval.max_tokens"] = longest_eval
         limit = max_positions(text_configs[role] if text_configs else text_config(config.pair, role))
         for keys, longest in lengths.items():

@@ -123,6 +123,13 @@ def test_a_wrong_line_stops_the_command_with_a_one_line_error(
     assert err.startswith("error: ") and (f"{file}, line 2: " in err or "id_7" in err)
 
 
+@pytest.mark.parametrize("module", ["tip_exp.deepplanning", "tip_exp.envs.deepplanning"])
+def test_an_error_is_an_exit_code_of_the_process(module: str, tmp_path: Path, world: Path) -> None:
+    line = [sys.executable, "-m", module, "score", str(tmp_path / "none.jsonl"), "--queries", str(world)]
+    process = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 2 and "none.jsonl: No such file" in process.stderr
+
+
 def test_missing_folders_and_files_are_reported(tmp_path: Path, world: Path, lines: Any, command: Any) -> None:
     file = lines(SCORE)
     for args, message in (

@@ -15,12 +15,15 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 from tip_exp.envs.deepplanning.data import TABLES
+from tip_exp.utils.distinct import distinct
+from tip_exp.utils.errors import DataError
 
 CITIES = ("Alderby", "Brookhaven", "Dunmere", "Eastwick", "Fernhollow", "Carrowmore")
 TYPES = (
@@ -138,13 +141,10 @@ def make(task_id: str, seed: str) -> TaskFiles:
     return TaskFiles({"id": task_id, "query": query, "meta_info": meta}, tables)
 
 
-def stream(seed: str, count: int) -> Iterator[TaskFiles]:
-    """`count` tasks of a seed with distinct queries: the query identifies the task."""
-    queries: set[str] = set()
-    number = 0
-    while len(queries) < count:
-        task = make(str(number), seed)
-        number += 1
-        if task.query["query"] not in queries:
-            queries.add(task.query["query"])
-            yield task
+def stream(seed: str, num_tasks: int) -> list[TaskFiles]:
+    """`num_tasks` tasks of a seed with distinct queries, which identify them; DataError if there are fewer."""
+    made = (make(str(number), seed) for number in count())
+    tasks = list(islice(distinct(made, lambda task: task.query["query"]), num_tasks))
+    if len(tasks) < num_tasks:
+        raise DataError(f"only {len(tasks)} generated trips have distinct queries; got num_problems={num_tasks}")
+    return tasks
