@@ -25,6 +25,15 @@ TABLE = {
     "fields": {"id": None, "prompt": "p", "answer": "a", "solution": None}, "suffix": "", "part": None,
     "num_problems": None, "grader": "math",
 }  # fmt: skip
+CALCULATOR = {"kind": "calculator", "label": "c", "split": "train", "num_problems": 9}
+OFFICIAL = {
+    "kind": "travel", "label": "deepplanning", "world": "official", "root": ".", "langs": ["en"], "num_problems": None,
+    "prompt": "compact", "show_schemas": True, "corrected": [], "official_join": False,
+}  # fmt: skip
+LIMITS = {
+    "max_turns": 3, "max_calls_per_turn": None, "surplus_calls": "tell", "max_observation": None,
+    "observation_unit": "tokens", "observation_cut": "rows", "max_train_tokens": None,
+}  # fmt: skip
 TEMPLATE = {"template": "{prompt} {solution}", "max_tokens": 90}
 SHORT = {"learner.micro_batch_tokens": 100}
 
@@ -82,9 +91,10 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"pair.teacher.revision": "abc"}, ["pair.teacher.revision", "pair.teacher.path"]),
     ({"pair.student.revision": "abc"}, ["pair.student.revision", "pair.student.path"]),
     *(({f"pair.{role}.path": path}, [f"pair.{role}.path"]) for role in ("teacher", "student") for path in ("", "a b/c", "a/b/c", "x")),
-    ({"agent": {"max_turns": 3, "max_calls_per_turn": None, "surplus_calls": "tell", "max_observation": None,
-                "observation_unit": "tokens", "observation_cut": "rows", "max_train_tokens": None}}, ["agent"]),
-    ({TRAIN: {"kind": "calculator", "label": "c", "split": "train", "num_problems": 9}}, [TRAIN, "agent"]),
+    ({"agent": LIMITS}, ["agent"]),
+    ({TRAIN: CALCULATOR}, [TRAIN, "agent"]),
+    ({TRAIN: CALCULATOR, "agent": LIMITS | {"observation_cut": "middle"}}, ["agent.observation_cut", "agent.observation_unit"]),
+    ({EVAL: OFFICIAL | {"split": "validation"}, "agent": LIMITS}, [f"{EVAL}.split", "validation"]),
     ({TRAIN: TABLE | {"hub": None}}, [f"{TRAIN}.file", f"{TRAIN}.hub"]),
     ({TRAIN: TABLE | {"file": "nowhere.jsonl"}}, [f"{TRAIN}.file"]),
     ({TRAIN: TABLE | {"file": __file__}}, [f"{TRAIN}.file"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,7 @@ from transformers import (
 )
 
 from tip_exp import build
+from tip_exp.config.machine_rules import too_few_positions
 from tip_exp.config.schema import ChatConfig, PairConfig, RunConfig
 from tip_exp.models.load import check_context, load_pair, make_head
 from tip_exp.models.micro_batch import micro_batches
@@ -208,13 +210,18 @@ def test_ids_without_a_token_fill_the_rows_that_are_left() -> None:
             "pair.privileged.max_tokens + data.max_response_tokens = 572, but the teacher",
         ),
         (
-            ["eval.teacher=false"],
+            ["eval.teacher=false", "eval.sequence_kl=false"],
             513,
             "evaluation prompt + eval.max_tokens = 513, but the student package:tiny/student has 512 positions; lower",
         ),
         (["eval.teacher=true"], 513, "the longest evaluation prompt + eval.max_tokens = 513, but the teacher"),
         (
-            ["mode=eval", "data.max_prompt_tokens=441", "eval.teacher=false"],
+            ["eval.teacher=false", "eval.sequence_kl=true"],
+            513,
+            "the longest evaluation prompt + eval.max_tokens = 513, but the teacher",
+        ),
+        (
+            ["mode=eval", "data.max_prompt_tokens=441", "eval.teacher=false", "eval.sequence_kl=false"],
             600,
             "the longest evaluation prompt + eval.max_tokens = 600, but the student",
         ),
@@ -238,6 +245,27 @@ def test_positions_are_counted_whatever_the_key(compose_run: Callable[..., RunCo
     check_context(compose_run(), 512, text_configs)
     with pytest.raises(ConfigError, match=r"eval\.max_tokens = 513, but the teacher \S+ has 512 positions"):
         check_context(compose_run(), 513, text_configs)
+
+
+@pytest.mark.parametrize(("key", "refused"), [(None, False), ("teacher", True), ("sequence_kl", True)])
+def test_each_model_is_held_to_its_own_positions(tiny_config: RunConfig, tmp_path: Path, key, refused: bool) -> None:
+    """The teacher has fewer, and reads evaluations only if it is evaluated or scores them."""
+    paths = {}
+    for role, positions in (("teacher", 1024), ("student", 2048)):
+        (tmp_path / role).mkdir()
+        (tmp_path / role / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
+        paths[role] = getattr(tiny_config.pair, role).model_copy(update={"path": str(tmp_path / role)})
+    evaluation = {"max_tokens": 1500, "teacher": False, "sequence_kl": False} | ({key: True} if key else {})
+    config = tiny_config.model_copy(
+        update={
+            "pair": tiny_config.pair.model_copy(update=paths),
+            "eval": tiny_config.eval.model_copy(update=evaluation),
+        }
+    )
+    messages = list(too_few_positions(config))
+    assert [message.startswith("eval.max_tokens (1500) leaves no place") for message in messages] == [True] * refused
+    longer = config.model_copy(update={"eval": config.eval.model_copy(update={"max_tokens": 2048})})
+    assert sum("pair.student.path" in message for message in too_few_positions(longer)) == 1
 
 
 def test_context_is_checked_before_weights_load(
