@@ -42,7 +42,7 @@ class Case:
 
     @property
     def logits(self) -> tuple[LazyLogits, LazyLogits]:
-        """Of student and teacher."""
+        """Lazy logits of student and teacher."""
         vocab_size = len(self.student_weight)
         student, teacher = Head(self.student_weight, vocab_size), Head(self.teacher_weight, vocab_size)
         return LazyLogits(self.student_hidden, student), LazyLogits(self.teacher_hidden, teacher)

@@ -14,10 +14,11 @@ from tip_exp.config.resolvers import register_resolvers
 from tip_exp.config.schema import LearnerConfig, RunConfig
 from tip_exp.data import word_sums
 from tip_exp.grading import boxed
+from tip_exp.learner.selectors import make_selector
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
 from tip_exp.rollout.hf import HfSampler
-from tip_exp.selector.selector import Quadrants, Selector
+from tip_exp.selector.selector import Selector
 from tip_exp.types import Sampling
 from tip_exp.utils.paths import conf_dir
 
@@ -53,8 +54,7 @@ def learner_config(**changes: object) -> LearnerConfig:
 def selector(retention: float) -> Selector:
     """Every token at retention 1, else Soft-OR."""
     name = "full" if retention == 1 else "soft_or"
-    config = compose_run(f"selector={name}", f"selector.retention={retention}").selector
-    return Selector(**config.rule_settings(), quadrants=Quadrants(entropy=0.3, divergence=0.3))
+    return make_selector(compose_run(f"selector={name}", f"selector.retention={retention}"))
 
 
 def prompts(count: int, seed: int) -> list[str]:
@@ -66,7 +66,7 @@ def make_sampler(pair: Pair) -> HfSampler:
 
 
 def accuracy(pair: Pair, num_problems: int = 256, samples: int = 4) -> Accuracy:
-    """Of the student on the first test problems."""
+    """The student's accuracy on the first test problems."""
     problems = list(islice(word_sums.stream("test", 0), num_problems))
     prompt_ids = [pair.prompt_ids(problem.prompt, evaluating=True) for problem in problems]
 

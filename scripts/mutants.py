@@ -16,6 +16,7 @@ import os
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -70,7 +71,7 @@ def main() -> None:
             remaining = [m for m in remaining if not slow or copied_passes(m, slow)]
         survivors += [f"- {description(mutant)}" for mutant in remaining]
         rows.append(f"| {package} | {len(sites)} | {len(chosen)} | {len(remaining)} |")
-    command = f"python -m scripts.mutants --count {arguments.count} --seed {arguments.seed}"
+    command = shlex.join(["python", "-m", "scripts.mutants", *sys.argv[1:]])
     lines = ["# Mutation test", "", f"`{command}`: one expression changed at a time; killed if a fast test fails.", ""]
     lines += ["| package | possible mutants | tried | survived |", "|:--|--:|--:|--:|", *rows, ""]
     lines += ["Survivors:", "", *survivors] if survivors else ["No mutant survived."]

@@ -91,7 +91,7 @@ def differences_table(arms: dict[str, ArmResult], runs: dict[str, RunRecord]) ->
 
 
 def verdict_of(log_kl: Estimate, accuracy: Estimate) -> str:
-    """Of an arm's differences to F in log KL and in accuracy, a fraction."""
+    """The verdict on an arm, by its differences to F in log KL and in accuracy (a fraction)."""
     if log_kl.high < 0 and accuracy.low > -ACCURACY_MARGIN:
         return "confirmed"
     return "contradicted" if log_kl.low > 0 else "not resolved"

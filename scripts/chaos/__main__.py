@@ -9,6 +9,7 @@ python -m scripts.chaos soak --steps 2000   (memory, handles and processes of a 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def main() -> int:
         return 0 if is_wanted else 1
     cases = list(range(arguments.cases)) if arguments.only is None else arguments.only
     records = campaign(cases, arguments.seed, arguments.seconds, arguments.records)
-    command = f"python -m scripts.chaos --cases {len(records)} --seed {arguments.seed}"
+    command = shlex.join(["python", "-m", "scripts.chaos", *sys.argv[1:]])
     text = summary(records, command)
     print(text)
     if arguments.out:

@@ -52,11 +52,11 @@ class Parts:
 
     def __init__(self, config: RunConfig, folder: RunFolder, stack: ExitStack) -> None:
         self.config, self.folder, self.stack = config, folder, stack
-        self._alone = config.mode == "teacher"  # the teacher takes the student's place
+        self._teacher_only = config.mode == "teacher"  # the teacher takes the student's place
         self.device = pick_device(config.device)
         # On CUDA there is always a group, with gloo: checkpoints need it, and vLLM would make one without.
-        alone = lowered_dtype(config) is not None or self.device.type == "cuda"
-        self.ranks = stack.enter_context(start(self.device, alone=alone))
+        needs_group = lowered_dtype(config) is not None or self.device.type == "cuda"
+        self.ranks = stack.enter_context(start(self.device, alone=needs_group))
         if not self.ranks.is_main:
             stack.enter_context(redirect_stdout(StringIO()))  # prints are the main rank's
         torch.manual_seed(config.seed)  # for the initial LoRA adapters; all other draws have seeds of their own
@@ -100,7 +100,7 @@ class Parts:
 
     def evaluate(self, model: str, step: int = 0) -> dict[str, float]:
         """Accuracies of "student" or "teacher" on all benchmarks."""
-        sampler = self.sampler if model == "student" or self._alone else self._make_sampler(model)
+        sampler = self.sampler if model == "student" or self._teacher_only else self._make_sampler(model)
         sequence_kl = self._sequence_kl if self.config.eval.sequence_kl and model == "student" else None
         with self.meter.span("eval"), self.teacher.offloader.on_device() if model == "teacher" else nullcontext():
             metrics = self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
@@ -108,8 +108,8 @@ class Parts:
 
     def evaluate_start(self) -> None:
         """Evaluate the student and, with `eval.teacher`, the teacher before it; log and print this as step 0."""
-        teacher = self._evaluate_teacher() if self.config.eval.teacher or self._alone else {}
-        metrics = ({} if self._alone else self.evaluate("student")) | teacher
+        teacher = self._evaluate_teacher() if self.config.eval.teacher or self._teacher_only else {}
+        metrics = ({} if self._teacher_only else self.evaluate("student")) | teacher
         self.log(0, metrics)
         print(names.format_accuracies(0, metrics))
 
@@ -131,10 +131,10 @@ class Parts:
 
     def _evaluate_teacher(self) -> dict[str, float]:
         """The teacher's accuracies: from the run that the launcher finished for it, else measured here."""
-        if not self._alone and self.folder.teacher.exists():
+        if not self._teacher_only and self.folder.teacher.exists():
             source = RunFolder(self.folder.teacher)
             return self.ranks.broadcast(self.logger.copy_teacher(source) if self.ranks.is_main else {})
-        if not self._alone and self.backend.name == "vllm":
+        if not self._teacher_only and self.backend.name == "vllm":
             raise ConfigError(
                 "eval.teacher=true with vLLM needs a second engine, in a run of its own that tip-exp starts; start "
                 "this run with tip-exp, or set eval.teacher=false"
@@ -173,9 +173,15 @@ class TrainingParts(Parts):
         super().__init__(config, folder, stack)
         assert self._train is not None, "config.mode is train"
         self.train = self._train
-        options = {"seed": config.seed, "meter": self.meter, "shadows": make_shadows(config)}
-        options["keep_batch"] = self.logger.non_finite
-        self.learner = Learner(self.pair, make_selector(config), config.learner, **options)
+        self.learner = Learner(
+            self.pair,
+            make_selector(config),
+            config.learner,
+            seed=config.seed,
+            meter=self.meter,
+            shadows=make_shadows(config),
+            keep_batch=self.logger.non_finite,
+        )
         self.update = FittingSteps(self.teacher, self.learner, folder.micro_batches)
         rollout, data, samples = config.rollout, config.data, config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, data.max_response_tokens)

@@ -104,5 +104,5 @@ class PartSampler(Sampler, Protocol):
         indices: Sequence[int] | None = None,
         part: Part | None = None,
     ) -> list[Rollout]:
-        """`prompts` are this `part` of a batch, as are `indices` and `sampling.limits`; None: the whole batch."""
+        """`part`: which prompts of a batch `prompts`, `indices` and `sampling.limits` belong to; None: all."""
         ...

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch import cli
-from tip_exp.learner.gradient_signal import GradientSums
+from tip_exp.learner.gradient_signal import GradientSums, everything
 from tip_exp.learner.influence import Direction, dot, mean_of, parameters_of, preconditioned
+from tip_exp.learner.selectors import make_selector
 from tip_exp.probe import advise, influence
 from tip_exp.probe.batches import Batch, Probe, at_ratios, opened, selectors_of
 from tip_exp.probe.command import command
@@ -123,9 +124,9 @@ def test_the_recommendation_keeps_the_fewest_tokens_within_both_limits() -> None
 def test_directions_of_influence(probe: Probe, fresh: bool, adam: bool) -> None:
     """The mean over tokens of <g_n, P g> is <mean of g_n, P g>."""
     measured = influence.measure(probe, 2, fresh=fresh, adam=adam)
-    gradients = [probe.gradient(batch, batch.everything()) for batch in measured.batches]
+    gradients = [probe.gradient(batch, everything(batch.tokens, "token")) for batch in measured.batches]
     directing = [probe.read(number) for number in (2, 3)] if fresh else measured.batches
-    of_directing = [probe.gradient(batch, batch.everything()) for batch in directing]
+    of_directing = [probe.gradient(batch, everything(batch.tokens, "token")) for batch in directing]
     moments = mean_of(of_directing, squared=True)
     for number, (values, gradient) in enumerate(zip(measured.values, gradients, strict=True)):
         direction = mean_of(of_directing) if fresh else of_directing[number]
@@ -158,9 +159,34 @@ def test_tables_of_influence(probe: Probe, batches: list[Batch]) -> None:
     assert by_key["full", 1.0]["positive"] == 1.0 and by_key["q3", 1.0]["signed"] == 1.0
     rows = {cells[0]: cells[1:] for cells in influence.captured_table(points, [1 / num_tokens, 1.0]).rows}
     assert rows["full"] == ["", "", "100.0 % of influence in 100.0 % of tokens"]
+    one = influence.captured_table(influence.captured(measured, probe, selectors, [0.5]), [0.5]).rows
+    assert {cells[0]: cells[1:] for cells in one}["full"] == ["", "100.0 % of influence in 100.0 % of tokens"]
     frame = influence.token_frame(measured, probe)
     assert len(frame) == num_tokens and frame["influence"].abs().sum() == 6.0
     assert influence.top_table(frame).rows[0][2] == "4"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["selector=soft_or", "selector.retention=0.2"], "soft_or"),
+        (["selector=soft_or", "selector.normalizer=rank"], "soft_or (config)"),
+        (["selector=full", "selector.weight=sqrt"], "full (config)"),
+    ],
+)
+def test_the_configs_own_selector_stands_beside_the_options(
+    compose_run: Callable[..., RunConfig], overrides: list[str], label: str
+) -> None:
+    config = compose_run(*overrides)
+    selectors = selectors_of(config, None)
+    assert selectors[label] == make_selector(config) and {"full", "soft_or", "q3"} <= selectors.keys()
+    assert sum(name.endswith("(config)") for name in selectors) == label.endswith("(config)")
+    rows = [
+        {"selector": name, "retention": 0.2, "kept": kept, "snr": 1.0, "cosine": 1.0}
+        for name, kept in (("full", 1.0), (label, 0.2))
+    ]
+    named = "the config's own selector with" if label.endswith("(config)") else f"selector={label}"
+    assert f"Recommendation: {named} selector.retention=0.2 keeps 20.0 %" in advise.recommendation(rows)
 
 
 def test_spearman_is_the_correlation_of_ranks() -> None:
@@ -233,3 +259,16 @@ def test_an_error_is_one_message(
     assert end.value.code != 0
     text = capsys.readouterr().err
     assert message in text and "Traceback" not in text
+
+
+def test_an_error_of_the_data_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "torn.jsonl"
+    file.write_text('{"question": "1+')
+    monkeypatch.setattr(sys, "argv", ["tip-exp", "advise", "data=jsonl", f"data.train.file={file}"])
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {file}, line 1: not JSON")

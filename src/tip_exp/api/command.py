@@ -49,7 +49,7 @@ def read_texts(path: Path) -> tuple[list[str], list[Any] | None]:
 
 
 def summary(stats: Any) -> str:
-    """Of a table of `score`: its size and, with the columns for it, each quadrant's share and the largest tokens."""
+    """The size of a table of `score` and, with the columns for it, each quadrant's share and the largest tokens."""
     from tabulate import tabulate
 
     head = f"{len(stats)} response tokens of {stats['sequence'].nunique()} sequences"
@@ -88,6 +88,8 @@ def _largest(stats: Any) -> str:
 def _score(options: argparse.Namespace) -> None:
     if options.out is not None and not options.out.parent.is_dir():
         raise DataError(f"--out: there is no folder {options.out.parent}")
+    if options.retention is not None and options.selector is None:
+        raise DataError("--retention needs --selector")
     texts, prompts = read_texts(options.texts)
     from transformers.utils import logging
 
@@ -98,6 +100,8 @@ def _score(options: argparse.Namespace) -> None:
     if options.selector is not None:
         changes = {} if options.retention is None else {"retention": options.retention}
         selector = make_selector(options.selector, **changes)
+        if options.statistics and (lacking := sorted(selector.required_stats - set(options.statistics))):
+            raise DataError(f"--statistics lacks {', '.join(lacking)}, which --selector {options.selector} reads")
     logging.disable_progress_bar()
     stats = score(
         options.student,

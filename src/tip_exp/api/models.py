@@ -45,18 +45,19 @@ def module_of(model: Any, role: str, device: Any, dtype: Any) -> PreTrainedModel
 def find_tokenizer(
     models: dict[str, Any], tokenizer: Any, modules: dict[str, PreTrainedModel]
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that was given, else the student's, once it is compared with the teacher's.
+    """The student's tokenizer, once it is compared with the teacher's.
 
-    `models` are as the user gave them, `modules` what they are; a model that was loaded earlier knows the path that it
+    `tokenizer`: the student's or its path; None: loaded from where the student comes from. `models` are as the user
+    gave them, `modules` what they are; a model that was loaded earlier knows the path that it
     came from. The same tokens under other ids: a teacher that was given as a path takes the student's order. None if
     no tokenizer is there. Raises ValueError if teacher and student have different ones.
     """
     if isinstance(tokenizer, str | os.PathLike):
-        return AutoTokenizer.from_pretrained(os.path.expanduser(resolve_model(os.fspath(tokenizer))), **SAFE)
-    if tokenizer is not None:
-        return tokenizer
-    loaded: dict[str, PreTrainedTokenizerBase] = {}
+        tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(resolve_model(os.fspath(tokenizer))), **SAFE)
+    loaded: dict[str, PreTrainedTokenizerBase] = {} if tokenizer is None else {"student": tokenizer}
     for role, model in models.items():
+        if role in loaded:
+            continue
         is_path = isinstance(model, str | os.PathLike)
         path = resolve_model(os.fspath(model)) if is_path else getattr(model, "name_or_path", "")
         try:

@@ -14,7 +14,7 @@ from torch import Tensor
 from tip_exp.config.parse import config_error, typed_selector
 from tip_exp.config.presets import default_quadrants, selector_options, selector_preset
 from tip_exp.config.selector_rules import selector_rules
-from tip_exp.selector.scores import Rule, find_rule
+from tip_exp.selector.scores import Rule, rule_names
 from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.seeds import seed_for
@@ -65,7 +65,7 @@ def select(
                     f"stats[{name!r}] has the shape {tuple(value.shape)}, response_mask {tuple(response_mask.shape)}"
                 )
         values = {name: value[response_mask] for name, value in values.items()}
-        sequence = response_mask.nonzero()[:, 0]
+        sequence = _numbered(response_mask.nonzero()[:, 0])  # a row without response tokens is no rollout
     elif "sequence" in stats:
         sequence = _numbered(stats["sequence"])
     else:
@@ -127,24 +127,19 @@ def make_selector(
 
 def _check_rule(name: str) -> None:
     """Raise ConfigError if nothing has this name; of the import path of a function `selector_rules` tells more."""
-    if ":" in name:
+    if ":" in name or name in rule_names():
         return
-    try:
-        find_rule(name)
-    except ValueError as error:
-        if not str(error).startswith("no rule"):
-            return
-        options = list(selector_options())
-        close = difflib.get_close_matches(name, options, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ConfigError(
-            f"selector: {name[:80]!r} is neither an option nor a rule{hint}; choose {', '.join(options)}, or "
-            "my_module:my_rule"
-        ) from None
+    options = list(selector_options())
+    close = difflib.get_close_matches(name, options, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ConfigError(
+        f"selector: {name[:80]!r} is neither an option nor a rule{hint}; choose {', '.join(options)}, or "
+        "my_module:my_rule"
+    )
 
 
 def thresholds(quadrants: tuple[float, float] | None) -> Quadrants:
-    """Of entropy and divergence, nats; None: those of conf/config.yaml."""
+    """The Quadrants of (entropy, divergence) in nats; None: those of conf/config.yaml."""
     return Quadrants(**default_quadrants()) if quadrants is None else Quadrants(*map(float, quadrants))
 
 

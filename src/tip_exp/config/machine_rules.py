@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.utils.paths import LOCAL, SHIPPED, is_file, resolve_model
+from tip_exp.utils.paths import HUB_ID, LOCAL, SHIPPED, is_file, resolve_model
 
 MAX_PROCESSORS = 1024  # threads, processes or machines
 
@@ -27,7 +27,6 @@ RESERVED = {
     "hf_token": "a run writes its configuration to config.yaml; set the environment variable HF_TOKEN",
 }
 _SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIALS?)$", re.IGNORECASE)
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _MIN_SECRET = 8  # shorter values are words
 # Keys of a model's config that limit its positions; the first that is set counts.
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
@@ -65,7 +64,7 @@ def missing_models(config: RunConfig) -> Iterator[str]:
                 yield f"{key}: no model in {folder} (it has no config.json); choose a folder of a model, or a hub id"
             elif model.revision is not None:
                 yield f"pair.{role}.revision={model.revision} has no effect: {key} is a folder; set it to null"
-        elif not _HUB_ID.fullmatch(model.path) and not is_file(f"{folder}/config.json"):
+        elif not HUB_ID.fullmatch(model.path) and not is_file(f"{folder}/config.json"):
             yield f"{key} must be a folder, a hub id (org/name) or {SHIPPED}NAME; got {model.path!r}"
     if template is None and _has_no_template(config.pair.student.path):
         yield NO_TEMPLATE.format(config.pair.student.path)

@@ -60,7 +60,7 @@ def load(path: Path) -> RunConfig:
     """
     try:
         raw = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError, AssertionError) as error:  # OmegaConf asserts
         raise ConfigError(f"{path} is damaged: {first_line(error)}") from error
     if not isinstance(raw, DictConfig) or not raw:
         raise ConfigError(f"{path} is damaged: it holds no configuration")
@@ -89,7 +89,7 @@ def _typed(values: Any) -> RunConfig:
 
 
 def _without_shortcuts(values: Any) -> Any:
-    """Apply eval.only, eval.max_problems and eval.file to the benchmarks: a run keeps what they say, not the keys."""
+    """Apply eval.only, eval.max_problems and eval.file to the benchmarks, and remove these three keys."""
     section = values.get("eval")
     benchmarks = section.get("benchmarks") if isinstance(section, dict) else None
     if not isinstance(section, dict) or not isinstance(benchmarks, dict):

@@ -1,4 +1,6 @@
-"""The typed form of a run's configuration. Values are in conf/; a default is that of a key which earlier runs lack.
+"""The typed form of a run's configuration. Values are in conf/.
+
+Only a key that the config.yaml of older runs lacks has a default here.
 
 `parse` turns YAML into these classes; `rules` checks what involves several keys. Importing this module loads no torch.
 """

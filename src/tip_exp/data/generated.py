@@ -5,12 +5,23 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, islice
+from typing import TYPE_CHECKING
 
+from tip_exp.data.dataset import Dataset
 from tip_exp.types import Problem
+
+if TYPE_CHECKING:
+    from tip_exp.config.datasets import GeneratedConfig
 
 DATA_SEED = 0  # of data sets, which are the same in every run
 SPLITS = ("train", "validation", "test")
+
+
+def load(problems: Callable[[str, int], Iterator[Problem]], config: GeneratedConfig) -> Dataset:
+    """The first `num_problems` of the stream that `problems` makes for the configured split."""
+    first = list(islice(problems(config.split, DATA_SEED), config.num_problems))
+    return Dataset.generated(first, f"{config.kind}, seed {DATA_SEED}")
 
 
 def split_of(question: str) -> str:

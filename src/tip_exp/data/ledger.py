@@ -15,16 +15,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from itertools import islice, product
-from typing import TYPE_CHECKING
+from itertools import product
 
 from tip_exp.data import generated
-from tip_exp.data.dataset import Dataset
-from tip_exp.data.generated import DATA_SEED
 from tip_exp.types import Problem
-
-if TYPE_CHECKING:
-    from tip_exp.config.datasets import GeneratedConfig
 
 _FIRST = ("Al", "Bar", "Cor", "Dan", "El", "Fer", "Gal", "Han", "Il", "Jor", "Kal", "Lem", "Mal", "Nor", "Os", "Per")
 _FIRST += ("Ros", "Sel", "Tib", "Ver")
@@ -38,12 +32,6 @@ LINKS = ("Now", "Then", "Next", "After")
 LETTERS = ("A", "B", "C")  # of the accounts, in the order of the first line
 MAX_BALANCE, MAX_PAYMENT = 19, 5
 MIN_PAYMENTS, MAX_PAYMENTS = 2, 3  # in a problem; the pair tiny_ledger is trained on these
-
-
-def load(config: GeneratedConfig) -> Dataset:
-    """The first `num_problems` of the configured stream."""
-    problems = list(islice(stream(config.split, DATA_SEED), config.num_problems))
-    return Dataset.generated(problems, f"ledger, seed {DATA_SEED}")
 
 
 def _draw(rng: random.Random, slip: float) -> tuple[str, str, int]:

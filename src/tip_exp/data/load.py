@@ -6,9 +6,10 @@ A new kind takes a loader, its entry in DATASETS, and its pydantic class (with t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tip_exp.data import ledger, table, tool_tasks, word_sums
+from tip_exp.data import generated, ledger, table, tool_tasks, word_sums
 from tip_exp.data.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 DATASETS: dict[str, Callable[[Any], Dataset]] = {
     "table": table.load,
-    "word_sums": word_sums.load,
-    "ledger": ledger.load,
+    "word_sums": partial(generated.load, word_sums.stream),
+    "ledger": partial(generated.load, ledger.stream),
     "calculator": tool_tasks.load_calculator,
     "travel": tool_tasks.load_travel,
 }

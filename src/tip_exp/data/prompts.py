@@ -14,7 +14,7 @@ def prompt_ids(
     tokenizer: ChatTokenizer, dataset: Dataset, agent: AgentConfig | None, *, evaluating: bool = False
 ) -> list[list[int]]:
     """One rendered prompt a problem; a tool task's prompt includes its system message and tool schemas."""
-    if dataset.tools is None or agent is None:
+    if dataset.tools is None:
         return [tokenizer.prompt_ids(problem.prompt, evaluating=evaluating) for problem in dataset.problems]
     chat = _chat(tokenizer, evaluating)
     return [chat.prompt_ids(dataset.tools.start(problem.id)) for problem in dataset.problems]
@@ -29,8 +29,9 @@ def with_tools(
     evaluating: bool = False,
 ) -> Sampler:
     """For tool tasks an `EpisodeSampler` around `sampler`; otherwise `sampler` itself."""
-    if dataset.tools is None or agent is None:
+    if dataset.tools is None:
         return sampler
+    assert agent is not None, "rules.py requires limits for tool tasks"
     problem_ids = [problem.id for problem in dataset.problems]
     return EpisodeSampler(sampler, _chat(tokenizer, evaluating), dataset.tools, problem_ids, agent)
 

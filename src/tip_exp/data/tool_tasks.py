@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import tempfile
 from functools import partial
 from itertools import islice
@@ -25,6 +24,7 @@ from tip_exp.envs.deepplanning.split import no_tool_baseline, read_split
 from tip_exp.types import Problem
 from tip_exp.utils.distinct import distinct
 from tip_exp.utils.errors import DataError
+from tip_exp.utils.paths import private_folder
 
 if TYPE_CHECKING:
     from tip_exp.config.datasets import CalculatorConfig, TravelConfig
@@ -90,20 +90,6 @@ def _generated(config: TravelConfig) -> tuple[Path, dict[Path, str]]:
     """The folder of generated tasks and databases, named by the settings, and the SHA-256 of its tables."""
     assert config.num_problems is not None, "rules.py requires num_problems for generated tasks"
     seed, count = f"{config.split}/{DATA_SEED}", config.num_problems
-    root = private_folder() / f"{config.world}-{seed.replace('/', '-')}-{count}"
+    folder = private_folder(Path(tempfile.gettempdir()) / f"tip_exp_data_{os.getuid()}")
+    root = folder / f"{config.world}-{seed.replace('/', '-')}-{count}"
     return root, errands.write(root, errands.stream(seed, count))
-
-
-def private_folder() -> Path:
-    """A folder of this user in the system's temporary folder, where any user can write. Raises DataError if it is not.
-
-    Readable and writable by this user alone, and no link.
-    """
-    folder = Path(tempfile.gettempdir()) / f"tip_exp_data_{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise DataError(f"{folder} is a link or belongs to another user; set TMPDIR to a folder of your own")
-    if stat.S_IMODE(status.st_mode) != 0o700:
-        folder.chmod(0o700)
-    return folder

@@ -11,16 +11,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from itertools import islice
-from typing import TYPE_CHECKING
 
 from tip_exp.data import generated
-from tip_exp.data.dataset import Dataset
-from tip_exp.data.generated import DATA_SEED
 from tip_exp.types import Problem
-
-if TYPE_CHECKING:
-    from tip_exp.config.datasets import GeneratedConfig
 
 NAMES = ("Tom", "Amy", "Ben", "Eva", "Max", "Zoe", "Leo", "Mia")
 ITEMS = ("apples", "books", "coins", "cards", "pens", "eggs", "cups", "stamps")
@@ -30,12 +23,6 @@ OPENERS = ("We start with {}.", "Start: {}.", "First there are {}.", "Begin at {
 LINKS = ("Then", "Next", "So", "Now")
 MAX_TOTAL = 39
 MIN_STEPS, MAX_STEPS = 2, 5  # additions and subtractions in a problem; the embedded pair was trained on these
-
-
-def load(config: GeneratedConfig) -> Dataset:
-    """The first `num_problems` of the configured stream."""
-    problems = list(islice(stream(config.split, DATA_SEED), config.num_problems))
-    return Dataset.generated(problems, f"word_sums, seed {DATA_SEED}")
 
 
 def subtract_with_slip(total: int, n: int) -> int:

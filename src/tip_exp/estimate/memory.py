@@ -124,9 +124,10 @@ class RankMemory(Passes):
 
     @property
     def engine_share(self) -> float:
-        """Of the card, for a vLLM engine: rollout.vllm.gpu_memory_utilization.
+        """The share of the card that a vLLM engine gets: rollout.vllm.gpu_memory_utilization.
 
-        In a teacher's evaluation, which has no learner, it is what the teacher's weights leave, at most TEACHER_SHARE.
+        In a teacher's evaluation, which has no learner, it is what the teacher's weights leave, at most TEACHER_SHARE
+        and at least that key.
         """
         share = self.config.rollout.vllm.gpu_memory_utilization
         if self.config.mode != "teacher" or self.card_gib is None:

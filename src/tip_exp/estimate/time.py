@@ -63,7 +63,7 @@ def run_time(config: RunConfig, card: Card, ranks: int) -> RunTime:
 
 
 def num_evaluations(num_steps: int, every: int) -> int:
-    """Of the student in a run: before it, every `every` steps and after the last step; one in a run without steps."""
+    """Evaluations of the student: before step 1, every `every` steps and after the last; 1 in a run without steps."""
     return 1 + (0 if num_steps == 0 else math.ceil(num_steps / every) if every else 1)
 
 

@@ -36,7 +36,7 @@ class Evaluations:
         *,
         grades: bool = True,
     ) -> None:
-        """`grades`: False on every rank but the main one: it samples its share and leaves the metrics out."""
+        """`grades`: False on all ranks but the main one, which sample their share and return no metrics."""
         for name, dataset in datasets.items():
             if len(dataset.problems) < 2:
                 raise ConfigError(

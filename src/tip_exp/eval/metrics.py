@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def summarize(by_problem: list[list[Graded]], group_all: GroupAll) -> dict[str, 
     all_responses = [response for responses in by_problem for response in responses]
     return {
         mean_at(k): float(right.mean()),
-        standard_error_of(mean_at(k)): float(right.mean(axis=1).std(ddof=1) / math.sqrt(len(right))),
+        standard_error_of(mean_at(k)): standard_error(right.mean(axis=1)),
         **{pass_at(j): pass_at_j(right.sum(axis=1), k, j) for j in sorted({k, *(2**i for i in range(k.bit_length()))})},
         maj_at(k): float(np.mean(majority_is_right(by_problem, group_all))),
         strict(mean_at(k)): float(np.mean([response.strict_right for response in all_responses])),
@@ -85,6 +85,11 @@ def summarize(by_problem: list[list[Graded]], group_all: GroupAll) -> dict[str, 
     }
 
 
+def standard_error(means: np.ndarray) -> float:
+    """Standard error of the mean of independent problems' means."""
+    return float(means.std(ddof=1) / math.sqrt(len(means)))
+
+
 def pass_at_j(num_right: Sequence[int] | np.ndarray, k: int, j: int) -> float:
     """Mean over problems of the chance that j of its k responses, drawn without replacement, hold a right one.
 
@@ -93,9 +98,9 @@ def pass_at_j(num_right: Sequence[int] | np.ndarray, k: int, j: int) -> float:
     return float(np.mean([1 - math.comb(k - int(c), j) / math.comb(k, j) for c in num_right]))
 
 
-def repetition_rate(token_ids: Sequence[int], n: int = 4) -> float:
-    """1 - distinct / all n-grams; 0 for less than n tokens. seq-rep-4 of Welleck et al. 2020, arXiv 1908.04319."""
-    ngrams = list(zip(*(token_ids[i:] for i in range(n)), strict=False))
+def repetition_rate(token_ids: Sequence[int]) -> float:
+    """1 - distinct / all 4-grams; 0 for less than 4 tokens. seq-rep-4 of Welleck et al. 2020, arXiv 1908.04319."""
+    ngrams = list(zip(*(token_ids[i:] for i in range(4)), strict=False))
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
@@ -137,7 +142,7 @@ def summarize_sequence_kl(values: list[float], samples: int) -> dict[str, float]
     by_problem = np.array(values).reshape(-1, samples).mean(axis=1)
     return {
         SEQ_KL: float(by_problem.mean()),
-        standard_error_of(SEQ_KL): float(by_problem.std(ddof=1) / math.sqrt(len(by_problem))),
+        standard_error_of(SEQ_KL): standard_error(by_problem),
         LOG_SEQ_KL: mean(map(log_kl, values)),
     }
 
@@ -153,7 +158,7 @@ def summarize_episodes(by_task: list[list[Episode]], no_tool_baseline: float) ->
     episodes = [episode for task_episodes in by_task for episode in task_episodes]
     return {
         mean_at(k): mean(task_means),
-        standard_error_of(mean_at(k)): stdev(task_means) / len(task_means) ** 0.5,
+        standard_error_of(mean_at(k)): standard_error(np.array(task_means)),
         best_at(k): best_at_k(scores),
         bootstrap(best_at(k)): best_at_k_bootstrap(scores),
         NO_TOOL_BASELINE: no_tool_baseline,

@@ -85,7 +85,7 @@ def _print_verdicts(pairs: list[tuple[str, str]], options: argparse.Namespace) -
             start = time.perf_counter()
             by_string = string_match.grade(text, answer)
             seconds = time.perf_counter() - start
-            verdict = by_value if options.grader == "verify" else replace(by_string, seconds=seconds)
+            verdict = by_value if options.grader == "math" else replace(by_string, seconds=seconds)
             print(json.dumps(asdict(verdict) | {"seconds": round(verdict.seconds, 6)}), flush=True)
             verdicts.append(verdict)
             agreements.append(by_value.right == by_string.right)
@@ -121,7 +121,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("file", type=Path, help="JSON lines")
     parser.add_argument("--text", required=True, metavar="FIELD", help="field with the response")
     parser.add_argument("--answer", required=True, metavar="FIELD", help="field with the reference answer")
-    parser.add_argument("--grader", choices=("verify", "strict"), default="verify", help="verdicts to print (verify)")
+    parser.add_argument(
+        "--grader",
+        choices=("math", "strict"),
+        default="math",
+        help="verdicts to print (math)",
+    )
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT_S, metavar="S", help="seconds a response (5)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (one a core)")
     options = parser.parse_args()

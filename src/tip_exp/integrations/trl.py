@@ -45,7 +45,9 @@ def with_selector(
     seed and step. Raises TypeError or ValueError that names the argument.
     """
     if isinstance(selector, Mapping):
-        values = {str(key): value for key, value in selector.items() if key not in ("label", "defaults")}
+        values = {str(key): value for key, value in selector.items() if key not in ("label", "defaults", "shadows")}
+        if "score" not in values:
+            raise ValueError(f"selector: a mapping needs score, the name of a rule; got the keys {', '.join(values)}")
         selector, overrides = values.pop("score"), values | overrides
     if retention is not None:
         overrides["retention"] = retention

@@ -19,7 +19,6 @@ from pathlib import Path
 from threading import Event
 
 from omegaconf import OmegaConf
-from yaml import YAMLError
 
 from tip_exp.config.parse import check_positions, differences, digest, load
 from tip_exp.config.schema import RunConfig
@@ -88,7 +87,7 @@ def changes(config: RunConfig, folder: RunFolder) -> list[str]:
     """How the config differs from the one that produced the numbers in `folder`."""
     try:
         return differences(load(folder.config), config)
-    except (OSError, ConfigError, YAMLError, AssertionError) as error:
+    except (OSError, ConfigError) as error:
         return [f"its config.yaml cannot be read by this version ({first_line(error)})"]
 
 
@@ -112,7 +111,7 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
                 "Give this run another name (name=…), or move the folder away"
             )
         if state is State.DAMAGED:
-            damaged = _damage(folder)
+            damaged = damage(folder, parse_result(folder) or {})
             raise RunFailedError(f"{folder.root}: {damaged}. {remedy(folder, damaged)}")
         check_models(config)
         check_positions(config)
@@ -182,7 +181,7 @@ def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Backgrou
 
 
 def _environment(ranks: int, gpus: list[str], background: Background | None) -> dict[str, str]:
-    """Of a run's processes; ranks share the CPU threads that one process would take."""
+    """Environment of a run's processes; ranks share the CPU threads that one process would take."""
     environment = CHILD_ENVIRONMENT | (background.environment if background else {})
     if ranks > 1:
         threads = int(environment.get("OMP_NUM_THREADS", cores())) // ranks
@@ -235,7 +234,8 @@ def _error_in_log(folder: RunFolder, start: int) -> str:
 
 
 def _state_on_disk(config: RunConfig, folder: RunFolder) -> State:
-    result, damaged = parse_result(folder), _damage(folder)
+    result = parse_result(folder)
+    damaged = damage(folder, result) if result else ""  # of model/ the sizes and what is newer than result.json
     if result and result["digest"] == digest(config) and folder.config.exists():
         return State.DAMAGED if damaged else State.DONE
     started = folder.result.exists() or numbered_checkpoints(folder.checkpoints)
@@ -244,9 +244,3 @@ def _state_on_disk(config: RunConfig, folder: RunFolder) -> State:
     if changes(config, folder):
         return State.CHANGED
     return State.DAMAGED if damaged else State.UNFINISHED  # also if result.json is empty or torn
-
-
-def _damage(folder: RunFolder) -> str:
-    """Why a finished run is damaged; of model/ the sizes and the files that are newer than result.json are compared."""
-    result = parse_result(folder)
-    return damage(folder, result) if result else ""

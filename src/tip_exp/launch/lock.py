@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tip_exp.utils.errors import RunFailedError
 from tip_exp.utils.io import write_atomic
+from tip_exp.utils.paths import private_folder
 
 LOCAL = Path(tempfile.gettempdir()) / f"tip_exp_{os.getuid()}"  # on a disk of this machine
 
@@ -132,8 +133,7 @@ def _release(path: Path) -> None:
 @contextmanager
 def _one_at_a_time() -> Iterator[None]:
     """Serialize the changes that this machine makes to locks: two processes must not both replace a dead one's lock."""
-    LOCAL.mkdir(mode=0o700, exist_ok=True)
-    with (LOCAL / "guard").open("a") as guard:
+    with (private_folder(LOCAL) / "guard").open("a") as guard:
         with suppress(OSError):  # a temporary folder without flock
             fcntl.flock(guard, fcntl.LOCK_EX)
         yield

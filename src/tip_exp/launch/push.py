@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 
 import yaml
@@ -13,8 +12,7 @@ from tip_exp.records.folder import RunFolder
 from tip_exp.records.integrity import damage, remedy
 from tip_exp.records.reader import read_runs
 from tip_exp.utils.errors import DataError, exit_on_error, first_line
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+from tip_exp.utils.paths import HUB_ID
 
 
 def push(arguments: list[str]) -> None:
@@ -48,7 +46,7 @@ def card(run: RunFolder) -> str:
         raise DataError(f"{run.root} has no trained model (model/){of}")
     _, head, body = run.card.read_text(encoding="utf-8").split("---\n", 2)
     fields = yaml.safe_load(head)
-    if not _HUB_ID.fullmatch(fields.get("base_model", "")) or Path(fields["base_model"]).exists():
+    if not HUB_ID.fullmatch(fields.get("base_model", "")) or Path(fields["base_model"]).exists():
         fields.pop("base_model", None)  # the hub accepts only one of its own
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return f"---\n{yaml.safe_dump(fields)}---\n{body}\n## Result\n\n{_row(run)}\n\n{versions}.\n"

@@ -62,8 +62,8 @@ def link_from(source: RunFolder, config: RunConfig, folder: RunFolder) -> None:
 def teacher_config(config: RunConfig) -> RunConfig:
     """The evaluation of the run's teacher: equal digests for all runs that evaluate it alike.
 
-    Prompts are rendered and responses decoded by the student's tokenizer, as in the run; a student whose tokenizer has
-    the same files as the teacher's leaves no trace.
+    Prompts are rendered and responses decoded by the student's tokenizer, as in the run. If both tokenizers have the
+    same files, the teacher's path replaces the student's, so that all such students share one evaluation.
     """
     pair, name = config.pair, f"teacher.{config.pair.label}.{config.eval.label}"
     student = {"lora": None, "per_seed": False}

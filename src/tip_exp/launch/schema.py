@@ -29,7 +29,7 @@ def schema(arguments: list[str]) -> None:
 
 
 def json_schema(section: str | None = None) -> dict[str, Any]:
-    """Of a file with any keys of a run, or of an option's file, whose keys are those of a section.
+    """The schema of a file with any keys of a run, or of an option's file, whose keys are those of a section.
 
     No key is required, since what a file leaves out comes from its defaults; every key has the comment of conf/.
     """

@@ -78,9 +78,8 @@ def _in_full(run: RunFolder, depth: Depth) -> str:
     if state.startswith(DAMAGED):
         return "\n".join([*lines, remedy(run, state)])
     rows = read_rows(run.metrics)
-    overrides = run.root / ".hydra" / "overrides.yaml"
-    if overrides.exists():
-        typed = yaml.safe_load(overrides.read_text(encoding="utf-8")) or []
+    if run.overrides.exists():
+        typed = yaml.safe_load(run.overrides.read_text(encoding="utf-8")) or []
         start = f"sweep: {config.sweep}, with" if config.sweep else "command: tip-exp"
         lines.append(f"{start} {shlex.join(map(str, typed))}")
     lines += [metrics.format_accuracies(row["step"], row) for row in rows if _is_evaluation(row)]

@@ -123,10 +123,9 @@ class RunComposer:
 
 
 def write_overrides(folder: RunFolder, overrides: list[str]) -> None:
-    """.hydra/overrides.yaml, what was typed for the run; the report reads it."""
-    path = folder.root / ".hydra" / "overrides.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(overrides), encoding="utf-8")
+    """Write down what was typed for the run; the report reads it."""
+    folder.overrides.parent.mkdir(parents=True, exist_ok=True)
+    folder.overrides.write_text(yaml.safe_dump(overrides), encoding="utf-8")
 
 
 def folder_name(config_name: str, overrides: Sequence[str]) -> str:
@@ -145,7 +144,7 @@ def folder_name(config_name: str, overrides: Sequence[str]) -> str:
 
 
 def _short(override: str) -> str:
-    """Of an override in a file's name: learner.lr=0.001 -> lr0.001."""
+    """An override as part of a file's name: learner.lr=0.001 -> lr0.001."""
     key, _, value = override.partition("=")
     return re.sub(r"[^\w.+-]+", "-", key.rpartition(".")[2] + value)
 

@@ -121,7 +121,7 @@ def end_at_first_interrupt() -> None:
     def ignore(*_: object) -> None:
         """In place of SIG_IGN, which makes Python print an error about a signal that arrived just before."""
 
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a script's background job, which no Ctrl-C shall end
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a script's background job ignores Ctrl-C
         signal.signal(signal.SIGINT, interrupt)
 
 

@@ -115,7 +115,7 @@ class Checkpoints:
     ) -> Checkpoint | None:
         """The newest checkpoint whose files match its checksums; each rank reads its share of the files.
 
-        `before`: of those of earlier steps than this one.
+        `before`: only those of steps below this one.
 
         `missing_rows` says which of a checkpoint's rows the folder lacks: such a checkpoint gives way to an older one.
         Raises RunFailedError if no whole checkpoint is left that has its rows.

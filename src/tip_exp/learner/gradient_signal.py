@@ -43,7 +43,7 @@ class GradientSums:
             if name in self.total:
                 self.total[name].add_(tensor, alpha=scale)
             else:
-                self.total[name] = tensor * scale
+                self.total[name] = scale * (tensor.float() if tensor.dtype.itemsize < 4 else tensor)
         self.squares += scale**2 * dot(observed, observed)
         self.count += 1
 
@@ -83,12 +83,12 @@ def gradient_metrics(
     objective_of: ObjectiveOf,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, float]:
-    """Of a step's gradient: cosine of that of `selection` with that of all response tokens, and SNR of both.
+    """Cosine of the step's gradient over `selection` with that over all response tokens, and SNR of both.
 
     `batches`, `teacher_hidden`, `share`: this rank's part of the step. `selection` is weighted as the update's. An
-    observation is the part of one prompt's rollouts, scaled so that the mean over the P prompts is the step's gradient;
-    this has P times an observation's SNR. `.grad` stays as it is. Costs two forward and backward passes of the
-    rollouts; memory: four gradients and the teacher's hidden states.
+    observation is the gradient of one prompt's rollouts, scaled so that the mean of the P observations is the step's
+    gradient; the SNR of the step is P times that of an observation. `.grad` stays as it is. Costs two forward and
+    backward passes of the rollouts; memory: four gradients and the teacher's hidden states.
 
     Of whole weights also the share of the positive influence on the mean divergence of all the step's tokens that the
     kept tokens hold (`influence`, with Adam's P): about two forward passes more.

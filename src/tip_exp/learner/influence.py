@@ -29,7 +29,7 @@ from tip_exp.models.pair import Model
 from tip_exp.selector.selector import Selection
 
 Direction = dict[str, Tensor]  # trainable parameter's name -> tensor of its shape; a parameter left out is 0
-LIVE_TILES = 8  # logits, tangents, log-probabilities and gradients of one tile that are in memory at a time
+DUAL_TILES = 8  # logits, tangents, log-probabilities and gradients of one tile that are in memory at a time
 
 
 def parameters_of(model: Model) -> dict[str, nn.Parameter]:
@@ -96,7 +96,9 @@ def influence(
     objective_of: ObjectiveOf,
     tile_bytes: int,
 ) -> Float[Tensor, " n"]:
-    """<g_n, direction> of every token of the micro-batches, in order, float64; a step along -direction lowers n by it.
+    """<g_n, direction> of every token of the micro-batches, in order, float64.
+
+    To first order a step along -direction lowers token n's divergence by it.
 
     Costs about two forward passes. Beside weights and direction, memory is one layer's activations of a micro-batch and
     `tile_bytes` of vocabulary size. Attention runs as plain matrix products: fused kernels have no forward mode.
@@ -113,7 +115,7 @@ def influence(
             hidden = functional_call(call, {f"module.{name}": tensor for name, tensor in dual.items()}, (batch,))
             by_parameter: dict[Tensor, Tensor] = {parameters[name]: tensor for name, tensor in dual.items()}
             head, objective = _with_tangents(student.head, by_parameter), objective_of(batch.token_ids)
-            height = max(1, tile_bytes // (LIVE_TILES * head.vocab_size * head.dtype.itemsize))
+            height = max(1, tile_bytes // (DUAL_TILES * head.vocab_size * head.dtype.itemsize))
             for rows in torch.arange(len(hidden), device=hidden.device).split(height):
                 teacher_logits = teacher.logits(hidden_of_teacher[rows])
                 with torch.enable_grad():  # as for a gradient: logits of a 16-bit head out of place

@@ -241,6 +241,6 @@ class Learner:
             return self.pair.student.hidden(batch)
 
     def _logits(self, student_hidden: Tensor, teacher_hidden: Tensor) -> tuple[LazyLogits, LazyLogits]:
-        """Of student and teacher; gradients end at the hidden states."""
+        """Lazy logits of student and teacher; gradients end at the hidden states."""
         student, teacher = self.pair.student, self.pair.teacher
         return LazyLogits(student_hidden.detach(), student.head), LazyLogits(teacher_hidden, teacher.head)

@@ -11,7 +11,7 @@ from tip_exp.utils.seeds import seed_for
 
 
 def make_selector(config: RunConfig, settings: SelectorConfig | None = None) -> Selector:
-    """Of `config.selector`, or of other `settings` with the thresholds of this run."""
+    """The Selector of `config.selector`, or of other `settings`, with the quadrants' thresholds of this run."""
     quadrants = Quadrants(**config.quadrants.model_dump())
     return Selector(**(settings or config.selector).rule_settings(), quadrants=quadrants)
 
@@ -22,5 +22,5 @@ def make_shadows(config: RunConfig) -> dict[str, Selector]:
 
 
 def draws(seed: int, step: int, shadow: str = "") -> torch.Generator:
-    """Of a random rule at one step of a run: of the selector, or of a shadow by its name."""
+    """The generator of a random rule at one step of a run: of the selector, or of a shadow by its name."""
     return torch.Generator().manual_seed(seed_for("select", seed, step, shadow))

@@ -44,7 +44,7 @@ class Head:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the logits and of everything computed from them."""
+        """The dtype of the logits and of everything computed from them."""
         return torch.promote_types(self.weight.dtype, torch.float32)
 
     def logits(self, hidden: Float[Tensor, "n d"]) -> Float[Tensor, "n v"]:

@@ -78,7 +78,7 @@ class LogNormalizers(NamedTuple):
         return cls(student.log_normalizer, teacher.log_normalizer, student.kl(teacher), teacher.kl(student))
 
     def at(self, rows: Tensor | slice) -> LogNormalizers:
-        """Of some of the tokens."""
+        """The log-normalizers of the tokens at `rows`."""
         return LogNormalizers(*(values[rows] for values in self))
 
 

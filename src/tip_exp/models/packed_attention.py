@@ -60,7 +60,7 @@ def by_sequence(
 def _causal_sdpa(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, window: int | None, **options: Any
 ) -> Tensor:
-    """Of one sequence, (1, T, heads, d)."""
+    """Causal attention within one sequence, (1, T, heads, d)."""
     mask = _window_mask(query, window)
     if mask is None and query.is_cuda and query.dtype == torch.float32:
         # Flash attention takes no float32, memory-efficient attention no groups of heads: what is left holds T x T.

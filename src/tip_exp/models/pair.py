@@ -50,7 +50,7 @@ class Model:
 
     @property
     def head(self) -> Head:
-        """Of sharded weights, usable only inside `whole` or `gathered`."""
+        """The output head; that of sharded weights is usable only inside `whole` or `gathered`."""
         if self.shards is None:
             return self.loaded_head
         linear: Any = self.module.get_output_embeddings()

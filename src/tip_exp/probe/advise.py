@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.learner.diagnostics import share_within
 from tip_exp.learner.gradient_signal import GradientSums, cosine, everything
 from tip_exp.learner.influence import Direction
-from tip_exp.probe.batches import Batch, Probe, at_ratios, opened, selectors_of
-from tip_exp.probe.influence import percent, share
+from tip_exp.probe.batches import CONFIGURED, Batch, Probe, at_ratios, opened, selectors_of
+from tip_exp.probe.influence import percent
 from tip_exp.probe.page import advice_page, write_tables
 from tip_exp.report.tables import Table
 from tip_exp.selector.selector import Selection, Selector
@@ -56,8 +57,10 @@ def recommendation(rows: list[dict[str, Any]]) -> str:
     rule = f"SNR at least {MIN_SNR:g} x that of all tokens ({full['snr']:.2f}) and cosine at least {MIN_COSINE:g}"
     if best is full:
         return f"Recommendation: all tokens. No rule at these ratios has {rule}."
+    name = best["selector"]
+    chosen = "the config's own selector with" if name.endswith(CONFIGURED) else f"selector={name}"
     return (
-        f"Recommendation: selector={best['selector']} selector.retention={best['retention']:g} keeps "
+        f"Recommendation: {chosen} selector.retention={best['retention']:g} keeps "
         f"{percent(best['kept'])} of the tokens with SNR {best['snr']:.2f} and cosine {best['cosine']:.3f}. It is the "
         f"smallest kept share with {rule}. One set of batches: a rule close to the limit can change sides."
     )
@@ -124,7 +127,7 @@ def _row(
     kept = torch.cat([selection.kept_mask for selection in selections])
 
     def kept_share(statistic: str) -> float:
-        return share(torch.cat([batch.statistics[statistic] for batch in batches]).double(), kept)
+        return share_within(torch.cat([batch.statistics[statistic] for batch in batches]).double(), kept)
 
     shares = {"gradient_mass": kept_share("grad_norm"), "kl_mass": kept_share("reverse_kl")}
     return {"selector": name, "retention": retention, "kept": float(kept.double().mean())} | shares | numbers

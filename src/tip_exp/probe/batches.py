@@ -33,6 +33,8 @@ from tip_exp.types import Problem, Rollout
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.units import MIB
 
+CONFIGURED = " (config)"
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -45,11 +47,6 @@ class Batch:
     teacher_hidden: TeacherHidden
     tokens: Tokens
     statistics: Statistics
-
-    def everything(self) -> Selection:
-        """All tokens with equal weights."""
-        ones = torch.ones(len(self.tokens))
-        return Selection(ones.bool(), ones)
 
 
 class Probe:
@@ -86,7 +83,7 @@ class Probe:
         return Batch(step, rollouts, problems, batches, teacher_hidden, tokens, statistics)
 
     def gradient(self, batch: Batch, selection: Selection) -> Direction:
-        """Of the kept tokens' weighted mean divergence."""
+        """The gradient of the kept tokens' weighted mean divergence."""
         student, teacher = self.parts.pair.student, self.parts.pair.teacher
         checkpointed = self.config.learner.activation_checkpointing
         objective_of = make_objective(self.config.learner, batch.statistics)
@@ -106,6 +103,16 @@ class Probe:
 
 
 @contextmanager
+def scratch_parts(config: RunConfig) -> Iterator[TrainingParts]:
+    """The parts of a run in one process, with whole weights, no tracker, and a folder that is removed afterwards."""
+    learner = config.learner.model_copy(update={"replicas": 1})
+    transformers.utils.logging.disable_progress_bar()
+    with ExitStack() as stack:
+        scratch = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        yield TrainingParts(config.untracked().model_copy(update={"learner": learner}), scratch, stack)
+
+
+@contextmanager
 def opened(config: RunConfig, run: Path | None = None) -> Iterator[Probe]:
     """The probe of a config; `run`: folder of a run, whose newest checkpoint gives weights and optimizer state.
 
@@ -113,17 +120,13 @@ def opened(config: RunConfig, run: Path | None = None) -> Iterator[Probe]:
     """
     if config.mode != "train":
         raise ConfigError(f"mode={config.mode}: batches to train on are those of mode=train")
-    # One process, whole weights, and an attention that has a forward mode.
-    learner = config.learner.model_copy(update={"compute_dtype": config.pair.student.dtype, "replicas": 1})
+    # An attention that has a forward mode.
     attention = "sdpa" if config.pair.attention == "flash_attention_2" else config.pair.attention
     changes = {
-        "learner": learner,
+        "learner": config.learner.model_copy(update={"compute_dtype": config.pair.student.dtype}),
         "pair": config.pair.model_copy(update={"attention": attention}),
     }
-    transformers.utils.logging.disable_progress_bar()
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        parts = TrainingParts(config.untracked().model_copy(update=changes), RunFolder(scratch), stack)
+    with scratch_parts(config.model_copy(update=changes)) as parts:
         steps = 0
         if run is not None:
             saved = Checkpoints(RunFolder(run).checkpoints, parts.ranks).newest()
@@ -135,11 +138,18 @@ def opened(config: RunConfig, run: Path | None = None) -> Iterator[Probe]:
 
 
 def selectors_of(config: RunConfig, names: list[str] | None) -> dict[str, Selector]:
-    """Selectors by name: the config's own, and those of conf/selector (or of `names`). Raises ConfigError."""
+    """Selectors by name: those of `names`, or all of conf/selector and the config's own. Raises ConfigError.
+
+    The config's own has CONFIGURED after its name if more than its retention differs from the option of that name.
+    """
     quadrants = config.quadrants.entropy, config.quadrants.divergence
-    options = names or list(selector_options())
-    configured = {config.selector.label: make_selector(config)}
-    return {name: preset(name, quadrants) for name in options} | (configured if names is None else {})
+    selectors = {name: preset(name, quadrants) for name in names or selector_options()}
+    if names is None:
+        label, configured = config.selector.label, make_selector(config)
+        option = selectors.get(label)
+        same = option is not None and replace(option, retention=configured.retention) == configured
+        selectors[label if same else f"{label}{CONFIGURED}"] = configured
+    return selectors
 
 
 def at_ratios(selectors: dict[str, Selector], ratios: list[float]) -> Iterator[tuple[str, Selector]]:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from tip_exp.config.schema import RunConfig
+from tip_exp.utils.errors import RunFailedError, exit_on_error
+
 PROBES = {
     "influence": "the influence of every token of a few batches on a direction, and how much of it each rule keeps",
     "advise": "which rules at which ratios keep the gradient of all tokens, read off a few batches before training",
@@ -22,7 +25,10 @@ def command(name: str, arguments: list[str]) -> tuple[Callable[[DictConfig], Non
     def body(raw: DictConfig) -> None:
         from tip_exp.config.parse import parse
 
-        config = parse(raw)
+        with exit_on_error(ValueError, FloatingPointError, OSError, RunFailedError):
+            measure(parse(raw))
+
+    def measure(config: RunConfig) -> None:
         out = options.out or Path("outputs") / name / config.name
         shared = {"num_batches": options.batches, "rules": options.rules, "ratios": options.ratios, "run": options.run}
         if name == "advise":

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.learner.diagnostics import quadrants
+from tip_exp.learner.diagnostics import quadrants, share_within
+from tip_exp.learner.gradient_signal import everything
 from tip_exp.learner.influence import mean_of, parameters_of, preconditioned, second_moments
 from tip_exp.probe.batches import Batch, Probe, at_ratios, opened, selectors_of
 from tip_exp.probe.page import influence_page, write_tables
 from tip_exp.report.tables import Table
-from tip_exp.selector.selector import Quadrants, Selector, budgets, keep_top, normalize
+from tip_exp.selector.normalize import normalize
+from tip_exp.selector.selector import Quadrants, Selector, budgets, keep_top
 
 TOP_SHARES = (0.01, 0.05, 0.1)  # of the tokens; the table has the influence that each holds
 ORACLE = "influence itself"
@@ -36,7 +38,7 @@ class Measured:
         return torch.cat(self.values)
 
     def statistic(self, name: str) -> Tensor:
-        """Of all tokens, (N,), float64."""
+        """A statistic of all tokens, (N,), float64."""
         return torch.cat([batch.statistics[name] for batch in self.batches]).double()
 
     def quadrants(self) -> dict[str, Tensor]:
@@ -52,7 +54,7 @@ def measure(probe: Probe, num_batches: int, *, fresh: bool, adam: bool) -> Measu
     """
     batches = [probe.read(number) for number in range(num_batches)]
     directing = [probe.read(number) for number in range(num_batches, 2 * num_batches)] if fresh else batches
-    gradients = [probe.gradient(batch, batch.everything()) for batch in directing]
+    gradients = [probe.gradient(batch, everything(batch.tokens, "token")) for batch in directing]
     moments = None
     if adam:
         learner = probe.parts.learner
@@ -75,7 +77,7 @@ def quadrant_table(measured: Measured) -> Table:
     rows: list[list[str]] = []
     for name, inside in measured.quadrants().items():
         density = float(influence[inside].mean() / influence.mean()) if bool(inside.any()) else float("nan")
-        values = [float(inside.double().mean()), *(share(v, inside) for v in (kl, norm, influence.clamp(min=0)))]
+        values = [float(inside.double().mean()), *(share_within(v, inside) for v in (kl, norm, influence.clamp(min=0)))]
         values += [float((-influence[inside]).clamp(min=0).sum() / influence.clamp(min=0).sum())]
         above = float((influence[inside] > 0).double().mean()) if bool(inside.any()) else float("nan")
         rows.append([name.upper(), *map(percent, values), f"{density:.3g}", percent(above)])
@@ -118,7 +120,7 @@ def _point(name: str, retention: float, measured: Measured, masks: list[Tensor])
         "selector": name,
         "retention": retention,
         "kept": float(kept.double().mean()),
-        "positive": share(influence.clamp(min=0), kept),
+        "positive": share_within(influence.clamp(min=0), kept),
         "signed": float(influence[kept].sum() / influence.sum()),
     }
 
@@ -130,7 +132,7 @@ def captured_table(points: list[dict[str, Any]], ratios: list[float]) -> Table:
     rows: list[list[str]] = []
     for name in names:
         of_rule = [point for point in points if point["selector"] == name]
-        unbudgeted = len(of_rule) == 1 and len(ratios) > 1
+        unbudgeted = any((name, ratio) not in by_key for ratio in ratios)
         cells = ["" if unbudgeted else percent(by_key[name, ratio]["positive"]) for ratio in ratios]
         alone = f"{percent(of_rule[0]['positive'])} of influence in {percent(of_rule[0]['kept'])} of tokens"
         rows.append([name, *cells, alone if unbudgeted else ""])
@@ -180,12 +182,6 @@ def top_table(frame: Any) -> Table:
         numbers = [cell if isinstance(cell, str) else f"{cell:.3g}" for cell in cells]
         rows.append([f"{text!r}", f"{row.token!r}", *numbers])
     return Table("Tokens of the largest influence", ["text before", "token", *columns], rows)
-
-
-def share(values: Tensor, mask: Tensor) -> float:
-    """The masked values' part of the sum of all."""
-    total = float(values.sum())
-    return float(values[mask].sum()) / total if total else 0.0
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

@@ -10,16 +10,14 @@ import argparse
 import json
 import math
 import re
-import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from tip_exp.build import TrainingParts
@@ -32,6 +30,7 @@ from tip_exp.learner.teacher import split
 from tip_exp.losses import BACKENDS
 from tip_exp.losses.head import LazyLogits
 from tip_exp.models.packed_attention import activation_checkpointing
+from tip_exp.probe.batches import scratch_parts
 from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder, read_budgets
 from tip_exp.report.tables import Table, markdown
@@ -70,12 +69,7 @@ def replayed(folder: RunFolder, step: int | None = None) -> str:
     """The fault that the run reported, that of the repeated step, and a row for each rollout, the faulty ones first."""
     batch = _read_batch(folder, step)
     step, rollouts = int(batch["step"]), [_rollout(row) for row in batch["rollouts"]]
-    config = load(folder.config)
-    config = config.untracked().model_copy(update={"learner": config.learner.model_copy(update={"replicas": 1})})
-    transformers.utils.logging.disable_progress_bar()
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        parts = TrainingParts(config, RunFolder(scratch), stack)
+    with scratch_parts(load(folder.config)) as parts:
         weights = _go_to(parts, folder, step)
         problems = parts.train.batch(step)[1]
         models = {"teacher": parts.pair.teacher.module, "student": parts.pair.student.module}
@@ -91,7 +85,7 @@ def replayed(folder: RunFolder, step: int | None = None) -> str:
 
 def _table(measured: list[Measured]) -> str:
     def fault_first(row: Measured) -> tuple[bool, float, int]:
-        return not row.where, -row.grad_norm if math.isfinite(row.grad_norm) else 0.0, row.number
+        return not row.where, -row.grad_norm if math.isfinite(row.grad_norm) else -math.inf, row.number
 
     ordered = sorted(measured, key=fault_first)
     rows = [

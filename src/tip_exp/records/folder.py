@@ -25,6 +25,7 @@ class RunFolder:
 
     def __post_init__(self) -> None:
         self.config = self.root / "config.yaml"
+        self.overrides = self.root / ".hydra" / "overrides.yaml"  # what was typed
         self.metrics = self.root / "metrics.jsonl"
         self.eval_rows = self.root / "eval.jsonl"
         self.samples = self.root / "samples.jsonl"

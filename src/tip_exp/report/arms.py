@@ -126,7 +126,7 @@ def summarize(records: list[RunRecord]) -> list[ArmResult]:
 
 
 def distinctions(arms: list[ArmResult]) -> list[str]:
-    """Of each arm, what tells it from those of `arms` that look alike: "learner.lr=0.001"; "" if none does.
+    """What tells each arm from those of `arms` that look alike: "learner.lr=0.001"; "" if none does.
 
     A table asks for its own rows: what they share is in its title.
     """
@@ -249,7 +249,7 @@ def _mean(results: list[dict[str, Any]], part: str, *names: str) -> float:
 
 
 def _ratio(results: list[dict[str, Any]], numerator: str, denominator: str) -> float:
-    """Of two totals, each summed over the runs that have both; nan if there is nothing to divide by."""
+    """The ratio of two totals, each summed over the runs that have both; nan if there is nothing to divide by."""
     totals = [result["totals"] for result in results if {numerator, denominator} <= result["totals"].keys()]
     total = sum(of_run[denominator] for of_run in totals)
     return sum(of_run[numerator] for of_run in totals) / total if total else math.nan

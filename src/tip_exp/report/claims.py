@@ -105,7 +105,7 @@ def claims(arms: list[ArmResult]) -> list[Table]:
 
 
 def verdict(claim: Claim, difference: Estimate) -> str:
-    """Of a difference in accuracy, a fraction; VERDICTS states the rules."""
+    """The verdict on a difference in accuracy (a fraction); VERDICTS states the rules."""
     if math.isnan(difference.p):
         return "one seed: none"
     margin = MARGIN / 100

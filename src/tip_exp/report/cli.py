@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tip_exp.records.reader import RunRecord
+from tip_exp.records.reader import RunRecord, find_runs
 from tip_exp.report import wandb
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.columns import LABELS, NAMES, select_arms, sort_arms
@@ -67,8 +67,10 @@ def _tables(arguments: list[str]) -> None:
         tables = paper_tables(given.table, arms, arms) if given.table else overviews(arms, columns)
         tables += [] if given.table else shadow_tables(arms, records)
     if not tables:
-        chosen = f" belongs to {given.table}" if given.table else f" has {' and '.join(given.where)}"
-        raise DataError(f"no finished run below {', '.join(map(str, given.roots))}{chosen}")
+        chosen = "".join(f" with {condition}" for condition in given.where)
+        chosen += f" belongs to {given.table}" if given.table else ""
+        needs = "; a leaderboard needs two arms with two finished seeds each" if given.table == LEADERBOARD else ""
+        raise DataError(f"no run below {', '.join(map(str, given.roots))}{chosen}{needs}")
     text = "\n\n".join([*map(markdown, [*tables, *filter(None, [damaged])]), legend(tables)]) + "\n"
     text = text.encode(errors="backslashreplace").decode()  # half characters, which no terminal prints
     print(text, end="")
@@ -129,7 +131,8 @@ def _sync(arguments: list[str]) -> None:
     parser = _parser("tip-report sync", "Upload offline W&B runs.")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that would upload, run none")
     given = parser.parse_args(arguments)
-    read_records(given.roots)
+    if not find_runs(given.roots):
+        raise DataError(f"no run (a folder with config.yaml) below {', '.join(map(str, given.roots))}")
     pending = wandb.pending_uploads(given.roots)
     if given.dry_run:
         commands = [shlex.join(wandb.sync_command(folder)) for folder in pending]

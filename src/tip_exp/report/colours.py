@@ -28,7 +28,7 @@ def colour_of(selectors: Sequence[str]) -> dict[str, str]:
 
 
 def distance(first: str, second: str) -> float:
-    """Of two colours as they are seen, 0 to 765: the "redmean" of Riemersma (2019)."""
+    """How different two colours look, 0 to 765: the "redmean" of Riemersma (2019)."""
     (r, g, b), (r2, g2, b2) = channels(first), channels(second)
     mean = (r + r2) / 2
     return math.sqrt((2 + mean / 256) * (r - r2) ** 2 + 4 * (g - g2) ** 2 + (2 + (255 - mean) / 256) * (b - b2) ** 2)

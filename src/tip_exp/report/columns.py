@@ -7,15 +7,16 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-import yaml
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from tip_exp.report.arms import ArmResult
 from tip_exp.report.significance import Estimate
-from tip_exp.utils.errors import DataError
+from tip_exp.utils.errors import DataError, first_line
 
 MARGIN = 2.0  # points of accuracy: a smaller difference to full does not matter
 LABELS = ("pair", "data", "benchmark", "selector", "retention")
-_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 # what the columns with these names mean, as lines below the tables
 LEGEND = {
     ("retention", "kept", "Q3 kept"): (
@@ -144,7 +145,10 @@ def select_arms(arms: list[ArmResult], conditions: Sequence[str]) -> list[ArmRes
             close = difflib.get_close_matches(key, keys, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise DataError(f"--where {condition}: give KEY=VALUE with a config key or {', '.join(LABELS)}{hint}")
-        wanted = yaml.safe_load(value)
+        try:
+            wanted = OmegaConf.from_dotlist([f"value={value}"]).value  # reads 1e-3 as a number, as an override does
+        except YAMLError as error:
+            raise DataError(f"--where {condition}: {first_line(error)}") from None
         arms = [arm for arm in arms if (getattr(arm, key) if key in LABELS else arm.config.get(key)) == wanted]
     return arms
 

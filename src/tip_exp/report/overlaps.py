@@ -30,7 +30,8 @@ class Overlaps:
 def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Overlaps:
     """`rows` (any number) of samples.jsonl; `arms`: name -> config of a run.
 
-    Arms whose rule is not what it was in the run, is gone, or reads a statistic that a row lacks are left out.
+    Arms are left out whose rule is not what it was in the run, is gone, reads a statistic that a row lacks, or fails on
+    these rows.
     """
     if not rows:
         return Overlaps({}, [], [], {}, [])
@@ -47,11 +48,10 @@ def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Ove
         options = {key: value for key, value in config["selector"].items() if key not in ("label", "shadows")}
         try:
             selector = Selector(**options, quadrants=Quadrants(**config["quadrants"]))
-        except (ValueError, TypeError):  # the rule, or a key of its selector, is gone
+            if selector.required_stats <= statistics.keys():
+                kept[name] = selector(statistics, tokens, torch.Generator().manual_seed(0)).kept_mask
+        except (ValueError, TypeError, ArithmeticError):  # the rule or a key is gone, or scores these few tokens NaN
             continue
-        if not selector.required_stats <= statistics.keys():
-            continue
-        kept[name] = selector(statistics, tokens, torch.Generator().manual_seed(0)).kept_mask
     return Overlaps(
         statistics={name: values.tolist() for name, values in statistics.items()},
         tokens=[token for row in rows for token in row["tokens"]],

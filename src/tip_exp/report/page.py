@@ -99,7 +99,7 @@ def page(records: list[RunRecord], arms: list[ArmResult], damaged: Table | None 
         rows = [*(damaged.rows if damaged else []), *unread]
         sections.append(f"<section><h2>Damaged runs</h2>{_table(['folder', 'state'], rows)}</section>")
     sections.append(f"<section>{_paragraphs(LEGEND.values())}</section>")
-    data = without_nan({"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS), "downloads": downloads})
+    data = {"plots": plots, "rollouts": rollouts, "statistics": list(STATISTICS), "downloads": downloads}
     return render(sections, data)
 
 
@@ -107,7 +107,7 @@ def render(sections: list[str], data: dict[str, Any]) -> str:
     """The page of some sections; `data`: plots by the id of their element, rollouts of the viewer, statistics."""
     parts = {
         "<!--sections-->": "\n".join(sections),
-        "<!--data-->": _packed(json.dumps(data)),
+        "<!--data-->": _packed(json.dumps(without_nan(data))),
         "<!--plotly-->": _packed(get_plotlyjs()),
     }
     text = (PACKAGE / "report" / "page.html").read_text(encoding="utf-8")

@@ -95,7 +95,7 @@ def paper_tables(name: str, arms: list[ArmResult], measured: list[ArmResult]) ->
     """
     layout = LAYOUTS[name]
     wanted = set(layout.rows) - {FULL}
-    arms = [arm for arm in arms if not _measures_memory(arm)]
+    arms = [arm for arm in arms if not measures_memory(arm)]
     by_setting = group_by(arms, "setting")
     settings = dict.fromkeys(arm.setting for arm in arms if (arm.selector, arm.retention) in wanted)
     blocks = [by_setting[setting] for setting in settings]
@@ -107,13 +107,14 @@ def paper_tables(name: str, arms: list[ArmResult], measured: list[ArmResult]) ->
         memory = {
             (arm.selector, arm.retention, arm.config["learner.loss_backend"]): f"{arm.loss_mib:.1f}"
             for arm in measured
-            if _measures_memory(arm) and arm.pair == block[0].pair and arm.seeds
+            if measures_memory(arm) and arm.pair == block[0].pair and arm.seeds
         }
         tables += _block_tables(layout, title, block, memory if layout.memory else None)
     return tables
 
 
-def _measures_memory(arm: ArmResult) -> bool:
+def measures_memory(arm: ArmResult) -> bool:
+    """Whether only sweeps of MEMORY_SWEEPS have runs of this arm."""
     return bool(arm.sweeps) and set(arm.sweeps) <= MEMORY_SWEEPS
 
 

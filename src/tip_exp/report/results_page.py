@@ -14,13 +14,14 @@ from typing import Any
 
 import yaml
 
+from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import RunRecord
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.claims import claims
 from tip_exp.report.columns import LEGEND, NAMES
 from tip_exp.report.leaderboard import LEADERBOARD, leaderboards
 from tip_exp.report.overview import csv_text, legend, overviews
-from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, Cell, paper_numbers, paper_tables
+from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, Cell, measures_memory, paper_numbers, paper_tables
 from tip_exp.report.shadows import shadow_tables
 from tip_exp.report.tables import Table, latex, markdown, write
 from tip_exp.utils.paths import PAPER_PAIRS
@@ -75,7 +76,8 @@ def sweep_tables(sweep: str, arms: list[ArmResult], everything: list[ArmResult])
 
 def unfilled_cells(arms: list[ArmResult]) -> Table:
     """The paper's tables by pair: how many of its accuracies we have, and why the others are missing."""
-    results = {Cell(arm.pair, arm.benchmark, arm.selector, arm.retention): arm for arm in arms}
+    trained = sorted((arm for arm in arms if not measures_memory(arm)), key=lambda arm: arm.seeds)
+    results = {Cell(arm.pair, arm.benchmark, arm.selector, arm.retention): arm for arm in trained}  # most seeds win
     numbers = paper_numbers()
     printed = {(number.table, cell.pair) for cell, number in numbers.items()}
     rows: list[list[str]] = []
@@ -126,7 +128,7 @@ def run_facts(sweep: str, records: list[RunRecord]) -> str:
 def command_of(sweep: str, records: list[RunRecord]) -> str:
     """The command that makes these runs: the sweep, its seeds, and the overrides that all runs have in common."""
     seeds = ",".join(map(str, sorted({record.config["seed"] for record in records})))
-    files = [Path(record.folder, ".hydra", "overrides.yaml") for record in records]
+    files = [RunFolder(Path(record.folder)).overrides for record in records]
     overrides = list(map(_overrides, files))
     common = [
         text for text in overrides[0] if not text.startswith(SWEPT) and all(text in of_run for of_run in overrides)

@@ -54,7 +54,7 @@ def shadow_tables(arms: list[ArmResult], records: list[RunRecord]) -> list[Table
 
 
 def _steps(records: list[RunRecord], notes: list[str]) -> list[list[dict[str, Any]]]:
-    """Of each run the rows with shadows; runs without any are left out."""
+    """The rows with shadows of each run that has any."""
     steps: list[list[dict[str, Any]]] = []
     for record in records:
         try:

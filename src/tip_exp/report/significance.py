@@ -64,7 +64,7 @@ class Estimate:
     over_seeds: bool = False
 
     def half_width(self, level: float = LEVEL) -> float:
-        """Of the two-sided interval."""
+        """Half the width of the two-sided interval."""
         return float(stdtrit(self.df, (1 + level) / 2)) * self.se
 
     @property

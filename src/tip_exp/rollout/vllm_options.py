@@ -76,7 +76,7 @@ def _blocks(tokens: int, size: int) -> int:
 
 
 def _cached_bytes(model_config: PretrainedConfig, dtype: str) -> int:
-    """Of the keys and values of one token."""
+    """Bytes of one token's keys and values."""
     config = model_config.get_text_config()
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -230,17 +230,26 @@ def _import_path(name: str) -> str:
     """ "module:function" as it is, or that of the entry point `name`."""
     if ":" in name:
         return name
-    from importlib.metadata import entry_points
-
-    paths = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    paths = _entry_points()
     if name in paths:
         return paths[name]
-    names = [*SCORES, *paths]
+    names = rule_names()
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise ValueError(f"no rule {name[:80]!r}; choose {', '.join(names)}, or a function as my_module:my_rule{hint}")
 
 
+def rule_names() -> list[str]:
+    """This package's rules, and those that other installed packages register."""
+    return [*SCORES, *_entry_points()]
+
+
+def _entry_points() -> dict[str, str]:
+    from importlib.metadata import entry_points
+
+    return {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+
+
 def _code_digest(name: str, rule: Rule) -> str:
-    """Of the module that is named and of the one that defines the rule."""
+    """Digest of the code of the module that is named and of the one that defines the rule."""
     return source_digest([_import_path(name).partition(":")[0], getattr(rule, "__module__", "")], name)

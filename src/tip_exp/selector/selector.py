@@ -44,7 +44,7 @@ class Selection:
     weights: Tensor | None = None
 
     def at(self, rows: slice | Tensor) -> Selection:
-        """Of some of the tokens."""
+        """The selection of the tokens at `rows`."""
         return Selection(self.kept_mask[rows], self.score[rows], None if self.weights is None else self.weights[rows])
 
     def mean_by_rollout(self, tokens: Tokens) -> Selection:

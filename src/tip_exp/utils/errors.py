@@ -73,7 +73,7 @@ def first_line(error: BaseException) -> str:
 
 
 def say(text: str) -> None:
-    """Print a line on stderr, from any thread; a progress bar there makes way."""
+    """Print a line on stderr, above a progress bar if there is one; from any thread."""
     from tqdm import tqdm
 
     tqdm.write(text, file=sys.stderr)

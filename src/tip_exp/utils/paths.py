@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
+
+from tip_exp.utils.errors import ConfigError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SHIPPED = "package:"
 LOCAL = (SHIPPED, "/", "./", "../", "~")  # how a path starts that is no hub id
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)  # org/name
 OUTPUTS = Path("outputs")  # relative to the working directory; conf/hydra/default.yaml writes there
 # Pairs in paper_numbers.csv -> their labels in conf/pair/.
 PAPER_PAIRS = {
@@ -45,6 +51,17 @@ def shipped_models() -> list[str]:
     """ "package:tiny/student" and the others."""
     folders = [path.parent for path in (PACKAGE / "assets").glob("*/*/config.json")]
     return sorted(f"{SHIPPED}{folder.relative_to(PACKAGE / 'assets').as_posix()}" for folder in folders)
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder below a folder where any user can write. Raises ConfigError if it is not this user's alone."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise ConfigError(f"{folder} is a link or belongs to another user; set TMPDIR to a folder of your own")
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        folder.chmod(0o700)
+    return folder
 
 
 def is_file(path: str) -> bool:

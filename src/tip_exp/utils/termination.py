@@ -37,9 +37,9 @@ class _Request:
 
 @contextmanager
 def without_interrupt() -> Iterator[Callable[[], object]]:
-    """Yields a function that ends it. A process that starts in between gets no SIGINT before `kill_while_loading`.
+    """Block SIGINT while a child starts, since Python would print a traceback for it then.
 
-    While Python itself starts, it prints a traceback for that signal.
+    The child is protected until `kill_while_loading`; calling the yielded function ends the block in this process.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     end = partial(signal.pthread_sigmask, signal.SIG_SETMASK, before)
@@ -91,9 +91,9 @@ def _receive(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def saves_before_handlers(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Run a handler that another program has set for a signal to end, such as submitit's, once `child` has ended.
+    """End `child` before the handler runs that another program, such as submitit, has set for a signal.
 
-    submitit's asks SLURM to start the job again, and SLURM then kills it within seconds.
+    submitit's handler asks SLURM to start the job again, and SLURM then kills it within seconds.
     """
     handlers: dict[int, Callable[..., Any]] = {}
 

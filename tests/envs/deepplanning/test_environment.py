@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +15,8 @@ from tests.envs.deepplanning.render import render_plan
 from transformers import AutoTokenizer
 
 from scripts.make_pairs.scripted import Policy, ScriptedSampler, respond
-from tip_exp.config.schema import AgentConfig
-from tip_exp.data import tool_tasks
+from tip_exp.config.schema import AgentConfig, RunConfig
+from tip_exp.data.load import load
 from tip_exp.envs.base import Call
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.deepplanning import errands
@@ -27,7 +29,7 @@ from tip_exp.envs.deepplanning.score.tables import TaskTables
 from tip_exp.envs.deepplanning.split import no_tool_baseline
 from tip_exp.envs.episodes import Episode, play
 from tip_exp.types import Sampling
-from tip_exp.utils.errors import DataError
+from tip_exp.utils.errors import ConfigError, DataError
 from tip_exp.utils.paths import resolve_model
 
 NUM_TRIPS = 24
@@ -147,17 +149,22 @@ def test_a_table_that_changes_during_a_run_ends_it(tmp_path: Path, how: str) -> 
         environment.reset(tasks[3])
 
 
-def test_generated_worlds_are_in_a_folder_of_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_worlds_are_in_a_folder_of_this_user_alone(
+    compose_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = tool_tasks.private_folder()
-    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    config = compose_run("data=mini_travel", "agent=default", "data.train.num_problems=2").data.train
+    load(config)
+    (folder,) = tmp_path.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o777)
-    assert tool_tasks.private_folder().stat().st_mode & 0o777 == 0o700
-    folder.rmdir()
+    load(config)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    shutil.rmtree(folder)
     (tmp_path / "theirs").mkdir()
     folder.symlink_to("theirs")
-    with pytest.raises(DataError, match="is a link or belongs to another user; set TMPDIR"):
-        tool_tasks.private_folder()
+    with pytest.raises(ConfigError, match="is a link or belongs to another user; set TMPDIR"):
+        load(config)
 
 
 def test_scripted_policies_score_as_computed(errands_root: Path) -> None:
