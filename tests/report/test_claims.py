@@ -92,11 +92,11 @@ def test_rows_compare_the_arms_of_one_setting(tmp_path: Path, compose_run: Compo
     rows = {row[2]: dict(zip(table.headings, row, strict=True)) for row in table.rows}
     assert rows.keys() == {"q3 10 % at least full 100 % (tiny)", "q4 100 % equal step 0 (tiny)"}
     q3 = rows["q3 10 % at least full 100 % (tiny)"]
-    assert q3["difference, points [95 %]"].startswith("-20.0 [") and q3["KL/response [95 %]"].startswith("× 2.00 [")
+    assert q3["difference, points [95 %]"].startswith("-20.0 [") and q3["KL, ratio [95 %]"].startswith("× 2.00 [")
     assert q3["seeds"] == "2" and q3["verdict"] == "contradicted"
     assert q3["what would change it"].endswith("here a few tokens hold the divergence")
     assert rows["q4 100 % equal step 0 (tiny)"]["difference, points [95 %]"].startswith("+2.5 [")
-    assert with_eps_1.title == "AdamW with eps 1" and [row[3][:5] for row in with_eps_1.rows] == ["+20.0"]
+    assert with_eps_1.title.startswith("AdamW, eps 1, lr ") and [row[3][:5] for row in with_eps_1.rows] == ["+20.0"]
 
 
 def test_every_claim_is_about_arms_of_a_demo_sweep() -> None:

@@ -19,7 +19,8 @@ VERDICTS = (
     f"equal: the difference is within ± {MARGIN:g} points at 95 % (two one-sided tests); contradicted if its 95 % "
     f"interval lies beyond. at least: it is above -{MARGIN:g} points at 95 %; contradicted if its 95 % interval lies "
     "below. higher, lower: its 95 % interval excludes 0 on that side; contradicted if on the other. With one seed "
-    "there is no verdict. These are verdicts on the embedded pairs, not on the paper's."
+    "there is no verdict. Verdicts are not corrected for the number of claims. All arms of a table share one learning "
+    "rate, which need not be the best of each. These are verdicts on the embedded pairs, not on the paper's."
 )
 
 STEPS = (
@@ -85,18 +86,18 @@ CLAIMS = (
 
 
 def claims(arms: list[ArmResult]) -> list[Table]:
-    """A table for each learner.eps, which decides how Adam's steps follow the gradient, the longest first.
+    """A table for each learner.eps and lr, which decide how Adam's steps follow the gradient, the longest first.
 
     One row per claim, of the first setting with finished runs of both sides; a claim without any has none.
     """
-    headings = ["claim", "source", "tested", "difference, points [95 %]", "KL/response [95 %]", "seeds", "verdict"]
-    by_eps: dict[float, list[ArmResult]] = {}
+    headings = ["claim", "source", "tested", "difference, points [95 %]", "KL, ratio [95 %]", "seeds", "verdict"]
+    by_step: dict[tuple[float, float], list[ArmResult]] = {}
     for arm in arms:
-        by_eps.setdefault(arm.config["learner.eps"], []).append(arm)
+        by_step.setdefault((arm.config["learner.eps"], arm.config["learner.lr"]), []).append(arm)
     tables = [
-        Table(f"AdamW with eps {eps:g}", [*headings, "what would change it"], rows)
-        for eps, of_eps in by_eps.items()
-        if (rows := [row for claim in CLAIMS if (row := _row(claim, of_eps))])
+        Table(f"AdamW, eps {eps:g}, lr {lr:g}", [*headings, "what would change it"], rows)
+        for (eps, lr), of_step in by_step.items()
+        if (rows := [row for claim in CLAIMS if (row := _row(claim, of_step))])
     ]
     tables.sort(key=lambda table: -len(table.rows))
     if tables:

@@ -24,8 +24,9 @@ LEGEND = {
         "rounded down); Q3 kept: the same among tokens of low entropy and high divergence"
     ),
     ("final", "greedy", "errors cover"): (
-        "final: mean@k of the sampled responses in %, greedy: accuracy of the greedy response in %, each ± its "
-        "standard error. Errors and intervals that do not cover seeds hold for these trained students only, without p"
+        "final: mean@k of the sampled responses in % (of tool tasks: the share of constraints met), greedy: accuracy "
+        "of the greedy response in %, each ± its standard error. "
+        "Errors and intervals that do not cover seeds hold for these trained students only, without p"
     ),
     ("gap closed",): "gap closed: (final - step 0) / (teacher - step 0)",
     ("vs full", "p"): (
@@ -42,7 +43,10 @@ LEGEND = {
         "KL/response: KL(student || teacher) in nats, summed over a sampled response to a held-out problem; KL vs "
         "full: ratio of the geometric means [95 % interval], with its own p"
     ),
-    ("loss MiB",): "loss MiB: peak allocation of the masked loss",
+    ("loss MiB",): (
+        "loss MiB: peak allocation of the masked loss, which copies the kept tokens and reads all tokens in place, so "
+        "that half of them can take more"
+    ),
     ("seconds",): "seconds: wall clock of a run",
 }
 

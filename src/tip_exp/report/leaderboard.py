@@ -9,6 +9,7 @@ import numpy as np
 
 from tip_exp.report.arms import ArmResult, distinctions, group_by, setting_names
 from tip_exp.report.columns import COLUMNS, NAMES
+from tip_exp.report.overview import held_out
 from tip_exp.report.significance import LEVEL, ArmScores, compare, holm
 from tip_exp.report.tables import Table
 
@@ -17,6 +18,11 @@ SHOWN = ("selector", "retention", "kept", "seeds", "KL/response", "KL vs full", 
 NOTE = (
     "Ranked by {metric}. No two arms of a group differ significantly (pairwise t tests of it at 5 %, Holm over {tests} "
     "pairs). The first arm of a group differs from an arm of the group above; other arms of two groups may not differ."
+)
+ENOUGH_SEEDS = 5
+FEW_SEEDS = (
+    f"With fewer than {ENOUGH_SEEDS} seeds the smallest p values are too small (docs/statistics.md): groups then show "
+    "where more seeds are needed."
 )
 
 
@@ -46,7 +52,8 @@ def _leaderboard(arms: list[ArmResult], title: str) -> Table:
         shown, rows = (*shown, "differs in"), [[*row, text] for row, text in zip(rows, differs, strict=True)]
     metric = "the mean log KL of a response" if by_kl else "mean accuracy"
     note = NOTE.format(metric=metric, tests=math.comb(len(arms), 2))
-    return Table(title, ["rank", "group", *(NAMES[name] for name in shown)], rows, notes=[note])
+    notes = [note, *([FEW_SEEDS] if min(arm.seeds for arm in arms) < ENOUGH_SEEDS else []), *held_out(arms)]
+    return Table(title, ["rank", "group", *(NAMES[name] for name in shown)], rows, notes=notes)
 
 
 def indistinguishable(scores: list[ArmScores | None]) -> list[int]:

@@ -76,8 +76,8 @@ def legend(tables: list[Table]) -> str:
     return "\n".join(text for names, text in LEGEND.items() if shown & set(names))
 
 
-def warnings(arms: list[ArmResult]) -> list[str]:
-    """What a reader must know: test problems that were trained on, unhealthy runs, selectors that equal top entropy."""
+def held_out(arms: list[ArmResult]) -> list[str]:
+    """A sentence for each benchmark of whose test problems the training set holds some."""
     texts: list[str] = []
     for benchmark, of_benchmark in group_by(arms, "benchmark").items():
         whole, ngram = (max(arm.in_train[i] for arm in of_benchmark) for i in (0, 1))
@@ -86,6 +86,12 @@ def warnings(arms: list[ArmResult]) -> list[str]:
                 f"{benchmark}: the training set holds {whole} of its test problems whole, and {ngram} more share 13 "
                 "words in a row with a training problem. Accuracies on them are not held out."
             )
+    return texts
+
+
+def warnings(arms: list[ArmResult]) -> list[str]:
+    """What a reader must know: test problems that were trained on, unhealthy runs, selectors that equal top entropy."""
+    texts = held_out(arms)
     texts += [
         f"{first.selector} at {100 * first.retention:g} %: {len(first.unhealthy)} of {first.seeds} runs not healthy "
         f"({'; '.join(dict.fromkeys(first.unhealthy))})."
@@ -97,7 +103,7 @@ def warnings(arms: list[ArmResult]) -> list[str]:
         chance = first.retention / (2 - first.retention)  # of a random selection
         if first.score not in ("entropy", "full") and first.overlap_entropy > SAME_TOKENS > chance:
             by_minmax = first.score == "soft_or" and first.config["selector.normalizer"] == "minmax"
-            why = " Min-max stretches to the largest divergence, so that Eq. 7 ranks most tokens by entropy."
+            why = f" One very large divergence sets the scale of min-max, so {first.selector} orders most tokens by entropy."
             retentions = same.setdefault((first.selector, why if by_minmax else ""), [])
             retentions.append(f"{100 * first.retention:g} % ({first.overlap_entropy:.2f})")
     texts += [
