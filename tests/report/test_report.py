@@ -160,7 +160,7 @@ def test_a_selector_that_keeps_the_tokens_of_top_entropy_is_named(tmp_path: Path
         "q3 at 10 % (0.95) keeps nearly the tokens of top entropy",
         "soft_or at 10 % (0.99) keeps nearly the tokens of top entropy",
     ]
-    assert "Eq. 7" not in notes[0] and "Eq. 7" in notes[1]
+    assert "min-max" not in notes[0] and "min-max" in notes[1]
 
 
 def test_test_problems_in_the_training_set_are_said(runs: Path, compose_run: Compose) -> None:
