@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import tip_exp
 from tests import reference
@@ -230,7 +230,9 @@ def test_a_teacher_with_the_same_tokens_under_other_ids(tmp_path: Path) -> None:
     """As in training; a teacher that is loaded already is not changed, so it is refused."""
     permute_ids(Path(resolve_model(TEACHER)), tmp_path / "teacher")
     scored = [tip_exp.score(STUDENT, teacher, TEXTS[0]) for teacher in (tmp_path / "teacher", TEACHER)]
-    pd.testing.assert_frame_equal(*scored, check_exact=True)
+    scored.append(tip_exp.score(STUDENT, tmp_path / "teacher", TEXTS[0], tokenizer=STUDENT))
+    for frame in scored[1:]:
+        pd.testing.assert_frame_equal(scored[0], frame, check_exact=True)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "teacher")
     with pytest.raises(ValueError, match="tokens differ"):
         tip_exp.score(STUDENT, loaded, TEXTS[0])
@@ -284,8 +286,10 @@ def test_a_wrong_text_is_named(case: str) -> None:
 
 
 def test_different_tokenizers_are_refused() -> None:
-    with pytest.raises(ValueError, match="must share one tokenizer"):
-        tip_exp.score(STUDENT, "package:tiny_tools/teacher", TEXTS)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(STUDENT))
+    for given in (None, tokenizer, STUDENT):  # the student's may be given; it is compared all the same
+        with pytest.raises(ValueError, match="must share one tokenizer"):
+            tip_exp.score(STUDENT, "package:tiny_tools/teacher", TEXTS, tokenizer=given)
 
 
 # --- statistics ------------------------------------------------------------------------------------------------------
@@ -391,6 +395,17 @@ def test_a_mask_of_padded_tensors(stats: pd.DataFrame) -> None:
     assert kept.shape == (3, 5) and not kept[~mask].any() and kept[mask].tolist() == expected.tolist()
     assert weights[mask].tolist() == expected_weights.tolist() and not weights[~mask].any()
     assert expected.sum() == 2 + 1  # floor(4 / 2), floor(3 / 2), floor(1 / 2)
+
+
+def test_a_row_without_response_tokens_is_no_rollout(stats: pd.DataFrame) -> None:
+    """FiRe drops half of the rollouts, of two and not of four."""
+    mask = torch.tensor([[0, 0], [1, 1], [0, 0], [1, 1]]).bool()
+    padded = {name: torch.rand(4, 2, generator=torch.Generator().manual_seed(0)) for name in STATISTICS}
+    _, weights = tip_exp.select(padded, "fire", response_mask=mask)
+    _, expected = tip_exp.select(
+        {name: values[[1, 3]] for name, values in padded.items()}, "fire", response_mask=mask[[1, 3]]
+    )
+    assert weights[[1, 3]].equal(expected) and expected.any()
 
 
 BAD_SELECTIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -611,6 +626,11 @@ def test_the_command_writes_the_table(
         (["--texts", "nothing.txt"], "No such file or directory: 'nothing.txt'"),
         (["--texts", "a.txt", "--out", "no/t.parquet"], "--out: there is no folder no"),
         (["--texts", "a.txt", "--selector", "soft_or", "--retention", "2"], "selector.retention: input should be"),
+        (["--texts", "a.txt", "--retention", "0.2"], "--retention needs --selector"),
+        (
+            ["--texts", "a.txt", "--statistics", "entropy", "--selector", "divergence"],
+            "--statistics lacks reverse_kl, which",
+        ),
         (["--texts", "a.txt", "--statistics", "entropi"], "statistics: there is no entropi; there are entropy"),
     ],
 )

@@ -181,6 +181,8 @@ def test_a_selector_of_a_runs_config(tiny_pair: Pair, tmp_path: Path, compose_ru
     trainer = with_selector(distillation_trainer(tiny_pair, tmp_path), section, retention=0.2)
     rule = trainer._compute_loss.masked.rule
     assert (rule.score, rule.retention, rule.clip) == ("soft_or", 0.2, {"entropy": 0.98})
+    with pytest.raises(ValueError, match="selector: a mapping needs score, the name of a rule; got the keys retention"):
+        with_selector(trainer, {"retention": 0.2})
 
 
 def test_other_objects_and_temperatures_are_refused(tiny_pair: Pair, tmp_path: Path) -> None:

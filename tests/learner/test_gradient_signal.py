@@ -138,6 +138,13 @@ def test_sums_scale_their_observations() -> None:
     assert cosine(sums.total, {}) == 0.0
 
 
+def test_sums_of_16_bit_gradients_are_float32() -> None:
+    sums = GradientSums()
+    for _ in range(257):  # 256 + 1 = 256 in bfloat16
+        sums.add({"w": torch.ones(1, dtype=torch.bfloat16)})
+    assert sums.total["w"].tolist() == [257.0]
+
+
 def test_equal_observations_have_no_signal_to_noise() -> None:
     """Without variance; of 0.5 and 1.0 the mean is 0.75, the variance 0.125, |E g|^2 = 0.5625 - 0.125 / 2 = 0.5."""
     for second, expected in ((0.5, math.nan), (1.0, 0.5 / 0.125)):

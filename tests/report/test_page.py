@@ -25,10 +25,11 @@ from tip_exp.report import figures
 from tip_exp.report.arms import summarize
 from tip_exp.report.colours import COLOURS, colour_of, distance
 from tip_exp.report.overlaps import overlaps
-from tip_exp.report.page import page
+from tip_exp.report.page import page, render
 from tip_exp.report.pictures import write_pictures
 from tip_exp.report.significance import Estimate
 from tip_exp.selector.scores import STATISTICS
+from tip_exp.selector.selector import Selector
 from tip_exp.utils.errors import DataError
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -127,6 +128,26 @@ def test_selectors_are_compared_on_the_same_tokens(compose_run: Callable[..., Ru
     assert [i for i, kept in enumerate(compared.kept["entropy"]) if kept] == [5, 6]
     assert [i for i, kept in enumerate(compared.kept["q3"]) if kept] == [7]
     assert compared.matrix == [[1, 2 / 8, 1 / 8], [2 / 8, 1, 0], [1 / 8, 0, 1]]  # full keeps all 8
+
+
+def test_a_rule_that_fails_on_few_tokens_is_left_out(
+    compose_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    select = Selector.__call__
+
+    def fails(self: Selector, *arguments: Any) -> Any:
+        if self.score == "entropy":
+            raise FloatingPointError("the score is not finite")
+        return select(self, *arguments)
+
+    monkeypatch.setattr(Selector, "__call__", fails)
+    arms = {name: compose_run(f"selector={name}").model_dump() for name in ("full", "entropy")}
+    assert list(overlaps([sample(20, [True] * 8)], arms).kept) == ["full"]
+
+
+def test_numbers_that_are_not_finite_do_not_break_the_page() -> None:
+    text = render(["<p></p>"], {"plots": {}, "rollouts": [{"score": [math.inf, math.nan, 1.0]}], "statistics": []})
+    assert page_data(text)["rollouts"] == [{"score": [None, None, 1.0]}]
 
 
 def test_arms_that_look_alike_are_not_averaged(tmp_path: Path, compose_run: Callable[..., RunConfig]) -> None:

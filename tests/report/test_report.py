@@ -19,6 +19,7 @@ from tests.synthetic_runs import finish, write_config
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import RunRecord, read_runs
+from tip_exp.report import columns
 from tip_exp.report.arms import ArmResult, differing_keys, summarize
 from tip_exp.report.columns import select_arms, sort_arms
 from tip_exp.report.leaderboard import leaderboards
@@ -287,6 +288,9 @@ def test_rows_and_columns_are_chosen(runs: Path, compose_run: Compose) -> None:
     for condition in ("selector=q3", "retention=0.1", "selector.score=q3"):
         assert [arm.selector for arm in select_arms(arms, [condition])] == ["q3"]
     assert select_arms(arms, ["selector=q3", "retention=0.5"]) == []
+    assert len(select_arms(arms, ["learner.lr=2e-3"])) == len(arms)  # as an override is read
+    with pytest.raises(DataError, match=r"--where selector=\[a: "):
+        select_arms(arms, ["selector=[a"])
     with pytest.raises(DataError, match=r"--where lr=1: give KEY=VALUE.*"):
         select_arms(arms, ["lr=1"])
     with pytest.raises(DataError, match="did you mean selector"):
@@ -294,6 +298,11 @@ def test_rows_and_columns_are_chosen(runs: Path, compose_run: Compose) -> None:
     for call in (lambda: sort_arms(arms, "accuracy"), lambda: overviews(arms, ["accuracy"])):
         with pytest.raises(DataError, match="columns are pair, benchmark, selector, retention"):
             call()
+
+
+def test_a_number_with_an_exponent_is_sorted_by_its_value() -> None:
+    """1,234 nats are written 1.23e+03."""
+    assert columns.first_number("1.23e+03 ± 4") == 1230 and columns.first_number("not a number") is None
 
 
 def test_a_seed_of_two_sweeps_counts_once_and_the_finished_run_is_preferred(runs: Path, compose_run: Compose) -> None:
@@ -460,7 +469,8 @@ def test_the_command_prints_and_writes(runs: Path) -> None:
 def test_errors_of_the_command_are_one_line_and_exit_code_1(runs: Path) -> None:
     for arguments, message in (
         ([str(runs / "nowhere")], "nowhere is not a folder"),
-        ([str(runs), "--table", "table8"], "belongs to table8"),
+        ([str(runs), "--table", "table8", "--where", "pair=tiny"], "with pair=tiny belongs to table8"),
+        ([str(runs), "--table", "leaderboard"], "a leaderboard needs two arms with two finished seeds each"),
     ):
         process = report(*arguments)
         assert process.returncode == 1 and message in process.stderr

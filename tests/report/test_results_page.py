@@ -101,6 +101,15 @@ def test_unfilled_cells_are_counted_by_table_and_pair(runs: Path) -> None:
     assert len(rows) == 4 * 3 + 2 + 1
 
 
+def test_a_cell_is_filled_by_the_arm_with_the_most_seeds(runs: Path, compose_run: Compose) -> None:
+    before = unfilled_cells(summarize(read_runs([runs]))).rows
+    overrides = ["sweep=table5", "experiment=tip_qwen3", "selector=full", "learner.lr=2e-6"]
+    make_run(compose_run, runs / "table5" / "other_rate", None, *overrides, hardware="8 x NVIDIA H200")
+    memory = [*overrides[1:3], "sweep=memory", "learner.loss_backend=materialized"]
+    make_run(compose_run, runs / "memory" / "full", None, *memory)
+    assert unfilled_cells(summarize(read_runs([runs]))).rows == before
+
+
 def test_a_filled_table_is_not_listed(tmp_path: Path, compose_run: Compose) -> None:
     for selector in ("full", "soft_or", "soft_or_bottom"):
         make_run(compose_run, tmp_path / selector, 0.5, "experiment=tip_qwen3", f"selector={selector}")

@@ -164,7 +164,12 @@ def sort_arms(arms: list[ArmResult], name: str) -> list[ArmResult]:
 
     def key(arm: ArmResult) -> tuple[bool, float, str]:
         text = COLUMNS[NAMES[name]](arm)
-        number = _NUMBER.search(text)
-        return text == "-", float(number[0]) if number else 0.0, text
+        return text == "-", first_number(text) or 0.0, text
 
     return sorted(arms, key=key)
+
+
+def first_number(text: str) -> float | None:
+    """The first number in a cell: 1230.0 of "1.23e+03 ± 4"; None if there is none."""
+    number = _NUMBER.search(text)
+    return float(number[0]) if number else None
