@@ -82,19 +82,21 @@ def _has_no_template(path: str) -> bool:
 
 def too_few_positions(config: RunConfig) -> Iterator[str]:
     """The lengths that a local model cannot hold, whatever the prompts; hub ids and prompts are checked in the run."""
+    limits = {role: limit for role in ("teacher", "student") if (limit := _positions(getattr(config.pair, role).path))}
+    model = {
+        role: f"pair.{role}.path={getattr(config.pair, role).path} has {n} positions" for role, n in limits.items()
+    }
     prompt, response = config.data.max_prompt_tokens, config.data.max_response_tokens
-    for role in ("teacher", "student"):
-        limit = _positions(getattr(config.pair, role).path)
-        if limit is None:
-            continue
-        model = f"pair.{role}.path={getattr(config.pair, role).path} has {limit} positions"
-        if config.mode == "train" and prompt + response > limit:
-            yield (
-                f"data.max_prompt_tokens ({prompt}) + data.max_response_tokens ({response}) = {prompt + response}, but "
-                f"{model}; lower one of them"
-            )
-        if (longest := config.eval.max_tokens) >= limit and reads_evaluation(config, role):
-            yield f"eval.max_tokens ({longest}) leaves no place for a prompt: {model}; lower it"
+    least = min(limits, key=limits.__getitem__, default=None)
+    if config.mode == "train" and least is not None and prompt + response > limits[least]:
+        yield (
+            f"data.max_prompt_tokens ({prompt}) + data.max_response_tokens ({response}) = {prompt + response}, but "
+            f"{model[least]}; lower one of them"
+        )
+    readers = {role: limit for role, limit in limits.items() if reads_evaluation(config, role)}
+    least = min(readers, key=readers.__getitem__, default=None)
+    if least is not None and (longest := config.eval.max_tokens) >= readers[least]:
+        yield f"eval.max_tokens ({longest}) leaves no place for a prompt: {model[least]}; lower it"
 
 
 def reads_evaluation(config: RunConfig, role: str) -> bool:
