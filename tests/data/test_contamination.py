@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from tip_exp.config.schema import RunConfig
@@ -64,6 +66,15 @@ def test_overlap_is_a_line_for_the_terminal() -> None:
         "(ids: datasets.math500.in_train_… in result.json)"
     )
     assert "math500: 2 by a shared 13-gram, of 500 (" in Overlap([], ["b", "c"]).warning("math500", 500)
+
+
+def test_each_benchmark_has_an_instruction_of_its_own(compose_run: Callable[..., RunConfig]) -> None:
+    config = compose_run(
+        "data=dapo_math", "eval=math", "eval.benchmarks.aime24.suffix=' Go.'", "data.train.suffix=' Box it.'"
+    )
+    train = Dataset([problem("a", "1+1? Box it.")], "a", "")
+    described = describe_data(config, train, {"aime24": Dataset([problem("b", "1+1? Go.")], "b", "")})
+    assert described["aime24"]["in_train_exact"] == ["b"]
 
 
 def test_a_run_says_at_its_start_what_its_training_set_holds(

@@ -64,4 +64,5 @@ def test_a_config_without_sizes_is_an_error(tmp_path: Path) -> None:
 def test_a_model_without_a_config_is_guessed_by_its_name() -> None:
     assert model_config("nobody/Odd-3B", None) is None
     sizes = {"Odd-3B": 3e9, "Odd-70m": 7e7, "odd-7b-it": 7e9, "Odd-1.5": 1e9, "Odd-30B-A3B": 3e10, "Odd-8bit": 1e9}
+    sizes |= {"Distilled-70B-Odd-8B": 8e9, "3f12b4c": 1e9, "Odd-8x7B": 7e9}
     assert {name: shape_of(f"nobody/{name}", None).parameters for name in sizes} == sizes

@@ -282,6 +282,10 @@ def test_where_nodes_meet() -> None:
         this_node(2, {})
     with pytest.raises(ConfigError, match="must be below nodes=2, counted from 0; got '2'"):
         this_node(2, named | {"NODE_RANK": "2"})
+    with pytest.raises(ConfigError, match="must be below nodes=2, counted from 0; got 'node1'"):
+        this_node(2, named | {"NODE_RANK": "node1"})
+    with pytest.raises(ConfigError, match="MASTER_PORT must be a number; got ''"):
+        this_node(2, named | {"MASTER_PORT": ""})
     with pytest.raises(ConfigError, match="start it without torchrun"):
         this_node(1, {"TORCHELASTIC_RUN_ID": "x"})
 

@@ -253,7 +253,8 @@ def test_an_error_is_one_message(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["tip-exp", *arguments])
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # so that what the command sets is undone
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code != 0
@@ -267,7 +268,8 @@ def test_an_error_of_the_data_is_one_message(
     file = tmp_path / "torn.jsonl"
     file.write_text('{"question": "1+')
     monkeypatch.setattr(sys, "argv", ["tip-exp", "advise", "data=jsonl", f"data.train.file={file}"])
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # so that what the command sets is undone
+    monkeypatch.delenv("HYDRA_FULL_ERROR")
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 2

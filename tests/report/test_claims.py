@@ -85,6 +85,9 @@ def test_rows_compare_the_arms_of_one_setting(tmp_path: Path, compose_run: Compo
             )
             write_config(config, tmp_path / config.name)
             finish(config, tmp_path / config.name, final)
+    fast = compose_run("selector=q3", "selector.retention=0.1", "learner.lr=1e-2", "name=fast")
+    write_config(fast, tmp_path / "fast")
+    finish(fast, tmp_path / "fast", 0.9)
     other = compose_run("selector=q3", "selector.retention=0.1", "seed=0", "learner.num_steps=20", "name=other")
     write_config(other, tmp_path / "other")
     finish(other, tmp_path / "other", 0.9)
@@ -96,7 +99,7 @@ def test_rows_compare_the_arms_of_one_setting(tmp_path: Path, compose_run: Compo
     assert q3["seeds"] == "2" and q3["verdict"] == "contradicted"
     assert q3["what would change it"].endswith("here a few tokens hold the divergence")
     assert rows["q4 100 % equal step 0 (tiny)"]["difference, points [95 %]"].startswith("+2.5 [")
-    assert with_eps_1.title.startswith("AdamW, eps 1, lr ") and [row[3][:5] for row in with_eps_1.rows] == ["+20.0"]
+    assert with_eps_1.title == "AdamW, eps 1, lr 0.002" and [row[3][:5] for row in with_eps_1.rows] == ["+20.0"]
 
 
 def test_every_claim_is_about_arms_of_a_demo_sweep() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from tip_exp.records.reader import read_runs
 from tip_exp.report import cli
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.colours import colour_of
-from tip_exp.report.leaderboard import indistinguishable, leaderboards
+from tip_exp.report.leaderboard import FEW_SEEDS, indistinguishable, leaderboards
 from tip_exp.report.page import page
 from tip_exp.report.prediction import divergence, first_step_masses, prediction
 from tip_exp.report.results_page import sweep_tables
@@ -71,6 +72,11 @@ def test_arms_are_ranked_by_kl_and_grouped(arms: list[ArmResult]) -> None:
     assert rows[0]["kept"] == "10.0 %" and rows[0]["KL/response"] == "2.05"
     assert rows[0]["KL vs full [95 %]"].startswith("× 0.41 [") and rows[3]["KL vs full [95 %]"].startswith("× 6.2")
     assert "Holm over 6 pairs" in table.notes[0] and "KL" in table.notes[0]
+    assert table.notes[1:] == [FEW_SEEDS]  # three seeds
+    tools = [dataclasses.replace(arm, seeds=5, in_train=(3, 60)) for arm in arms]
+    (table,) = leaderboards(tools)
+    (held_out,) = table.notes[1:]
+    assert held_out.startswith("word_sums: the training set holds 3 of its test problems whole, and 60 more share")
 
 
 def test_without_kl_accuracy_ranks_the_highest_first(arms: list[ArmResult]) -> None:

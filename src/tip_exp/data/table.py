@@ -99,6 +99,8 @@ def _locate(config: TableConfig) -> tuple[Path, str]:
 def _problem(config: TableConfig, row: dict[str, Any], number: int, path: Path) -> Problem:
     """Map a row; `number` counts rows from 1."""
     fields, location = config.fields, f"{path}, row {number}"
+    for field in (fields.prompt, fields.answer):
+        _check_is_plain(row, field, location)
     prompt = _text(row, fields.prompt, location)
     for wrapper in config.strip:
         prompt = prompt.removeprefix(wrapper).removesuffix(wrapper)
@@ -120,7 +122,19 @@ def _distinct(problems: list[Problem]) -> list[Problem]:
     return list(first.values())
 
 
+def _check_is_plain(row: dict[str, Any], field: str, location: str) -> None:
+    """Raise DataError for a list or an object, which would be read as the text of a Python value."""
+    value = _value(row, field, location)
+    if isinstance(value, dict | list):
+        part, held = next(iter(value), "name") if isinstance(value, dict) else 0, type(value).__name__
+        raise DataError(f"{location}: field {field!r} holds a {held}; name a part of it, such as {field}.{part}")
+
+
 def _text(row: dict[str, Any], field: str, location: str) -> str:
+    return str(_value(row, field, location))
+
+
+def _value(row: dict[str, Any], field: str, location: str) -> Any:
     """A field by its dotted path: "reward_model.ground_truth", "prompt.0.content"."""
     value: Any = row
     for key in field.split("."):
@@ -131,11 +145,7 @@ def _text(row: dict[str, Any], field: str, location: str) -> str:
             raise DataError(f"{location}: no field {field!r} (at {key!r} there is: {keys})") from None
     if value is None:
         raise DataError(f"{location}: field {field!r} is empty")
-    if isinstance(value, dict | list):
-        part = next(iter(value), "name") if isinstance(value, dict) else 0
-        held = type(value).__name__
-        raise DataError(f"{location}: field {field!r} holds a {held}; name a part of it, such as {field}.{part}")
-    return str(value)
+    return value
 
 
 def _json_row(line: bytes, location: str) -> dict[str, Any]:

@@ -72,7 +72,10 @@ def model_config(path: str, revision: str | None) -> tuple[dict[str, Any], str] 
     if not file.is_file() and (cached := _hub_cache(path, revision)):
         file = cached
     if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8")), str(file)
+        try:
+            return json.loads(file.read_text(encoding="utf-8")), str(file)
+        except ValueError as error:
+            raise ConfigError(f"{file} is no JSON: {error}") from error
     table = _table()
     return (table[path], TABLE.name) if path in table else None
 
@@ -122,8 +125,9 @@ def _parameters_by_file_size(path: str, config: dict[str, Any]) -> float:
 
 
 def _guess(path: str) -> ModelShape:
-    sizes = re.findall(r"(\d+(?:\.\d+)?)([mb])(?![a-z])", path.lower())  # all experts of 30B-A3B count
-    parameters = max((float(size) * (1e9 if unit == "b" else 1e6) for size, unit in sizes), default=1e9)
+    # The last size in the name, but not A3B, the active experts of 30B-A3B.
+    sizes = re.findall(r"(?<![a\d.])(\d+(?:\.\d+)?)([mb])(?![a-z\d])", path.rpartition("/")[2].lower())
+    parameters = float(sizes[-1][0]) * {"b": 1e9, "m": 1e6}[sizes[-1][1]] if sizes else 1e9
     hidden = (100 * parameters / 12) ** (1 / 3)  # P = 12 L h^2 with L = h / 100 layers
     return ModelShape(parameters, hidden, 3 * hidden, hidden / 100, hidden, hidden / 4, False, DEFAULT_VOCAB_SIZE, 1)
 

@@ -142,7 +142,10 @@ def _step(config: RunConfig, card: Card) -> str:
 
 def _hours(config: RunConfig) -> str:
     rows = [[ranks, *(_run_hours(config, card, ranks) for card in CARDS.values())] for ranks in RANKS]
-    title = "Hours of the run with its evaluations, and GPU-hours, where it fits"
+    title = (
+        "Hours of the run with its evaluations, and GPU-hours, where it fits (without a teacher's evaluation whose "
+        "engine does not fit: eval.teacher=false)"
+    )
     return _table(title, ["ranks", *_card_columns()], rows)
 
 

@@ -126,7 +126,13 @@ def _format_forecast(config: RunConfig, expected: Forecast) -> str:
 def tables(kind: str, overrides: list[str], card: Card) -> list[str]:
     """The tables of one run: `kind` is one of TABLES."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = parse(compose("config", overrides=overrides), with_weights=False)
+        try:
+            raw = compose("config", overrides=overrides)
+        except ERRORS:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise cannot_compose(error) from error
+        config = parse(raw, with_weights=False)
     check_positions(config)
     return memory_tables(config) if kind == "memory" else time_tables(config, card)
 
@@ -157,8 +163,6 @@ def main() -> None:
         raise
     except ERRORS as error:
         sys.exit(print_error(error))
-    except (ValueError, RecursionError) as error:
-        sys.exit(print_error(cannot_compose(error)))
     lines, states = format_plan(runs, OUTPUTS, card)
     print("\n".join(lines))
     if states[CANNOT_RUN] or states[State.CHANGED]:

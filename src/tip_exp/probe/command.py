@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.utils.errors import RunFailedError, exit_on_error
+from tip_exp.utils.errors import ConfigError, DataError, RunFailedError
 
 PROBES = {
     "influence": "the influence of every token of a few batches on a direction, and how much of it each rule keeps",
@@ -25,8 +25,12 @@ def command(name: str, arguments: list[str]) -> tuple[Callable[[DictConfig], Non
     def body(raw: DictConfig) -> None:
         from tip_exp.config.parse import parse
 
-        with exit_on_error(ValueError, FloatingPointError, OSError, RunFailedError):
+        try:
             measure(parse(raw))
+        except DataError as error:
+            raise ConfigError(str(error)) from error
+        except FloatingPointError as error:  # of a rule's scores
+            raise RunFailedError(str(error)) from error
 
     def measure(config: RunConfig) -> None:
         out = options.out or Path("outputs") / name / config.name

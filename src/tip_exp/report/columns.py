@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from tip_exp.report.arms import ArmResult
@@ -40,12 +41,12 @@ LEGEND = {
         "tell"
     ),
     ("KL/response", "KL vs full", "KL p"): (
-        "KL/response: KL(student || teacher) in nats, summed over a sampled response to a held-out problem; KL vs "
+        "KL/response: KL(student || teacher) in nats, summed over a sampled response to a test problem; KL vs "
         "full: ratio of the geometric means [95 % interval], with its own p"
     ),
     ("loss MiB",): (
-        "loss MiB: peak allocation of the masked loss, which copies the kept tokens and reads all tokens in place, so "
-        "that half of them can take more"
+        "loss MiB: peak allocation of the masked loss; it copies the kept tokens unless all are kept, so that 50 % can "
+        "take more than 100 %"
     ),
     ("seconds",): "seconds: wall clock of a run",
 }
@@ -151,7 +152,7 @@ def select_arms(arms: list[ArmResult], conditions: Sequence[str]) -> list[ArmRes
             raise DataError(f"--where {condition}: give KEY=VALUE with a config key or {', '.join(LABELS)}{hint}")
         try:
             wanted = OmegaConf.from_dotlist([f"value={value}"]).value  # reads 1e-3 as a number, as an override does
-        except YAMLError as error:
+        except (YAMLError, OmegaConfBaseException) as error:
             raise DataError(f"--where {condition}: {first_line(error)}") from None
         arms = [arm for arm in arms if (getattr(arm, key) if key in LABELS else arm.config.get(key)) == wanted]
     return arms
