@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from tip_exp.config.schema import RunConfig
 from tip_exp.utils.errors import ConfigError, DataError, RunFailedError
+
+if TYPE_CHECKING:
+    from tip_exp.config.schema import RunConfig
 
 PROBES = {
     "influence": "the influence of every token of a few batches on a direction, and how much of it each rule keeps",
