@@ -168,7 +168,7 @@ def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Backgrou
             launch(teacher, source, background)
             break
         except HeldError:
-            if not waits:
+            if not waits and background is None:
                 say(f"{config.name} waits for the evaluation of its teacher by another run ({source.root})")
             waits = True
             time.sleep(POLL_S)
