@@ -18,7 +18,7 @@ from tip_exp.launch.show import show
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import read_all, read_run
 from tip_exp.records.result import write_result
-from tip_exp.utils.errors import RunFailedError
+from tip_exp.utils.errors import ConfigError, DataError, RunFailedError
 
 FILES = ["config.yaml", "metrics.jsonl", "eval.jsonl", "samples.jsonl", "result.json", "model/a.safetensors"]
 
@@ -93,8 +93,8 @@ def test_a_model_is_read_where_it_is_used(
     check_models(user)
     flip(folder.model / "a.safetensors", keep_time=True)
     assert state_of(tiny_config, folder) is State.DONE  # the size is the same: a launch does not read gigabytes
-    for use in (lambda: check_models(user), lambda: card(folder)):
-        with pytest.raises(ValueError, match=r"model/a.safetensors does not agree.* Restore the file"):
+    for use, error in ((lambda: check_models(user), ConfigError), (lambda: card(folder), DataError)):
+        with pytest.raises(error, match=r"model/a.safetensors does not agree.* Restore the file"):
             use()
     show([str(folder.root)])
     show([str(folder.root), "--verify"])
