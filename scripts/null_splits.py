@@ -2,8 +2,8 @@
 
     python -m scripts.null_splits outputs/sweeps/demo_seeds --seeds 2
 
-Reads the arms below the folders that have at least twice as many seeds, and prints the share of splits below each threshold, for
-accuracy and for the log KL. docs/statistics.md has the numbers.
+Reads the arms below the folders that have at least twice as many seeds, and prints the share of splits below each
+threshold, for accuracy and for the log KL. docs/statistics.md has the numbers.
 """
 
 from __future__ import annotations
