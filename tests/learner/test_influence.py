@@ -21,6 +21,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tip_exp.learner.backward import Backward
 from tip_exp.learner.influence import (
     Direction,
     dot,
@@ -194,7 +195,7 @@ def test_influence_of_adapters(tiny_pair: Pair) -> None:
 def gradient_of(student: Model, teacher: Model, batches: list[MicroBatch], selection: Selection) -> Direction:
     hidden = [teacher.hidden(batch).detach() for batch in batches]
     divergence_of = partial(Divergence, "reverse_kl")
-    return gradient(student, teacher.head, batches, hidden, selection, lambda _: divergence_of(), TILE_BYTES)
+    return gradient(Backward(TILE_BYTES), student, teacher.head, batches, hidden, selection, lambda _: divergence_of())
 
 
 def select(kept: list[bool], weights: list[float] | None = None) -> Selection:

@@ -20,6 +20,7 @@ from tip_exp.api.models import (
     width_of,
 )
 from tip_exp.api.select import thresholds
+from tip_exp.learner.backward import Backward
 from tip_exp.learner.influence import gradient, influence
 from tip_exp.losses.divergence import Divergence
 from tip_exp.losses.head import LazyLogits, check_same_tokens
@@ -187,7 +188,7 @@ def _influence(student: Model, teacher: Model, held: list[tuple[MicroBatch, Tens
     ones = torch.ones(sum(batch.num_tokens for batch in batches))
     arguments = student, teacher.head, batches, teacher_hidden
     everything, objective = Selection(ones.bool(), ones), Divergence("reverse_kl")
-    direction = gradient(*arguments, everything, lambda _: objective, tile_bytes)
+    direction = gradient(Backward(tile_bytes), *arguments, everything, lambda _: objective)
     return influence(*arguments, direction, lambda _: objective, tile_bytes).cpu()
 
 

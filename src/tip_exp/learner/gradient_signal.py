@@ -7,6 +7,7 @@ import math
 import torch
 
 from tip_exp.config.schema import LearnerConfig
+from tip_exp.learner.backward import Backward
 from tip_exp.learner.diagnostics import share_within
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.influence import (
@@ -113,14 +114,13 @@ def gradient_metrics(
         for name, whole in parts.items():
             mass = whole.at(of_prompt).mass
             observed = gradient(
+                Backward.of(config),
                 pair.student,
                 pair.teacher.head,
                 to_pair(part_batches, pair),
                 hidden,
                 whole.at(rows),
                 objective_of,
-                config.tile_mib * MIB,
-                checkpointed=config.activation_checkpointing,
                 mass=mass,
             )
             sums[name].add(observed, len(prompts) * mass / whole.mass)

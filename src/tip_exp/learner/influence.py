@@ -8,7 +8,7 @@ optimizer, I_n > 0 says to first order that a step on token n lowers the validat
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -18,13 +18,13 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tip_exp.learner.backward import Backward
 from tip_exp.learner.objective import ObjectiveOf
-from tip_exp.losses import fused
+from tip_exp.learner.teacher import TeacherHidden
 from tip_exp.losses.estimators import Objective
-from tip_exp.losses.head import Head, LazyLogits
+from tip_exp.losses.head import Head
 from tip_exp.models.lora import whole_tensor
 from tip_exp.models.micro_batch import MicroBatch
-from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Model
 from tip_exp.selector.selector import Selection
 
@@ -41,15 +41,14 @@ def parameters_of(model: Model) -> dict[str, nn.Parameter]:
 
 
 def gradient(
+    backward: Backward,
     student: Model,
     teacher: Head,
     batches: Sequence[MicroBatch],
-    teacher_hidden: Iterable[Tensor],
+    teacher_hidden: TeacherHidden | Sequence[Tensor],
     selection: Selection,
     objective_of: ObjectiveOf,
-    tile_bytes: int,
     *,
-    checkpointed: bool = False,
     mass: float | None = None,
 ) -> Direction:
     """Gradient of the kept tokens' weighted mean divergence, as an update divides it; `.grad` stays as it is.
@@ -60,27 +59,7 @@ def gradient(
     """
     parameters = parameters_of(student)
     with _without_grads(parameters), torch.enable_grad():
-        stop = 0
-        for batch, hidden_of_teacher in zip(batches, teacher_hidden, strict=True):
-            start, stop = stop, stop + batch.num_tokens
-            part = selection.at(slice(start, stop))
-            nothing_kept = not part.kept_mask.any()
-            if nothing_kept and student.shards is None:
-                continue
-            with activation_checkpointing(student.module) if checkpointed else nullcontext():
-                hidden = student.hidden(batch)
-            if nothing_kept:  # the passes of a sharded model need every rank
-                hidden.backward(torch.zeros_like(hidden))
-                continue
-            result = fused(
-                LazyLogits(hidden.detach(), student.head),
-                LazyLogits(hidden_of_teacher, teacher),
-                part.kept_mask,
-                objective_of(batch.token_ids),
-                tile_bytes,
-                weights=None if part.weights is None else part.weights.to(student.head.dtype),
-            )
-            hidden.backward(result.hidden_grad)
+        backward(student, teacher, batches, teacher_hidden, selection, objective_of)
         summed = (lambda p: p.grad) if student.shards is None else student.shards.summed_gradient
         gradients = {name: summed(parameter) for name, parameter in parameters.items()}
         mass = mass or selection.mass or 1.0

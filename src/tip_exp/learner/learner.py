@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,20 +17,19 @@ from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.adamw import divide_gradients, make_optimizer, update
+from tip_exp.learner.backward import Backward
 from tip_exp.learner.diagnostics import shadow_metrics, token_metrics
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.gradient_signal import gradient_metrics
-from tip_exp.learner.objective import ObjectiveOf, make_objective, objective_stats
+from tip_exp.learner.objective import make_objective, objective_stats
 from tip_exp.learner.on_policy import measured_mismatch
 from tip_exp.learner.schedule import is_due, learning_rate
 from tip_exp.learner.selectors import draws
 from tip_exp.learner.sharing import StepTokens
 from tip_exp.learner.teacher import TeacherHidden, split
-from tip_exp.losses import BACKENDS
 from tip_exp.losses.head import LazyLogits
 from tip_exp.losses.token_stats import Statistics, TokenStats, token_stats
 from tip_exp.models.micro_batch import MicroBatch
-from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.models.pair import Pair
 from tip_exp.records import metrics as names
 from tip_exp.records.meter import Meter
@@ -77,7 +75,7 @@ class Learner:
         self.ranks = Ranks()
         assert self.ranks.size == 1 or pair.student.shards is not None, "gradients are summed by the shards"
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.parameters, config)
+        self.optimizer, self.backward = make_optimizer(self.parameters, config), Backward.of(config)
         self._reused_graph: Tensor | None = None
 
     def step(self, step: int, rollouts: list[Rollout], teacher_hidden: TeacherHidden) -> StepReport:
@@ -118,7 +116,18 @@ class Learner:
                 if self.config.average == "rollout":
                     selection = selection.mean_by_rollout(tokens)
                 part, objective_of = selection.at(share.rows), make_objective(self.config, statistics)
-                loss_sum = self._backward(batches, teacher_hidden, stats, part, objective_of)  # pass 2
+                loss_sum = self.backward(  # pass 2
+                    self.pair.student,
+                    self.pair.teacher.head,
+                    batches,
+                    teacher_hidden,
+                    part,
+                    objective_of,
+                    reused_graph=self._reused_graph,
+                    log_normalizers=[s.log_normalizers for s in stats],
+                    span=partial(self.meter.span, "loss", allocations=True),
+                )
+                self._reused_graph = None
                 if is_due(step, self.config.gradient_every) and selection.mass:
                     with self.meter.span("gradients"):
                         kept = batches, teacher_hidden, share, selection, objective_of
@@ -132,17 +141,18 @@ class Learner:
     def _token_stats(
         self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, wanted: frozenset[str], *, keep_graph: bool
     ) -> list[TokenStats]:
-        """The statistics of micro-batches; `keep_graph`: of the only one, whose forward pass `_backward` reuses."""
+        """The statistics of micro-batches; `keep_graph`: of the only one, whose forward pass pass 2 reuses."""
         self._reused_graph = None
         stats: list[TokenStats] = []
         for i, batch in enumerate(batches):
             with torch.set_grad_enabled(keep_graph):
-                student_hidden = self._student_hidden(batch)
+                student_hidden = self.backward.student_hidden(self.pair.student, batch)
             if keep_graph:
                 self._reused_graph = student_hidden
             with self.meter.span("score", allocations=True):
                 batch_stats = token_stats(
-                    *self._logits(student_hidden, teacher_hidden[i]),
+                    LazyLogits(student_hidden.detach(), self.pair.student.head),
+                    LazyLogits(teacher_hidden[i], self.pair.teacher.head),
                     batch.token_ids,
                     wanted=wanted,
                     tile_bytes=self.config.tile_mib * MIB,
@@ -150,43 +160,6 @@ class Learner:
                 )
             stats.append(batch_stats)
         return stats
-
-    def _backward(
-        self,
-        batches: list[MicroBatch],
-        teacher_hidden: TeacherHidden,
-        stats: list[TokenStats],
-        selection: Selection,
-        objective_of: ObjectiveOf,
-    ) -> Tensor:
-        """Pass 2: add the gradient of the summed divergence of this rank's kept tokens to `.grad`; returns the sum."""
-        loss = BACKENDS[self.config.loss_backend]
-        total = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
-        stop = 0
-        for i, batch in enumerate(batches):
-            start, stop = stop, stop + batch.num_tokens
-            batch_selection = selection.at(slice(start, stop))
-            weights = batch_selection.weights
-            nothing_kept = not batch_selection.kept_mask.any()
-            if nothing_kept and self.ranks.size == 1:
-                continue
-            student_hidden = self._student_hidden(batch)
-            if nothing_kept:  # the backward pass of a sharded model needs every rank
-                student_hidden.backward(torch.zeros_like(student_hidden))
-                continue
-            with self.meter.span("loss", allocations=True):
-                result = loss(
-                    *self._logits(student_hidden, teacher_hidden[i]),
-                    batch_selection.kept_mask,
-                    objective_of(batch.token_ids),
-                    self.config.tile_mib * MIB,
-                    log_normalizers=stats[i].log_normalizers if i < len(stats) else None,
-                    weights=None if weights is None else weights.to(self.pair.student.head.dtype),
-                )
-            student_hidden.backward(result.hidden_grad)
-            total += result.value
-        self._reused_graph = None
-        return total
 
     def _update(self, step: int, rollouts: list[Rollout], loss_sum: Tensor, mass: float) -> dict[str, float]:
         """Divide the summed gradients by the kept tokens' `mass` (TIP, Eq. 8), clip, step the optimizer, free them."""
@@ -231,16 +204,3 @@ class Learner:
         usable = shards is None or shards.reset()
         self.optimizer.zero_grad()
         return usable
-
-    def _student_hidden(self, batch: MicroBatch) -> Tensor:
-        """(n, D) final hidden states of the student at the batch's response tokens."""
-        if self._reused_graph is not None:
-            return self._reused_graph
-        checkpointed = self.config.activation_checkpointing and torch.is_grad_enabled()
-        with activation_checkpointing(self.pair.student.module) if checkpointed else nullcontext():
-            return self.pair.student.hidden(batch)
-
-    def _logits(self, student_hidden: Tensor, teacher_hidden: Tensor) -> tuple[LazyLogits, LazyLogits]:
-        """Lazy logits of student and teacher; gradients end at the hidden states."""
-        student, teacher = self.pair.student, self.pair.teacher
-        return LazyLogits(student_hidden.detach(), student.head), LazyLogits(teacher_hidden, teacher.head)

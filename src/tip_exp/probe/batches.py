@@ -16,6 +16,7 @@ from tip_exp.api.select import make_selector as preset
 from tip_exp.build import TrainingParts
 from tip_exp.config.presets import selector_options
 from tip_exp.config.schema import RunConfig
+from tip_exp.learner.backward import Backward
 from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.distributed import ALONE
 from tip_exp.learner.influence import Direction, gradient, influence
@@ -85,10 +86,9 @@ class Probe:
     def gradient(self, batch: Batch, selection: Selection) -> Direction:
         """The gradient of the kept tokens' weighted mean divergence."""
         student, teacher = self.parts.pair.student, self.parts.pair.teacher
-        checkpointed = self.config.learner.activation_checkpointing
         objective_of = make_objective(self.config.learner, batch.statistics)
-        arguments = student, teacher.head, batch.micro_batches, batch.teacher_hidden, selection
-        return gradient(*arguments, objective_of, self._tile_bytes, checkpointed=checkpointed)
+        batches = batch.micro_batches, batch.teacher_hidden
+        return gradient(Backward.of(self.config.learner), student, teacher.head, *batches, selection, objective_of)
 
     def influence(self, batch: Batch, direction: Direction) -> Tensor:
         """<g_n, direction> of every token, (N,), float64, in host memory."""

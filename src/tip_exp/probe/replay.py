@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -27,16 +27,13 @@ from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.distributed import ALONE
 from tip_exp.learner.objective import make_objective
 from tip_exp.learner.teacher import split
-from tip_exp.losses import BACKENDS
-from tip_exp.losses.head import LazyLogits
-from tip_exp.models.packed_attention import activation_checkpointing
 from tip_exp.probe.batches import scratch_parts
 from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder, read_budgets
 from tip_exp.report.tables import Table, markdown
+from tip_exp.selector.selector import Selection
 from tip_exp.types import Problem, Rollout
 from tip_exp.utils.errors import DataError, RunFailedError, exit_on_error
-from tip_exp.utils.units import MIB
 
 MAX_ROWS = 20  # of the table
 
@@ -133,24 +130,16 @@ def _go_to(parts: TrainingParts, folder: RunFolder, step: int) -> str:
 def _measure(parts: TrainingParts, number: int, rollout: Rollout, problem: Problem) -> Measured:
     pair, config, learner = parts.pair, parts.config.learner, parts.learner
     unclipped = {"reverse_kl": torch.zeros(0)}  # by a quantile of the step, which one rollout does not have
-    checkpoints = activation_checkpointing(pair.student.module) if config.activation_checkpointing else nullcontext()
     with _first_not_finite({"teacher": pair.teacher.module, "student": pair.student.module}) as first:
         teacher_hidden = parts.teacher.hidden([rollout], [problem])
         (batch,) = split([rollout], pair, config, ALONE)
         with pair.student.whole(trains=True), pair.teacher.whole():
-            with checkpoints:
-                hidden = pair.student.hidden(batch)
-            result = BACKENDS[config.loss_backend](
-                LazyLogits(hidden.detach(), pair.student.head),
-                LazyLogits(teacher_hidden[0], pair.teacher.head),
-                torch.ones(batch.num_tokens, dtype=torch.bool),
-                make_objective(config, unclipped)(batch.token_ids),
-                config.tile_mib * MIB,
-            )
-            hidden.backward(result.hidden_grad)
+            everything = Selection(torch.ones(batch.num_tokens, dtype=torch.bool), torch.ones(batch.num_tokens))
+            objective_of = make_objective(config, unclipped)
+            total = learner.backward(pair.student, pair.teacher.head, [batch], teacher_hidden, everything, objective_of)
     norm = float(divide_gradients(learner.parameters, batch.num_tokens))
     learner.optimizer.zero_grad(set_to_none=True)
-    loss = float(result.value) / batch.num_tokens
+    loss = float(total) / batch.num_tokens
     unnamed = "loss" if not math.isfinite(loss) else "" if math.isfinite(norm) else "backward pass"
     return Measured(number, problem.id, batch.num_tokens, loss, norm, first[0] if first else unnamed)
 
