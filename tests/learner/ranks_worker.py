@@ -90,13 +90,15 @@ def exchanged(ranks: Ranks) -> dict[str, Any]:
     """What this rank gets of the others' numbers, and the shapes of meshes over all ranks."""
     total = torch.tensor(float(ranks.rank))
     ranks.sum_([total])
+    meshes = [ranks.mesh(CPU, replicas) for replicas in (1, 2) if ranks.size % replicas == 0]
     return {
         "broadcast": ranks.broadcast(ranks.rank),
         "objects": ranks.gather_objects(ranks.rank),
         "values": ranks.gather(torch.full((ranks.rank + 1,), ranks.rank)).tolist(),
         "sum": float(total),
         "largest": ranks.largest({"rank": float(ranks.rank), f"of {ranks.rank}": 1.0}),
-        "meshes": [tuple(ranks.mesh(CPU, replicas).shape) for replicas in (1, 2) if ranks.size % replicas == 0],
+        "meshes": [tuple(mesh.shape) for mesh in meshes],
+        "timeouts": {group._get_backend(CPU).options._timeout for mesh in meshes for group in mesh.get_all_groups()},
     }
 
 

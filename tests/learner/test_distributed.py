@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 import tip_exp
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner import distributed
-from tip_exp.learner.distributed import ALONE, Ranks, start
+from tip_exp.learner.distributed import ALONE, TIMEOUT, Ranks, start
 from tip_exp.learner.sharding import make_sharding
 from tip_exp.models.load import load_pair
 from tip_exp.records.folder import RunFolder, read_budgets
@@ -161,6 +161,7 @@ def test_what_ranks_exchange(results: dict[int, Path]) -> None:
             assert got["sum"] == size * (size - 1) / 2
             assert got["largest"] == {"rank": size - 1, **{f"of {r}": 1.0 for r in range(size)}}
             assert got["meshes"] == [(size,), (2, size // 2)][: 1 if size == 3 else 2]
+            assert got["timeouts"] == {TIMEOUT}
 
 
 @pytest.mark.parametrize(("size", "name"), [(size, name) for size, runs in RUNS.items() for name in runs])

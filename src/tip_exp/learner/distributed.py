@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -108,11 +108,16 @@ class Ranks:
             )
 
     def mesh(self, device: torch.device, replicas: int) -> DeviceMesh:
-        """All ranks as ("shard",), or as ("replicate", "shard") of `replicas` x size / replicas (HSDP)."""
+        """All ranks as ("shard",), or as ("replicate", "shard") of `replicas` x size / replicas (HSDP).
+
+        Every group waits TIMEOUT; the groups that init_device_mesh would make wait 10 minutes on CUDA.
+        """
         if replicas == 1:
             return init_device_mesh(device.type, (self.size,), mesh_dim_names=("shard",))
-        shape = replicas, self.size // replicas
-        return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+        grid = torch.arange(self.size).view(replicas, -1)
+        rows = grid.T.tolist(), grid.tolist()
+        groups: list[Any] = [dist.new_subgroups_by_enumeration(members, timeout=TIMEOUT)[0] for members in rows]
+        return DeviceMesh.from_group(groups, device.type, mesh=grid, mesh_dim_names=("replicate", "shard"))
 
 
 ALONE = Ranks(alone=True)
