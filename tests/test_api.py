@@ -654,7 +654,8 @@ def test_an_error_of_the_command_is_one_message(
         ("a.jsonl", '{"text": "one"}\n', (["one"], None)),
         ("a.jsonl", '{"prompt": "p", "response": "one"}\n\n', (["one"], ["p"])),
         ("a.jsonl", '{"text": "one"}\n{"prompt": "p", "response": "two"}', 'line 2: either every line has a "prompt"'),
-        ("a.jsonl", "one\n", "line 1: no JSON"),
+        ("a.jsonl", '{"text": "one\u2028two"}\n', (["one\u2028two"], None)),  # no end of a line in JSON
+        ("a.jsonl", "one\n", "line 1: not JSON"),
         ("a.jsonl", '{"answer": "one"}\n', 'line 1: needs "response" with "prompt"'),
         ("a.txt", "\n", "has no line with a text"),
     ],

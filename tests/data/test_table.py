@@ -80,7 +80,7 @@ def test_parts_are_disjoint_and_complete() -> None:
     ("content", "changes", "message"),
     [
         ("{bad\n", {}, "x.jsonl, line 1: not JSON"),
-        ("[1]\n", {}, "line 1: a row is a JSON object; got list"),
+        ("[1]\n", {}, "line 1: expected an object; got list"),
         ('{"q": "a"}\n', {}, "row 1: no field 'gold.a' (at 'gold' there is: q)"),
         ('{"q": null, "gold": {"a": 1}, "n": 1}\n', {}, "row 1: field 'q' is empty"),
         (

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tip_exp.utils.errors import DataError, exit_on_error
+from tip_exp.utils.io import json_objects, to_json
 
 JSON_LINES = (".jsonl", ".json")
 LARGEST = 10  # tokens that the summary lists
@@ -26,24 +26,20 @@ def read_texts(path: Path) -> tuple[list[str], list[Any] | None]:
 
     Raises DataError that names the line.
     """
-    lines = [(n, line) for n, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
-    if not lines:
-        raise DataError(f"{path} has no line with a text")
     if path.suffix not in JSON_LINES:
-        return [line for _, line in lines], None
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        if not lines:
+            raise DataError(f"{path} has no line with a text")
+        return lines, None
     rows: list[dict[str, Any]] = []
-    for number, line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(
-                f"{path}, line {number}: no JSON ({error}); plain lines need a name like texts.txt"
-            ) from error
-        if not isinstance(row, dict) or not isinstance(row.get("response", row.get("text")), str):
-            raise DataError(f'{path}, line {number}: needs "response" with "prompt", or "text"; got {line[:80]}')
+    for where, row in json_objects(path):
+        if not isinstance(row.get("response", row.get("text")), str):
+            raise DataError(f'{where}: needs "response" with "prompt", or "text"; got {to_json(row)[:80]}')
         if ("prompt" in row) != ("prompt" in (rows or [row])[0]):
-            raise DataError(f'{path}, line {number}: either every line has a "prompt" or none')
+            raise DataError(f'{where}: either every line has a "prompt" or none')
         rows.append(row)
+    if not rows:
+        raise DataError(f"{path} has no line with a text")
     texts = [str(row.get("response", row.get("text"))) for row in rows]
     return texts, [row["prompt"] for row in rows] if "prompt" in rows[0] else None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from tip_exp.data.dataset import Dataset
 from tip_exp.data.fields import with_fields
 from tip_exp.types import Problem
 from tip_exp.utils.errors import DataError, first_line
+from tip_exp.utils.io import json_objects
 
 if TYPE_CHECKING:
     from tip_exp.config.datasets import TableConfig
@@ -46,8 +46,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a jsonl, parquet or csv file; its extension decides the format."""
     extension = path.suffix.lower()
     if extension == ".jsonl":
-        lines = path.read_bytes().splitlines()
-        return [_json_row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+        return [row for _, row in json_objects(path)]
     if extension == ".parquet":
         import pyarrow.parquet as parquet
 
@@ -146,13 +145,3 @@ def _value(row: dict[str, Any], field: str, location: str) -> Any:
     if value is None:
         raise DataError(f"{location}: field {field!r} is empty")
     return value
-
-
-def _json_row(line: bytes, location: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{location}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{location}: a row is a JSON object; got {type(row).__name__}")
-    return row

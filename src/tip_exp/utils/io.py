@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from tip_exp.utils.errors import DataError
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -58,6 +62,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]  # the last part is empty or an incomplete line
+
+
+def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("FILE, line N", the object) of every line of a user's file that is not empty; DataError at another line."""
+    for number, line in enumerate(path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON in UTF-8 ({error})") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{where}: expected an object; got {type(row).__name__}")
+        yield where, row
 
 
 def to_json_lines(rows: list[dict[str, Any]]) -> str:

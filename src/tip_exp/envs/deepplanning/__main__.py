@@ -26,6 +26,7 @@ from tip_exp.envs.deepplanning.score.tables import TaskTables
 from tip_exp.envs.deepplanning.split import split_to_yaml
 from tip_exp.envs.deepplanning.tools.sandbox import TravelSandbox
 from tip_exp.utils.errors import DataError
+from tip_exp.utils.io import json_objects
 
 TASKS_IN_MEMORY = 8  # the distance table of a task has tens of thousands of rows
 PRINTED = ("constraints", "passed", "total", "fraction", "personalized_score")
@@ -106,16 +107,7 @@ def _records(file: Path, available: list[str]) -> Iterator[tuple[str, dict[str, 
 
     The language may be missing if only one is available. The id is that of the folder: "7", 7 and "id_7" are the same.
     """
-    for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        where = f"{file}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON in UTF-8 ({error})") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: expected an object; got {type(record).__name__}")
+    for where, record in json_objects(file):
         lang = record.get("lang", available[0] if len(available) == 1 else None)
         if lang not in LANGS:
             value = repr(lang) if "lang" in record else "none"
