@@ -54,7 +54,7 @@ class Parts:
         self.config, self.folder, self.stack = config, folder, stack
         self._teacher_only = config.mode == "teacher"  # the teacher takes the student's place
         self.device = pick_device(config.device)
-        # On CUDA there is always a group, with gloo: checkpoints need it, and vLLM would make one without.
+        # On CUDA there is always a group with gloo: checkpoints need gloo, and vLLM would start a group without it.
         needs_group = lowered_dtype(config) is not None or self.device.type == "cuda"
         self.ranks = stack.enter_context(start(self.device, alone=needs_group))
         if not self.ranks.is_main:
@@ -131,7 +131,7 @@ class Parts:
 
     def _evaluate_teacher(self) -> dict[str, float]:
         """The teacher's accuracies: from the run that the launcher finished for it, else measured here."""
-        if not self._teacher_only and self.folder.teacher.exists():
+        if not self._teacher_only and self.ranks.broadcast(self.folder.teacher.exists()):
             source = RunFolder(self.folder.teacher)
             return self.ranks.broadcast(self.logger.copy_teacher(source) if self.ranks.is_main else {})
         if not self._teacher_only and self.backend.name == "vllm":

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tip_exp.learner.diagnostics import quadrants, token_metrics
+from tip_exp.learner.diagnostics import token_metrics
 from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens
 
 SOFT_OR = Selector(
@@ -36,7 +36,7 @@ def test_quadrants_partition_the_tokens() -> None:
         "entropy": torch.tensor([0.5, 0.5, 0.1, 0.1, 0.3]),
         "reverse_kl": torch.tensor([0.5, 0.1, 0.5, 0.1, 0.3]),
     }
-    masks = quadrants(statistics, Quadrants(0.3, 0.3))
+    masks = Quadrants(0.3, 0.3).masks(statistics)
     tokens = {name: mask.nonzero().squeeze(-1).tolist() for name, mask in masks.items()}
     assert tokens == {"q1": [0, 4], "q2": [1], "q3": [2], "q4": [3]}
 

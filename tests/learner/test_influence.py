@@ -241,12 +241,12 @@ def test_on_the_embedded_pair_in_float32_large_tokens_agree_to_a_ten_thousandth(
 def test_second_moments_are_adams_and_precondition_as_its_denominator_does() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
     optimizer = torch.optim.AdamW([weight], lr=0.1, betas=(0.9, 0.5), eps=1e-3)
-    assert second_moments(optimizer, {"w": weight}) == {}
+    assert second_moments(optimizer, {"w": weight}, [{"w": torch.tensor([2.0])}]) == {"w": 4.0}  # before any step
     for grad in ([1.0, 4.0], [3.0, 0.0]):
         weight.grad = torch.tensor(grad)
         optimizer.step()
     # v = 0.5 (0.5 g1^2) + 0.5 g2^2 = [4.75, 4], corrected by 1 - 0.5^2 = 0.75
-    moments = second_moments(optimizer, {"w": weight})
+    moments = second_moments(optimizer, {"w": weight}, [])
     torch.testing.assert_close(moments["w"], torch.tensor([4.75, 4.0]) / 0.75)
     scaled = preconditioned({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([4.0, 0.0])}, eps=0.5)
     torch.testing.assert_close(scaled["w"], torch.tensor([1 / 2.5, 2 / 0.5]))

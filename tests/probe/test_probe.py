@@ -17,13 +17,13 @@ from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch import cli
-from tip_exp.learner.gradient_signal import GradientSums, everything
+from tip_exp.learner.gradient_signal import GradientSums
 from tip_exp.learner.influence import Direction, dot, mean_of, parameters_of, preconditioned
 from tip_exp.learner.selectors import make_selector
 from tip_exp.probe import advise, influence
 from tip_exp.probe.batches import Batch, Probe, at_ratios, opened, selectors_of
 from tip_exp.probe.command import command
-from tip_exp.selector.selector import Quadrants
+from tip_exp.selector.selector import Quadrants, Selection
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
 
@@ -124,9 +124,9 @@ def test_the_recommendation_keeps_the_fewest_tokens_within_both_limits() -> None
 def test_directions_of_influence(probe: Probe, fresh: bool, adam: bool) -> None:
     """The mean over tokens of <g_n, P g> is <mean of g_n, P g>."""
     measured = influence.measure(probe, 2, fresh=fresh, adam=adam)
-    gradients = [probe.gradient(batch, everything(batch.tokens, "token")) for batch in measured.batches]
+    gradients = [probe.gradient(batch, Selection.everything(len(batch.tokens))) for batch in measured.batches]
     directing = [probe.read(number) for number in (2, 3)] if fresh else measured.batches
-    of_directing = [probe.gradient(batch, everything(batch.tokens, "token")) for batch in directing]
+    of_directing = [probe.gradient(batch, Selection.everything(len(batch.tokens))) for batch in directing]
     moments = mean_of(of_directing, squared=True)
     for number, (values, gradient) in enumerate(zip(measured.values, gradients, strict=True)):
         direction = mean_of(of_directing) if fresh else of_directing[number]
@@ -237,7 +237,8 @@ def test_a_checkpoint_gives_weights_and_moments(
         for name, parameter in parameters_of(resumed.parts.pair.student).items():
             assert not parameter.equal(before[name])
             assert parameter.equal(parameters_of(probe.parts.pair.student)[name])
-        assert influence.second_moments(resumed.parts.learner.optimizer, parameters_of(resumed.parts.pair.student))
+        parameters = parameters_of(resumed.parts.pair.student)
+        assert influence.second_moments(resumed.parts.learner.optimizer, parameters, [])
 
 
 @pytest.mark.parametrize(

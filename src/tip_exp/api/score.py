@@ -28,7 +28,7 @@ from tip_exp.losses.token_stats import check_ids, token_stats
 from tip_exp.models.load import max_positions
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.pair import Model
-from tip_exp.selector.scores import QUADRANTS, STATISTICS, STUDENT_STATISTICS
+from tip_exp.selector.scores import STATISTICS, STUDENT_STATISTICS
 from tip_exp.selector.selector import Selection
 from tip_exp.types import Rollout
 from tip_exp.utils.units import MIB
@@ -185,9 +185,9 @@ def _influence(student: Model, teacher: Model, held: list[tuple[MicroBatch, Tens
     if not held:
         return torch.zeros(0, dtype=torch.float64)
     batches, teacher_hidden = zip(*held, strict=True)
-    ones = torch.ones(sum(batch.num_tokens for batch in batches))
     arguments = student, teacher.head, batches, teacher_hidden
-    everything, objective = Selection(ones.bool(), ones), Divergence("reverse_kl")
+    everything = Selection.everything(sum(batch.num_tokens for batch in batches))
+    objective = Divergence("reverse_kl")
     direction = gradient(Backward(tile_bytes), *arguments, everything, lambda _: objective)
     return influence(*arguments, direction, lambda _: objective, tile_bytes).cpu()
 
@@ -224,11 +224,9 @@ def _table(
     index = ["sequence", "position", "token_id"]
     frame[index] = frame[index].astype(int)  # of an empty table too
     if "quadrant" in columns:
-        limits = thresholds(quadrants)
-        high = values["entropy"] >= limits.entropy, values["reverse_kl"] >= limits.divergence
         frame["quadrant"] = ""
-        for name, rule in QUADRANTS.items():
-            frame.loc[rule(*high).numpy(), "quadrant"] = name.upper()
+        for name, mask in thresholds(quadrants).masks(values).items():
+            frame.loc[mask.numpy(), "quadrant"] = name.upper()
     if tokenizer is not None:
         texts = {token: tokenizer.decode([token]) for token in frame["token_id"].unique().tolist()}
         frame["token"] = [texts[token] for token in frame["token_id"].tolist()]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tip_exp.records import metrics as names
-from tip_exp.selector.scores import QUADRANTS
 from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens, jaccard, keep_top
 
 # Edges of the position buckets [0, 16), [16, 64), …: each bucket ends at four times its start.
@@ -37,7 +36,7 @@ def token_metrics(
     if {"entropy", "teacher_entropy"} <= statistics.keys():
         metrics[names.ENTROPY_GAP_MEAN] = float((statistics["entropy"] - statistics["teacher_entropy"]).abs().mean())
     if {"entropy", "reverse_kl"} <= statistics.keys():
-        for name, in_quadrant in quadrants(statistics, selector.quadrants).items():
+        for name, in_quadrant in selector.quadrants.masks(statistics).items():
             metrics[names.quadrant_share(name)] = float(in_quadrant.float().mean())
             metrics[names.quadrant_divergence_share(name)] = share_within(statistics["reverse_kl"], in_quadrant)
     for low, high in pairwise(POSITION_EDGES):
@@ -80,16 +79,9 @@ def _kept_shares(statistics: dict[str, Tensor], kept_mask: Tensor, thresholds: Q
         if statistic in statistics:
             shares[mass] = share_within(statistics[statistic], kept_mask)
     if {"entropy", "reverse_kl"} <= statistics.keys():
-        for name, in_quadrant in quadrants(statistics, thresholds).items():
+        for name, in_quadrant in thresholds.masks(statistics).items():
             shares[names.quadrant_kept_frac(name)] = _mean_within(kept_mask, in_quadrant)
     return shares
-
-
-def quadrants(statistics: dict[str, Tensor], thresholds: Quadrants) -> dict[str, Tensor]:
-    """{"q1": (N,) bool, …}: each token is in exactly one quadrant (TIP, Table 1)."""
-    high_entropy = statistics["entropy"] >= thresholds.entropy
-    high_divergence = statistics["reverse_kl"] >= thresholds.divergence
-    return {name: rule(high_entropy, high_divergence) for name, rule in QUADRANTS.items()}
 
 
 def _mean_within(values: Tensor, mask: Tensor) -> float:

@@ -15,7 +15,6 @@ from tip_exp.learner.influence import (
     dot,
     gradient,
     influence,
-    mean_of,
     parameters_of,
     preconditioned,
     second_moments,
@@ -26,7 +25,7 @@ from tip_exp.learner.teacher import TeacherHidden, to_pair
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.pair import Pair
 from tip_exp.records import metrics as names
-from tip_exp.selector.selector import Selection, Tokens
+from tip_exp.selector.selector import Selection
 from tip_exp.types import Rollout
 from tip_exp.utils.units import MIB
 
@@ -66,13 +65,6 @@ def cosine(a: Direction, b: Direction) -> float:
     return dot(a, b) / norms if norms else 0.0
 
 
-def everything(tokens: Tokens, average: str) -> Selection:
-    """All tokens, weighted as `learner.average` says."""
-    ones = torch.ones(len(tokens))
-    selection = Selection(ones.bool(), ones)
-    return selection.mean_by_rollout(tokens) if average == "rollout" else selection
-
-
 def gradient_metrics(
     pair: Pair,
     config: LearnerConfig,
@@ -101,7 +93,7 @@ def gradient_metrics(
     teacher_rows = torch.cat(list(teacher_hidden))
     local_row = torch.zeros(len(tokens), dtype=torch.long)
     local_row[share.rows] = torch.arange(len(teacher_rows))
-    parts = {"kept": selection, "full": everything(tokens, config.average)}
+    parts = {"kept": selection, "full": Selection.everything(len(tokens)).averaged(tokens, config.average)}
     sums = {name: GradientSums() for name in parts}
     for indices in prompts:
         options = {"packing": config.packing, "among": indices}
@@ -131,7 +123,7 @@ def gradient_metrics(
     attention = str(pair.student.module.config._attn_implementation)
     if pair.student.shards is None and "flash" not in attention:  # others have no forward mode
         step_gradient = {name: total.div_(len(prompts)) for name, total in full.total.items()}
-        moments = second_moments(optimizer, parameters_of(pair.student)) or mean_of([step_gradient], squared=True)
+        moments = second_moments(optimizer, parameters_of(pair.student), [step_gradient])
         direction = preconditioned(step_gradient, moments, config.eps)
         arguments = pair.student, pair.teacher.head, batches, teacher_hidden, direction, objective_of
         values = influence(*arguments, config.tile_mib * MIB).cpu()

@@ -54,8 +54,8 @@ def gradient(
     """Gradient of the kept tokens' weighted mean divergence, as an update divides it; `.grad` stays as it is.
 
     `selection` is of the tokens of all micro-batches in order; `teacher_hidden` has a tensor (n, E) for each of them.
-    Sharded weights give the sum over the ranks in DTensors: every rank makes the call, inside `whole`, with its own
-    micro-batches, as many as the others'; `mass` is then that of the kept tokens of all ranks.
+    With sharded weights every rank calls this inside `whole`, with as many micro-batches as the others. The result is
+    the sum over the ranks, as DTensors; `mass` is that of the kept tokens of all ranks.
     """
     parameters = parameters_of(student)
     with _without_grads(parameters), torch.enable_grad():
@@ -116,15 +116,17 @@ def preconditioned(direction: Direction, second_moments: Direction, eps: float) 
     }
 
 
-def second_moments(optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]) -> Direction:
-    """Adam's bias-corrected v; empty before its first step."""
+def second_moments(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], gradients: Sequence[Direction]
+) -> Direction:
+    """Adam's bias-corrected v; before its first step the mean square of `gradients`."""
     moments: Direction = {}
     for group in optimizer.param_groups:
         beta2, names = group["betas"][1], {parameter: name for name, parameter in parameters.items()}
         for parameter in group["params"]:
             if state := optimizer.state.get(parameter):
                 moments[names[parameter]] = state["exp_avg_sq"] / (1 - beta2 ** float(state["step"]))
-    return moments
+    return moments or mean_of(gradients, squared=True)
 
 
 def mean_of(directions: Sequence[Direction], *, squared: bool = False) -> Direction:

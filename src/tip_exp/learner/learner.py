@@ -97,7 +97,7 @@ class Learner:
             with self.pair.student.whole(trains=True), self.pair.teacher.whole():
                 # Pass 1. If only the sampler check needs a statistic, the first (longest) micro-batch suffices.
                 scored = batches if required else batches[:1] if measured else []
-                stats = self._token_stats(scored, teacher_hidden, measured, keep_graph=len(batches) == 1)
+                stats = self.token_stats(scored, teacher_hidden, measured, keep_graph=len(batches) == 1)
                 # To the host once: the selection and its metrics would wait for the device at every number.
                 local_statistics = {name: torch.cat([s.values[name] for s in stats]).cpu() for name in sorted(measured)}
                 budgets = {"budget": self._order_tokens, "computed": self.config.micro_batch_tokens}
@@ -113,8 +113,7 @@ class Learner:
                 except FloatingPointError as error:
                     self._reject(step, rollouts, str(error))
                     selection = Selection(torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(len(tokens)))
-                if self.config.average == "rollout":
-                    selection = selection.mean_by_rollout(tokens)
+                selection = selection.averaged(tokens, self.config.average)
                 part, objective_of = selection.at(share.rows), make_objective(self.config, statistics)
                 loss_sum = self.backward(  # pass 2
                     self.pair.student,
@@ -138,7 +137,7 @@ class Learner:
         metrics |= shadow_metrics(shadows, statistics, tokens, selection.kept_mask, partial(draws, self.seed, step))
         return StepReport(metrics, tokens, statistics, selection)
 
-    def _token_stats(
+    def token_stats(
         self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, wanted: frozenset[str], *, keep_graph: bool
     ) -> list[TokenStats]:
         """The statistics of micro-batches; `keep_graph`: of the only one, whose forward pass pass 2 reuses."""

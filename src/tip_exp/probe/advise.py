@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.diagnostics import share_within
-from tip_exp.learner.gradient_signal import GradientSums, cosine, everything
+from tip_exp.learner.gradient_signal import GradientSums, cosine
 from tip_exp.learner.influence import Direction
 from tip_exp.probe.batches import CONFIGURED, Batch, Probe, at_ratios, opened, selectors_of
 from tip_exp.probe.influence import percent
@@ -30,12 +30,13 @@ def measure(
 
     One gradient per batch and kept set; equal kept sets are measured once. Holds the full gradient of every batch.
     """
-    whole = [everything(batch.tokens, probe.config.learner.average) for batch in batches]
+    average = probe.config.learner.average
+    whole = [Selection.everything(len(batch.tokens)).averaged(batch.tokens, average) for batch in batches]
     full = [probe.gradient(batch, selection) for batch, selection in zip(batches, whole, strict=True)]
     measured = {_key(whole): _gradient_numbers(full, full)}
     rows: list[dict[str, Any]] = [_row(FULL, 1.0, batches, whole, measured[_key(whole)])]
     for name, selector in at_ratios({n: s for n, s in selectors.items() if n != FULL}, ratios):
-        selections = [_averaged(probe, batch, probe.select(selector, batch)) for batch in batches]
+        selections = [probe.select(selector, batch).averaged(batch.tokens, average) for batch in batches]
         key = _key(selections)
         if key not in measured:
             gradients = (probe.gradient(batch, part) for batch, part in zip(batches, selections, strict=True))
@@ -105,11 +106,6 @@ def advise(
         pd.DataFrame(rows).to_csv(out / "advice.csv", index=False, float_format="%.6g")
         write_tables(out / "advice.md", "Selectors before training", head, [table(rows)])
         (out / "advice.html").write_text(advice_page(rows, head, [table(rows)]), encoding="utf-8")
-
-
-def _averaged(probe: Probe, batch: Batch, selection: Selection) -> Selection:
-    """With the weights by which a run averages (learner.average)."""
-    return selection.mean_by_rollout(batch.tokens) if probe.config.learner.average == "rollout" else selection
 
 
 def _gradient_numbers(gradients: Any, full: list[Direction]) -> dict[str, float]:

@@ -24,8 +24,7 @@ from tip_exp.learner.objective import make_objective
 from tip_exp.learner.selectors import draws, make_selector
 from tip_exp.learner.sharing import StepTokens
 from tip_exp.learner.teacher import TeacherHidden, split
-from tip_exp.losses.head import LazyLogits
-from tip_exp.losses.token_stats import Statistics, token_stats
+from tip_exp.losses.token_stats import Statistics
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.records.folder import RunFolder
 from tip_exp.selector.scores import STATISTICS
@@ -65,20 +64,8 @@ class Probe:
         parts.sampler.rest()
         batches = split(rollouts, parts.pair, config.learner, ALONE)
         teacher_hidden = parts.teacher.hidden(rollouts, problems)
-        measured: list[Statistics] = []
-        for batch, hidden_of_teacher in zip(batches, teacher_hidden, strict=True):
-            with torch.no_grad():
-                student = LazyLogits(parts.pair.student.hidden(batch), parts.pair.student.head)
-            stats = token_stats(
-                student,
-                LazyLogits(hidden_of_teacher, parts.pair.teacher.head),
-                batch.token_ids,
-                wanted=frozenset(STATISTICS),
-                tile_bytes=self._tile_bytes,
-                jsd_beta=config.learner.jsd_beta,
-            )
-            measured.append(stats.values)
-        statistics = {name: torch.cat([values[name] for values in measured]).cpu() for name in STATISTICS}
+        scored = parts.learner.token_stats(batches, teacher_hidden, frozenset(STATISTICS), keep_graph=False)
+        statistics = {name: torch.cat([part.values[name] for part in scored]).cpu() for name in STATISTICS}
         budget, packing = config.learner.micro_batch_tokens, config.learner.packing
         tokens = StepTokens.of(rollouts, ALONE, budget, packing=packing).tokens
         return Batch(step, rollouts, problems, batches, teacher_hidden, tokens, statistics)

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.learner.diagnostics import quadrants, share_within
-from tip_exp.learner.gradient_signal import everything
+from tip_exp.learner.diagnostics import share_within
 from tip_exp.learner.influence import mean_of, parameters_of, preconditioned, second_moments
 from tip_exp.probe.batches import Batch, Probe, at_ratios, opened, selectors_of
 from tip_exp.probe.page import influence_page, write_tables
 from tip_exp.report.tables import Table
 from tip_exp.selector.normalize import normalize
-from tip_exp.selector.selector import Quadrants, Selector, budgets, keep_top
+from tip_exp.selector.selector import Quadrants, Selection, Selector, budgets, keep_top
 
 TOP_SHARES = (0.01, 0.05, 0.1)  # of the tokens; the table has the influence that each holds
 ORACLE = "influence itself"
@@ -43,7 +42,7 @@ class Measured:
 
     def quadrants(self) -> dict[str, Tensor]:
         statistics = {name: self.statistic(name) for name in ("entropy", "reverse_kl")}
-        return quadrants(statistics, self.thresholds)
+        return self.thresholds.masks(statistics)
 
 
 def measure(probe: Probe, num_batches: int, *, fresh: bool, adam: bool) -> Measured:
@@ -54,12 +53,9 @@ def measure(probe: Probe, num_batches: int, *, fresh: bool, adam: bool) -> Measu
     """
     batches = [probe.read(number) for number in range(num_batches)]
     directing = [probe.read(number) for number in range(num_batches, 2 * num_batches)] if fresh else batches
-    gradients = [probe.gradient(batch, everything(batch.tokens, "token")) for batch in directing]
-    moments = None
-    if adam:
-        learner = probe.parts.learner
-        moments = second_moments(learner.optimizer, parameters_of(probe.parts.pair.student))
-        moments = moments or mean_of(gradients, squared=True)
+    gradients = [probe.gradient(batch, Selection.everything(len(batch.tokens))) for batch in directing]
+    parameters = parameters_of(probe.parts.pair.student)
+    moments = second_moments(probe.parts.learner.optimizer, parameters, gradients) if adam else None
     mean = mean_of(gradients) if fresh else {}
     values: list[Tensor] = []
     for number, batch in enumerate(batches):

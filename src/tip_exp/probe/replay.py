@@ -134,7 +134,7 @@ def _measure(parts: TrainingParts, number: int, rollout: Rollout, problem: Probl
         teacher_hidden = parts.teacher.hidden([rollout], [problem])
         (batch,) = split([rollout], pair, config, ALONE)
         with pair.student.whole(trains=True), pair.teacher.whole():
-            everything = Selection(torch.ones(batch.num_tokens, dtype=torch.bool), torch.ones(batch.num_tokens))
+            everything = Selection.everything(batch.num_tokens)
             objective_of = make_objective(config, unclipped)
             total = learner.backward(pair.student, pair.teacher.head, [batch], teacher_hidden, everything, objective_of)
     norm = float(divide_gradients(learner.parameters, batch.num_tokens))

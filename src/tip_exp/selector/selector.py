@@ -16,6 +16,7 @@ from tip_exp.selector.normalize import clip_high, normalize
 from tip_exp.selector.scores import (
     FALLING,
     NORMALIZED,
+    QUADRANTS,
     Group,
     Normalizer,
     Order,
@@ -43,9 +44,19 @@ class Selection:
     score: Tensor
     weights: Tensor | None = None
 
+    @classmethod
+    def everything(cls, num_tokens: int) -> Selection:
+        """All tokens, with equal weights."""
+        ones = torch.ones(num_tokens)
+        return cls(ones.bool(), ones)
+
     def at(self, rows: slice | Tensor) -> Selection:
         """The selection of the tokens at `rows`."""
         return Selection(self.kept_mask[rows], self.score[rows], None if self.weights is None else self.weights[rows])
+
+    def averaged(self, tokens: Tokens, average: str) -> Selection:
+        """`mean_by_rollout` for learner.average=rollout; for token the same selection, whose loss is a mean of all."""
+        return self.mean_by_rollout(tokens) if average == "rollout" else self
 
     def mean_by_rollout(self, tokens: Tokens) -> Selection:
         """The same tokens, weighted so that the loss is a mean in each rollout, then over rollouts (TIP, Eq. 1, 8, 9).
@@ -98,6 +109,11 @@ class Quadrants:
 
     entropy: float
     divergence: float
+
+    def masks(self, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{"q1": (N,) bool, …}: each token is in exactly one quadrant."""
+        high = statistics["entropy"] >= self.entropy, statistics["reverse_kl"] >= self.divergence
+        return {name: rule(*high) for name, rule in QUADRANTS.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
