@@ -120,7 +120,7 @@ bench: install ## run a benchmark, BENCH="loss --quick" by default (pip install 
 
 pairs: install ## pretrain both embedded pairs again (about 13 minutes on two cores)
 	$(BIN)/python -m scripts.make_pairs word_sums --out src/tip_exp/assets/tiny
-	$(BIN)/python -m scripts.make_pairs calculator --out src/tip_exp/assets/tiny_tools
+	$(BIN)/python -m scripts.make_pairs tools --out src/tip_exp/assets/tiny_tools
 
 students: outputs/students/.made ## pretrain the three students of the pair tiny_students
 

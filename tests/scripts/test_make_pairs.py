@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from scripts.make_pairs import calculator, common, ledger, word_sums
+from scripts.make_pairs import common, ledger, tools, word_sums
 from tip_exp.data.ledger import NAMES, stream
 from tip_exp.envs.chat import Chat
 from tip_exp.types import Rollout
 from tip_exp.utils.paths import resolve_model
 
 ROLES = ("teacher", "student")
-RECIPES = {"tiny": word_sums.RECIPES, "tiny_tools": calculator.RECIPES}
+RECIPES = {"tiny": word_sums.RECIPES, "tiny_tools": tools.RECIPES}
 FOLDERS = {role: Path(resolve_model(f"package:tiny/{role}")) for role in ROLES}
 GREEDY_ACCURACY = {"teacher": (0.99, 1.0), "student": (0.28, 0.42)}  # of 512; the student's standard error is 0.02
 
@@ -47,8 +47,8 @@ def test_word_sums_tokenizer_is_reproduced(role: str) -> None:
     assert vocabulary_and_merges(built) == vocabulary_and_merges((FOLDERS[role] / "tokenizer.json").read_text())
 
 
-def test_calculator_tokenizer_is_reproduced(tmp_path: Path) -> None:
-    built = calculator.build_tokenizer(tmp_path).backend_tokenizer.to_str()
+def test_tools_tokenizer_is_reproduced(tmp_path: Path) -> None:
+    built = tools.build_tokenizer(tmp_path).backend_tokenizer.to_str()
     shipped = (Path(resolve_model("package:tiny_tools/student")) / "tokenizer.json").read_text()
     assert vocabulary_and_merges(built) == vocabulary_and_merges(shipped)
 
@@ -111,12 +111,12 @@ def test_only_response_tokens_are_trained(monkeypatch: pytest.MonkeyPatch) -> No
     assert targets == [[7, 8, 10, 13, 14]]
 
 
-def test_calculator_student_invents_where_the_teacher_looks_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calculator, "NUM_TRAIN_EPISODES", 30)
+def test_tools_student_invents_where_the_teacher_looks_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools, "NUM_TRAIN_EPISODES", 30)
     chat = Chat(AutoTokenizer.from_pretrained(resolve_model("package:tiny_tools/student")))
     calls = [
         sum(chat.decode(rollout.response_ids, with_special=True).count("<tool_call>") for rollout in rollouts)
-        for rollouts in (calculator.train_rollouts(tmp_path / str(slip), chat, slip) for slip in (0.0, 0.85))
+        for rollouts in (tools.train_rollouts(tmp_path / str(slip), chat, slip) for slip in (0.0, 0.85))
     ]
     assert calls[0] > 30 and calls[1] < 0.3 * calls[0]
 

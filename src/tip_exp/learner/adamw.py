@@ -23,7 +23,10 @@ def make_optimizer(parameters: Sequence[Tensor], config: LearnerConfig) -> torch
 
 
 def divide_gradients(parameters: Sequence[Tensor], mass: float) -> Tensor:
-    """Divide the gradients by `mass`; returns their norm. Separate function so that `zero_grad` frees them."""
+    """Divide the gradients by `mass`; returns their norm.
+
+    A function of its own: no list of gradients lives until `zero_grad`, which frees them.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for gradient in gradients:
         gradient.div_(mass)
@@ -31,7 +34,7 @@ def divide_gradients(parameters: Sequence[Tensor], mass: float) -> Tensor:
 
 
 def update(optimizer: torch.optim.AdamW, lr: float, ranks: Ranks) -> float:
-    """Step with the learning rate `lr` and free the gradients; returns `update_ratio`, and raises what it raises.
+    """Step with the learning rate `lr` and free the gradients; returns `update_ratio`, whose errors pass.
 
     Raises RunFailedError if memory does not suffice, as weights and states may then be updated in part.
     """

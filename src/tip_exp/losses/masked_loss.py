@@ -18,9 +18,9 @@ from tip_exp.losses.head import LazyLogits, check_same_tokens, project
 from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, add_tile
 from tip_exp.losses.tiling import Tiling, Workspace, kernels, tiling, to_device
 
-# Whole-row tiles with fewer rows re-read the head (and on a CPU its gradient) so often that a first pass for the
-# log-normalizers, which allows tiles of any shape, is cheaper. CUDA: 4 GEMMs limited by reading the weight, against 6
-# limited by arithmetic at about 200 operations a byte (H100, bfloat16); computed, not measured.
+# Below this many rows a tile of whole rows, for which the head (on a CPU its gradient too) is read once a tile, costs
+# more than a first pass for the log-normalizers, after which tiles may have any shape. The value for CUDA is computed
+# and not measured: 4 GEMMs bound by reading the weight against 6 bound by arithmetic (H100, bfloat16, 200 FLOP a byte).
 MIN_WHOLE_ROWS = {"cpu": 48, "cuda": 128}
 
 

@@ -77,7 +77,7 @@ def total_cost(days: list[Day], meta: dict[str, Any]) -> float:
     taxis = max(1, -(-people // SEATS_PER_TAXI))
     rides = nights = meals = tickets = 0.0  # four sums, added last: float addition in another order could differ
     for day in days:
-        fares = (_number(details(leg).get("cost", 0)) for leg in activities(day, Kind.INTERCITY))
+        fares = (number(details(leg).get("cost", 0)) for leg in activities(day, Kind.INTERCITY))
         fare = next((fare for fare in fares if fare is not None), 0.0)
         if fare > 0:
             rides += fare * people
@@ -95,7 +95,8 @@ def total_cost(days: list[Day], meta: dict[str, Any]) -> float:
     return rides + nights + meals + tickets
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
+    """None for what is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):
@@ -103,4 +104,4 @@ def _number(value: Any) -> float | None:
 
 
 def _cost(value: Any) -> float:
-    return (_number(value) or 0.0) if value else 0.0
+    return (number(value) or 0.0) if value else 0.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tip_exp.envs.deepplanning.data import TABLES, Row, read_table
-from tip_exp.envs.deepplanning.plan.schema import Activity, Day, Kind, Plan, activities, bare_city
+from tip_exp.envs.deepplanning.plan.schema import Activity, Day, Kind, Plan, activities, bare_city, number
 
 _COORDINATES = re.compile(r"\s*([\-0-9.]+)\s*,\s*([\-0-9.]+)\s*$")
 _CHINESE_CITY = re.compile(r"[\u4e00-\u9fa5]{2}")
@@ -84,13 +84,6 @@ class Trip:
     def activities(self, kind: Kind) -> list[Activity]:
         """All activities of one type, day by day."""
         return [activity for day in self.days for activity in activities(day, kind)]
-
-
-def number(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
 
 
 def yuan(cell: str) -> int | None:

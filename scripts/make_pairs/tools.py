@@ -62,7 +62,7 @@ def make(role: str, out: Path) -> None:
         episodes = play_episodes(root, "validation", NUM_VALIDATION_EPISODES, sampler, chat, greedy)
     fraction = sum(episode.score["fraction"] for episode in episodes) / NUM_VALIDATION_EPISODES
     score = {f"validation_greedy_fraction_{NUM_VALIDATION_EPISODES}": fraction}
-    common.write_record(out / role, "calculator", recipe, model, score)
+    common.write_record(out / role, "tools", recipe, model, score)
 
 
 def build_tokenizer(root: Path) -> PreTrainedTokenizerFast:
