@@ -35,10 +35,10 @@ class Check:
 
 
 CHECKS = {
-    "tests": Check("tests/gpu pass", 480, checks.run_tests),
+    "tests": Check("tests/gpu pass", 900, checks.run_tests),
     "loss": Check("time, memory and error of the loss beside cuBLAS alone and TRL's kernel", 60, losses.loss),
     "memory": Check("loss memory against retention, for both backends (the paper's figure)", 60, losses.memory),
-    "engine": Check("the engine is built, sleeps, takes new weights and wakes, three times", 240, checks.engine),
+    "engine": Check("the engine is built, sleeps, takes new weights and wakes, three times", 480, checks.engine),
     "run": Check("three steps of 1.7B → 0.6B by tip-exp on one GPU", 240, checks.run_one),
     "run_slice": Check("three steps of 8B → 4B, two layers of each, on one GPU", 240, checks.run_slice),
     "run_ranks": Check("three steps of 1.7B → 0.6B on all GPUs give the metrics of one", 240, checks.run_ranks),

@@ -146,6 +146,7 @@ def test_the_limit_of_a_cgroup_counts(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "meminfo").write_text("MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")  # 8 GiB
     monkeypatch.setattr(memory_check, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory_check, "_CGROUP", tmp_path)
+    monkeypatch.setattr(memory_check, "_OWN_CGROUP", tmp_path / "absent")
     assert free_gib(CPU) == 8.0
     (tmp_path / "memory.current").write_text(f"{2**30}\n")
     (tmp_path / "memory.max").write_text("max\n")
@@ -154,6 +155,12 @@ def test_the_limit_of_a_cgroup_counts(tmp_path: Path, monkeypatch: pytest.Monkey
     assert free_gib(CPU) == 3.0  # 4 - 1
     (tmp_path / "memory.stat").write_text(f"anon 7\nfile 9\ninactive_file {2**28}\nactive_file {2**28}\n")
     assert free_gib(CPU) == 3.5, "files that were read are no memory in use"
+    (tmp_path / "slurm" / "job_1").mkdir(parents=True)
+    (tmp_path / "slurm" / "memory.current").write_text(f"{2**30}\n")
+    (tmp_path / "slurm" / "memory.max").write_text(f"{3 * 2**30}\n")
+    (tmp_path / "cgroup").write_text("1:cpu:/other\n0::/slurm/job_1\n")
+    monkeypatch.setattr(memory_check, "_OWN_CGROUP", tmp_path / "cgroup")
+    assert free_gib(CPU) == 2.0, "a group around this process's own has a lower limit"
     monkeypatch.setattr(memory_check, "_MEMINFO", tmp_path / "absent")
     assert free_gib(CPU) is None
 

@@ -25,7 +25,7 @@ from tip_exp.utils.errors import ConfigError
 
 # Imported by every process at its start: replaces a run by one that writes what it sees, and ends as its name says.
 STUB = """
-import json, logging, os, signal, subprocess, sys, time, types
+import atexit, json, logging, os, signal, subprocess, sys, time, types
 from unittest.mock import MagicMock
 
 class Popen(subprocess.Popen):
@@ -48,6 +48,7 @@ def run(config, folder):
     while not (folder.root / f"started{1 - rank}").exists():
         time.sleep(0.01)
     if config.name == "fails":
+        atexit.register(time.sleep, 1000)  # as a library that waits for the other ranks when the process ends
         if rank == 0:
             time.sleep(0.2)
             raise RuntimeError("rank 0 lost its peer")
@@ -293,8 +294,9 @@ def test_where_nodes_meet() -> None:
 def test_torchrun_accepts_the_options() -> None:
     from torch.distributed.run import parse_args
 
-    options = torchrun_options(4, 2, Node(1, "n1", 5000))
+    options = torchrun_options(4, 2, Node(1, "n1", 5000), "digest")
     parsed = parse_args([*options, "-m", "module", "argument"])
     assert (parsed.nproc_per_node, parsed.nnodes, parsed.node_rank) == ("4", "2", 1)
     assert (parsed.master_addr, parsed.master_port, parsed.rdzv_backend) == ("n1", 5000, "static")
-    assert parse_args([*torchrun_options(2, 1, Node()), "-m", "module"]).standalone
+    assert parsed.rdzv_id == "digest"
+    assert parse_args([*torchrun_options(2, 1, Node(), "digest"), "-m", "module"]).standalone

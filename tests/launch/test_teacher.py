@@ -16,12 +16,14 @@ import pytest
 from tip_exp import build
 from tip_exp.config.parse import digest, load
 from tip_exp.config.schema import RunConfig
+from tip_exp.launch import launch
+from tip_exp.launch.launch import HeldError
 from tip_exp.launch.reuse import remove_stale, teacher_config
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import read_runs
 from tip_exp.rollout.backends import Backend
 from tip_exp.run import run_eval
-from tip_exp.utils.errors import ConfigError
+from tip_exp.utils.errors import ConfigError, RunFailedError
 from tip_exp.utils.io import read_rows
 from tip_exp.utils.paths import resolve_model
 
@@ -112,6 +114,35 @@ def test_two_runs_at_a_time_evaluate_their_teacher_once_with_the_numbers_of_one_
         assert record.result is not None and record.result["teacher"] == expected and expected["word_sums/greedy"] > 0.9
         assert graded(folder, "teacher") == graded(reference, "teacher") and len(graded(folder, "student")) == 2 * 6 * 3
         assert record.result["start"] == json.loads(reference.result.read_text())["start"]
+
+
+def test_a_wait_for_a_teacher_ends_if_nothing_is_written(
+    tmp_path: Path, compose_run: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that was killed on another host leaves a lock, which tells this host nothing."""
+
+    def held(*_: Any) -> None:
+        raise HeldError("outputs/teachers/x is held by process 7 on n2; …, remove outputs/teachers/x/lock")
+
+    monkeypatch.setattr(launch, "TEACHERS", tmp_path)
+    monkeypatch.setattr(launch, "launch", held)
+    monkeypatch.setattr(launch, "SILENT_S", 0)
+    config = compose_run(*SMALL)
+    with pytest.raises(RunFailedError, match=r"nothing was written .* remove outputs/teachers/x/lock"):
+        launch._evaluate_teacher(config, RunFolder(tmp_path / "run"), None, is_first=True)
+
+
+def test_one_node_evaluates_the_teacher_and_the_others_wait(
+    tmp_path: Path, compose_run: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose_run(*SMALL, "nodes=2", "ranks=2")
+    assert teacher_config(config).nodes == 1
+    results = iter([None, None, {"digest": "x"}])
+    monkeypatch.setattr(launch, "TEACHERS", tmp_path)
+    monkeypatch.setattr(launch, "read_result", lambda _: next(results))
+    monkeypatch.setattr(launch, "launch", None)  # not called
+    launch._evaluate_teacher(config, RunFolder(tmp_path / "run"), None, is_first=False)
+    assert next(results, "all read") == "all read" and not (tmp_path / "run").exists()
 
 
 def test_vllm_needs_the_launcher_for_the_teacher(

@@ -37,7 +37,7 @@ LOWERED_BY = {
     "sampler's weights": "rollout.staleness",
     "checkpoint": "ranks",
 }
-_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_MEMINFO, _CGROUP, _OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _MIN_SHARE = 0.05  # the message leaves out smaller parts
 
 
@@ -117,9 +117,9 @@ def free_gib(device: torch.device) -> float | None:
     return free_host_gib()
 
 
-def _file_cache() -> int:
+def _file_cache(group: Path) -> int:
     """Bytes of files that the cgroup's memory.current counts and that the system gives back as memory is needed."""
-    stat = _CGROUP / "memory.stat"
+    stat = group / "memory.stat"
     fields = dict(line.split() for line in stat.read_text().splitlines()) if stat.exists() else {}
     return sum(int(fields.get(name, 0)) for name in ("active_file", "inactive_file"))
 
@@ -130,7 +130,16 @@ def free_host_gib() -> float | None:
         return None
     fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()) + _file_cache())
+    for group in _cgroups():
+        limit, used = group / "memory.max", group / "memory.current"
+        if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+            free = min(free, int(text) - int(used.read_text()) + _file_cache(group))
     return free / GIB
+
+
+def _cgroups() -> list[Path]:
+    """The folder of this process's cgroup (v2), such as that of a SLURM job, and those of the groups around it."""
+    lines = _OWN_CGROUP.read_text().splitlines() if _OWN_CGROUP.exists() else []
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    folder = _CGROUP / own
+    return [group for group in (folder, *folder.parents) if group.is_relative_to(_CGROUP)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -29,8 +30,8 @@ def locked_gpus(count: int, environment: Mapping[str, str]) -> Iterator[dict[str
         raise ConfigError(
             f"ranks={count}, but {len(devices)} GPUs are visible ({', '.join(devices)}); lower ranks, or set ranks=auto"
         )
-    # Jobs of one machine may name different GPUs alike, as SLURM counts from 0 in each job.
-    folder = lock.LOCAL / f"gpus{environment.get('SLURM_JOB_ID', '')}"
+    # Jobs of one machine may name different GPUs alike, as SLURM counts from 0 in each job; machines may share TMPDIR.
+    folder = lock.LOCAL / f"gpus_{platform.node()}_{environment.get('SLURM_JOB_ID', '')}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     waiting = False
     while True:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -55,6 +55,7 @@ CHILD_ENVIRONMENT = {
 # Set by torch.distributed.run for its ranks, and by some clusters for their own; a run of one process ignores them.
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 POLL_S = 0.2
+SILENT_S = 6 * 3600  # then an evaluation of a teacher on another host has ended, which its lock does not show
 
 
 class State(StrEnum):
@@ -134,7 +135,7 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
             if ranks * config.nodes == 1:
                 module, options = "worker", []
             else:
-                module, options = "torchrun", [*torchrun_options(ranks, config.nodes, node), "--"]
+                module, options = "torchrun", [*torchrun_options(ranks, config.nodes, node, digest(config)), "--"]
             command = ["-m", f"tip_exp.launch.{module}", folder.root, os.getpid(), *options, *locks]
             child = [sys.executable, *map(str, command)], environment, folder.log, background
             code = _run_in_child(*child)
@@ -156,28 +157,43 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
 def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Background | None, *, is_first: bool) -> None:
     """Finish the evaluation of the run's teacher, which all runs that evaluate it alike share, and link `folder` to it.
 
-    Waits while another run does it; GPUs are locked only while this run does. Every node takes part.
+    Waits while another run does it; GPUs are locked only while this run does. Of several nodes node 0 does it.
     """
     teacher = teacher_config(config)
     source = RunFolder(TEACHERS / digest(teacher))
     if is_first:
         remove_stale(teacher, source)
-    waits = False
+    waits_since = 0.0
     while read_result(source) is None:
-        try:
-            launch(teacher, source, background)
-            break
-        except HeldError:
-            if not waits and background is None:
-                say(f"{config.name} waits for the evaluation of its teacher by another run ({source.root})")
-            waits = True
-            time.sleep(POLL_S)
-            if background is not None and background.stop.is_set():
-                raise
+        held = "node 0 does it"
+        if is_first:
+            try:
+                launch(teacher, source, background)
+                break
+            except HeldError as error:
+                held = str(error)
+        if not waits_since and background is None:
+            say(f"{config.name} waits for the evaluation of its teacher by another process ({source.root})")
+        waits_since = waits_since or time.time()
+        time.sleep(POLL_S)
+        if background is not None and background.stop.is_set():
+            raise HeldError(held)
+        if time.time() - max(waits_since, _newest_change(source.root)) > SILENT_S:
+            hours = f"nothing was written there for {SILENT_S // 3600} hours"
+            raise RunFailedError(f"{config.name} waits for the evaluation of its teacher, and {hours}: {held}")
     if is_first:
         link = folder.teacher.with_name(f"teacher.{os.getpid()}")
         link.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
         link.replace(folder.teacher)
+
+
+def _newest_change(folder: Path) -> float:
+    """When a file of the folder was written last, in seconds as of time.time(); 0 without a file."""
+    times = [0.0]
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def _environment(ranks: int, gpus: list[str], background: Background | None) -> dict[str, str]:

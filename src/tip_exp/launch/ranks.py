@@ -54,12 +54,13 @@ def this_node(nodes: int, environment: Mapping[str, str]) -> Node:
     return Node(int(rank), address, int(given))
 
 
-def torchrun_options(ranks: int, nodes: int, node: Node) -> list[str]:
-    """Arguments of torch.distributed.run."""
+def torchrun_options(ranks: int, nodes: int, node: Node, run_id: str) -> list[str]:
+    """Arguments of torch.distributed.run; nodes with different `run_id` do not meet."""
     if nodes == 1:
         meeting = ["--standalone", "--local-addr=127.0.0.1"]
     else:
         meeting = [f"--node-rank={node.rank}", f"--master-addr={node.address}", f"--master-port={node.port}"]
+        meeting.append(f"--rdzv-id={run_id}")
     return [f"--nproc-per-node={ranks}", f"--nnodes={nodes}", *meeting]
 
 

@@ -63,14 +63,15 @@ def teacher_config(config: RunConfig) -> RunConfig:
     """The evaluation of the run's teacher: equal digests for all runs that evaluate it alike.
 
     Prompts are rendered and responses decoded by the student's tokenizer, as in the run. If both tokenizers have the
-    same files, the teacher's path replaces the student's, so that all such students share one evaluation.
+    same files, the teacher's path replaces the student's, so that all such students share one evaluation. One node
+    does it.
     """
     pair, name = config.pair, f"teacher.{config.pair.label}.{config.eval.label}"
     student = {"lora": None, "per_seed": False}
     if _tokenizer_files(pair.student.path) == (files := _tokenizer_files(pair.teacher.path)) and files:
         student |= {"path": pair.teacher.path, "revision": pair.teacher.revision}
     pair = pair.model_copy(update={"student": pair.student.model_copy(update=student)})
-    changes = {"mode": "teacher", "name": name, "sweep": None, "pair": pair}
+    changes = {"mode": "teacher", "name": name, "sweep": None, "pair": pair, "nodes": 1}
     return config.untracked().model_copy(update=changes)
 
 

@@ -95,8 +95,9 @@ def run_ranks(arguments: list[str], reports: Path) -> int:
         written = [json.loads(path.read_text()) for path in reports.rglob("error.json")]
         first = min(written, key=lambda report: report["time_ns"], default=None)
         for failure in error.failures.values():
-            # Peers of a failed rank get SIGTERM, and SIGKILL 30 s later: neither is the cause.
-            is_cause = first is None or failure.timestamp < first["timestamp"] + KILL_AFTER_S
+            # Peers of a failed rank get SIGTERM, and SIGKILL 30 s later, and NCCL aborts them: none of it is the cause.
+            patience = 0 if failure.exitcode == -signal.SIGABRT else KILL_AFTER_S
+            is_cause = first is None or failure.timestamp < first["timestamp"] + patience
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and is_cause:
                 return failure.exitcode
         if first is not None:

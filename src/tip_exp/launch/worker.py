@@ -5,6 +5,7 @@ python -m tip_exp.launch.worker FOLDER PARENT_PID LOCK…
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import faulthandler
 import json
@@ -79,6 +80,8 @@ def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
             code = code_of(stop)
             if report is None:
                 print_stopped(folder, code)
+            else:
+                atexit.register(end_at_once, code)
             sys.exit(code)
         except SystemExit:
             raise
@@ -92,6 +95,7 @@ def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
             else:  # message and timestamp: as torch.distributed.run reads it
                 values = {"message": message, "timestamp": int(time.time()), "time_ns": time.time_ns(), "code": code}
                 write_atomic(Path(report), json.dumps(values))
+                atexit.register(end_at_once, code)
             logging.getLogger("tip_exp").exception("the run failed")
             sys.exit(code)
         finally:
@@ -104,6 +108,16 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before the call above
             sys.exit(INTERRUPTED)
+
+
+def end_at_once(code: int) -> None:
+    """End a rank before what libraries do at exit, as registered last, and after its background threads.
+
+    vLLM ends the process group then, and NCCL waits in that for ranks that wait for this one in a collective.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def end_at_first_interrupt() -> None:
