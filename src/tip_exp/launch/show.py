@@ -18,8 +18,8 @@ from tip_exp.launch.lock import holder
 from tip_exp.records import metrics
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.records.integrity import Depth, remedy
-from tip_exp.records.reader import RunRecord, find_runs, read_run
-from tip_exp.utils.errors import DataError, exit_on_error, first_line
+from tip_exp.records.reader import RunRecord, read_run, runs_below
+from tip_exp.utils.errors import exit_on_error, first_line
 from tip_exp.utils.io import read_rows
 
 # metrics of a step with lines of their own
@@ -35,7 +35,7 @@ def show(arguments: list[str]) -> None:
     parser.add_argument("--verify", action="store_true", help="compare the SHA-256 of all files of finished runs")
     given = parser.parse_args(arguments)
     with exit_on_error(ValueError, OSError):
-        print(_described(_runs(given.folders), "all" if given.verify else "rows"))
+        print(_described(runs_below(given.folders), "all" if given.verify else "rows"))
 
 
 def compare(arguments: list[str]) -> None:
@@ -50,18 +50,8 @@ def compare(arguments: list[str]) -> None:
         print(_compared([_records([given.a]), _records([given.b])]))
 
 
-def _runs(folders: list[Path]) -> list[RunFolder]:
-    for folder in folders:
-        if not folder.is_dir():
-            raise DataError(f"{folder} is not a folder; give a run, such as outputs/runs/NAME, or a folder of runs")
-    runs = find_runs(folders)
-    if not runs:
-        raise DataError(f"no run (a folder with config.yaml) below {', '.join(map(str, folders))}")
-    return runs
-
-
 def _records(folders: list[Path]) -> list[RunRecord]:
-    return [read_run(folder) for folder in _runs(folders)]
+    return [read_run(folder) for folder in runs_below(folders)]
 
 
 def _described(runs: list[RunFolder], depth: Depth) -> str:

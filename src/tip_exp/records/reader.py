@@ -22,7 +22,7 @@ import yaml
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.integrity import Depth, damage, damaged_files
 from tip_exp.records.whole import check_config, check_result
-from tip_exp.utils.errors import first_line
+from tip_exp.utils.errors import DataError, first_line
 from tip_exp.utils.io import to_json_lines, write_atomic
 
 INDEX = ".tip_index.jsonl"
@@ -56,6 +56,17 @@ class RunRecord:
 def find_runs(roots: list[Path]) -> list[RunFolder]:
     """All folders below the roots that hold files of a run, as `natural` sorts them; none inside a run."""
     return [RunFolder(path) for path in sorted({path for root in roots for path in _walk(root)}, key=natural)]
+
+
+def runs_below(roots: list[Path]) -> list[RunFolder]:
+    """`find_runs` of folders that a user gave. Raises DataError if one is no folder, or if they hold no run."""
+    for root in roots:
+        if not root.is_dir():
+            raise DataError(f"{root} is not a folder; give a run, such as outputs/runs/NAME, or a folder of runs")
+    runs = find_runs(roots)
+    if not runs:
+        raise DataError(f"no run (a folder with config.yaml) below {', '.join(map(str, roots))}")
+    return runs
 
 
 def read_runs(roots: list[Path]) -> list[RunRecord]:

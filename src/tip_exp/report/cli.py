@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tip_exp.records.reader import RunRecord, find_runs
+from tip_exp.records.reader import RunRecord, runs_below
 from tip_exp.report import wandb
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.columns import LABELS, NAMES, select_arms, sort_arms
@@ -131,8 +131,7 @@ def _sync(arguments: list[str]) -> None:
     parser = _parser("tip-report sync", "Upload offline W&B runs.")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that would upload, run none")
     given = parser.parse_args(arguments)
-    if not find_runs(given.roots):
-        raise DataError(f"no run (a folder with config.yaml) below {', '.join(map(str, given.roots))}")
+    runs_below(given.roots)
     pending = wandb.pending_uploads(given.roots)
     if given.dry_run:
         commands = [shlex.join(wandb.sync_command(folder)) for folder in pending]
