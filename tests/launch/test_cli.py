@@ -10,15 +10,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from tip_exp import __version__
+from tip_exp.launch import cli
 from tip_exp.launch.cli import with_overrides
 from tip_exp.launch.help import unknown_name
 from tip_exp.launch.lock import holder
@@ -322,6 +326,19 @@ def test_a_background_run_ends_with_its_launcher(tmp_path: Path) -> None:
     assert launcher.wait(timeout=60) == 143
     wait_until_free(RunFolder(tmp_path / "run"))
     assert not RunFolder(tmp_path / "run").result.exists()
+
+
+def test_a_run_starts_in_the_folder_of_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of Ray has another one, where relative paths of models would not be found."""
+
+    def parse(_: Any) -> None:
+        raise LookupError(os.getcwd())
+
+    monkeypatch.chdir("/")
+    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(runtime=SimpleNamespace(cwd=str(tmp_path))))
+    monkeypatch.setattr("tip_exp.config.parse.parse", parse)
+    with pytest.raises(LookupError, match=f"^{tmp_path}$"):
+        cli._run(OmegaConf.create())
 
 
 def test_a_second_launch_names_the_process_that_holds_the_run(tmp_path: Path) -> None:

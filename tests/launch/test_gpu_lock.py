@@ -47,6 +47,13 @@ def test_each_run_sees_only_its_gpus(locks: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == ""
 
 
+def test_machines_may_share_a_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    with locked_gpus(2, GPUS) as here:
+        monkeypatch.setattr(gpu_lock.platform, "node", lambda: "another")
+        with locked_gpus(2, GPUS) as there:
+            assert list(here) == list(there) == ["4", "5"]
+
+
 def test_a_run_that_waits_holds_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     with locked_gpus(1, GPUS | {"CUDA_VISIBLE_DEVICES": "5"}) as taken, pytest.raises(Slept), locked_gpus(2, GPUS):
         raise AssertionError("one GPU is in use")

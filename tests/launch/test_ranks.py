@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.run import parse_args
 
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.lock import holder
 from tip_exp.launch.ranks import Node, ranks_per_node, this_node, torchrun_options
+from tip_exp.launch.torchrun import run_ranks
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import ConfigError
 
@@ -212,6 +215,32 @@ except Terminated:
         assert ended.stdout == printed
 
 
+@pytest.mark.parametrize(
+    ("exitcode", "seconds", "expected"),
+    [
+        (-signal.SIGABRT, 0, -signal.SIGABRT),  # its peers report in the same second that they lost it
+        (-signal.SIGABRT, 5, 75),  # NCCL aborts a peer of a rank that is out of memory
+        (-signal.SIGKILL, 5, -signal.SIGKILL),
+        (-signal.SIGKILL, 31, 75),  # by torch.distributed.run
+        (-signal.SIGTERM, 0, 75),
+    ],
+)
+def test_the_cause_of_an_end(
+    exitcode: int, seconds: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 reports an error at 1,000 s; rank 1 is seen to have ended by a signal some seconds later."""
+    report = {"message": "rank 0", "timestamp": 1000, "time_ns": 1000 * 10**9, "code": 75}
+    (tmp_path / "error.json").write_text(json.dumps(report))
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=exitcode, error_file="<N/A>")
+    failure.timestamp = 1000 + seconds
+
+    def fail(_: Any) -> None:
+        raise ChildFailedError("worker", {1: failure})
+
+    monkeypatch.setattr("torch.distributed.run.run", fail)
+    assert run_ranks(["--standalone", "-m", "module"], tmp_path) == expected
+
+
 def test_runs_of_two_ranks_side_by_side(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     process = start("ends,fails", "hydra.sweeper.jobs=2", f"hydra.sweep.dir={tmp_path}", "-m")
     out, err = process.communicate(timeout=200)
@@ -292,8 +321,6 @@ def test_where_nodes_meet() -> None:
 
 
 def test_torchrun_accepts_the_options() -> None:
-    from torch.distributed.run import parse_args
-
     options = torchrun_options(4, 2, Node(1, "n1", 5000), "digest")
     parsed = parse_args([*options, "-m", "module", "argument"])
     assert (parsed.nproc_per_node, parsed.nnodes, parsed.node_rank) == ("4", "2", 1)

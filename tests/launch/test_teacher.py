@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tip_exp.config.parse import digest, load
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch import launch
 from tip_exp.launch.launch import HeldError
-from tip_exp.launch.reuse import remove_stale, teacher_config
+from tip_exp.launch.reuse import is_stale, teacher_config
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import read_runs
 from tip_exp.rollout.backends import Backend
@@ -73,17 +74,15 @@ def test_another_chat_template_of_the_student_is_another_evaluation(compose_run:
     assert digest(teacher_config(config)) != digest(teacher_config(compose_run()))
 
 
-def test_a_result_older_than_its_model_is_dropped(compose_run: Compose, student: Path, tmp_path: Path) -> None:
+def test_a_result_older_than_its_model_is_stale(compose_run: Compose, student: Path, tmp_path: Path) -> None:
     config, folder = teacher_config(compose_run(f"pair.teacher.path={student}")), RunFolder(tmp_path / "run")
     folder.root.mkdir()
-    remove_stale(config, folder)
+    assert not is_stale(config, folder)
     folder.result.write_text("{}")
-    remove_stale(config, folder)
-    assert folder.result.exists()
+    assert not is_stale(config, folder)
     newer = folder.result.stat().st_mtime + 10
     os.utime(student / "model.safetensors", (newer, newer))
-    remove_stale(config, folder)
-    assert not folder.result.exists()
+    assert is_stale(config, folder)
 
 
 def graded(folder: RunFolder, model: str) -> list[dict[str, Any]]:
@@ -116,33 +115,79 @@ def test_two_runs_at_a_time_evaluate_their_teacher_once_with_the_numbers_of_one_
         assert record.result["start"] == json.loads(reference.result.read_text())["start"]
 
 
-def test_a_wait_for_a_teacher_ends_if_nothing_is_written(
-    tmp_path: Path, compose_run: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A job that was killed on another host leaves a lock, which tells this host nothing."""
+@pytest.fixture
+def waits(compose_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Wait for a teacher; `polled` gets its folder, or the run's, at each poll: a second of a clock of its own."""
+    config, clock = compose_run(*SMALL, "nodes=2", "ranks=2", "learner.replicas=4"), [1000.0]
 
-    def held(*_: Any) -> None:
-        raise HeldError("outputs/teachers/x is held by process 7 on n2; …, remove outputs/teachers/x/lock")
+    def wait(polled: Callable[[RunFolder], object], *, is_first: bool = True) -> None:
+        source, run = RunFolder(tmp_path / digest(teacher_config(config))), RunFolder(tmp_path / "run")
+
+        def sleep(_: float) -> None:
+            clock[0] += 1
+            polled(source if is_first else run)
+            for path in source.root.glob("*"):
+                if path.stat().st_mtime > 1e6:  # written just now, by the clock of this machine
+                    os.utime(path, (clock[0], clock[0]))
+
+        monkeypatch.setattr(launch.time, "sleep", sleep)
+        monkeypatch.setattr(launch.time, "time", lambda: clock[0])
+        monkeypatch.setattr(launch.time, "monotonic", lambda: clock[0])
+        source.root.mkdir()
+        run.root.mkdir()
+        launch._evaluate_teacher(config, run, None, is_first=is_first)
+
+    def held(config: RunConfig, folder: RunFolder, _: Any) -> None:
+        assert (config.nodes, config.learner.replicas) == (1, 1)
+        raise HeldError(f"{folder.root} is held by process 7; …, remove {folder.lock}")
 
     monkeypatch.setattr(launch, "TEACHERS", tmp_path)
     monkeypatch.setattr(launch, "launch", held)
-    monkeypatch.setattr(launch, "SILENT_S", 0)
-    config = compose_run(*SMALL)
-    with pytest.raises(RunFailedError, match=r"nothing was written .* remove outputs/teachers/x/lock"):
-        launch._evaluate_teacher(config, RunFolder(tmp_path / "run"), None, is_first=True)
+    monkeypatch.setattr(launch, "SILENT_S", 10)
+    monkeypatch.setattr(launch, "MEETING_S", 10)
+    return wait
 
 
-def test_one_node_evaluates_the_teacher_and_the_others_wait(
-    tmp_path: Path, compose_run: Compose, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("host", "last_write"), [("another", 0), ("another", 30), ("this", 0)])
+def test_a_wait_for_a_teacher_on_another_host_ends_if_nothing_is_written(
+    host: str, last_write: int, waits: Callable[..., None]
 ) -> None:
-    config = compose_run(*SMALL, "nodes=2", "ranks=2")
-    assert teacher_config(config).nodes == 1
-    results = iter([None, None, {"digest": "x"}])
-    monkeypatch.setattr(launch, "TEACHERS", tmp_path)
-    monkeypatch.setattr(launch, "read_result", lambda _: next(results))
-    monkeypatch.setattr(launch, "launch", None)  # not called
-    launch._evaluate_teacher(config, RunFolder(tmp_path / "run"), None, is_first=False)
-    assert next(results, "all read") == "all read" and not (tmp_path / "run").exists()
+    """A job that was killed on another host leaves a lock, which tells this host nothing."""
+    polls: list[int] = []
+
+    def polled(source: RunFolder) -> None:
+        polls.append(len(polls))
+        if len(polls) <= last_write:
+            source.log.write_text("goes on\n")
+        name = platform.node() if host == "this" else "another"
+        lock = {"host": name, "boot": "", "since": "", "processes": [["7", "1"]]}
+        source.lock.write_text(json.dumps(lock))
+        os.utime(source.lock, (0, 0))
+        if len(polls) == 100:
+            source.result.write_text('{"digest": "x"}')
+
+    if host == "this":
+        waits(polled)
+        assert len(polls) == 100
+    else:
+        with pytest.raises(RunFailedError, match=r"nothing was written .* remove .*lock"):
+            waits(polled)
+        assert len(polls) == last_write + 11
+
+
+def test_other_nodes_wait_for_the_evaluation_of_node_0(waits: Callable[..., None]) -> None:
+    polls: list[int] = []
+
+    def polled(run: RunFolder) -> None:
+        polls.append(len(polls))
+        if len(polls) == 5:
+            run.lock.touch()
+        if len(polls) == 50:
+            run.lock.unlink()
+
+    with pytest.raises(RunFailedError, match="node 0, which evaluates the teacher, has ended"):
+        waits(polled, is_first=False)
+    assert len(polls) == 49 + 11
 
 
 def test_vllm_needs_the_launcher_for_the_teacher(

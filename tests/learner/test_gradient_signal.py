@@ -17,6 +17,7 @@ from tip_exp.learner.distributed import start
 from tip_exp.learner.gradient_signal import GradientSums, cosine
 from tip_exp.learner.learner import StepReport
 from tip_exp.learner.sharding import make_sharding
+from tip_exp.losses import BACKENDS
 from tip_exp.losses.head import Head
 from tip_exp.models.load import load_pair
 from tip_exp.models.pair import Pair
@@ -58,6 +59,15 @@ def naive_snr(parts: Tensor) -> float:
     count = len(parts)
     variance = float((parts - parts.mean(0)).square().sum()) / (count - 1) * count
     return (float(parts.sum(0).square().sum()) - variance) / variance
+
+
+def test_the_runs_backend_computes_the_gradients(
+    tiny_pair: Pair, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKENDS, "fused", None)
+    changes = {"gradient_every": 1, "samples_per_prompt": PER_PROMPT, "loss_backend": "materialized"}
+    learner = make_learner(tiny_pair, tiny_config.learner, "soft_or", 0.1, "none", **changes)
+    assert set(NAMES) <= train_step(learner, sample_rollouts(tiny_pair)).metrics.keys()
 
 
 @pytest.mark.parametrize(

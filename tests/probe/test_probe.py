@@ -20,6 +20,7 @@ from tip_exp.launch import cli
 from tip_exp.learner.gradient_signal import GradientSums
 from tip_exp.learner.influence import Direction, dot, mean_of, parameters_of, preconditioned
 from tip_exp.learner.selectors import make_selector
+from tip_exp.losses import BACKENDS
 from tip_exp.probe import advise, influence
 from tip_exp.probe.batches import Batch, Probe, at_ratios, opened, selectors_of
 from tip_exp.probe.command import command
@@ -118,6 +119,18 @@ def test_the_recommendation_keeps_the_fewest_tokens_within_both_limits() -> None
     assert "selector=q3 selector.retention=0.2 keeps 20.0 %" in advise.recommendation(rows)
     assert advise.recommendation(rows[:3]).startswith("Recommendation: all tokens.")
     assert "more batches" in advise.recommendation([row("full", 1.0, 1.0, 1.0, -0.1)])
+
+
+def test_gradients_use_the_runs_backend(probe: Probe, batches: list[Batch], monkeypatch: pytest.MonkeyPatch) -> None:
+    def called(*_: Any, **__: Any) -> None:
+        raise LookupError
+
+    monkeypatch.setitem(BACKENDS, "fused", called)
+    with pytest.raises(LookupError):
+        probe.gradient(batches[0], Selection.everything(len(batches[0].tokens)))
+    learner = probe.config.learner.model_copy(update={"loss_backend": "materialized"})
+    monkeypatch.setattr(probe, "config", probe.config.model_copy(update={"learner": learner}))
+    assert probe.gradient(batches[0], Selection.everything(len(batches[0].tokens)))
 
 
 @pytest.mark.parametrize(("fresh", "adam"), [(False, False), (True, True)])

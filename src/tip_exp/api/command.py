@@ -33,7 +33,11 @@ def read_texts(path: Path) -> tuple[list[str], list[Any] | None]:
             raise DataError(f"{path} has no line with a text")
         return lines, None
     rows: list[dict[str, Any]] = []
-    for where, row in json_objects(path):
+    try:
+        objects = list(json_objects(path))
+    except DataError as error:
+        raise DataError(f"{error}; plain lines need a name like texts.txt") from None
+    for where, row in objects:
         if not isinstance(row.get("response", row.get("text")), str):
             raise DataError(f'{where}: needs "response" with "prompt", or "text"; got {to_json(row)[:80]}')
         if ("prompt" in row) != ("prompt" in (rows or [row])[0]):

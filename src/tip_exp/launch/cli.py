@@ -67,8 +67,9 @@ def _run(raw: DictConfig) -> None:
     from tip_exp.launch.sweep import write_overrides
     from tip_exp.records.folder import RunFolder
 
-    config, hydra_config = parse(raw), HydraConfig.get()
-    os.chdir(hydra_config.runtime.cwd)  # a task of Ray starts elsewhere; outputs/ is relative
+    hydra_config = HydraConfig.get()
+    os.chdir(hydra_config.runtime.cwd)  # a task of Ray starts elsewhere; paths of models and outputs/ may be relative
+    config = parse(raw)
     folder = RunFolder(Path(hydra_config.runtime.output_dir))
     state = state_of(config, folder)
     if state in (State.TO_DO, State.UNFINISHED):

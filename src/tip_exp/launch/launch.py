@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -23,16 +24,16 @@ from omegaconf import OmegaConf
 from tip_exp.config.parse import check_positions, differences, digest, load
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.gpu_lock import locked_gpus
-from tip_exp.launch.lock import holder, lock_or_holder
+from tip_exp.launch.lock import held_elsewhere, holder, lock_or_holder
 from tip_exp.launch.ranks import cores, ranks_per_node, this_node, torchrun_options
 from tip_exp.launch.reuse import (
     check_models,
     find_duplicate,
     finished_digests,
+    is_stale,
     link_from,
     parse_result,
     read_result,
-    remove_stale,
     teacher_config,
 )
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
@@ -55,6 +56,7 @@ CHILD_ENVIRONMENT = {
 # Set by torch.distributed.run for its ranks, and by some clusters for their own; a run of one process ignores them.
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 POLL_S = 0.2
+MEETING_S = 600  # that nodes wait for each other, as in torch.distributed.run
 SILENT_S = 6 * 3600  # then an evaluation of a teacher on another host has ended, which its lock does not show
 
 
@@ -161,30 +163,43 @@ def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Backgrou
     """
     teacher = teacher_config(config)
     source = RunFolder(TEACHERS / digest(teacher))
-    if is_first:
-        remove_stale(teacher, source)
+    if not is_first:
+        _wait_for_node_0(config, folder, lambda: read_result(source) is not None and not is_stale(teacher, source))
+        return
+    if is_stale(teacher, source):
+        source.result.unlink(missing_ok=True)
     waits_since = 0.0
     while read_result(source) is None:
-        held = "node 0 does it"
-        if is_first:
-            try:
-                launch(teacher, source, background)
-                break
-            except HeldError as error:
-                held = str(error)
-        if not waits_since and background is None:
-            say(f"{config.name} waits for the evaluation of its teacher by another process ({source.root})")
-        waits_since = waits_since or time.time()
+        try:
+            launch(teacher, source, background)
+            break
+        except HeldError as error:
+            if not waits_since and background is None:
+                say(f"{config.name} waits for the evaluation of its teacher by another run ({source.root})")
+            waits_since = waits_since or time.time()
+            time.sleep(POLL_S)
+            if background is not None and background.stop.is_set():
+                raise
+            silent = time.time() - max(waits_since, _newest_change(source.root)) > SILENT_S
+            if silent and held_elsewhere(source.lock):
+                hours = f"nothing was written there for {SILENT_S // 3600} hours"
+                raise RunFailedError(
+                    f"{config.name} waits for the evaluation of its teacher, but {hours}: {error}"
+                ) from None
+    link = folder.teacher.with_name(f"teacher.{os.getpid()}")
+    link.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
+    link.replace(folder.teacher)
+
+
+def _wait_for_node_0(config: RunConfig, folder: RunFolder, is_done: Callable[[], bool]) -> None:
+    """Wait until `is_done`. Raises RunFailedError if node 0 has not held the run's lock for the last MEETING_S."""
+    seen = time.monotonic()
+    while not is_done():
         time.sleep(POLL_S)
-        if background is not None and background.stop.is_set():
-            raise HeldError(held)
-        if time.time() - max(waits_since, _newest_change(source.root)) > SILENT_S:
-            hours = f"nothing was written there for {SILENT_S // 3600} hours"
-            raise RunFailedError(f"{config.name} waits for the evaluation of its teacher, and {hours}: {held}")
-    if is_first:
-        link = folder.teacher.with_name(f"teacher.{os.getpid()}")
-        link.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
-        link.replace(folder.teacher)
+        if folder.lock.exists():
+            seen = time.monotonic()
+        elif time.monotonic() - seen > MEETING_S:
+            raise RunFailedError(f"{config.name}: node 0, which evaluates the teacher, has ended or was not started")
 
 
 def _newest_change(folder: Path) -> float:

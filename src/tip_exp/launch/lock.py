@@ -74,6 +74,13 @@ def holder(path: Path) -> str:
     return f"process {living[0]} on {lock.host} since {lock.since}; wait for it, or stop it" if living else ""
 
 
+def held_elsewhere(path: Path) -> bool:
+    """Whether a process of another host holds the lock: this host cannot tell whether it still runs."""
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        return _read(path).host != platform.node()
+    return False
+
+
 @contextmanager
 def joined(path: Path) -> Iterator[None]:
     """Add this process to a lock that its parent holds, so that the lock outlives the parent."""

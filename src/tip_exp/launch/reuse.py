@@ -72,15 +72,15 @@ def teacher_config(config: RunConfig) -> RunConfig:
         student |= {"path": pair.teacher.path, "revision": pair.teacher.revision}
     pair = pair.model_copy(update={"student": pair.student.model_copy(update=student)})
     changes = {"mode": "teacher", "name": name, "sweep": None, "pair": pair, "nodes": 1}
+    changes["learner"] = config.learner.model_copy(update={"replicas": 1})
     return config.untracked().model_copy(update=changes)
 
 
-def remove_stale(config: RunConfig, folder: RunFolder) -> None:
-    """Remove the result of a teacher's evaluation if its local model or a table of problems has changed since."""
+def is_stale(config: RunConfig, folder: RunFolder) -> bool:
+    """Whether a teacher's local model or a table of problems has changed since the result of its evaluation."""
     tables = (getattr(benchmark, "file", None) for benchmark in config.eval.benchmarks.values())
     files = [*_local(config.pair.teacher.path).glob("*"), *(Path(table).expanduser() for table in tables if table)]
-    if folder.result.exists() and any(file.stat().st_mtime > folder.result.stat().st_mtime for file in files):
-        folder.result.unlink(missing_ok=True)
+    return folder.result.exists() and any(file.stat().st_mtime > folder.result.stat().st_mtime for file in files)
 
 
 def _tokenizer_files(model: str) -> dict[str, bytes]:

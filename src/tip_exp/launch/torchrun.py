@@ -95,8 +95,9 @@ def run_ranks(arguments: list[str], reports: Path) -> int:
         written = [json.loads(path.read_text()) for path in reports.rglob("error.json")]
         first = min(written, key=lambda report: report["time_ns"], default=None)
         for failure in error.failures.values():
-            # Peers of a failed rank get SIGTERM, and SIGKILL 30 s later, and NCCL aborts them: none of it is the cause.
-            patience = 0 if failure.exitcode == -signal.SIGABRT else KILL_AFTER_S
+            # Peers of a failed rank get SIGTERM, and SIGKILL 30 s later, and NCCL may abort them: that is no cause.
+            # An abort in the second of the first report is one: the rank's peers report that they lost it.
+            patience = 1 if failure.exitcode == -signal.SIGABRT else KILL_AFTER_S
             is_cause = first is None or failure.timestamp < first["timestamp"] + patience
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and is_cause:
                 return failure.exitcode

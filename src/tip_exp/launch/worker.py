@@ -115,9 +115,11 @@ def end_at_once(code: int) -> None:
 
     vLLM ends the process group then, and NCCL waits in that for ranks that wait for this one in a collective.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also on a full disk
+        os._exit(code)
 
 
 def end_at_first_interrupt() -> None:

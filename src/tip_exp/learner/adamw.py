@@ -34,7 +34,7 @@ def divide_gradients(parameters: Sequence[Tensor], mass: float) -> Tensor:
 
 
 def update(optimizer: torch.optim.AdamW, lr: float, ranks: Ranks) -> float:
-    """Step with the learning rate `lr` and free the gradients; returns `update_ratio`, whose errors pass.
+    """Step with the learning rate `lr` and free the gradients; returns `update_ratio`, and raises its errors.
 
     Raises RunFailedError if memory does not suffice, as weights and states may then be updated in part.
     """

@@ -60,6 +60,7 @@ class Backward:
         them, and `log_normalizers` for the first ones. `reused_graph`: the student's hidden states of the only
         micro-batch, with their graph. Every rank makes the call with as many micro-batches as the others.
         """
+        assert len(batches) == len(teacher_hidden), "a tensor per micro-batch"
         total = torch.zeros((), dtype=torch.float64, device=student.head.weight.device)
         stop, is_alone = 0, Ranks().size == 1
         for i, batch in enumerate(batches):

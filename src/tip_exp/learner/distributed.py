@@ -110,7 +110,7 @@ class Ranks:
     def mesh(self, device: torch.device, replicas: int) -> DeviceMesh:
         """All ranks as ("shard",), or as ("replicate", "shard") of `replicas` x size / replicas (HSDP).
 
-        Every group waits TIMEOUT; the groups that init_device_mesh would make wait 10 minutes on CUDA.
+        Every group waits TIMEOUT; the groups that init_device_mesh would make wait 30 minutes.
         """
         if replicas == 1:
             return init_device_mesh(device.type, (self.size,), mesh_dim_names=("shard",))

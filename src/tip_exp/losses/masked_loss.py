@@ -18,9 +18,9 @@ from tip_exp.losses.head import LazyLogits, check_same_tokens, project
 from tip_exp.losses.online_softmax import LogNormalizers, OnlineSoftmaxStats, add_tile
 from tip_exp.losses.tiling import Tiling, Workspace, kernels, tiling, to_device
 
-# Below this many rows a tile of whole rows, for which the head (on a CPU its gradient too) is read once a tile, costs
-# more than a first pass for the log-normalizers, after which tiles may have any shape. The value for CUDA is computed
-# and not measured: 4 GEMMs bound by reading the weight against 6 bound by arithmetic (H100, bfloat16, 200 FLOP a byte).
+# Tiles of whole rows need no first pass for the log-normalizers, but read the head (on a CPU its gradient too) once a
+# tile. If a tile has fewer rows than this, that costs more than the first pass, after which tiles may have any shape.
+# CUDA: 4 GEMMs bound by reading the weight against 6 bound by arithmetic (H100, bfloat16, 200 FLOP a byte), not run.
 MIN_WHOLE_ROWS = {"cpu": 48, "cuda": 128}
 
 
