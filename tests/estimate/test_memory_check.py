@@ -16,7 +16,7 @@ from tip_exp.estimate import memory_check
 from tip_exp.estimate.cards import CARDS
 from tip_exp.estimate.memory import PROCESS, PROCESS_GIB, TEACHER_SHARE, RankMemory
 from tip_exp.estimate.memory_check import LOWERED_BY, check_memory, free_gib, with_engine_share
-from tip_exp.launch.reuse import teacher_config
+from tip_exp.launch.teacher import teacher_config
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run, run_eval
 from tip_exp.utils.errors import ConfigError

@@ -18,10 +18,11 @@ from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS
 from tip_exp.estimate.forecast import Forecast
-from tip_exp.launch.launch import TEACHERS, State, launch, state_of
+from tip_exp.launch.launch import State, launch, state_of
 from tip_exp.launch.plan import DONE_ELSEWHERE, format_plan, main, plan, tables
-from tip_exp.launch.reuse import finished_digests, teacher_config
+from tip_exp.launch.reuse import finished_digests
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand, folder_name
+from tip_exp.launch.teacher import TEACHERS, teacher_config
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import read_runs
 from tip_exp.report.arms import summarize

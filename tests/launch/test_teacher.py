@@ -17,9 +17,9 @@ import pytest
 from tip_exp import build
 from tip_exp.config.parse import digest, load
 from tip_exp.config.schema import RunConfig
-from tip_exp.launch import launch
-from tip_exp.launch.launch import HeldError
-from tip_exp.launch.reuse import is_stale, teacher_config
+from tip_exp.launch import teacher
+from tip_exp.launch.lock import HeldError
+from tip_exp.launch.teacher import is_stale, teacher_config
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import read_runs
 from tip_exp.rollout.backends import Backend
@@ -130,21 +130,23 @@ def waits(compose_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
                 if path.stat().st_mtime > 1e6:  # written just now, by the clock of this machine
                     os.utime(path, (clock[0], clock[0]))
 
-        monkeypatch.setattr(launch.time, "sleep", sleep)
-        monkeypatch.setattr(launch.time, "time", lambda: clock[0])
-        monkeypatch.setattr(launch.time, "monotonic", lambda: clock[0])
+        monkeypatch.setattr(teacher.time, "sleep", sleep)
+        monkeypatch.setattr(teacher.time, "time", lambda: clock[0])
+        monkeypatch.setattr(teacher.time, "monotonic", lambda: clock[0])
         source.root.mkdir()
         run.root.mkdir()
-        launch._evaluate_teacher(config, run, None, is_first=is_first)
+        if is_first:
+            teacher.evaluate_teacher(config, run, held, None)
+        else:
+            teacher.wait_for_node_0(config, run, None)
 
-    def held(config: RunConfig, folder: RunFolder, _: Any) -> None:
+    def held(config: RunConfig, folder: RunFolder) -> str:
         assert (config.nodes, config.learner.replicas) == (1, 1)
         raise HeldError(f"{folder.root} is held by process 7; …, remove {folder.lock}")
 
-    monkeypatch.setattr(launch, "TEACHERS", tmp_path)
-    monkeypatch.setattr(launch, "launch", held)
-    monkeypatch.setattr(launch, "SILENT_S", 10)
-    monkeypatch.setattr(launch, "MEETING_S", 10)
+    monkeypatch.setattr(teacher, "TEACHERS", tmp_path)
+    monkeypatch.setattr(teacher, "SILENT_S", 10)
+    monkeypatch.setattr(teacher, "MEETING_S", 10)
     return wait
 
 

@@ -11,11 +11,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -24,27 +23,23 @@ from omegaconf import OmegaConf
 from tip_exp.config.parse import check_positions, differences, digest, load
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.gpu_lock import locked_gpus
-from tip_exp.launch.lock import held_elsewhere, holder, lock_or_holder
+from tip_exp.launch.lock import HeldError, holder, lock_or_holder
 from tip_exp.launch.ranks import cores, ranks_per_node, this_node, torchrun_options
 from tip_exp.launch.reuse import (
     check_models,
     find_duplicate,
     finished_digests,
-    is_stale,
     link_from,
     parse_result,
-    read_result,
-    teacher_config,
 )
+from tip_exp.launch.teacher import evaluate_teacher, wait_for_node_0
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.records.integrity import damage, remedy
 from tip_exp.utils import termination
-from tip_exp.utils.errors import RESTARTS, TERMINATED, ConfigError, RunFailedError, first_line, say
+from tip_exp.utils.errors import RESTARTS, TERMINATED, ConfigError, RunFailedError, first_line
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import OUTPUTS
 from tip_exp.utils.termination import Terminated
-
-TEACHERS = OUTPUTS / "teachers"
 
 # Environment of a run's process; the user's own environment overrides it.
 CHILD_ENVIRONMENT = {
@@ -56,8 +51,6 @@ CHILD_ENVIRONMENT = {
 # Set by torch.distributed.run for its ranks, and by some clusters for their own; a run of one process ignores them.
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 POLL_S = 0.2
-MEETING_S = 600  # that nodes wait for each other, as in torch.distributed.run
-SILENT_S = 6 * 3600  # then an evaluation of a teacher on another host has ended, which its lock does not show
 
 
 class State(StrEnum):
@@ -67,10 +60,6 @@ class State(StrEnum):
     TO_DO = "to do"
     CHANGED = "config changed"
     DAMAGED = "damaged"
-
-
-class HeldError(RunFailedError):
-    """Another process writes to the run's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +89,7 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
     Raises ConfigError, RunFailedError, OSError or KeyboardInterrupt.
     """
     node, ranks = this_node(config.nodes, os.environ), ranks_per_node(config, os.environ)
-    is_first = node.rank == 0
+    is_first, stop = node.rank == 0, background.stop if background else None
     folder.root.mkdir(parents=True, exist_ok=True)
     with lock_or_holder(folder.lock) if is_first else nullcontext("") as refused:
         if refused:
@@ -129,7 +118,10 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
                     link_from(duplicate, config, folder)
                 return f"linked from {duplicate.root}, which holds the same run"
         if state is State.TO_DO and config.eval.teacher and config.mode != "teacher":
-            _evaluate_teacher(config, folder, background, is_first=is_first)
+            if is_first:
+                evaluate_teacher(config, folder, partial(launch, background=background), stop)
+            else:
+                wait_for_node_0(config, folder, stop)
         log_size = folder.log.stat().st_size if folder.log.exists() else 0
         with locked_gpus(0 if config.device == "cpu" else ranks, os.environ) as gpus:
             locks = [*([folder.lock] if is_first else []), *gpus.values()]
@@ -154,61 +146,6 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
         message = _error_in_log(folder, log_size) if background else ""
         raise RunFailedError(f"{config.name}: {message or f'failed with exit code {code}; see {folder.log}'}")
     return ""
-
-
-def _evaluate_teacher(config: RunConfig, folder: RunFolder, background: Background | None, *, is_first: bool) -> None:
-    """Finish the evaluation of the run's teacher, which all runs that evaluate it alike share, and link `folder` to it.
-
-    Waits while another run does it; GPUs are locked only while this run does. Of several nodes node 0 does it.
-    """
-    teacher = teacher_config(config)
-    source = RunFolder(TEACHERS / digest(teacher))
-    if not is_first:
-        _wait_for_node_0(config, folder, lambda: read_result(source) is not None and not is_stale(teacher, source))
-        return
-    if is_stale(teacher, source):
-        source.result.unlink(missing_ok=True)
-    waits_since = 0.0
-    while read_result(source) is None:
-        try:
-            launch(teacher, source, background)
-            break
-        except HeldError as error:
-            if not waits_since and background is None:
-                say(f"{config.name} waits for the evaluation of its teacher by another run ({source.root})")
-            waits_since = waits_since or time.time()
-            time.sleep(POLL_S)
-            if background is not None and background.stop.is_set():
-                raise
-            silent = time.time() - max(waits_since, _newest_change(source.root)) > SILENT_S
-            if silent and held_elsewhere(source.lock):
-                hours = f"nothing was written there for {SILENT_S // 3600} hours"
-                raise RunFailedError(
-                    f"{config.name} waits for the evaluation of its teacher, but {hours}: {error}"
-                ) from None
-    link = folder.teacher.with_name(f"teacher.{os.getpid()}")
-    link.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
-    link.replace(folder.teacher)
-
-
-def _wait_for_node_0(config: RunConfig, folder: RunFolder, is_done: Callable[[], bool]) -> None:
-    """Wait until `is_done`. Raises RunFailedError if node 0 has not held the run's lock for the last MEETING_S."""
-    seen = time.monotonic()
-    while not is_done():
-        time.sleep(POLL_S)
-        if folder.lock.exists():
-            seen = time.monotonic()
-        elif time.monotonic() - seen > MEETING_S:
-            raise RunFailedError(f"{config.name}: node 0, which evaluates the teacher, has ended or was not started")
-
-
-def _newest_change(folder: Path) -> float:
-    """When a file of the folder was written last, in seconds as of time.time(); 0 without a file."""
-    times = [0.0]
-    for path in folder.glob("*"):
-        with suppress(FileNotFoundError):
-            times.append(path.stat().st_mtime)
-    return max(times)
 
 
 def _environment(ranks: int, gpus: list[str], background: Background | None) -> dict[str, str]:

@@ -24,6 +24,10 @@ from tip_exp.utils.paths import private_folder
 LOCAL = Path(tempfile.gettempdir()) / f"tip_exp_{os.getuid()}"  # on a disk of this machine
 
 
+class HeldError(RunFailedError):
+    """Another process writes to the run's folder."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Lock:
     host: str

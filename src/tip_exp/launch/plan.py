@@ -24,9 +24,10 @@ from tip_exp.estimate.forecast import COMPUTED, Forecast, Forecaster
 from tip_exp.estimate.memory import total_ranks
 from tip_exp.estimate.tables import format_hours, memory_tables, time_tables
 from tip_exp.launch.cli import ERRORS, cannot_compose, print_error
-from tip_exp.launch.launch import TEACHERS, State, changes, state_of
-from tip_exp.launch.reuse import find_duplicate, finished_digests, read_result, teacher_config
+from tip_exp.launch.launch import State, changes, state_of
+from tip_exp.launch.reuse import find_duplicate, finished_digests, read_result
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
+from tip_exp.launch.teacher import TEACHERS, teacher_config
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import BAD_CONFIG, ConfigError, quiet_when_reader_closes
 from tip_exp.utils.paths import OUTPUTS, conf_dir, sweeps_dir

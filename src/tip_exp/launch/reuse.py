@@ -1,4 +1,4 @@
-"""Work that runs share: a run that another sweep has finished is linked, a teacher is evaluated once.
+"""Finished runs that others use: a run that another sweep has finished is linked, its model is a pair's.
 
 Two runs are the same if their digests are equal: everything that decides the numbers, which excludes name, sweep and
 logger.
@@ -59,37 +59,7 @@ def link_from(source: RunFolder, config: RunConfig, folder: RunFolder) -> None:
     write_atomic(folder.result, json.dumps(with_checksum(result), indent=2) + "\n")
 
 
-def teacher_config(config: RunConfig) -> RunConfig:
-    """The evaluation of the run's teacher: equal digests for all runs that evaluate it alike.
-
-    Prompts are rendered and responses decoded by the student's tokenizer, as in the run. If both tokenizers have the
-    same files, the teacher's path replaces the student's, so that all such students share one evaluation. One node
-    does it.
-    """
-    pair, name = config.pair, f"teacher.{config.pair.label}.{config.eval.label}"
-    student = {"lora": None, "per_seed": False}
-    if _tokenizer_files(pair.student.path) == (files := _tokenizer_files(pair.teacher.path)) and files:
-        student |= {"path": pair.teacher.path, "revision": pair.teacher.revision}
-    pair = pair.model_copy(update={"student": pair.student.model_copy(update=student)})
-    changes = {"mode": "teacher", "name": name, "sweep": None, "pair": pair, "nodes": 1}
-    changes["learner"] = config.learner.model_copy(update={"replicas": 1})
-    return config.untracked().model_copy(update=changes)
-
-
-def is_stale(config: RunConfig, folder: RunFolder) -> bool:
-    """Whether a teacher's local model or a table of problems has changed since the result of its evaluation."""
-    tables = (getattr(benchmark, "file", None) for benchmark in config.eval.benchmarks.values())
-    files = [*_local(config.pair.teacher.path).glob("*"), *(Path(table).expanduser() for table in tables if table)]
-    return folder.result.exists() and any(file.stat().st_mtime > folder.result.stat().st_mtime for file in files)
-
-
-def _tokenizer_files(model: str) -> dict[str, bytes]:
-    """Contents of the files that make the tokenizer of a local model; {} for one of the hub."""
-    patterns = ("*token*", "*vocab*", "merges*", "chat_template*")
-    return {path.name: path.read_bytes() for pattern in patterns for path in _local(model).glob(pattern)}
-
-
-def _local(model: str) -> Path:
+def local_path(model: str) -> Path:
     return Path(resolve_model(model)).expanduser()
 
 
@@ -97,8 +67,8 @@ def check_models(config: RunConfig) -> None:
     """Raise ConfigError if a model of the pair is the model/ of a finished run and not what that run wrote."""
     for role in ("teacher", "student"):
         path = getattr(config.pair, role).path
-        run = RunFolder(_local(path).parent)
-        result = parse_result(run) if _local(path) == run.model else None
+        run = RunFolder(local_path(path).parent)
+        result = parse_result(run) if local_path(path) == run.model else None
         if result and (damaged := damage(run, result, "all")):
             raise ConfigError(f"pair.{role}.path={path}: {damaged}. {remedy(run, damaged)}")
 
