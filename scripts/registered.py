@@ -86,8 +86,9 @@ def differences_table(arms: dict[str, ArmResult], runs: dict[str, RunRecord]) ->
         rows.append(
             [name, settings, str(arm.seeds), f"{log_kl.mean:.3f} ± {log_kl.se:.3f}", percent(arm.final), *cells]
         )
-    headings = ["arm", "setting", "seeds", "mean log KL", "mean@4", "KL against F [95 %]", "p (Holm)"]
-    return Table("", [*headings, "mean@4 against F", "greedy against F", "hypothesis"], rows)
+    mean = f"mean@{full.config['eval.samples']}"
+    headings = ["arm", "setting", "seeds", "mean log KL", mean, "KL against F [95 %]", "p (Holm)"]
+    return Table("", [*headings, f"{mean} against F", "greedy against F", "hypothesis"], rows)
 
 
 def verdict_of(log_kl: Estimate, accuracy: Estimate) -> str:
