@@ -29,8 +29,8 @@ def null_p_values(scores: ArmScores, seeds: int) -> list[float]:
         for first in combinations(chosen[1:], seeds - 1):  # the half with chosen[0], so that each split comes once
             half = [chosen[0], *first]
             halves = half, [i for i in chosen if i not in half]
-            one, other = (ArmScores(scores.problems, scores.scores[i], tuple(range(seeds))) for i in halves)
-            if (difference := compare(one, other)) is not None:
+            arm, baseline = (ArmScores(scores.problems, scores.scores[i], tuple(range(seeds))) for i in halves)
+            if (difference := compare(arm, baseline)) is not None:
                 p_values.append(difference.p)
     return p_values
 

@@ -140,6 +140,6 @@ def free_host_gib() -> float | None:
 def _cgroups() -> list[Path]:
     """The folder of this process's cgroup (v2), such as that of a SLURM job, and those of the groups around it."""
     lines = _OWN_CGROUP.read_text().splitlines() if _OWN_CGROUP.exists() else []
-    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
-    folder = _CGROUP / own
+    path = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    folder = _CGROUP / path
     return [group for group in (folder, *folder.parents) if group.is_relative_to(_CGROUP)]

@@ -33,6 +33,7 @@ class Backward:
 
     @classmethod
     def of(cls, config: LearnerConfig) -> Backward:
+        """As the updates of a run with this config."""
         return cls(config.tile_mib * MIB, config.loss_backend, config.activation_checkpointing)
 
     def student_hidden(self, student: Model, batch: MicroBatch) -> Tensor:

@@ -121,8 +121,8 @@ class Checkpoints:
         Raises RunFailedError if no whole checkpoint is left that has its rows.
         """
         refused = ""
-        found = self.ranks.broadcast(numbered_checkpoints(self.folder))  # nodes may see a shared folder differently
-        saved = {step: path for step, path in found.items() if step < before}
+        numbered = self.ranks.broadcast(numbered_checkpoints(self.folder))  # nodes may see a shared folder differently
+        saved = {step: path for step, path in numbered.items() if step < before}
         for step, path in reversed(saved.items()):
             if not all(self.ranks.gather_objects(self._is_complete(path))):
                 log.warning("%s is incomplete (a checksum does not match); using the one before it", path)
