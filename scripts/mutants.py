@@ -2,10 +2,10 @@
 
     python -m scripts.mutants --count 20 --seed 0 --out mutants.md
 
-`--count` mutants of each package are drawn at random. Each meets the quick tests of its package, those of its module
-first, up to the first failure: in a fork of a process that has collected the tests, where the changed function gets its
-new code. Those that pass meet the slow test files in processes of their own, with a copy of src/ that has the changed
-file; so do, with all tests, changes outside of functions. One that passes all of them survives. Linux only.
+`--count` mutants of each package are drawn at random. The quick tests of the package run against each, those of its
+module first, up to the first failure: in a fork of a process that has collected the tests, where the changed function
+is patched. Against mutants that pass, the slow test files run in new processes, with a copy of src/ that has the
+changed file; against changes outside of functions, all tests run so. A mutant that passes all survives. Linux only.
 """
 
 from __future__ import annotations

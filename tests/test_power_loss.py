@@ -31,7 +31,7 @@ from tip_exp.run import run
 Files = dict[str, bytes]
 SMALL = ["logger=files", "learner.num_steps=4", "learner.warmup_steps=0", "learner.prompts_per_step=2"]
 SMALL += ["learner.checkpoint_every=1", "eval.every=2", "eval.teacher=false", "eval.samples=1", "eval.greedy=false"]
-SMALL += ["eval.benchmarks.word_sums.num_problems=2", "logger.rollouts_per_sample=1", "data.max_response_tokens=8"]
+SMALL += ["eval.benchmarks.word_sums.num_problems=2", "logger.rollouts_per_eval=1", "data.max_response_tokens=8"]
 
 
 class Recorder:

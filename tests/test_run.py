@@ -40,7 +40,7 @@ def train(compose_run: Run, folder: Path, *overrides: str) -> list[dict]:
 
 def test_shown_rollouts_have_the_verdicts_of_the_grader(tmp_path: Path, compose_run: Run) -> None:
     few = ["learner.num_steps=1", "learner.warmup_steps=0", "learner.prompts_per_step=8"]
-    few += ["eval.benchmarks.word_sums.num_problems=2", "logger.rollouts_per_sample=8"]
+    few += ["eval.benchmarks.word_sums.num_problems=2", "logger.rollouts_per_eval=8"]
     train(compose_run, tmp_path / "run", *few)
     rows = read_rows(RunFolder(tmp_path / "run").samples)
     graded = [boxed.grade("".join(row["tokens"]), row["answer"]) for row in rows]
@@ -147,7 +147,7 @@ def test_the_sampler_rests_while_teacher_and_learner_work_and_only_then(
         "learner.num_steps=1",
         "learner.warmup_steps=0",
         "learner.prompts_per_step=2",
-        "logger.rollouts_per_sample=0",
+        "logger.rollouts_per_eval=0",
         "eval.samples=1",
     ]
     train(compose_run, tmp_path / "run", *few, "eval.benchmarks.word_sums.num_problems=2", "eval.sequence_kl=true")
@@ -182,7 +182,7 @@ def test_data_is_refused_before_weights_load(tmp_path: Path, compose_run: Run, m
     def never(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr("tip_exp.build.load_pair_that_fits", never)
+    monkeypatch.setattr("tip_exp.build.load_pair_or_offload", never)
     with pytest.raises(ValueError, match=r"data\.max_prompt_tokens=5 leaves no prompt"):
         run(compose_run(*QUICK, "data.max_prompt_tokens=5"), RunFolder(tmp_path))
 

@@ -153,7 +153,7 @@ def _run(settings: Settings, name: str, pair: list[str], ranks: int) -> list[str
         "eval.max_tokens=16",
         "eval.benchmarks.word_sums.num_problems=4",
         "logger=files",
-        "logger.rollouts_per_sample=0",
+        "logger.rollouts_per_eval=0",
     ]
     line = [sys.executable, "-m", "tip_exp", f"hydra.run.dir={folder}", *overrides]
     done = subprocess.run(line, capture_output=True, text=True)

@@ -26,7 +26,7 @@ from tip_exp.utils.paths import conf_dir
 
 SMALL = ["device=cpu", "logger=files", "learner.num_steps=4", "learner.warmup_steps=0", "learner.prompts_per_step=2"]
 SMALL += ["learner.checkpoint_every=1", "eval.every=2", "eval.teacher=false", "eval.samples=1", "eval.greedy=false"]
-SMALL += ["eval.benchmarks.word_sums.num_problems=2", "logger.rollouts_per_sample=1", "data.max_response_tokens=6"]
+SMALL += ["eval.benchmarks.word_sums.num_problems=2", "logger.rollouts_per_eval=1", "data.max_response_tokens=6"]
 SMALL += ["data.train.num_problems=32", "eval.max_tokens=12", "num_threads=1"]
 SWEEP = ["-m", *SMALL, "seed=0,1", "eval.teacher=true", "sweep=chaos"]
 LIMIT_S = 240  # the longest that a launch may take

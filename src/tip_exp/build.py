@@ -22,10 +22,10 @@ from tip_exp.eval.verdicts import Verdicts, grade_rollouts
 from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.device import pick_device, pick_threads
 from tip_exp.learner.distributed import start
-from tip_exp.learner.fitting import FittingSteps, load_pair_that_fits
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.model_folder import export
 from tip_exp.learner.on_policy import MismatchCheck, limits_for
+from tip_exp.learner.out_of_memory import OomRetrySteps, load_pair_or_offload
 from tip_exp.learner.selectors import make_selector, make_shadows
 from tip_exp.learner.sharding import lowered_dtype
 from tip_exp.learner.sharing import SharedSampler
@@ -80,7 +80,7 @@ class Parts:
         self.saved = self.checkpoints.newest(partial(missing_rows, folder)) if training else None
         if self.saved is None and numbered_checkpoints(folder.checkpoints):
             print(f"no checkpoint in {folder.checkpoints} is whole; the run starts again at step 0")
-        self.pair = load_pair_that_fits(config, self.ranks, self.device, tokenizer)
+        self.pair = load_pair_or_offload(config, self.ranks, self.device, tokenizer)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         self.teacher = Teacher(self.pair, config.learner, self.meter)
@@ -162,7 +162,7 @@ class Parts:
         if self.ranks.size == 1 and role.shards is None:
             return sampler
         has_weights = copies or self.backend.name == "vllm"
-        ranks = self.ranks.apart() if copies else self.ranks  # a copy samples while the learner gathers
+        ranks = self.ranks.for_background_thread() if copies else self.ranks  # a copy samples while the learner gathers
         return SharedSampler(sampler, ranks, nullcontext if has_weights else role.gathered)
 
 
@@ -182,7 +182,7 @@ class TrainingParts(Parts):
             shadows=make_shadows(config),
             keep_batch=self.logger.non_finite,
         )
-        self.update = FittingSteps(self.teacher, self.learner, folder.micro_batches)
+        self.update = OomRetrySteps(self.teacher, self.learner, folder.micro_batches)
         rollout, data, samples = config.rollout, config.data, config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, data.max_response_tokens)
         dtypes = self.backend.dtype, config.pair.student.dtype, config.learner.compute_dtype
@@ -204,7 +204,7 @@ class TrainingParts(Parts):
         return self.generator.generate(prompts, self.sampling, seed_for("rollout", self.config.seed, step))
 
     def rollouts(self, step: int) -> list[Rollout]:
-        """A step's rollouts. Afterwards the device's memory is the learner's, or the next step's are being written."""
+        """A step's rollouts. Then the sampler has freed its device memory, or already samples the next step's."""
         if self.ahead is not None:
             rollouts, seconds = self.ahead.take(step)
             self.meter.add("rollout", seconds)

@@ -34,7 +34,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         progress = tqdm(steps, initial=start, total=last, desc=config.name, mininterval=1.0, disable=silent)
         for step in progress:
             is_eval_step = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
-            num_shown = config.logger.rollouts_per_sample if is_eval_step else 0
+            num_shown = config.logger.rollouts_per_eval if is_eval_step else 0
             meter.count_allocations = is_eval_step
             with meter.span("step"):
                 _, problems = parts.train.batch(step)

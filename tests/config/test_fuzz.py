@@ -177,7 +177,7 @@ def test_many_damaged_configs_are_accepted_or_refused_in_words() -> None:
 
 OVERRIDES = (
     *("seed=4294967296", "+pair.privileged.foo=1", "name={long}", "data=gsm8k data.train.file={long}", "num_threads=99999999"),
-    *("logger.rollouts_per_sample=1e21", "rollout.temperature=1e-300", "learner.lr=${nobody}", "seed=???", "eval.samples=-1"),
+    *("logger.rollouts_per_eval=1e21", "rollout.temperature=1e-300", "learner.lr=${nobody}", "seed=???", "eval.samples=-1"),
     *("learner=${learner}", "pair.teacher.path=???", "+eval.benchmarks.b={kind:x}", "~seed", "~pair.teacher", "selector=null"),
     *("data.train=1", "eval.benchmarks=[]", "pair=null", "+x.y.z=1", "name=${name}", "pair.student.path=a\\ b", "ranks=0x10"),
 )  # fmt: skip

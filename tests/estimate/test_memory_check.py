@@ -171,7 +171,7 @@ def test_memory_is_checked_before_weights_load(
     def never(*_args, **_kwargs) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(build, "load_pair_that_fits", never)
+    monkeypatch.setattr(build, "load_pair_or_offload", never)
     with_free(monkeypatch, 1e-4)
     for mode, function in (("train", run), ("eval", run_eval)):
         with pytest.raises(ConfigError, match="this run needs about"):

@@ -15,7 +15,7 @@ from tip_exp.utils.io import read_rows
 from tip_exp.utils.paths import conf_dir
 
 SMALL = ["learner.num_steps=2", "learner.warmup_steps=0", "learner.prompts_per_step=4", "num_threads=1", "seed=0"]
-SMALL += ["learner.checkpoint_every=2", "logger.rollouts_per_sample=2"]
+SMALL += ["learner.checkpoint_every=2", "logger.rollouts_per_eval=2"]
 
 
 def command(cwd: Path, module: str, *arguments: str) -> str:

@@ -145,8 +145,8 @@ def waits(compose_run: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         raise HeldError(f"{folder.root} is held by process 7; …, remove {folder.lock}")
 
     monkeypatch.setattr(teacher, "TEACHERS", tmp_path)
-    monkeypatch.setattr(teacher, "SILENT_S", 10)
-    monkeypatch.setattr(teacher, "MEETING_S", 10)
+    monkeypatch.setattr(teacher, "STALE_AFTER_S", 10)
+    monkeypatch.setattr(teacher, "RENDEZVOUS_TIMEOUT_S", 10)
     return wait
 
 

@@ -275,7 +275,7 @@ def test_context_is_checked_before_weights_load(
     def never(*_args, **_kwargs) -> None:
         raise AssertionError("weights were loaded")
 
-    monkeypatch.setattr(build, "load_pair_that_fits", never)
+    monkeypatch.setattr(build, "load_pair_or_offload", never)
     for mode, function in (("train", run), ("eval", run_eval)):
         with pytest.raises(ConfigError, match=r"the longest evaluation prompt \+ eval\.max_tokens = 5\d\d, but the"):
             function(compose_run(f"mode={mode}", "eval.max_tokens=480"), RunFolder(tmp_path))

@@ -50,7 +50,7 @@ def test_the_verdict_follows_from_the_interval(expected: Any, mean: float, se: f
 @pytest.mark.parametrize(
     ("expected", "mean", "se", "text"),
     [  # points; the 95 % interval is the mean ± 1.96 se
-        ("lower", -1.9, 1.0, "more seeds: the interval shrinks with their root; another pair"),
+        ("lower", -1.9, 1.0, "more seeds: the interval shrinks with the square root of their number; another pair"),
         ("lower", -2.3, 1.0, "other seeds: the interval ends 0.3 points from 0; another pair"),  # a quarter: 0.49
         ("lower", -2.5, 1.0, "another pair"),
         ("higher", 2.3, 1.0, "other seeds: the interval ends 0.3 points from 0; another pair"),
@@ -93,12 +93,12 @@ def test_rows_compare_the_arms_of_one_setting(tmp_path: Path, compose_run: Compo
     finish(other, tmp_path / "other", 0.9)
     table, with_eps_1 = claims(summarize(read_runs([tmp_path])))
     rows = {row[2]: dict(zip(table.headings, row, strict=True)) for row in table.rows}
-    assert rows.keys() == {"q3 10 % at least full 100 % (tiny)", "q4 100 % equal step 0 (tiny)"}
+    assert rows.keys() == {"q3 10 % at least full 100 % (tiny)", "q4 100 % equal to step 0 (tiny)"}
     q3 = rows["q3 10 % at least full 100 % (tiny)"]
     assert q3["difference, points [95 %]"].startswith("-20.0 [") and q3["KL, ratio [95 %]"].startswith("× 2.00 [")
     assert q3["seeds"] == "2" and q3["verdict"] == "contradicted"
     assert q3["what would change it"].endswith("here a few tokens hold the divergence")
-    assert rows["q4 100 % equal step 0 (tiny)"]["difference, points [95 %]"].startswith("+2.5 [")
+    assert rows["q4 100 % equal to step 0 (tiny)"]["difference, points [95 %]"].startswith("+2.5 [")
     assert with_eps_1.title == "AdamW, eps 1, lr 0.002" and [row[3][:5] for row in with_eps_1.rows] == ["+20.0"]
 
 

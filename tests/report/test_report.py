@@ -156,10 +156,10 @@ def test_a_selector_that_keeps_the_tokens_of_top_entropy_is_named(tmp_path: Path
         make_run(compose_run, tmp_path / selector, 0.5, *overrides, totals={"overlap_entropy": overlap})
     chance = {"overlap_entropy": 0.96}  # two random sets of 98 %
     make_run(compose_run, tmp_path / "wide", 0.5, "selector=random", "selector.retention=0.98", totals=chance)
-    notes = [note for note in overview(arms_of(tmp_path)).notes if "top entropy" in note]
+    notes = [note for note in overview(arms_of(tmp_path)).notes if "ranking by entropy" in note]
     assert [note.split(" (Jaccard")[0] for note in notes] == [
-        "q3 at 10 % (0.95) keeps nearly the tokens of top entropy",
-        "soft_or at 10 % (0.99) keeps nearly the tokens of top entropy",
+        "q3 at 10 % (0.95) keeps almost the same tokens as ranking by entropy",
+        "soft_or at 10 % (0.99) keeps almost the same tokens as ranking by entropy",
     ]
     assert "min-max" not in notes[0] and "min-max" in notes[1]
 

@@ -78,7 +78,7 @@ def test_readme(runs: Path) -> None:
     assert "Runs on GPUs: 8 x NVIDIA H200." in missing
     claims = (out / "claims.md").read_text()
     # both arms of a seed have the same scores
-    assert "soft_or_bottom 50 % lower soft_or 50 % (tiny)" in claims and "+0.0 [0.0, 0.0]" in claims
+    assert "soft_or_bottom 50 % lower than soft_or 50 % (tiny)" in claims and "+0.0 [0.0, 0.0]" in claims
     for sweep, folder in (("table5", "paper"), ("demo_table6", "demo")):
         assert (out / folder / f"{sweep}.md").read_text().startswith("### Table")
         assert r"\toprule" in (out / folder / f"{sweep}.tex").read_text()

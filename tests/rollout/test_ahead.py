@@ -37,7 +37,7 @@ Compose = Callable[..., RunConfig]
 CPU, STEPS, TIMEOUT_S = torch.device("cpu"), 4, 60
 SMALL = ["logger=files", f"learner.num_steps={STEPS}", "learner.warmup_steps=1", "learner.prompts_per_step=4"]
 SMALL += ["data.train.num_problems=40", "eval.every=2", "eval.samples=0", "eval.sequence_kl=false"]
-SMALL += ["eval.teacher=false", "eval.benchmarks.word_sums.num_problems=3", "logger.rollouts_per_sample=1"]
+SMALL += ["eval.teacher=false", "eval.benchmarks.word_sums.num_problems=3", "logger.rollouts_per_eval=1"]
 SMALL += ["data.max_response_tokens=40", "eval.max_tokens=40", "rollout.staleness=1", "learner.checkpoint_every=2"]
 
 

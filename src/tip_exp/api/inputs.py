@@ -20,7 +20,7 @@ def from_texts(
 ) -> list[Rollout]:
     """Each text after its prompt; without prompts every token but the first is a response token."""
     if tokenizer is None:
-        raise ValueError("tokenizer: texts need one, and the student names none; give tokenizer= or input_ids=")
+        raise ValueError("tokenizer: texts need one, and neither model's path has one; give tokenizer= or input_ids=")
     texts = [texts] if isinstance(texts, str) else list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):

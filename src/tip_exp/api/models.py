@@ -45,12 +45,12 @@ def module_of(model: Any, role: str, device: Any, dtype: Any) -> PreTrainedModel
 def find_tokenizer(
     models: dict[str, Any], tokenizer: Any, modules: dict[str, PreTrainedModel]
 ) -> PreTrainedTokenizerBase | None:
-    """The student's tokenizer, once it is compared with the teacher's.
+    """The student's tokenizer, compared with the teacher's if both load; else the one that loads, or None.
 
-    `tokenizer`: the student's or its path; None: loaded from where the student comes from. `models` are as the user
-    gave them, `modules` what they are; a model that was loaded earlier knows the path that it
-    came from. The same tokens under other ids: a teacher that was given as a path takes the student's order. None if
-    no tokenizer is there. Raises ValueError if teacher and student have different ones.
+    `tokenizer`: the student's, or its path; None: loaded from the student's path. `models`: as the user gave them, by
+    role (a loaded model has its path in `name_or_path`); `modules`: the loaded models. If both tokenizers have the same
+    tokens under other ids, the rows of a teacher that was given as a path are put in the student's order. Raises
+    ValueError if the tokenizers differ otherwise.
     """
     if isinstance(tokenizer, str | os.PathLike):
         tokenizer = AutoTokenizer.from_pretrained(os.path.expanduser(resolve_model(os.fspath(tokenizer))), **SAFE)

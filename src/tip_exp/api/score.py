@@ -72,7 +72,7 @@ def score(
         tokenizer has one. `chat=False`: texts as they are; `chat={"enable_thinking": False}`: options of the template.
     input_ids  token ids instead of texts, rows of any length or a padded tensor (B, T) with its `attention_mask`.
         `response_mask` is True on the tokens to score; without it all but the first of a row.
-    statistics  columns to measure, of COLUMNS; None: all. What only the student needs leaves the teacher out.
+    statistics  columns to measure, of COLUMNS; None: all. Statistics of the student alone do not run the teacher.
         "influence", on request only: <g_n, g>, g_n the gradient of token n's reverse KL and g the mean of all g_n, over
         the parameters with requires_grad; costs a backward pass and about two forward passes more.
     quadrants  thresholds of entropy and reverse KL in nats, at or above which a token is high; None: conf/config.yaml.
@@ -89,7 +89,7 @@ def score(
     measured = wanted & set(STATISTICS) | (QUADRANT_STATISTICS if "quadrant" in wanted else frozenset())
     given: dict[str, Any] = {"student": student, "teacher": teacher}
     if (texts is None) == (input_ids is None):
-        raise ValueError("give either texts or input_ids=")
+        raise ValueError(f"give either texts or input_ids=; got {'neither' if texts is None else 'both'}")
     if texts is not None and (response_mask is not None or attention_mask is not None):
         raise ValueError("response_mask and attention_mask belong to input_ids=; with texts, give prompts=")
     if input_ids is not None and prompts is not None:

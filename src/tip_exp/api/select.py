@@ -48,7 +48,7 @@ def select(
     quadrants  thresholds of the rules q1 to q4, as in `score`.
     seed, step  of random rules: the draws of that step of a run with this seed.
 
-    With a weight but none the result is (mask, weights). Raises ValueError for a wrong setting or a missing
+    With a `weight` other than "none" the result is (mask, weights). Raises ValueError for a wrong setting or a missing
     statistic, FloatingPointError for NaN.
     """
     changes = overrides | ({} if retention is None else {"retention": retention})

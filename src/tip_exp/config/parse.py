@@ -125,7 +125,7 @@ def typed_selector(values: dict[str, Any]) -> SelectorConfig:
         raise config_error(problems) from None
 
 
-# What decides the numbers of mode=teacher; of the student, the tokenizer.
+# Keys that decide the numbers of mode=teacher; the student's path and revision count because its tokenizer is used.
 _TEACHER_KEYS: Any = {
     **dict.fromkeys(("mode", "device", "agent"), True),
     "pair": {

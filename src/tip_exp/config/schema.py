@@ -177,7 +177,7 @@ class LoggerConfig(Strict):
     wandb: Literal["off", "offline", "online"]
     tracker: Literal["trackio", "tensorboard", "mlflow"] | None = None  # runs from before this key have none
     project: FileName
-    rollouts_per_sample: CountOrZero
+    rollouts_per_eval: CountOrZero
 
 
 class QuadrantConfig(Strict):

@@ -59,5 +59,5 @@ class ToolTasks:
 
 
 def error_observation(message: str) -> str:
-    """The observation of a call that could not run; half characters, which no tokenizer takes, become "?"."""
+    """The observation of a call that could not run; lone surrogates, which no tokenizer takes, become "?"."""
     return json.dumps({"error": message}, ensure_ascii=False).encode("utf-8", "replace").decode()

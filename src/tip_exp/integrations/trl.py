@@ -39,9 +39,9 @@ def with_selector(
     average  of the kept tokens' divergences. "token": their mean; with the selector `full` the loss is TRL's own.
         "rollout": mean in each response, then over responses, as training runs of this package do by default.
 
-    The trainer's `beta` chooses the divergence: 0 forward KL, 1 reverse KL, between them JSD. The selection is made in
-    each micro-batch; with several, or several processes, each counts by its share of completion tokens, so that
-    min-max scaling and budgets of the scope `batch` are those of a micro-batch. Random selectors draw by the trainer's
+    The trainer's `beta` chooses the divergence: 0 forward KL, 1 reverse KL, between them JSD. Each
+    micro-batch of each process has its own selection, so min-max scaling and budgets of the scope `batch` are over one
+    micro-batch; its loss is weighted by its share of the completion tokens. Random selectors draw by the trainer's
     seed and step. Raises TypeError or ValueError that names the argument.
     """
     if isinstance(selector, Mapping):

@@ -54,7 +54,7 @@ COMMANDS = {
     "schema": ("tip_exp.launch.schema:schema", "the JSON schema of YAML files, for editors"),
     "replay": (
         "tip_exp.probe.replay:replay",
-        "the rollouts of a step whose numbers were not finite, and where they are not",
+        "repeat a step with NaN or infinity; show which rollouts and which module produce it",
     ),
     "score": ("tip_exp.api.command:main", "statistics of the tokens of a file, without training"),
 }

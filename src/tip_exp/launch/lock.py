@@ -129,7 +129,7 @@ def _acquire(path: Path) -> str:
 
 
 def _release(path: Path) -> None:
-    """Take this process from the lock. On a full disk it stays there: it ends soon, and is then no longer counted."""
+    """Remove this process from the lock file. On a full disk its entry stays, but no longer counts once it ends."""
     with _one_at_a_time(), suppress(OSError, ValueError, TypeError):
         lock = _read(path)
         if _this_process() not in lock.processes:  # removed by hand, and locked by another since

@@ -1,4 +1,4 @@
-"""Finished runs that others use: a run that another sweep has finished is linked, its model is a pair's.
+"""Reuse of finished runs: a run that another sweep has finished is linked; a pair may load the model/ of a run.
 
 Two runs are the same if their digests are equal: everything that decides the numbers, which excludes name, sweep and
 logger.

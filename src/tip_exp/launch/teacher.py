@@ -19,8 +19,8 @@ from tip_exp.utils.paths import OUTPUTS
 
 TEACHERS = OUTPUTS / "teachers"
 POLL_S = 0.2
-MEETING_S = 600  # that nodes wait for each other, as in torch.distributed.run
-SILENT_S = 6 * 3600  # then an evaluation on another host has ended, which its lock does not show
+RENDEZVOUS_TIMEOUT_S = 600  # that nodes wait for each other, as in torch.distributed.run
+STALE_AFTER_S = 6 * 3600  # then an evaluation on another host has ended, which its lock does not show
 
 
 def evaluate_teacher(
@@ -46,10 +46,10 @@ def evaluate_teacher(
             time.sleep(POLL_S)
             if stop is not None and stop.is_set():
                 raise
-            silent = time.time() - max(waits_since, _newest_change(source.root)) > SILENT_S
+            silent = time.time() - max(waits_since, _newest_change(source.root)) > STALE_AFTER_S
             if silent and held_elsewhere(source.lock):
                 waits = f"{config.name} waits for the evaluation of its teacher"
-                hours = f"nothing was written for {SILENT_S // 3600} hours"
+                hours = f"nothing was written for {STALE_AFTER_S // 3600} hours"
                 raise RunFailedError(f"{waits}, but {hours}: {error}") from None
     link = folder.teacher.with_name(f"teacher.{os.getpid()}")
     link.symlink_to(os.path.relpath(source.root.resolve(), folder.root.resolve()))
@@ -59,7 +59,7 @@ def evaluate_teacher(
 def wait_for_node_0(config: RunConfig, folder: RunFolder, stop: Event | None) -> None:
     """Wait until node 0 has evaluated the teacher.
 
-    Raises RunFailedError if node 0 has not held the run's lock for MEETING_S.
+    Raises RunFailedError if node 0 has not held the run's lock for RENDEZVOUS_TIMEOUT_S.
     """
     teacher = teacher_config(config)
     source, seen = RunFolder(TEACHERS / digest(teacher)), time.monotonic()
@@ -67,7 +67,7 @@ def wait_for_node_0(config: RunConfig, folder: RunFolder, stop: Event | None) ->
         time.sleep(POLL_S)
         if folder.lock.exists():
             seen = time.monotonic()
-        if time.monotonic() - seen > MEETING_S or (stop is not None and stop.is_set()):
+        if time.monotonic() - seen > RENDEZVOUS_TIMEOUT_S or (stop is not None and stop.is_set()):
             raise RunFailedError(f"{config.name}: node 0, which evaluates the teacher, has ended or was not started")
 
 

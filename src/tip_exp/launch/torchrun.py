@@ -95,8 +95,8 @@ def run_ranks(arguments: list[str], reports: Path) -> int:
         written = [json.loads(path.read_text()) for path in reports.rglob("error.json")]
         first = min(written, key=lambda report: report["time_ns"], default=None)
         for failure in error.failures.values():
-            # Peers of a failed rank get SIGTERM, and SIGKILL 30 s later, and NCCL may abort them: that is no cause.
-            # An abort in the second of the first report is one: the rank's peers report that they lost it.
+            # Peers of a failed rank get SIGTERM, then SIGKILL after 30 s, and NCCL may abort them: not the cause. But a
+            # SIGABRT within 1 s of the first report is the cause: that report is of a peer that lost this rank.
             patience = 1 if failure.exitcode == -signal.SIGABRT else KILL_AFTER_S
             is_cause = first is None or failure.timestamp < first["timestamp"] + patience
             if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM and is_cause:

@@ -111,9 +111,9 @@ def end_with(parent: int) -> None:
 
 
 def end_at_once(code: int) -> None:
-    """End a rank before what libraries do at exit, as registered last, and after its background threads.
+    """End a rank without the exit handlers of libraries: registered last, it runs first, after background threads.
 
-    vLLM ends the process group then, and NCCL waits in that for ranks that wait for this one in a collective.
+    vLLM's handler destroys the process group, and NCCL then waits for ranks that wait for this one in a collective.
     """
     try:
         sys.stdout.flush()

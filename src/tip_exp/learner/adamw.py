@@ -25,7 +25,7 @@ def make_optimizer(parameters: Sequence[Tensor], config: LearnerConfig) -> torch
 def divide_gradients(parameters: Sequence[Tensor], mass: float) -> Tensor:
     """Divide the gradients by `mass`; returns their norm.
 
-    A function of its own: no list of gradients lives until `zero_grad`, which frees them.
+    Separate function so its list of gradients is gone when `zero_grad` frees them.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for gradient in gradients:

@@ -51,7 +51,7 @@ class Ranks:
         assert isinstance(group, dist.ProcessGroup), "all ranks are members"
         return group
 
-    def apart(self) -> Ranks:
+    def for_background_thread(self) -> Ranks:
         """The same ranks for a background thread, which may only gather objects: by a group of its own."""
         ranks = Ranks()
         ranks._group = ranks.background

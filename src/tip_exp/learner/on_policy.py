@@ -50,7 +50,7 @@ UNLIMITED = MismatchLimits(math.inf, math.inf, math.inf)
 def limits_for(*dtypes: str, **given: float | None) -> MismatchLimits:
     """The `given` limits by name; where None, those of the coarsest dtype that sampler or learner computes in.
 
-    Without a dtype, as between different weights, there are no others.
+    Without a dtype only the given limits apply: different weights differ by more than rounding.
     """
     coarsest = max((LIMITS[dtype] for dtype in dtypes), key=lambda limits: limits.mean, default=UNLIMITED)
     return replace(coarsest, **{name: limit for name, limit in given.items() if limit is not None})
@@ -71,7 +71,7 @@ def measured_mismatch(
     learner: Float[Tensor, " n"],
     stop_class: tuple[int, ...],
 ) -> dict[str, float]:
-    """Metrics of the tokens that were measured, the first of each rank's; `learner`: this rank's log-probs."""
+    """Mismatch of the first len(learner) tokens of each rank's share; `learner`: this rank's log-probs, nats."""
     rollout, position = (values[share.rows][: len(learner)] for values in (share.tokens.rollout, share.tokens.position))
     rows = single_tokens(rollouts, rollout, position, stop_class)
     learner = learner[rows].double()
@@ -82,7 +82,7 @@ def measured_mismatch(
 def single_tokens(
     rollouts: list[Rollout], rollout: Int[Tensor, " n"], position: Int[Tensor, " n"], stop_class: tuple[int, ...]
 ) -> Int[Tensor, " m"]:
-    """Indices of the tokens outside of the stop class: of the others the learner knows the class's log-prob alone."""
+    """Indices of the tokens outside the stop class; for those inside, the learner has only the class's log-prob."""
     if not stop_class:
         return torch.arange(len(rollout))
     response_ids = [r.response_ids for r in rollouts]

@@ -22,5 +22,5 @@ def learning_rate(step: int, config: LearnerConfig) -> float:
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether what happens every `every` steps, and never for 0, happens at this one."""
+    """Whether `step` is a multiple of `every`; False if `every` is 0."""
     return every > 0 and step % every == 0

@@ -122,7 +122,7 @@ def split(
 
 
 def to_pair(batches: Iterable[MicroBatch], pair: Pair) -> list[MicroBatch]:
-    """`batches` on the student's device; a token to predict of `pair.stop_class` is its first, as in the heads."""
+    """`batches` on the student's device; target ids in `pair.stop_class` become its first id, as in the heads."""
     if pair.stop_class:
         batches = [replace(batch, token_ids=merge_ids(batch.token_ids, pair.stop_class)) for batch in batches]
     return [batch.to(pair.student.module.device) for batch in batches]

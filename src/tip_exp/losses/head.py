@@ -80,7 +80,7 @@ class Head:
 
     @property
     def grad_dtype(self) -> torch.dtype:
-        """In which `backward` takes a gradient without a copy: 16 bits if its GEMMs do and nothing comes first."""
+        """Dtype of a `logit_grad` that `backward` need not cast: 16 bits for 16-bit GEMMs without scale and bias."""
         return self.weight.dtype if self._has_mixed_gemm and self.scale == 1.0 and self.bias is None else self.dtype
 
     def softcap_backward_(self, grad: Float[Tensor, "n c"], logits: Float[Tensor, "n c"]) -> None:

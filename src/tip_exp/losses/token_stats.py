@@ -86,7 +86,7 @@ def token_stats(
 
 
 def check_ids(token_ids: Tensor, vocab_size: int) -> None:
-    """Raise ValueError if an id is outside the shared vocabulary. On CUDA the device asserts it and nobody waits."""
+    """Raise ValueError if an id is outside the shared vocabulary. On CUDA a device-side assert, without a sync."""
     outside = (token_ids < 0) | (token_ids >= vocab_size)
     if token_ids.is_cuda:
         message = f"a token id is not one of the {vocab_size} ids that both models have"

@@ -1,4 +1,4 @@
-"""`tip-exp replay`: a step whose numbers were not finite, once more: which rollouts, and where in the models.
+"""`tip-exp replay`: repeat a step with NaN or infinity, and show in which rollouts and modules it first appears.
 
 Weights and optimizer are those of the run's newest checkpoint before the step; steps between the two are repeated, with
 their draws. One process does it, whatever the number of ranks of the run.
@@ -100,9 +100,10 @@ def _table(measured: list[Measured]) -> str:
 def _read_batch(folder: RunFolder, step: int | None) -> dict[str, Any]:
     kept = {int(re.sub(r"\D", "", path.name)): path for path in folder.root.glob("non_finite_*.json")}
     if not kept:
-        raise DataError(f"{folder.root} holds no non_finite_….json: no step of a run there had numbers not finite")
+        raise DataError(f"{folder.root} holds no non_finite_….json: no step of this run had a NaN or infinity")
     if step is not None and step not in kept:
-        raise DataError(f"--step {step}: {folder.root} holds the batches of steps {', '.join(map(str, sorted(kept)))}")
+        steps = ", ".join(map(str, sorted(kept)))
+        raise DataError(f"--step {step}: no such non_finite_….json; {folder.root} holds the batches of steps {steps}")
     return json.loads(kept[max(kept) if step is None else step].read_text(encoding="utf-8"))
 
 

@@ -41,7 +41,7 @@ class RunFolder:
         self.tensorboard = self.root / "tensorboard"
         self.mlflow_id = self.root / "mlflow_id"
         self.teacher = self.root / "teacher"  # link to the folder of the teacher's evaluation, if there is one
-        self.micro_batches = self.root / "micro_batch_tokens.json"  # learner/fitting.py
+        self.micro_batches = self.root / "micro_batch_tokens.json"  # learner/out_of_memory.py
         self.result = self.root / "result.json"
 
     def log_of(self, rank: int) -> Path:

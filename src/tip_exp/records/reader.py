@@ -21,7 +21,7 @@ import yaml
 
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.integrity import Depth, damage, damaged_files
-from tip_exp.records.whole import check_config, check_result
+from tip_exp.records.validate import check_config, check_result
 from tip_exp.utils.errors import DataError, first_line
 from tip_exp.utils.io import to_json_lines, write_atomic
 

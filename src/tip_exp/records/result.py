@@ -62,9 +62,10 @@ def write_result(
 
 
 def health(rows: list[dict[str, Any]], budgets: dict[int, int] | None = None) -> str:
-    """ "healthy", or what went wrong in which share of the steps; of the loss, medians of a quarter of the steps.
+    """ "healthy", or what went wrong: skipped steps, out of memory, a loss that rose LOSS_RISE-fold or more.
 
-    `budgets`: tokens of a micro-batch from the steps on at which memory did not suffice.
+    The rise is the median loss of the last quarter of the steps over that of the first. `budgets`: step of an
+    out-of-memory error -> the most tokens of a micro-batch from then on.
     """
     steps = rows[1:]
     faults: list[str] = []

@@ -1,4 +1,4 @@
-"""Trackers behind a thread each, so that training never waits for them: at the start and the end a bounded time.
+"""Trackers, each in its own thread: training waits for them only at the start and the end, for a bounded time.
 
 If a tracker refuses or is silent, the run goes on and says so once; metrics.jsonl has every number in any case. W&B is
 here, the others are in records/dashboards.py.

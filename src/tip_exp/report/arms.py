@@ -23,8 +23,8 @@ from tip_exp.records.reader import RunRecord
 from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, holm, scores_of
 
 ONLY_LOGGED = {"learner.diagnostics_every", "learner.gradient_every", "selector.shadows"}
-LOOKS = "pair", "data", "benchmark", "selector", "retention"  # arms look alike that share these
-LEAKS = ("exact", "13gram")  # in_train_… of result.json
+SHOWN_FIELDS = "pair", "data", "benchmark", "selector", "retention"  # arms look alike that share these
+CONTAMINATION_KINDS = ("exact", "13gram")  # in_train_… of result.json
 
 
 @dataclass(slots=True)
@@ -130,9 +130,9 @@ def distinctions(arms: list[ArmResult]) -> list[str]:
 
     A table asks for its own rows: what they share is in its title.
     """
-    alike = group_by(arms, *LOOKS)
-    keys = {looks: differing_keys(group) for looks, group in alike.items()}
-    return [", ".join(arm.values_of(keys[attrgetter(*LOOKS)(arm)])) for arm in arms]
+    alike = group_by(arms, *SHOWN_FIELDS)
+    keys = {shown: differing_keys(group) for shown, group in alike.items()}
+    return [", ".join(arm.values_of(keys[attrgetter(*SHOWN_FIELDS)(arm)])) for arm in arms]
 
 
 def group_by(arms: Iterable[ArmResult], *fields: str) -> dict[Any, list[ArmResult]]:
@@ -182,7 +182,10 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
     greedy = f"{benchmark}/{metrics.GREEDY}"
     scores = scores_of(done, benchmark, "right")
     described = [result.get("datasets", {}).get(benchmark, {}) for result in results]
-    in_train = [{problem for of_run in described for problem in of_run.get(f"in_train_{how}", [])} for how in LEAKS]
+    in_train = [
+        {problem for of_run in described for problem in of_run.get(f"in_train_{how}", [])}
+        for how in CONTAMINATION_KINDS
+    ]
     verdicts = [result.get("health", metrics.HEALTHY) for result in results]
     return ArmResult(
         pair=config["pair.label"],

@@ -46,7 +46,8 @@ class Claim:
 CLOSE = 0.25  # of an interval's half-width: other seeds can move its end as far
 FULL = ("full", 1.0)
 TINY, TOOLS = "tiny", "tiny_tools"
-MORE_SEEDS = "more seeds: the interval shrinks with their root"
+RELATIONS = {"higher": "higher than", "lower": "lower than", "equal": "equal to", "at least": "at least"}
+MORE_SEEDS = "more seeds: the interval shrinks with the square root of their number"
 CONFIDENT = "a pair with another share of confident mistakes, which entropy misses"
 SPREAD = "a pair whose divergence is spread over more or fewer tokens"
 PAIR = "a pair whose errors are spread over more tokens: here a few tokens hold the divergence"
@@ -148,7 +149,7 @@ def _row(claim: Claim, arms: list[ArmResult]) -> list[str]:
             kl_difference = compare(arm.kl_scores, baseline.kl_scores)
         if difference is not None:
             against = "step 0" if claim.baseline is None else _name(claim.baseline)
-            tested = f"{_name(claim.arm)} {claim.expected} {against} ({claim.pair})"
+            tested = f"{_name(claim.arm)} {RELATIONS[claim.expected]} {against} ({claim.pair})"
             seeds = " and ".join(dict.fromkeys([str(arm.seeds), str(baseline.seeds)]))
             texts = [points(difference), ratio(kl_difference), seeds, verdict(claim, difference)]
             return [claim.text, claim.source, tested, *texts, what_would_change(claim, difference)]

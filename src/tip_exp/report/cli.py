@@ -72,7 +72,7 @@ def _tables(arguments: list[str]) -> None:
         needs = "; a leaderboard needs two arms with two finished seeds each" if given.table == LEADERBOARD else ""
         raise DataError(f"no run below {', '.join(map(str, given.roots))}{chosen}{needs}")
     text = "\n\n".join([*map(markdown, [*tables, *filter(None, [damaged])]), legend(tables)]) + "\n"
-    text = text.encode(errors="backslashreplace").decode()  # half characters, which no terminal prints
+    text = text.encode(errors="backslashreplace").decode()  # lone surrogates, which no terminal prints
     print(text, end="")
     files: dict[Path | None, Callable[[], str]] = {
         given.markdown: lambda: text,
@@ -119,7 +119,7 @@ def _wandb(arguments: list[str]) -> None:
     if damaged:
         print(markdown(damaged), file=sys.stderr)
     if not records:
-        raise DataError("no whole run is left")
+        raise DataError(f"all runs below {', '.join(map(str, given.roots))} are damaged; see the table above")
     made = wandb.workspace(records, given.entity, given.project or records[0].config["logger"]["project"])
     if given.print:
         print(made._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2))

@@ -144,7 +144,7 @@ def plane(
             figure.add_scatter(
                 x=[x[j] for j in points], y=[y[j] for j in points], mode="markers", visible=i == 0,
                 name="kept" if is_kept else "left out", text=[repr(tokens.tokens[j]) for j in points],
-                customdata=[tokens.places[j] for j in points],
+                customdata=[tokens.positions[j] for j in points],
                 marker={
                     "size": 7 if is_kept else 5, "opacity": 0.8 if is_kept else 0.35,
                     "color": colours[selectors[arm]] if is_kept else GREY,

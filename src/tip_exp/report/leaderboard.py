@@ -16,8 +16,9 @@ from tip_exp.report.tables import Table
 LEADERBOARD = "leaderboard"  # the table's name; a sweep of this name has it in results/
 SHOWN = ("selector", "retention", "kept", "seeds", "KL/response", "KL vs full", "final", "vs full")
 NOTE = (
-    "Ranked by {metric}. No two arms of a group differ significantly (pairwise t tests of it at 5 %, Holm over {tests} "
-    "pairs). The first arm of a group differs from an arm of the group above; other arms of two groups may not differ."
+    "Ranked by {metric}. No two arms of a group differ significantly in it (pairwise t tests at 5 %, Holm over {tests} "
+    "pairs). The first arm of a group differs from at least one arm of the group above; other pairs of arms from two "
+    "groups may not differ."
 )
 ENOUGH_SEEDS = 5
 FEW_SEEDS = (

@@ -22,7 +22,7 @@ class Overlaps:
 
     statistics: dict[str, list[float]]
     tokens: list[str]
-    places: list[tuple[int, int]]  # of each token: the number of its rollout, and its position in the response
+    positions: list[tuple[int, int]]  # of each token: the number of its rollout, and its position in the response
     kept: dict[str, list[bool]]
     matrix: list[list[float]]
 
@@ -55,7 +55,7 @@ def overlaps(rows: list[dict[str, Any]], arms: dict[str, dict[str, Any]]) -> Ove
     return Overlaps(
         statistics={name: values.tolist() for name, values in statistics.items()},
         tokens=[token for row in rows for token in row["tokens"]],
-        places=[(i, position) for i, length in enumerate(lengths) for position in range(length)],
+        positions=[(i, position) for i, length in enumerate(lengths) for position in range(length)],
         kept={name: mask.tolist() for name, mask in kept.items()},
         matrix=[[jaccard(mask, column_mask) for column_mask in kept.values()] for mask in kept.values()],
     )

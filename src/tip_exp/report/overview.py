@@ -103,12 +103,12 @@ def warnings(arms: list[ArmResult]) -> list[str]:
         chance = first.retention / (2 - first.retention)  # of a random selection
         if first.score not in ("entropy", "full") and first.overlap_entropy > SAME_TOKENS > chance:
             by_minmax = first.score == "soft_or" and first.config["selector.normalizer"] == "minmax"
-            why = " One very large divergence sets the scale of min-max, so the order is mostly that of entropy."
+            why = " One very large divergence sets the min-max scale, so the scores mostly rank by entropy."
             retentions = same.setdefault((first.selector, why if by_minmax else ""), [])
             retentions.append(f"{100 * first.retention:g} % ({first.overlap_entropy:.2f})")
     texts += [
-        f"{selector} at {', '.join(retentions)} keeps nearly the tokens of top entropy (Jaccard index, mean over "
-        f"steps).{why}"
+        f"{selector} at {', '.join(retentions)} keeps almost the same tokens as ranking by entropy (Jaccard index, "
+        f"mean over steps).{why}"
         for (selector, why), retentions in same.items()
     ]
     return texts

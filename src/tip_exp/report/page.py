@@ -38,8 +38,8 @@ MANY_ARMS = 8  # with more arms, plots that list arms take the whole width
 CAPTIONS = {
     "accuracy": (
         "Accuracy against kept tokens",
-        "Dashed: all tokens. Bands: 95 % interval of the difference to it; it covers what the table says. Small dots: "
-        "seeds.",
+        "Dashed line: all tokens. Bands: 95 % interval of the difference from it; the table says whether it covers "
+        "seeds. Small dots: seeds.",
     ),
     "divergence": (
         "Held-out divergence against kept tokens",
@@ -47,12 +47,12 @@ CAPTIONS = {
     ),
     "prediction": (
         "Gradient kept before training, and the outcome",
-        "Gradient: its norm at the logits, summed over the kept tokens of step 1 over that of all its tokens.",
+        "Horizontal: gradient norms at the logits, summed over the kept tokens of step 1, divided by the sum over all.",
     ),
     "memory": (
         "Memory against kept tokens",
-        "Peak allocation of the masked loss, without weights and activations. At 100 % nothing is scored, and the loss "
-        "computes the log-normalizers that scoring leaves otherwise.",
+        "Peak allocation of the masked loss, without weights and activations. At 100 % there is no scoring pass, so "
+        "the loss computes the log-normalizers itself.",
     ),
     "curves": ("Learning curves", "Mean over seeds; band: lowest to highest seed; grey: the other selectors' arms."),
     "plane": (

@@ -8,7 +8,7 @@ from typing import Any
 
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import RunRecord, read_all
-from tip_exp.records.whole import check_metrics, check_samples
+from tip_exp.records.validate import check_metrics, check_samples
 from tip_exp.report.tables import Table
 from tip_exp.utils.errors import DataError, first_line
 from tip_exp.utils.io import read_rows

@@ -7,7 +7,7 @@ from typing import Any
 
 from tip_exp.records import metrics
 from tip_exp.records.reader import RunRecord
-from tip_exp.records.whole import is_finite
+from tip_exp.records.validate import is_finite
 from tip_exp.report.arms import ArmResult, group_by, setting_names
 from tip_exp.report.run_files import read_metrics
 from tip_exp.report.tables import Table

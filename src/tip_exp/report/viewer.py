@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tip_exp.records.whole import is_finite
+from tip_exp.records.validate import is_finite
 from tip_exp.report.overlaps import Overlaps
 from tip_exp.report.run_files import RunFiles
 from tip_exp.selector.scores import STATISTICS

@@ -13,7 +13,7 @@ from tip_exp.types import Rollout
 
 
 class RolloutsAhead:
-    """Rollouts of step t + 1 by the student as it was after step t - 1, whatever the timing; of step 1, at the start.
+    """Rollouts of step t + 1, always sampled from the student after step t - 1; those of step 1 from the initial one.
 
     The sampler has weights of its own and belongs to the thread from `take` until `wait` returns; load the updated
     weights into it after `wait`.

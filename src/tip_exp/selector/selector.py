@@ -55,7 +55,7 @@ class Selection:
         return Selection(self.kept_mask[rows], self.score[rows], None if self.weights is None else self.weights[rows])
 
     def averaged(self, tokens: Tokens, average: str) -> Selection:
-        """`mean_by_rollout` for learner.average=rollout; for token the same selection, whose loss is a mean of all."""
+        """`mean_by_rollout` if `average` is "rollout"; else the same selection: a mean over all kept tokens."""
         return self.mean_by_rollout(tokens) if average == "rollout" else self
 
     def mean_by_rollout(self, tokens: Tokens) -> Selection:

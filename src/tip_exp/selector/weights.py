@@ -16,7 +16,7 @@ def token_weights(
 ) -> Tensor | None:
     """Weights of all tokens, (N,), at least 0; None if all are 1.
 
-    score: the score, from 0. Falling weights have g = grad_norm and an offset c in its unit: inverse_gradient is
+    score: max(score, 0). Falling weights have g = grad_norm and an offset c in its unit: inverse_gradient is
     1 / (g + c), sqrt 1 / sqrt(g + c). TIP, Prop. 1, has w ~ phi / M, which is 1 / g where the benefit phi grows with g
     and the second moment M with its square. `offset` is c, a quantile of g over these tokens as "q0.9", or None for
     the weight's own in FALLING.

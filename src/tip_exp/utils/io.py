@@ -18,8 +18,8 @@ from tip_exp.utils.errors import DataError
 def write_atomic(path: Path, text: str) -> None:
     """Write beside `path`, fsync, then rename: readers and a power loss see the old file or the new one, never a part.
 
-    Processes that write the same file at once do not disturb each other; the last rename wins. Half characters, which
-    UTF-8 cannot hold, are escaped as in JSON.
+    Processes that write the same file at once do not disturb each other; the last rename wins. Lone surrogates,
+    which UTF-8 cannot encode, are escaped as in JSON.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -81,7 +81,7 @@ def json_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def to_json_lines(rows: list[dict[str, Any]]) -> str:
     text = "".join(to_json(row) + "\n" for row in rows)
-    return text.encode(errors="backslashreplace").decode()  # half characters, which UTF-8 cannot hold, as in JSON
+    return text.encode(errors="backslashreplace").decode()  # lone surrogates, which UTF-8 cannot encode, as in JSON
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -1,7 +1,7 @@
 """SIGTERM, which a scheduler sends some time before it kills a process: a request to save and end.
 
-While a process loads, its signals kill it (`kill_while_loading`). Then SIGTERM raises Terminated until `defer`; after
-it, it only sets `is_requested`, which a run reads between steps.
+While a process loads, its signals kill it (`kill_while_loading`). Later SIGTERM raises Terminated. After `defer` it
+only sets `is_requested`, which a run reads between steps.
 """
 
 from __future__ import annotations

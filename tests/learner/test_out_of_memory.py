@@ -15,10 +15,10 @@ from tests.helpers import make_learner, sample_rollouts
 from torch import Tensor
 
 from tip_exp.config.schema import PairConfig, RunConfig
-from tip_exp.learner import fitting
+from tip_exp.learner import out_of_memory
 from tip_exp.learner.distributed import Ranks
-from tip_exp.learner.fitting import FittingSteps
 from tip_exp.learner.learner import Learner
+from tip_exp.learner.out_of_memory import OomRetrySteps
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import load_pair
 from tip_exp.models.micro_batch import MicroBatch
@@ -74,9 +74,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return limits
 
 
-def steps_of(pair: Pair, config: RunConfig, folder: Path, score: str = "soft_or", **changes: Any) -> FittingSteps:
+def steps_of(pair: Pair, config: RunConfig, folder: Path, score: str = "soft_or", **changes: Any) -> OomRetrySteps:
     learner = make_learner(pair, config.learner, score, **changes)
-    return FittingSteps(Teacher(pair, learner.config, learner.meter), learner, folder / "micro_batch_tokens.json")
+    return OomRetrySteps(Teacher(pair, learner.config, learner.meter), learner, folder / "micro_batch_tokens.json")
 
 
 def weights(learner: Learner) -> list[Tensor]:
@@ -243,11 +243,11 @@ def test_a_teacher_that_does_not_fit_is_offloaded(
         return "pair"
 
     replies = iter([["", ""]] * (role == "student") + [["", "CUDA out of memory"]])
-    monkeypatch.setattr(fitting, "load_pair", fake_load)
+    monkeypatch.setattr(out_of_memory, "load_pair", fake_load)
     shards = {"teacher": lambda *_: "shards", "student": lambda *_: "shards"}
-    monkeypatch.setattr(fitting, "make_sharding", lambda *_: shards if ranks == 2 else None)
+    monkeypatch.setattr(out_of_memory, "make_sharding", lambda *_: shards if ranks == 2 else None)
     group: Any = SimpleNamespace(size=ranks, is_main=True, gather_objects=lambda fault: next(replies, [fault, ""]))
-    assert fitting.load_pair_that_fits(config, group, torch.device("cuda"), None)  # pyright: ignore
+    assert out_of_memory.load_pair_or_offload(config, group, torch.device("cuda"), None)  # pyright: ignore
     assert loads == ["resident", "offload"]
     (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("out of memory")]
     assert line.endswith("it is loaded with pair.teacher.placement=offload") and len(line) <= 320
@@ -275,8 +275,8 @@ def test_what_does_not_fit_with_an_offloaded_teacher_ends_the_run(
         assert len(loads) <= 2, "the pair is loaded again and again"
         raise ERRORS["CUDA"]
 
-    monkeypatch.setattr(fitting, "load_pair", fake_load)
+    monkeypatch.setattr(out_of_memory, "load_pair", fake_load)
     config = compose_run(f"pair.teacher.placement={placement}").model_copy(update={"mode": mode})
     with pytest.raises(torch.OutOfMemoryError):
-        fitting.load_pair_that_fits(config, Ranks(), torch.device(device), None)  # pyright: ignore
+        out_of_memory.load_pair_or_offload(config, Ranks(), torch.device(device), None)  # pyright: ignore
     assert loads == tried

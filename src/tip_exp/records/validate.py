@@ -1,4 +1,4 @@
-"""Whether the files of a run hold what tables and plots read from them; a file that does not is damaged."""
+"""Checks that a run's files hold the keys and types that tables and plots read; a file that fails is damaged."""
 
 from __future__ import annotations
 

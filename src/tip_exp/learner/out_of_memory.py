@@ -40,7 +40,7 @@ class _OutOfMemory(RuntimeError):
     """Raised on every rank if one of them ran out of memory."""
 
 
-def load_pair_that_fits(config: RunConfig, ranks: Ranks, device: torch.device, tokenizer: ChatTokenizer) -> Pair:
+def load_pair_or_offload(config: RunConfig, ranks: Ranks, device: torch.device, tokenizer: ChatTokenizer) -> Pair:
     """The pair of a run. If GPU memory does not suffice, it is loaded again with the teacher's layers on the host.
 
     Several ranks do so together, if one of them runs out of memory as it reads its share of a model.
@@ -89,7 +89,7 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-class FittingSteps:
+class OomRetrySteps:
     """Teacher's pass and learner's step, with micro-batches that fit."""
 
     def __init__(self, teacher: Teacher, learner: Learner, path: Path) -> None:
