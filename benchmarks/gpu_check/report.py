@@ -52,8 +52,8 @@ def overview(out: Path, claims: Mapping[str, str]) -> str:
     lines = [
         "# What has run on a GPU",
         "",
-        "`make gpu-check` on a machine with NVIDIA GPUs runs these checks in about 15 minutes (random weights, no hub)",
-        "and writes a file per device here. A claim of the documentation about CUDA names its check.",
+        "`make gpu-check` on a machine with NVIDIA GPUs is made to run these checks in 15 minutes (random weights, no",
+        "hub) and writes a file per device here. A claim of the documentation about CUDA names its check.",
         "",
         "| check | what it shows | state |",
         "|---|---|---|",

@@ -50,7 +50,7 @@ def test_the_verdict_follows_from_the_interval(expected: Any, mean: float, se: f
 @pytest.mark.parametrize(
     ("expected", "mean", "se", "text"),
     [  # points; the 95 % interval is the mean ± 1.96 se
-        ("lower", -1.9, 1.0, "more seeds: the interval shrinks with the square root of their number; another pair"),
+        ("lower", -1.9, 1.0, "more seeds, or more problems where those decide the interval; another pair"),
         ("lower", -2.3, 1.0, "other seeds: the interval ends 0.3 points from 0; another pair"),  # a quarter: 0.49
         ("lower", -2.5, 1.0, "another pair"),
         ("higher", 2.3, 1.0, "other seeds: the interval ends 0.3 points from 0; another pair"),

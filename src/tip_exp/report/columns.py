@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 LEGEND = {
     ("retention", "kept", "Q3 kept"): (
         "retention: the setting; kept: tokens trained on over all response tokens, in % (each response's budget is "
-        "rounded down); Q3 kept: the same among tokens of low entropy and high divergence"
+        "rounded down; tokens of weight 0 count); Q3 kept: the same among tokens of low entropy and high divergence"
     ),
     ("final", "greedy", "errors cover"): (
         "final: mean@k of the sampled responses in % (of tool tasks: the share of constraints met), greedy: accuracy "
@@ -32,13 +32,13 @@ LEGEND = {
     ("gap closed",): "gap closed: (final - step 0) / (teacher - step 0)",
     ("vs full", "p"): (
         "vs full: difference to training on every token, on the same problems, in points [95 % interval]; p (Holm): "
-        "two-sided, corrected over all comparisons of one setting (variances of problems and seeds, Student's t; "
-        "simulated coverage: results/coverage.md)"
+        "two-sided, corrected over the comparisons of this setting in this sweep (variances of problems and seeds, "
+        "Student's t; simulated coverage: results/coverage.md)"
     ),
     ("within",): (
         f"within ± {MARGIN:g}: is the difference within {MARGIN:g} points at 95 %, by two one-sided tests; in brackets "
-        "the smallest margin for which it is. no: the 95 % interval lies outside; not shown: more seeds are needed to "
-        "tell"
+        "the smallest margin for which it is. no: the 95 % interval lies outside; not shown: more seeds or problems "
+        "are needed to tell"
     ),
     ("KL/response", "KL vs full", "KL p"): (
         "KL/response: KL(student || teacher) in nats, summed over a sampled response to a test problem; KL vs "
