@@ -11,7 +11,7 @@ import pytest
 
 from tip_exp.config.datasets import TableConfig
 from tip_exp.config.schema import RunConfig
-from tip_exp.data.load import load
+from tip_exp.data.load import check_files, load
 from tip_exp.types import Problem
 from tip_exp.utils.errors import ConfigError, DataError
 
@@ -58,7 +58,10 @@ def test_the_guess_is_printed_and_can_be_set(
     rows = [{"uuid": "a", "question": "1+1?", "text": "Sum 1 and 1.", "answer": "2"}]
     assert load(own(rows)).problems == [Problem("my/a", "1+1?", "2")]
     printed = capsys.readouterr().out
-    assert "my.jsonl: prompt from 'question', answer from 'answer', id from 'uuid' (fields.NAME=FIELD" in printed
+    assert (
+        "my.jsonl: prompt from 'question', answer from 'answer', id from 'uuid' (data.train.fields.prompt=FIELD"
+        in printed
+    )
     assert load(own(rows, "data.train.fields.prompt=text")).problems[0].prompt == "Sum 1 and 1."
     assert "prompt from" not in capsys.readouterr().out
 
@@ -69,8 +72,32 @@ def test_a_field_must_be_in_every_row(own: Callable[..., TableConfig]) -> None:
 
 
 def test_rows_without_usual_names_are_refused_with_their_fields(own: Callable[..., TableConfig]) -> None:
-    with pytest.raises(DataError, match=r"set fields.prompt of this data set to one of q, a$"):
+    with pytest.raises(DataError, match=r"set data.train.fields.prompt to one of q, a$"):
         load(own([{"q": "1+1?", "a": "2"}]))
+
+
+def test_a_row_without_an_answer_is_named(own: Callable[..., TableConfig]) -> None:
+    rows: list[dict[str, Any]] = [{"question": "1+1?", "answer": "2"}, {"question": "1+2?"}]
+    for without in ({}, {"answer": None}):
+        with pytest.raises(DataError, match=r"my.jsonl, row 2: no 'answer', which 1 of 2 rows have; add it$"):
+            load(own([rows[0], rows[1] | without]))
+
+
+def test_another_file_under_the_same_name_is_another_run(own: Callable[..., TableConfig], tmp_path: Path) -> None:
+    train = own([{"question": "1+1?", "answer": "2"}])
+    assert own([{"question": "1+1?", "answer": "2"}]).sha256 == train.sha256
+    assert own([{"question": "1+1?", "answer": "3"}]).sha256 != train.sha256
+    with pytest.raises(DataError, match=r"my.jsonl has changed since this run was configured"):
+        load(train)
+    with pytest.raises(ConfigError, match=r"data.train.sha256=0123456789ab: .*my.jsonl has another one; restore the"):
+        own([{"question": "1+1?", "answer": "2"}], "data.train.sha256=0123456789ab")
+
+
+def test_files_are_checked_before_a_run(own: Callable[..., TableConfig], compose_run: Compose) -> None:
+    path = own([{"question": "1+1?", "answer": "2"}, {"question": "1+2?"}]).file
+    with pytest.raises(DataError, match=r"row 2: no 'answer'"):
+        check_files(compose_run("data=jsonl", f"data.train.file={path}"))
+    check_files(compose_run())
 
 
 def test_a_run_on_own_files_is_named_after_them(own: Callable[..., TableConfig], compose_run: Compose) -> None:

@@ -15,7 +15,7 @@ import pytest
 from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.launch.launch import State, launch, state_of
+from tip_exp.launch.launch import State, check_folder, launch, state_of
 from tip_exp.launch.lock import holder
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.result import write_result
@@ -50,6 +50,25 @@ def test_a_result_of_other_rows_is_damaged(folder: RunFolder, tiny_config: RunCo
     with pytest.raises(RunFailedError, match=r"metrics.jsonl has 35 bytes instead of 36. Restore the file from a copy"):
         launch(tiny_config, folder)
     assert folder.result.read_bytes() == before and folder.metrics.stat().st_size == 35
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "notes.txt", "runs"])
+def test_a_folder_of_something_else_is_refused_and_left_as_it_is(
+    tmp_path: Path, tiny_config: RunConfig, name: str
+) -> None:
+    (tmp_path / name).mkdir() if name == "runs" else (tmp_path / name).write_text("mine: 1")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=rf"holds files that are no run's, such as {name}; choose an empty or a new"):
+        launch(tiny_config, RunFolder(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("names", [[], [".hydra", "lock", "worker.log"]])
+def test_a_new_folder_is_accepted(tmp_path: Path, names: list[str]) -> None:
+    check_folder(RunFolder(tmp_path / "new"))
+    for name in names:
+        (tmp_path / name).write_text("")
+    check_folder(RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "\0" * 100, "learner: {}"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tip_exp.config.names import FileName, Grader, HubFile, Split, UpstreamBug
 from tip_exp.config.numbers import Count, Fraction
+from tip_exp.utils.io import file_digest
+from tip_exp.utils.paths import is_file
 
 
 class Strict(BaseModel):
@@ -37,6 +40,7 @@ class TableConfig(Strict):
     split: Split
     hub: HubFile | None
     file: str | None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")] | None = None
     fields: FieldsConfig
     answer_after: str | None
     strip: list[str]
@@ -44,6 +48,14 @@ class TableConfig(Strict):
     part: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None
     num_problems: Count | None
     grader: Grader
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_digest(cls, values: Any) -> Any:
+        """With the digest of `file`: a run whose file has changed since is another run."""
+        if isinstance(values, dict) and values.get("sha256") is None and isinstance(file := values.get("file"), str):
+            return values | {"sha256": file_digest(Path(file).expanduser()) if is_file(file) else None}
+        return values
 
 
 class TravelConfig(Strict):

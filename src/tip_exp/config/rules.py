@@ -10,6 +10,7 @@ from tip_exp.config.machine_rules import machine_rules
 from tip_exp.config.presets import shadow_errors
 from tip_exp.config.schema import RunConfig
 from tip_exp.config.selector_rules import selector_rules
+from tip_exp.utils.io import file_digest
 from tip_exp.utils.paths import is_file, is_folder
 
 TABLE_FILES = (".jsonl", ".parquet", ".csv")
@@ -171,6 +172,8 @@ def _table_rules(key: str, dataset: TableConfig) -> Iterator[str]:
         yield f"{key}.file: there is no file {dataset.file}; set it to a {', '.join(TABLE_FILES)} file"
     elif dataset.file is not None and Path(dataset.file).suffix.lower() not in TABLE_FILES:
         yield f"{key}.file must be a {', '.join(TABLE_FILES)} file; got {dataset.file}"
+    elif dataset.file is not None and (dataset.sha256 or "")[:12] != file_digest(Path(dataset.file).expanduser()):
+        yield f"{key}.sha256={dataset.sha256}: {dataset.file} has another one; restore the file, or set the key to null"
 
 
 def _travel_rules(key: str, dataset: TravelConfig) -> Iterator[str]:

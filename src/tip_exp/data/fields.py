@@ -29,15 +29,20 @@ def with_fields(config: TableConfig, rows: list[dict[str, Any]], path: Path) -> 
     guessed = [name for name in USUAL_NAMES if getattr(config.fields, name) == AUTO]
     if not rows or not (guessed or config.answer_after == AUTO):
         return config
+    section = "data.train" if config.split == "train" else "eval.benchmarks.NAME"
     common = [key for key in rows[0] if all(row.get(key) is not None for row in rows)]
     fields = config.fields.model_dump()
     for name in guessed:
         taken = [other for part, other in fields.items() if part != name and other != AUTO]
         names = [usual for usual in USUAL_NAMES[name] if usual in common and usual not in taken]
         if not names and name in NEEDED:
+            for usual in USUAL_NAMES[name]:
+                if 0 < (number := sum(row.get(usual) is not None for row in rows)) < len(rows):
+                    row = next(i for i, row in enumerate(rows, 1) if row.get(usual) is None)
+                    raise DataError(f"{path}, row {row}: no {usual!r}, which {number} of {len(rows)} rows have; add it")
             raise DataError(
-                f"{path}: no field of every row is called {', '.join(USUAL_NAMES[name])}; set fields.{name} of this "
-                f"data set to one of {', '.join(common) or '(none)'}"
+                f"{path}: no field of every row is called {', '.join(USUAL_NAMES[name])}; set {section}.fields.{name} "
+                f"to one of {', '.join(common) or '(none)'}"
             )
         fields[name] = names[0] if names else None
         if names and name == "prompt":
@@ -51,7 +56,7 @@ def with_fields(config: TableConfig, rows: list[dict[str, Any]], path: Path) -> 
         after = GSM8K_MARK if in_all else None
     read = ", ".join(f"{name} from {fields[name]!r}" for name in guessed if fields[name] is not None)
     read += f", the answer after {after!r}" if after else ""
-    print(f"{path}: {read} (fields.NAME=FIELD of this data set changes it)")
+    print(f"{path}: {read} ({section}.fields.{guessed[0]}=FIELD changes it)")
     return config.model_copy(update={"fields": config.fields.model_copy(update=fields), "answer_after": after})
 
 

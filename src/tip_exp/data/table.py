@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from tip_exp.data.dataset import Dataset
 from tip_exp.data.fields import with_fields
 from tip_exp.types import Problem
 from tip_exp.utils.errors import DataError, first_line
-from tip_exp.utils.io import json_objects
+from tip_exp.utils.io import checksum, json_objects
 
 if TYPE_CHECKING:
     from tip_exp.config.datasets import TableConfig
@@ -29,6 +28,9 @@ def load(config: TableConfig) -> Dataset:
     Of training problems with one prompt the first is kept; benchmarks are read as published.
     """
     path, source = _locate(config)
+    sha256 = checksum(path)
+    if config.file is not None and not sha256.startswith(config.sha256 or ""):
+        raise DataError(f"{path} has changed since this run was configured (SHA-256 {config.sha256}): restore it")
     rows = read_rows(path)
     config = with_fields(config, rows, path)
     problems = [_problem(config, row, number, path) for number, row in enumerate(rows, 1)]
@@ -39,7 +41,7 @@ def load(config: TableConfig) -> Dataset:
     problems = problems[: config.num_problems]
     if not problems:
         raise DataError(f"{config.label}: {path} has no rows in the configured part")
-    return Dataset(problems, source, hashlib.sha256(path.read_bytes()).hexdigest())
+    return Dataset(problems, source, sha256)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tip_exp.config.schema import RolloutConfig, RunConfig
 from tip_exp.estimate.memory import CONTEXT_GIB, PROCESS, RankMemory
+from tip_exp.estimate.shapes import guess_note
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.units import GIB
 
@@ -54,7 +55,7 @@ def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
     if device.type != "cuda":
         phases = RankMemory(config, None, ranks, backend="hf").phases()
         needs = {name: _times(local_ranks, phase.device | phase.host) for name, phase in phases.items()}
-        _check(device.type, needs, free)
+        _check(device.type, needs, free, guess_note(config))
         return
     import torch
 
@@ -70,9 +71,11 @@ def check_memory(config: RunConfig, device: torch.device, backend: str) -> None:
                 "data.max_response_tokens or eval.max_tokens"
             )
     phases = memory.phases()
-    _check(str(device), {name: phase.device for name, phase in phases.items()}, free + CONTEXT_GIB)
+    note = guess_note(config)
+    _check(str(device), {name: phase.device for name, phase in phases.items()}, free + CONTEXT_GIB, note)
     if (free_host := free_host_gib()) is not None:
-        _check("the host", {name: _times(local_ranks, phase.host) for name, phase in phases.items()}, free_host)
+        needs = {name: _times(local_ranks, phase.host) for name, phase in phases.items()}
+        _check("the host", needs, free_host, note)
 
 
 def with_engine_share(config: RunConfig, device: torch.device, ranks: int) -> RolloutConfig:
@@ -91,7 +94,7 @@ def _times(count: int, parts: dict[str, float]) -> dict[str, float]:
     return {part: count * gib for part, gib in parts.items()}
 
 
-def _check(device: str, phases: dict[str, dict[str, float]], free: float) -> None:
+def _check(device: str, phases: dict[str, dict[str, float]], free: float, note: str) -> None:
     """Raise ConfigError for the phase with the largest need if that is above `free` GiB; the process is in use."""
     needs = {name: {part: gib for part, gib in parts.items() if part != PROCESS} for name, parts in phases.items()}
     phase, parts = max(needs.items(), key=lambda need: sum(need[1].values()))
@@ -104,7 +107,7 @@ def _check(device: str, phases: dict[str, dict[str, float]], free: float) -> Non
     sizes = ", ".join(f"{name} {gib:.1f}" for name, gib in large.items())
     raise ConfigError(
         f"this run needs about {needed:.1f} GiB ({phase}: {sizes}), but {device} has {free:.1f} GiB free. "
-        f"Lower it with {lowered}; ignore_memory=true skips this check"
+        f"Lower it with {lowered}; ignore_memory=true skips this check" + (f" ({note})" if note else "")
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from tip_exp.config.schema import RunConfig
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import resolve_model
 
@@ -113,6 +114,13 @@ def shape_of(path: str, revision: str | None) -> ModelShape:
     else:
         parameters = _parameters_by_file_size(path, config_and_source[0])
     return ModelShape(parameters, hidden, intermediate, layers, query, key, qk_norm, vocab_size, matrices)
+
+
+def guess_note(config: RunConfig) -> str:
+    """Names the models without a config.json, whose shape is guessed; "" if there is none."""
+    models = dict.fromkeys((model.path, model.revision) for model in (config.pair.teacher, config.pair.student))
+    guessed = [path for path, revision in models if model_config(path, revision) is None]
+    return f"shape guessed from the name, for want of a config.json here: {', '.join(guessed)}" if guessed else ""
 
 
 def _parameters_by_file_size(path: str, config: dict[str, Any]) -> float:

@@ -28,6 +28,7 @@ from tip_exp.probe.command import PROBES, command
 from tip_exp.utils import termination
 from tip_exp.utils.errors import (
     ConfigError,
+    DataError,
     RunFailedError,
     end_without_output,
     exit_code,
@@ -39,7 +40,7 @@ from tip_exp.utils.paths import conf_dir, sweeps_dir
 
 DRY = "--dry"
 HELP = {"--help", "-h"}
-ERRORS = (ConfigError, HydraException, OmegaConfBaseException, RunFailedError, OSError)
+ERRORS = (ConfigError, DataError, HydraException, OmegaConfBaseException, RunFailedError, OSError)
 
 
 # name -> (the function that takes its arguments, imported when it is called; what it does)
@@ -82,9 +83,12 @@ def _run(raw: DictConfig) -> None:
 
 def _dry_run(raw: DictConfig) -> None:
     from tip_exp.config.parse import parse
+    from tip_exp.data.load import check_files
     from tip_exp.estimate.dry_run import dry_run
 
-    print("\n".join(dry_run(parse(raw, with_weights=False))))
+    config = parse(raw, with_weights=False)
+    check_files(config)
+    print("\n".join(dry_run(config)))
 
 
 def _help(raw: DictConfig) -> None:
@@ -98,13 +102,19 @@ class RefuseEarly(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         from tip_exp.config.parse import check_positions, parse
+        from tip_exp.data.load import check_files
+        from tip_exp.launch.launch import check_folder
+        from tip_exp.records.folder import RunFolder
 
         raw = config.copy()
         with open_dict(raw):
             del raw["hydra"]
         try:
-            check_positions(parse(raw))
-        except ConfigError as error:  # Hydra would turn any exception but SystemExit into a warning
+            parsed = parse(raw)
+            check_folder(RunFolder(Path(config.hydra.run.dir)))
+            check_positions(parsed)
+            check_files(parsed)
+        except (ConfigError, DataError) as error:  # Hydra would turn any exception but SystemExit into a warning
             sys.exit(print_error(error))
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -51,6 +51,8 @@ CHILD_ENVIRONMENT = {
 # Set by torch.distributed.run for its ranks, and by some clusters for their own; a run of one process ignores them.
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 POLL_S = 0.2
+HEADER = "# resolved config of this run"  # how a run's config.yaml begins
+EARLY = {".hydra", "lock", "worker.log"}  # what a run's folder may hold before its config.yaml
 
 
 class State(StrEnum):
@@ -83,6 +85,19 @@ def changes(config: RunConfig, folder: RunFolder) -> list[str]:
         return [f"its config.yaml cannot be read by this version ({first_line(error)})"]
 
 
+def check_folder(folder: RunFolder) -> None:
+    """Raise ConfigError if the folder holds files of something else than a run, which a run would replace."""
+    names = {path.name for path in folder.root.iterdir()} - EARLY if folder.root.is_dir() else set()
+    if not names or folder.result.exists() or numbered_checkpoints(folder.checkpoints):
+        return
+    with suppress(OSError):
+        if folder.config.read_bytes().startswith(HEADER.encode()):
+            return
+    raise ConfigError(
+        f"{folder.root} holds files that are no run's, such as {min(names)}; choose an empty or a new folder"
+    )
+
+
 def launch(config: RunConfig, folder: RunFolder, background: Background | None = None) -> str:
     """Finish the run; returns why no process was started, or "".
 
@@ -94,6 +109,7 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
     with lock_or_holder(folder.lock) if is_first else nullcontext("") as refused:
         if refused:
             raise HeldError(f"{folder.root} is held by {refused}")
+        check_folder(folder)
         state = _state_on_disk(config, folder)
         if state is State.DONE:
             return f"already finished ({folder.result})"
@@ -108,7 +124,7 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
         check_models(config)
         check_positions(config)
         if is_first:
-            header = f"# resolved config of this run, digest {digest(config)}\n"
+            header = f"{HEADER}, digest {digest(config)}\n"
             write_atomic(folder.config, header + OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
         # Sweeps share runs; a single run under another name always runs.
         if state is State.TO_DO and config.sweep:

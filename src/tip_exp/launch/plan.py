@@ -22,6 +22,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS, DEFAULT_CARD, Card
 from tip_exp.estimate.forecast import COMPUTED, Forecast, Forecaster
 from tip_exp.estimate.memory import total_ranks
+from tip_exp.estimate.shapes import guess_note
 from tip_exp.estimate.tables import format_hours, memory_tables, time_tables
 from tip_exp.launch.cli import ERRORS, cannot_compose, print_error
 from tip_exp.launch.launch import State, changes, state_of
@@ -135,7 +136,8 @@ def tables(kind: str, overrides: list[str], card: Card) -> list[str]:
             raise cannot_compose(error) from error
         config = parse(raw, with_weights=False)
     check_positions(config)
-    return memory_tables(config) if kind == "memory" else time_tables(config, card)
+    note = guess_note(config)
+    return [*([note] if note else []), *(memory_tables(config) if kind == "memory" else time_tables(config, card))]
 
 
 @quiet_when_reader_closes

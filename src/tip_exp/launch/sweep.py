@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tip_exp.config.parse import check_positions, parse
 from tip_exp.config.schema import RunConfig
+from tip_exp.data.load import check_files
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.paths import conf_dir
 
@@ -117,6 +118,7 @@ class RunComposer:
                 del raw["hydra"]
             config = parse(raw)
             check_positions(config)
+            check_files(config)
             return SweepRun(overrides, config, RunFolder(folder))
         except (ValueError, HydraException, OmegaConfBaseException) as error:  # ConfigError, or ValueError of Hydra
             return RefusedRun(overrides, str(error))
