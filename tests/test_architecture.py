@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "tip_exp"
 # A package (or top-level module) may import those named after it, and nothing else of tip_exp.
 MAY_IMPORT = {
-    "launch": "probe api run estimate report records config utils",
+    "launch": "probe api run data estimate report records config utils",
     "probe": "api run report learner losses models records config selector types utils",
     "api": "learner models losses config selector types utils",
     "integrations": "api",

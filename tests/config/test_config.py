@@ -339,7 +339,7 @@ def test_every_run_of_every_sweep_passes_the_rules(path: Path, tmp_path: Path, m
         (tmp_path / model).mkdir(parents=True)
         (tmp_path / model / "config.json").write_text("{}")
     for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text('{"question": "1+1?", "answer": "#### 2"}\n')
     arguments = {name: [f"data.root={tmp_path}"] for name in ("table7", "registered_smollm2")}
     # Of 1,972 runs, those that differ in more than the seed or the pair.
     arguments |= {
