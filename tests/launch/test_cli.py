@@ -26,6 +26,7 @@ from tip_exp.launch import cli
 from tip_exp.launch.cli import with_overrides
 from tip_exp.launch.help import unknown_name
 from tip_exp.launch.lock import holder
+from tip_exp.launch.words import misread
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.utils.io import read_rows
 from tip_exp.utils.paths import conf_dir, resolve_model
@@ -169,6 +170,9 @@ def test_a_reader_that_closes_early_leaves_no_message(tmp_path: Path, arguments:
         ("lerner=tiny", "lerner is not a key; did you mean learner?"),
         ("selector=entropi", "entropi is not an option of selector; did you mean selector=entropy?; there are ca_so"),
         ("selector=entropi", "first_n, full, grad_norm, "),
+        ("experimet=smoke", "experimet is not a key; did you mean experiment?"),
+        ("selector=soft_or,q3", "several values are a sweep: tip-exp -m selector=soft_or,q3"),
+        ("eval.only=a,b", "tip-exp -m eval.only=a,b; one list is 'eval.only=[a,b]'"),
     ],
 )
 def test_a_typo_gets_the_nearest_name_in_one_line(typed: str, message: str) -> None:
@@ -176,6 +180,57 @@ def test_a_typo_gets_the_nearest_name_in_one_line(typed: str, message: str) -> N
         compose("config", overrides=[typed])
     told = unknown_name(refused.value)
     assert message in told and "\n" not in told and "struct" not in told
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("smoke", "'smoke' is neither a command nor key=value; did you mean experiment=smoke?"),
+        ("comapre A B", "'comapre' is neither a command nor key=value; did you mean the command compare?"),
+        ("seed=1 report", "'report' is neither a command nor key=value; did you mean the program tip-report?"),
+        ("demo", "did you mean experiment=demo or `tip-exp -cd sweeps -cn demo`?"),
+        ("seed", "did you mean seed=VALUE?"),
+        ("?", "'?' is neither a command nor key=value; `tip-exp --help` lists both"),
+        ("-m compare", "the command compare comes first: tip-exp compare …"),
+        (".", ". is a folder; its runs are shown by `tip-exp show .`"),
+        ("sweeps/table5.yaml", "sweeps/table5.yaml is a file; a sweep is started by `tip-exp -cd sweeps -cn table5`"),
+        ("selector = soft_or", "key=value has no spaces: selector=soft_or"),
+        ("selector= soft_or", "key=value has no spaces: selector=soft_or"),
+        ("selector =soft_or", "key=value has no spaces: selector=soft_or"),
+        ("--experiment smoke", "options are given as experiment=smoke; got --experiment"),
+        ("--learner.lr=1", "options are given as learner.lr=1; got --learner.lr=1"),
+        ("--selctr q3", "--selctr is not a flag; `tip-exp --help` lists all of them"),
+        ("seed=1 -cn demo name=x", "name=x stands apart from the other key=value; write all of them together"),
+        ("seed=1 ~logger +a=b -m -cd=sweeps --config-name demo", ""),
+    ],
+)
+def test_words_that_are_no_overrides_get_what_was_meant(
+    typed: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = misread(typed.split(), [*cli.COMMANDS, *cli.PROBES])
+    assert (message in told and "\n" not in told) if message else not told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--experiment smoke", "error: options are given as experiment=smoke; got --experiment\n"),
+        ("-cn table5", "error: there is no config table5; did you mean `tip-exp -cd sweeps -cn table5`?\n"),
+        ("-cd . -cn tow", "error: there is no config tow in .; did you mean `tip-exp -cd . -cn two`?\n"),
+        ("-cd . -cn zzz", "error: there is no config zzz in .; there are two\n"),
+        (
+            "-m selector=full,entrpy",
+            "error: no run of this sweep was started:\nselector=entrpy: entrpy is not an option of selector; did you m",
+        ),
+    ],
+)
+def test_a_mistyped_command_is_one_message(tmp_path: Path, arguments: str, message: str) -> None:
+    write_sweep(tmp_path, "seed=1")
+    line = [sys.executable, "-m", "tip_exp", *arguments.split()]
+    refused = subprocess.run(line, capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr.startswith(message)
+    assert refused.stderr.count("\n") == (2 if "-m" in arguments else 1)
 
 
 def test_other_errors_are_left_as_they_are() -> None:
@@ -382,6 +437,7 @@ def test_a_crash_stops_one_run_of_a_sweep_and_the_next_launch_repeats_it(tmp_pat
     first = sweep("hydra.sweeper.jobs=2")
     runs = tmp_path / "outputs" / "sweeps" / "two"
     assert first.returncode == 1 and "error: bad: pair.student.path: cannot load" in first.stderr
+    assert "Traceback" not in first.stderr and "Traceback" in RunFolder(runs / "bad").log.read_text()
     assert "2 runs, 2 at a time" in first.stdout and "it/s" not in first.stdout + first.stderr
     assert "step     1   word_sums" in RunFolder(runs / "good").log.read_text()
     assert (runs / "good" / "result.json").exists() and not (runs / "bad" / "result.json").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def test_a_finished_run_is_shown_in_full(make: Make, capsys: Printed) -> None:
     assert lines[2] == "state: done"
     assert "step    40   word_sums/greedy 50.0 %" in lines and "  train/loss  0.25" in lines
     assert lines[-1].endswith("next: tip-report outputs/runs/a")
+
+
+def test_a_rule_without_a_budget_and_a_teachers_evaluation_are_shown(make: Make, capsys: Printed) -> None:
+    show([str(make("outputs/runs/a", "selector=q1").root)])
+    assert "  q1 keeps every token with a positive score; " in capsys.readouterr().out
+    run = make("outputs/teachers/t", "mode=teacher", final=0.5)
+    result = json.loads(run.result.read_text())
+    result |= {"start": {}, "final": {}, "totals": result["totals"] | {"steps": 0}}
+    run.result.write_text(json.dumps(result))
+    show(["outputs"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.split() == ["outputs/teachers/t", "done", "word_sums/mean@4", "99.0", "%"]
 
 
 def test_shadows_are_a_table_of_the_newest_step_that_scored_them(make: Make, capsys: Printed) -> None:

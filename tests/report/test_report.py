@@ -19,7 +19,7 @@ from tests.synthetic_runs import finish, write_config
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import RunRecord, read_runs
-from tip_exp.report import columns
+from tip_exp.report import cli, columns
 from tip_exp.report.arms import ArmResult, differing_keys, summarize
 from tip_exp.report.columns import select_arms, sort_arms
 from tip_exp.report.leaderboard import leaderboards
@@ -284,7 +284,9 @@ def test_rows_and_columns_are_chosen(runs: Path, compose_run: Compose) -> None:
     (table,) = overviews(sort_arms(arms, "final"), ("selector", "final", "vs full"))
     assert table.headings == ["selector", "final ± se", "vs full [95 %]"]
     assert [row[0] for row in table.rows] == ["q3", "full", "soft_or"]
-    assert [arm.selector for arm in sort_arms(arms, "vs full")][-1] == "full"  # it has none
+    assert [arm.selector for arm in sort_arms(arms, "final", descending=True)] == ["soft_or", "full", "q3"]
+    for descending in (False, True):
+        assert [arm.selector for arm in sort_arms(arms, "vs full", descending=descending)][-1] == "full"  # it has none
     for condition in ("selector=q3", "retention=0.1", "selector.score=q3"):
         assert [arm.selector for arm in select_arms(arms, [condition])] == ["q3"]
     assert select_arms(arms, ["selector=q3", "retention=0.5"]) == []
@@ -298,6 +300,37 @@ def test_rows_and_columns_are_chosen(runs: Path, compose_run: Compose) -> None:
     for call in (lambda: sort_arms(arms, "accuracy"), lambda: overviews(arms, ["accuracy"])):
         with pytest.raises(DataError, match="columns are pair, benchmark, selector, retention"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--html file/r.html", "--html file/r.html: file is not a folder"),
+        ("--csv .", "--csv .: this is a folder; name a file"),
+        ("--markdown locked/new/r.md", "--markdown locked/new/r.md: the folder locked may not be written"),
+        ("--png file", "--png file: file is not a folder"),
+        ("results --out file/new", "--out file/new: file is not a folder"),
+        ("--descending", "--descending needs --sort COLUMN"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_the_runs_are_read(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("locked").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: path != Path("locked"))  # root may write everywhere
+    monkeypatch.setattr(sys, "argv", ["tip-report", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == f"error: {message}"
+
+
+def test_an_error_of_the_system_while_writing_is_one_message(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["tip-report", str(runs), "--csv", "/proc/r.csv"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert str(ended.value.code).startswith("error: ") and "/proc" in str(ended.value.code)
 
 
 def test_a_number_with_an_exponent_is_sorted_by_its_value() -> None:

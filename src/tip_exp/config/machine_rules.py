@@ -31,6 +31,12 @@ _MIN_SECRET = 8  # shorter values are words
 # Keys of a model's config that limit its positions; the first that is set counts.
 POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
 TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+# Folder -> how the pairs of conf/pair/ that lie in it are made.
+MADE_BY = {
+    "outputs/students": "`make students` makes those of the seeds 0, 1 and 2",
+    "outputs/tiny_ledger": "`make ledger` makes it",
+    "models/smollm2": "`python -m scripts.make_pairs smollm2 --out models/smollm2` makes it",
+}
 NO_TEMPLATE = (
     "pair.student.path: the tokenizer of {} has no chat template; set pair.chat.template to a Jinja file, such as that "
     "of docs/own_models.md for base models"
@@ -61,7 +67,8 @@ def missing_models(config: RunConfig) -> Iterator[str]:
         key, folder = f"pair.{role}.path", Path(resolve_model(model.path))
         if model.path.startswith(LOCAL):
             if not is_file(f"{folder}/config.json"):
-                yield f"{key}: no model in {folder} (it has no config.json); choose a folder of a model, or a hub id"
+                remedy = MADE_BY.get(f"{folder.parent}", "choose a folder of a model, or a hub id")
+                yield f"{key}: no model in {folder} (it has no config.json); {remedy}"
             elif model.revision is not None:
                 yield f"pair.{role}.revision={model.revision} has no effect: {key} is a folder; set it to null"
         elif not HUB_ID.fullmatch(model.path) and not is_file(f"{folder}/config.json"):

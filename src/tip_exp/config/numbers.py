@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 
 def _in_float32(value: float) -> float:
@@ -22,8 +22,17 @@ def _inside_unit(value: float) -> float:
     return value
 
 
+def _number_or_auto(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One message, where pydantic has one for each type of the union."""
+    try:
+        return check(value)
+    except ValidationError:
+        raise ValueError("a whole number from 1, or auto") from None
+
+
 Count = Annotated[int, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[int, Field(ge=0, le=2**32 - 1)]  # also of seeds: numpy takes 32 bits, torch 64 of derived ones
+Ranks = Annotated[Count | Literal["auto"], WrapValidator(_number_or_auto)]
 Positive = Annotated[float, Field(gt=0), AfterValidator(_in_float32)]
 NonNegative = Annotated[float, Field(ge=0), AfterValidator(_in_float32)]
 Temperature = Annotated[float, Field(ge=0.01, le=100)]  # logits are divided by it; vLLM rounds lower ones up to 0.01

@@ -13,7 +13,17 @@ from pydantic import Field, JsonValue
 
 from tip_exp.config.datasets import DatasetConfig, Strict
 from tip_exp.config.names import FileName, Layers, Quantile, Rule, Statistic
-from tip_exp.config.numbers import Count, CountOrZero, Fraction, InsideUnit, NonNegative, Positive, Share, Temperature
+from tip_exp.config.numbers import (
+    Count,
+    CountOrZero,
+    Fraction,
+    InsideUnit,
+    NonNegative,
+    Positive,
+    Ranks,
+    Share,
+    Temperature,
+)
 from tip_exp.selector.scores import Group, Normalizer, Order, Rounding, Scope, Weight
 
 
@@ -191,7 +201,7 @@ class RunConfig(Strict):
     sweep: FileName | None
     seed: CountOrZero
     device: Literal["auto", "cpu", "cuda"]
-    ranks: Count | Literal["auto"]
+    ranks: Ranks
     nodes: Count
     ignore_memory: bool
     num_threads: Count | None

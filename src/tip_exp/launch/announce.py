@@ -24,7 +24,9 @@ def opening(config: RunConfig, folder: RunFolder, verb: str = "in") -> str:
             f"{count(learner.num_steps, 'step')} of {count(learner.prompts_per_step, 'prompt')} x "
             f"{count(learner.samples_per_prompt, 'response')}"
         )
-        details = [f"{selector.label} keeps {100 * selector.retention:g} % of the tokens", f"evaluates {benchmarks}"]
+        is_budget = selector.order != "positive"
+        kept = f"{100 * selector.retention:g} % of the tokens" if is_budget else "every token with a positive score"
+        details = [f"{selector.label} keeps {kept}", f"evaluates {benchmarks}"]
     else:
         model = pair.teacher.path if config.mode == "teacher" else pair.student.path
         work, details = f"evaluates {model} on {benchmarks}, without training", []
@@ -50,8 +52,11 @@ def accuracies(config: RunConfig) -> list[str]:
 
 
 def change(result: dict, name: str) -> str:
-    """ "36.6 % -> 65.7 %": an accuracy in result.json before and after training, one number without training."""
-    start, final = (100 * result[part].get(name, math.nan) for part in ("start", "final"))
+    """ "36.6 % -> 65.7 %": an accuracy in result.json before and after training, one number without training.
+
+    Of mode=teacher, which evaluates no student, it is the teacher's.
+    """
+    start, final = (100 * part.get(name, math.nan) for part in (result["start"], result["final"] or result["teacher"]))
     return f"{final:.1f} %" if result["totals"]["steps"] == 0 else f"{start:.1f} % -> {final:.1f} %"
 
 

@@ -24,9 +24,11 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from tip_exp.config.resolvers import register_resolvers
+from tip_exp.launch.words import misread
 from tip_exp.probe.command import PROBES, command
 from tip_exp.utils import termination
 from tip_exp.utils.errors import (
+    BAD_CONFIG,
     ConfigError,
     DataError,
     RunFailedError,
@@ -167,6 +169,8 @@ def main() -> None:
         termination.handle()
         if body is _dry_run and flags & {"-m", "--multirun"}:
             raise ConfigError(f"{DRY} computes one run; `tip-plan sweeps/x.yaml` checks a sweep")
+        if wrong := misread(sys.argv[1:], [*COMMANDS, *PROBES]):
+            raise ConfigError(wrong)
         task()
     except KeyboardInterrupt as stop:
         sys.exit(termination.code_of(stop))
@@ -209,4 +213,4 @@ def print_error(error: Exception) -> int:
     wrong_name = unknown_name(error) if isinstance(error, HydraException) else ""
     message = f"error: {wrong_name}" if wrong_name else format_error(error).partition("\nConfig search path")[0]
     print(message, file=sys.stderr)
-    return exit_code(error)
+    return BAD_CONFIG if wrong_name else exit_code(error)  # Hydra's error of a missing config is an OSError

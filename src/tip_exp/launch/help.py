@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from tip_exp.utils.paths import conf_dir
+from tip_exp.utils.paths import conf_dir, sweeps_dir
 
 TEXT = """\
 usage: tip-exp [group=option …] [key=value …]        one run
@@ -58,7 +60,7 @@ _LINE = re.compile(r"^( *)([\w]+):(?:.*?)?(?: # (.*))?$")
 def help_text(raw: DictConfig, commands: dict[str, str]) -> str:
     """All of it, for the composed config `raw` and the meaning of each command."""
     groups: list[str] = []
-    for group, options in _options(_folders()).items():
+    for group, options in group_options(_folders()).items():
         width = max(map(len, options))
         groups += [f"  {group}", *(f"    {name:<{width}}  {meaning_of(path)}" for name, path in options.items())]
     return TEXT.format(
@@ -76,20 +78,46 @@ def meaning_of(option: Path) -> str:
 
 
 def unknown_name(error: Exception) -> str:
-    """What is wrong in Hydra's error of an unknown key or option, with the nearest name; "" for other errors."""
+    """What is wrong in Hydra's error of an unknown key, option or config, or of several values; "" for others.
+
+    With the nearest name.
+    """
     text = str(error)
     key = re.search(r"Could not override '([\w.@]+)'.*?[Tt]o append to your [\w ]+ use (\S+)", text, re.DOTALL)
     if key and ("is not in struct" in f"{error.__cause__}" or "No match in the defaults list" in text):
-        hint = _did_you_mean(key[1], sorted(_keys()), "")
+        hint = _did_you_mean(key[1], sorted(known_keys()), "")
         return (
             f"{key[1]} is not a key{hint}; `tip-exp --help` lists all of them, and {key[2]} adds one where a section "
             "takes new keys"
         )
     if option := re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text):
-        hint = _did_you_mean(option[2], list(_options([conf_dir()]).get(option[1], {})), f"{option[1]}=")
+        hint = _did_you_mean(option[2], list(group_options([conf_dir()]).get(option[1], {})), f"{option[1]}=")
         names = ", ".join(re.findall(r"^\t(\S+)$", text, re.MULTILINE))
         return f"{option[2]} is not an option of {option[1]}{hint}{f'; there are {names}' if names else ''}"
+    if several := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'\n", text):
+        key, values = several.groups()
+        a_list = "" if (conf_dir() / key).is_dir() else f"; one list is '{key}=[{values}]'"
+        return f"several values are a sweep: tip-exp -m {key}={values}{a_list}"
+    if missing := re.match(r"Cannot find primary config '(.+?)(?:\.yaml)?'", text):
+        return _no_config(missing[1], sys.argv[1:])
     return ""
+
+
+def sweep_command(sweep: Path) -> str:
+    """What starts the sweep of this file."""
+    return f"`tip-exp -cd {sweep.parent} -cn {sweep.stem}`"
+
+
+def _no_config(name: str, arguments: list[str]) -> str:
+    """The message for a config of -cn that Hydra does not find, with the nearest name in the folder of -cd."""
+    given = get_args_parser().parse_known_args(arguments)[0].config_dir
+    names = [path.stem for path in (Path(given) if given else sweeps_dir()).glob("*.yaml")]
+    close = difflib.get_close_matches(name, names, n=1)
+    if close:
+        hint = f"did you mean {sweep_command(Path(given or 'sweeps', close[0]))}?"
+    else:
+        hint = f"there are {', '.join(sorted(names))}" if given else "-cd FOLDER names the folder that holds it"
+    return f"there is no config {name}{f' in {given}' if given else ''}; {hint}"
 
 
 def _did_you_mean(typed: str, names: list[str], prefix: str) -> str:
@@ -105,7 +133,7 @@ def _folders() -> list[Path]:
     return [Path(source.path) for source in sources if source.scheme() == "file" and source.available()]
 
 
-def _options(folders: list[Path]) -> dict[str, dict[str, Path]]:
+def group_options(folders: list[Path]) -> dict[str, dict[str, Path]]:
     """Group -> option -> file, without Hydra's own groups."""
     files = [(folder, path) for folder in folders for path in sorted(folder.glob("*/*.yaml"))]
     options: dict[str, dict[str, Path]] = {}
@@ -116,18 +144,19 @@ def _options(folders: list[Path]) -> dict[str, dict[str, Path]]:
     return dict(sorted(options.items()))
 
 
-def _keys() -> set[str]:
+def known_keys() -> set[str]:
     """Every dotted key of conf/config.yaml and of the options, and the names of the groups."""
     trees: list[Any] = [yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8"))]
     for section, path in _sections():
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         trees.append({path.parent.name: None} | {f"{section}.{key}": value for key, value in tree.items()})
-    return {key for tree in trees for key in _dotted(tree) if not key.endswith("defaults")}
+    keys = {key for tree in trees for key in _dotted(tree) if not key.endswith("defaults")}
+    return keys | set(group_options([conf_dir()]))
 
 
 def _sections() -> Iterator[tuple[str, Path]]:
     """The options of conf/, those that start from no other first, and the section whose keys each holds."""
-    paths = [path for options in _options([conf_dir()]).values() for path in options.values()]
+    paths = [path for options in group_options([conf_dir()]).values() for path in options.values()]
     for path in sorted(paths, key=lambda path: ("\ndefaults:" in path.read_text(encoding="utf-8"), path)):
         if path.parent.name != "experiment":
             yield "data.train" if path.parent.name == "dataset" else path.parent.name, path

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tip_exp.config.parse import check_positions, parse
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import check_files
+from tip_exp.launch.help import unknown_name
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.paths import conf_dir
 
@@ -121,7 +122,7 @@ class RunComposer:
             check_files(config)
             return SweepRun(overrides, config, RunFolder(folder))
         except (ValueError, HydraException, OmegaConfBaseException) as error:  # ConfigError, or ValueError of Hydra
-            return RefusedRun(overrides, str(error))
+            return RefusedRun(overrides, unknown_name(error) or str(error))
 
 
 def write_overrides(folder: RunFolder, overrides: list[str]) -> None:

@@ -90,13 +90,13 @@ def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
             message = f"{format_error(error)} (traceback in {log_path})"
             if code == RESTARTS:
                 message = message.removeprefix("error: ")
-            if report is None:
-                print(message, file=sys.stderr)
-            else:  # message and timestamp: as torch.distributed.run reads it
+            if report is not None:  # message and timestamp: as torch.distributed.run reads it
                 values = {"message": message, "timestamp": int(time.time()), "time_ns": time.time_ns(), "code": code}
                 write_atomic(Path(report), json.dumps(values))
                 atexit.register(end_at_once, code)
             logging.getLogger("tip_exp").exception("the run failed")
+            if report is None:  # below the traceback: a sweep reads the end of the log, which holds both
+                print(message, file=sys.stderr)
             sys.exit(code)
         finally:
             termination.request()  # to a checkpoint that waits for space in the background

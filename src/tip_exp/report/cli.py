@@ -1,7 +1,7 @@
 """`tip-report`: run folders -> tables in the terminal, as Markdown, CSV and LaTeX, and an HTML page with plots.
 
 tip-report outputs/sweeps/demo --markdown results/demo.md --csv results/demo.csv
-tip-report outputs --where learner.lr=0.002 --sort final --columns selector,retention,final,"vs full"
+tip-report outputs --where learner.lr=0.002 --sort final --descending --columns selector,retention,final,"vs full"
 tip-report outputs --table table5 --latex table5.tex     (rows and columns of the paper, our number over the paper's)
 tip-report outputs --table leaderboard                   (arms ranked by held-out KL, with groups of like arms)
 tip-report outputs --html report.html                    (plots and the token viewer, in one file)
@@ -12,6 +12,7 @@ tip-report wandb | sync …                                (a W&B workspace; upl
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -49,17 +50,22 @@ def _tables(arguments: list[str]) -> None:
         help=f"only rows with this config value, such as learner.lr=0.001, or one of: {', '.join(LABELS)}",
     )  # fmt: skip
     parser.add_argument("--sort", metavar="COLUMN", help="smallest value first")
+    parser.add_argument("--descending", action="store_true", help="with --sort: largest value first")
     parser.add_argument("--markdown", type=Path, help="also write the table as Markdown")
     parser.add_argument("--csv", type=Path, help="also write the numbers as CSV")
     parser.add_argument("--latex", type=Path, help="also write the table as LaTeX (booktabs)")
     parser.add_argument("--html", type=Path, help="also write one page with plots and the token viewer")
     parser.add_argument("--png", type=Path, help="also draw the page's figures into this folder (needs a Chromium)")
     given = parser.parse_args(arguments)
+    if given.descending and not given.sort:
+        raise DataError("--descending needs --sort COLUMN")
+    for option in ("markdown", "csv", "latex", "html", "png"):
+        _check_output(f"--{option}", getattr(given, option), is_folder=option == "png")
     records, damaged = read_records(given.roots)
     arms = summarize(records)
     arms = select_arms(arms, given.where)
     if given.sort:
-        arms = sort_arms(arms, given.sort)
+        arms = sort_arms(arms, given.sort, descending=given.descending)
     columns = tuple(NAMES) if given.columns == "all" else [name.strip() for name in given.columns.split(",")]
     if given.table == LEADERBOARD:
         tables = leaderboards(arms)
@@ -91,6 +97,19 @@ def _tables(arguments: list[str]) -> None:
         print(f"{len(pictures)} pictures written to {given.png}", file=sys.stderr)
 
 
+def _check_output(option: str, path: Path | None, *, is_folder: bool) -> None:
+    """Raise DataError for a file, or a folder, that cannot be written: before the runs are read, which takes longer."""
+    if path is None:
+        return
+    if path.is_dir() and not is_folder:
+        raise DataError(f"{option} {path}: this is a folder; name a file")
+    existing = next(folder for folder in ([path] if is_folder else []) + [*path.parents] if folder.exists())
+    if not existing.is_dir():
+        raise DataError(f"{option} {path}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise DataError(f"{option} {path}: the folder {existing} may not be written")
+
+
 def _page(records: list[RunRecord], arms: list[ArmResult], damaged: Table | None) -> str:
     from tip_exp.report.page import page  # plotly takes a second
 
@@ -101,6 +120,7 @@ def _results(arguments: list[str]) -> None:
     parser = _parser("tip-report results", "All tables that run folders can fill.")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where README.md and the tables go")
     given = parser.parse_args(arguments)
+    _check_output("--out", given.out, is_folder=True)
     roots = " ".join(map(str, given.roots))
     records, damaged = read_records(given.roots)
     if damaged:
@@ -155,7 +175,9 @@ def main() -> None:
             COMMANDS[name](arguments)
         else:
             _tables(sys.argv[1:])
-    except DataError as error:
+    except BrokenPipeError:
+        raise
+    except (DataError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -158,16 +158,16 @@ def select_arms(arms: list[ArmResult], conditions: Sequence[str]) -> list[ArmRes
     return arms
 
 
-def sort_arms(arms: list[ArmResult], name: str) -> list[ArmResult]:
+def sort_arms(arms: list[ArmResult], name: str, *, descending: bool = False) -> list[ArmResult]:
     """By the first number in the column of this name, else by its text; cells without a value come last."""
     if name not in NAMES:
         raise DataError(f"--sort {name}: there is no such column; columns are {', '.join(NAMES)}")
 
     def key(arm: ArmResult) -> tuple[bool, float, str]:
         text = COLUMNS[NAMES[name]](arm)
-        return text == "-", first_number(text) or 0.0, text
+        return (text == "-") != descending, first_number(text) or 0.0, text
 
-    return sorted(arms, key=key)
+    return sorted(arms, key=key, reverse=descending)
 
 
 def first_number(text: str) -> float | None:
