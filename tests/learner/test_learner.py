@@ -212,6 +212,18 @@ def test_a_step_that_is_not_finite_is_skipped_at_most_five_times_in_a_row(
     assert kept == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
 
 
+def test_nan_of_a_rule_is_not_said_to_be_of_the_models(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+    def holes(entropy: Tensor) -> Tensor:
+        return torch.where(torch.arange(len(entropy)) == 3, torch.nan, entropy)
+
+    learner = make_learner(tiny_pair, tiny_config.learner, "entropy", 0.5)
+    learner.selector = replace(learner.selector, score=holes)
+    with pytest.raises(FloatingPointError) as ended:
+        train_step(learner, sample_rollouts(tiny_pair))
+    text = r"step 1: the rule holes returned NaN at 1 of \d+ tokens, first at rollout \d+, position 3 \(entropy "
+    assert re.match(text, str(ended.value)) and "replay" not in str(ended.value)
+
+
 @pytest.mark.parametrize("lr", [1e38, 1e20])  # weights that overflow, and finite ones whose products do
 def test_an_update_that_destroys_the_weights_stops_the_run(tiny_pair: Pair, tiny_config: RunConfig, lr: float) -> None:
     learner = make_learner(tiny_pair, tiny_config.learner, lr=lr, warmup_steps=0, eps=1e-8, non_finite="skip")

@@ -53,7 +53,7 @@ COMMANDS = {
     "push": ("tip_exp.launch.push:push", "a finished run's model, with a card, on the Hugging Face hub"),
     "schema": ("tip_exp.launch.schema:schema", "the JSON schema of YAML files, for editors"),
     "replay": (
-        "tip_exp.probe.replay:replay",
+        "tip_exp.probe.command:replay",
         "repeat a step with NaN or infinity; show which rollouts and which module produce it",
     ),
     "score": ("tip_exp.api.command:main", "statistics of the tokens of a file, without training"),
