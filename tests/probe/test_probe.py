@@ -300,7 +300,7 @@ def test_a_checkpoint_gives_weights_and_moments(
         (["advise", "--batches", "1"], "2 or more; got 1"),
         (["influence", "--ratios", "0,5"], "percentages above 0 and at most 100; got 0,5"),
         (["influence", "learner.lr=-1"], "learner.lr"),
-        (["advise", "mode=eval"], "mode=eval: batches to train on"),
+        (["advise", "mode=eval"], "mode must be train, since only a training run has batches"),
         (["influence", "--rule", "q3"], "--rule"),
         (["advise", "--rules", "q3,sofor"], "'sofor' is neither an option nor a rule; did you mean soft_or?"),
         (["influence", "--run", "nope"], "--run: nope holds no complete checkpoint"),
@@ -326,6 +326,7 @@ def test_an_error_is_one_message(
 def test_an_error_of_the_data_is_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "torn.jsonl"
     file.write_text('{"question": "1+')
     monkeypatch.setattr(sys, "argv", ["tip-exp", "advise", "data=jsonl", f"data.train.file={file}"])

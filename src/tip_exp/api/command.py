@@ -144,7 +144,7 @@ def _checked(options: argparse.Namespace) -> dict[str, Any]:
         from tip_exp.config.presets import check_selector_name, selector_preset
 
         check_selector_name(options.selector)
-        typed_selector(selector_preset(None) | {"label": "-", "score": options.selector} | changes)
+        typed_selector(selector_preset(None) | {"label": "-", "score": "entropy"} | changes)  # types alone
     return changes
 
 

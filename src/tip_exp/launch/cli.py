@@ -2,7 +2,7 @@
 
 `tip-exp --dry …` computes the shapes and memory of one step instead: no weights, no network, nothing written.
 `tip-exp --help …` prints groups, options and keys; `tip-exp COMMAND …` is one of COMMANDS. torch loads for `--dry`,
-`replay`, `score` and in child processes only.
+`replay`, `score`, a rule of the user's own and in child processes only.
 """
 
 from __future__ import annotations

@@ -49,6 +49,10 @@ def command(name: str, arguments: list[str]) -> tuple[Callable[[DictConfig], Non
     def measure(config: RunConfig) -> None:
         from tip_exp.config.presets import check_selector_name
 
+        if config.mode != "train":
+            raise ConfigError(
+                f"mode must be train, since only a training run has batches to measure; got {config.mode}"
+            )
         for rule in options.rules or []:
             check_selector_name(rule)
         weights = "" if options.run is None else _weights(options.run, config)
