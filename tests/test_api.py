@@ -30,7 +30,7 @@ from tip_exp.records.meter import Meter
 from tip_exp.selector.scores import STATISTICS
 from tip_exp.selector.selector import Quadrants, Tokens
 from tip_exp.utils.errors import ConfigError, DataError
-from tip_exp.utils.paths import conf_dir, resolve_model
+from tip_exp.utils.paths import conf_dir, not_writable, resolve_model
 from tip_exp.utils.seeds import seed_for
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -622,7 +622,14 @@ def test_the_command_writes_the_table(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--texts", "nothing.txt"], "No such file or directory: 'nothing.txt'"),
+        (["--texts", "nothing.txt"], "--texts: there is no file nothing.txt"),
+        (["--texts", "a.txt", "--out", "t.xlsx"], "--out: a name that ends in .parquet or .csv; got t.xlsx"),
+        (["--texts", "a.txt", "--device", "cuda"], "device=cuda, but torch finds no CUDA device; use device=cpu"),
+        (["--texts", "a.txt", "--device", "gpu"], "device=gpu: torch knows no such device"),
+        (
+            ["--texts", "a.txt", "--selector", "softor"],
+            "'softor' is neither an option nor a rule; did you mean soft_or?",
+        ),
         (["--texts", "a.txt", "--out", "no/t.parquet"], "--out: there is no folder no"),
         (["--texts", "a.txt", "--selector", "soft_or", "--retention", "2"], "selector.retention: input should be"),
         (["--texts", "a.txt", "--retention", "0.2"], "--retention needs --selector"),
@@ -641,6 +648,8 @@ def test_an_error_of_the_command_is_one_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("tip_exp.api.score.module_of", None)  # no model loads first
     (tmp_path / "a.txt").write_text("Start: 8.\n")
     assert run_command(monkeypatch, *arguments) in (1, 2)
     assert capsys.readouterr().err.startswith("error: ") and [path.name for path in tmp_path.iterdir()] == ["a.txt"]
@@ -667,6 +676,36 @@ def test_files_of_texts(name: str, text: str, expected: Any, tmp_path: Path) -> 
             read_texts(tmp_path / name)
     else:
         assert read_texts(tmp_path / name) == expected
+
+
+def test_wrong_options_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    """In a process without torch: each refusal is its own and not that torch is missing."""
+    (tmp_path / "a.txt").write_text("Start: 8.\n")
+    cases = {
+        "score --student a --teacher b --texts a.txt --selector softor": "did you mean soft_or",
+        "score --student a --teacher b --texts a.txt --selector soft_or --retention 20": "selector.retention: input",
+        "replay nope": "holds no non_finite_",
+    }
+    code = "import sys; sys.modules['torch'] = None; from tip_exp.launch.cli import main; main()"
+    for arguments, message in cases.items():
+        line = [sys.executable, "-c", code, *arguments.split()]
+        ended = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path)
+        assert ended.returncode == 2 and message in ended.stderr, ended.stderr
+
+
+def test_a_table_as_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text(TEXTS[0])
+    out = tmp_path / "t.csv"
+    assert run_command(monkeypatch, "--texts", str(tmp_path / "a.txt"), "--out", str(out)) == 0
+    pd.testing.assert_frame_equal(
+        pd.read_csv(out), tip_exp.score(STUDENT, TEACHER, TEXTS[:1]), check_dtype=False, atol=1e-5, check_exact=False
+    )
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert not not_writable(tmp_path / "new" / "t.csv") and not not_writable(tmp_path / "file")
+    assert not_writable(tmp_path / "file" / "t.csv") == f"{tmp_path / 'file'} is no folder to write into"
 
 
 def test_the_summary_of_few_columns(stats: pd.DataFrame) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import product
@@ -210,6 +211,18 @@ def test_a_step_that_is_not_finite_is_skipped_at_most_five_times_in_a_row(
     with pytest.raises(FloatingPointError, match=r"^step 12: .*skip leaves out at most 5 such steps in a row$"):
         train_step(learner, rollouts, 12)
     assert kept == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]
+
+
+def test_nan_of_a_rule_is_not_said_to_be_of_the_models(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+    def holes(entropy: Tensor) -> Tensor:
+        return torch.where(torch.arange(len(entropy)) == 3, torch.nan, entropy)
+
+    learner = make_learner(tiny_pair, tiny_config.learner, "entropy", 0.5)
+    learner.selector = replace(learner.selector, score=holes)
+    with pytest.raises(FloatingPointError) as ended:
+        train_step(learner, sample_rollouts(tiny_pair))
+    text = r"step 1: the rule holes returned NaN at 1 of \d+ tokens, first at rollout \d+, position 3 \(entropy "
+    assert re.match(text, str(ended.value)) and "replay" not in str(ended.value)
 
 
 @pytest.mark.parametrize("lr", [1e38, 1e20])  # weights that overflow, and finite ones whose products do

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from tip_exp.losses import BACKENDS
 from tip_exp.probe import advise, influence
 from tip_exp.probe.batches import Batch, Probe, at_ratios, opened, selectors_of
 from tip_exp.probe.command import command
+from tip_exp.records.folder import RunFolder
 from tip_exp.selector.selector import Quadrants, Selection
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
@@ -117,6 +119,7 @@ def test_the_recommendation_keeps_the_fewest_tokens_within_both_limits() -> None
     full = row("full", 1.0, 1.0, 1.0, 2.0)
     rows = [full, row("q2", 1.0, 0.05, 0.1, 60.0), row("q3", 0.1, 0.1, 0.95, 1.7), row("q3", 0.2, 0.2, 0.95, 1.9)]
     assert "selector=q3 selector.retention=0.2 keeps 20.0 %" in advise.recommendation(rows)
+    assert advise.recommendation(rows).endswith(f"\n\n{advise.CAVEAT}")
     assert advise.recommendation(rows[:3]).startswith("Recommendation: all tokens.")
     assert "more batches" in advise.recommendation([row("full", 1.0, 1.0, 1.0, -0.1)])
 
@@ -230,6 +233,43 @@ def test_a_command_writes_its_tables_and_page(name: str, tmp_path: Path, capsys:
         assert set(pd.read_csv(out / "captured.csv")["selector"]) == {influence.ORACLE, "q3", "full"}
 
 
+def test_earlier_results_stay(
+    compose_run: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before and after training, and twice: a folder each; of a run of another config the keys are named."""
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(tmp_path / "runs" / "try")
+    (run.checkpoints / "step_00004").mkdir(parents=True)
+    config = compose_run(*SMALL, "selector=soft_or", "learner.lr=0.5", "eval.max_tokens=33")
+    run.config.write_text(json.dumps(config.model_dump()))  # JSON is YAML
+    heads: list[str] = []
+
+    def written(_: RunConfig, out: Path, *, weights: str, **__: Any) -> None:
+        (out / "advice.md").write_text("")
+        heads.append(weights)
+
+    def call(*options: str) -> str:
+        body, overrides = command("advise", [*SMALL, *options])
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            body(compose("config", overrides=overrides))
+        return capsys.readouterr().out.split()[-1].removeprefix("outputs/advise/")
+
+    monkeypatch.setattr(advise, "advise", written)
+    name = compose_run(*SMALL).name
+    assert [call(), call("--rules", "q3"), call("--run", "runs/try")] == [name, f"{name}.2", "try.step4"]
+    assert heads[:2] == ["", ""] and "learner.lr: 0.5 -> " in heads[2] and "selector.score: soft_or -> q3" in heads[2]
+    assert heads[2].startswith("runs/try, a run of another config") and "eval." not in heads[2]
+    call("--out", "mine")
+    with pytest.raises(ConfigError, match="--out: mine holds the results of an earlier tip-exp advise"):
+        call("--out", "mine")
+    monkeypatch.setattr(advise, "advise", lambda *_, **__: None)  # as one that fails
+    call()
+    assert not (tmp_path / "outputs" / "advise" / f"{name}.3").exists()
+
+
 def test_a_checkpoint_gives_weights_and_moments(
     probe: Probe, compose_run: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
@@ -260,12 +300,19 @@ def test_a_checkpoint_gives_weights_and_moments(
         (["advise", "--batches", "1"], "2 or more; got 1"),
         (["influence", "--ratios", "0,5"], "percentages above 0 and at most 100; got 0,5"),
         (["influence", "learner.lr=-1"], "learner.lr"),
-        (["advise", "mode=eval"], "mode=eval: batches to train on"),
+        (["advise", "mode=eval"], "mode must be train, since only a training run has batches"),
+        (["influence", "--rule", "q3"], "--rule"),
+        (["advise", "--rules", "q3,sofor"], "'sofor' is neither an option nor a rule; did you mean soft_or?"),
+        (["influence", "--run", "nope"], "--run: nope holds no complete checkpoint"),
+        (["advise", "--out", "conf/config.yaml/out"], "--out: "),
+        (["replay", "nope"], "nope holds no non_finite_….json"),
     ],
 )
 def test_an_error_is_one_message(
     arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(advise, "advise", None)
+    monkeypatch.setattr(influence, "influence", None)  # nothing is measured first
     monkeypatch.setattr(sys, "argv", ["tip-exp", *arguments])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "")  # so that what the command sets is undone
     monkeypatch.delenv("HYDRA_FULL_ERROR")
@@ -279,6 +326,7 @@ def test_an_error_is_one_message(
 def test_an_error_of_the_data_is_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     file = tmp_path / "torn.jsonl"
     file.write_text('{"question": "1+')
     monkeypatch.setattr(sys, "argv", ["tip-exp", "advise", "data=jsonl", f"data.train.file={file}"])

@@ -17,7 +17,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
 from tip_exp.data.training_set import TrainingSet
 from tip_exp.models.sources import load_tokenizer
-from tip_exp.probe.replay import replay
+from tip_exp.probe.command import replay
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run
 from tip_exp.utils.paths import resolve_model

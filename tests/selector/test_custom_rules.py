@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from tip_exp.records.reader import read_runs
 from tip_exp.report.arms import summarize
 from tip_exp.report.overlaps import overlaps
 from tip_exp.report.overview import overview
-from tip_exp.selector.scores import find_rule, required_stats
+from tip_exp.selector.scores import INPUTS, find_rule, required_stats
 from tip_exp.utils.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
@@ -93,6 +94,35 @@ def test_a_rule_that_cannot_be_used_is_refused(case: str, compose_run: Compose) 
         compose_run("selector=rule", f"selector.score={score}")
     assert str(caught.value).startswith("this configuration cannot run: selector.score: ")
     assert message in str(caught.value)
+
+
+# case -> (body of the rule certain, part of the message)
+BROKEN = {
+    "raises": (
+        "x = jsd\n    return undefined_name",
+        "the rule my_rules:certain, line 3: NameError: name 'undefined_name'",
+    ),
+    "None": ("pass", "the rule my_rules:certain returned NoneType, not a score for each of 64 tokens"),
+    "list": ("return jsd.tolist()", "the rule my_rules:certain returned list, not a score"),
+    "shape": ("return jsd[:, None]", "the rule my_rules:certain returned (64, 1), not a score"),
+    "NaN": ("return jsd * jsd.log()", "the rule my_rules:certain returned NaN at 1 of 64 tokens, first at rollout "),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_rule_is_refused_before_the_run(case: str, compose_run: Compose) -> None:
+    body, message = BROKEN[case]
+    write_rule(f"def certain(jsd):\n    {body}\n")
+    with pytest.raises(ConfigError, match=re.escape(f"selector.score: tried on random tokens, {message}")):
+        compose_run(*SELECTOR)
+
+
+def test_the_random_tokens_of_the_trial_have_every_input(compose_run: Compose) -> None:
+    checks = "assert (student_logprob <= 0).all() and (jsd <= 0.694).all() and (reverse_kl >= 0).all()"
+    write_rule(
+        f"def certain({', '.join(INPUTS)}, *, alpha):\n    {checks}\n    return alpha * (entropy + ier).sqrt()\n"
+    )
+    assert compose_run(*SELECTOR, "selector.normalizer=none", "+selector.parameters.alpha=2")
 
 
 def test_a_rule_does_not_run_under_the_name_of_another(compose_run: Compose) -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 from tip_exp.utils.errors import DataError, exit_on_error
 from tip_exp.utils.io import json_objects, to_json
+from tip_exp.utils.paths import not_writable
 
 JSON_LINES = (".jsonl", ".json")
+TABLES = (".parquet", ".csv")  # what --out may be
 LARGEST = 10  # tokens that the summary lists
 
 
@@ -87,10 +89,7 @@ def _largest(stats: Any) -> str:
 
 
 def _score(options: argparse.Namespace) -> None:
-    if options.out is not None and not options.out.parent.is_dir():
-        raise DataError(f"--out: there is no folder {options.out.parent}")
-    if options.retention is not None and options.selector is None:
-        raise DataError("--retention needs --selector")
+    changes = _checked(options)
     texts, prompts = read_texts(options.texts)
     from transformers.utils import logging
 
@@ -99,7 +98,6 @@ def _score(options: argparse.Namespace) -> None:
 
     selector = None
     if options.selector is not None:
-        changes = {} if options.retention is None else {"retention": options.retention}
         selector = make_selector(options.selector, **changes)
         if options.statistics and (lacking := sorted(selector.required_stats - set(options.statistics))):
             raise DataError(f"--statistics lacks {', '.join(lacking)}, which --selector {options.selector} reads")
@@ -120,13 +118,40 @@ def _score(options: argparse.Namespace) -> None:
         stats["kept"] = kept[0] if selector.weight != "none" else kept
     print(summary(stats))
     if options.out is not None:
-        stats.to_parquet(options.out)
+        if options.out.suffix == ".csv":
+            stats.to_csv(options.out, index=False)
+        else:
+            stats.to_parquet(options.out)
         print(f"{options.out}: {len(stats)} rows, columns {', '.join(stats)}")
+
+
+def _checked(options: argparse.Namespace) -> dict[str, Any]:
+    """The keys of the selector that options change. Raises ConfigError or DataError, before torch is imported."""
+    if not options.texts.exists() or options.texts.is_dir():
+        raise DataError(f"--texts: there is no file {options.texts}")
+    if (out := options.out) is not None:
+        if out.suffix not in TABLES:
+            raise DataError(f"--out: a name that ends in {' or '.join(TABLES)}; got {out}")
+        if not out.parent.is_dir():
+            raise DataError(f"--out: there is no folder {out.parent}")
+        if problem := not_writable(out):
+            raise DataError(f"--out: {problem}")
+    if options.retention is not None and options.selector is None:
+        raise DataError("--retention needs --selector")
+    changes = {} if options.retention is None else {"retention": options.retention}
+    if options.selector is not None:
+        from tip_exp.config.parse import typed_selector
+        from tip_exp.config.presets import check_selector_name, selector_preset
+
+        check_selector_name(options.selector)
+        typed_selector(selector_preset(None) | {"label": "-", "score": "entropy"} | changes)  # types alone
+    return changes
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tip-exp score",
+        allow_abbrev=False,
         description="Statistics of every token of a file under a student and a teacher: a summary, with --out a table.",
         epilog="example: tip-exp score --student package:tiny/student --teacher package:tiny/teacher --texts my.jsonl",
     )
@@ -134,11 +159,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--teacher", required=True, help="the same; it needs the student's tokenizer")
     texts = 'JSON lines {"prompt", "response"} or {"text"} in a .jsonl file; in any other a text per line'
     parser.add_argument("--texts", required=True, type=Path, metavar="FILE", help=texts)
-    parser.add_argument("--out", type=Path, metavar="FILE.parquet", help="write the table there")
+    parser.add_argument("--out", type=Path, metavar="FILE.parquet", help="write the table there; .csv writes CSV")
     parser.add_argument("--selector", metavar="NAME", help="add a column kept: soft_or, q3, … or my_module:my_rule")
     parser.add_argument("--retention", type=float, help="share of the tokens that --selector keeps")
     parser.add_argument(
-        "--statistics", type=lambda text: text.split(","), metavar="A,B", help="columns to measure (default: all)"
+        "--statistics",
+        type=lambda text: text.split(","),
+        metavar="A,B",
+        help="columns to measure (default: all); the summary of quadrants needs entropy, reverse_kl and quadrant",
     )
     parser.add_argument(
         "--no-chat", dest="chat", action="store_false", help="read prompts as they are, without a chat template"

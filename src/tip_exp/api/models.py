@@ -21,6 +21,18 @@ from tip_exp.utils.paths import LOCAL, is_file, resolve_model, shipped_models
 ROLES = ("student", "teacher")
 
 
+def check_device(device: Any) -> None:
+    """Raise ValueError if torch does not know the device of models that are loaded from a path, or has no such GPU."""
+    try:
+        chosen = torch.device(device or "cpu")
+    except RuntimeError:
+        raise ValueError(f"device={device}: torch knows no such device; choose cpu, cuda or cuda:N") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device}, but torch finds no CUDA device; use device=cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device={device}, but torch finds {torch.cuda.device_count()} CUDA devices")
+
+
 def module_of(model: Any, role: str, device: Any, dtype: Any) -> PreTrainedModel:
     """A model as it was given (a PEFT model: its base model, adapters included), or loaded from a path."""
     if isinstance(model, str | os.PathLike):

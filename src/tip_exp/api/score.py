@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tip_exp.api.inputs import from_ids, from_texts
 from tip_exp.api.models import (
+    check_device,
     find_tokenizer,
     lazy_logits,
     make_model,
@@ -94,6 +95,7 @@ def score(
         raise ValueError("response_mask and attention_mask belong to input_ids=; with texts, give prompts=")
     if input_ids is not None and prompts is not None:
         raise ValueError("prompts belong to texts; with input_ids=, give a response_mask= that is False on the prompt")
+    check_device(device)
     modules = {role: module_of(model, role, device, dtype) for role, model in given.items()}
     if modules["student"].device != modules["teacher"].device:
         where = ", ".join(f"the {role} on {module.device}" for role, module in modules.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor
 
 from tip_exp.config.parse import config_error, typed_selector
-from tip_exp.config.presets import default_quadrants, selector_options, selector_preset
+from tip_exp.config.presets import check_selector_name, default_quadrants, selector_options, selector_preset
 from tip_exp.config.selector_rules import selector_rules
-from tip_exp.selector.scores import Rule, rule_names
+from tip_exp.selector.scores import Rule
 from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens
-from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.seeds import seed_for
 
 if TYPE_CHECKING:
@@ -107,9 +105,8 @@ def make_selector(
         cuts = own_cuts if quadrants is None else cuts
         rule = overrides.pop("score", selector.score)
     elif isinstance(selector, str):
+        check_selector_name(selector)
         is_option = selector in selector_options()
-        if not is_option:
-            _check_rule(selector)
         values = selector_preset(selector) if is_option else values | {"score": selector}
         rule = overrides.pop("score", values["score"])
     # A function is no value of a config; the name of another rule stands for it while the types are checked.
@@ -123,19 +120,6 @@ def make_selector(
     if problems := list(selector_rules(made)):
         raise config_error(problems)
     return made
-
-
-def _check_rule(name: str) -> None:
-    """Raise ConfigError if nothing has this name; of the import path of a function `selector_rules` tells more."""
-    if ":" in name or name in rule_names():
-        return
-    options = list(selector_options())
-    close = difflib.get_close_matches(name, options, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    raise ConfigError(
-        f"selector: {name[:80]!r} is neither an option nor a rule{hint}; choose {', '.join(options)}, or "
-        "my_module:my_rule"
-    )
 
 
 def thresholds(quadrants: tuple[float, float] | None) -> Quadrants:

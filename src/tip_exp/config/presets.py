@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 
 from tip_exp.config.schema import SelectorConfig
 from tip_exp.config.selector_rules import selector_rules
+from tip_exp.selector.scores import rule_names
+from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
 
 
@@ -34,6 +36,19 @@ def default_values() -> dict[str, Any]:
         return {key: value for key, value in nested.items() if not str(value).startswith(("???", "${"))}
 
     return set_here({key: value for key, value in _defaults().items() if key != "defaults"})
+
+
+def check_selector_name(name: str) -> None:
+    """Raise ConfigError if nothing has this name; of the import path of a function `selector_rules` tells more."""
+    if ":" in name or name in selector_options() or name in rule_names():
+        return
+    options = list(selector_options())
+    close = difflib.get_close_matches(name, options, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ConfigError(
+        f"selector: {name[:80]!r} is neither an option nor a rule{hint}; choose {', '.join(options)}, or "
+        "my_module:my_rule"
+    )
 
 
 def default_quadrants() -> dict[str, float]:

@@ -10,6 +10,7 @@ from tip_exp.config.machine_rules import machine_rules
 from tip_exp.config.presets import shadow_errors
 from tip_exp.config.schema import RunConfig
 from tip_exp.config.selector_rules import selector_rules
+from tip_exp.selector.scores import trial_error
 from tip_exp.utils.io import file_digest
 from tip_exp.utils.paths import is_file, is_folder
 
@@ -18,7 +19,7 @@ TABLE_FILES = (".jsonl", ".parquet", ".csv")
 
 def broken_rules(config: RunConfig) -> Iterator[str]:
     """One message for each rule that the configuration breaks: key, value and remedy."""
-    yield from selector_rules(config.selector)
+    yield from _selector_rules(config)
     yield from _shadow_rules(config)
     yield from _learner_rules(config)
     yield from _staleness_rules(config)
@@ -33,6 +34,16 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
         )
     if not config.eval.greedy and config.eval.samples == 0:
         yield "eval.greedy=false and eval.samples=0 evaluate nothing; set eval.greedy=true or eval.samples above 0"
+
+
+def _selector_rules(config: RunConfig) -> Iterator[str]:
+    """`selector_rules`, and what a rule of the user's own raises on random tokens."""
+    problems = list(selector_rules(config.selector))
+    yield from problems
+    if not problems and config.mode == "train":
+        selector, quadrants = config.selector, config.quadrants.model_dump()
+        if error := trial_error(selector.score, selector.rule_settings(), quadrants):
+            yield f"selector.score: tried on random tokens, {error}"
 
 
 def _shadow_rules(config: RunConfig) -> Iterator[str]:

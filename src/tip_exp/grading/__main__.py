@@ -117,7 +117,9 @@ def _type_name(value: Any) -> str:
 
 def _options() -> argparse.Namespace:
     assert __doc__ is not None
-    parser = argparse.ArgumentParser(prog="python -m tip_exp.grading", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tip_exp.grading", allow_abbrev=False, description=__doc__.partition("\n")[0]
+    )
     parser.add_argument("file", type=Path, help="JSON lines")
     parser.add_argument("--text", required=True, metavar="FIELD", help="field with the response")
     parser.add_argument("--answer", required=True, metavar="FIELD", help="field with the reference answer")

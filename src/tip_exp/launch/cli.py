@@ -2,7 +2,7 @@
 
 `tip-exp --dry …` computes the shapes and memory of one step instead: no weights, no network, nothing written.
 `tip-exp --help …` prints groups, options and keys; `tip-exp COMMAND …` is one of COMMANDS. torch loads for `--dry`,
-`replay`, `score` and in child processes only.
+`replay`, `score`, a rule of the user's own and in child processes only.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ COMMANDS = {
     "push": ("tip_exp.launch.push:push", "a finished run's model, with a card, on the Hugging Face hub"),
     "schema": ("tip_exp.launch.schema:schema", "the JSON schema of YAML files, for editors"),
     "replay": (
-        "tip_exp.probe.replay:replay",
+        "tip_exp.probe.command:replay",
         "repeat a step with NaN or infinity; show which rollouts and which module produce it",
     ),
     "score": ("tip_exp.api.command:main", "statistics of the tokens of a file, without training"),

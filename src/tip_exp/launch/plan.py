@@ -142,7 +142,9 @@ def tables(kind: str, overrides: list[str], card: Card) -> list[str]:
 
 @quiet_when_reader_closes
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Memory, time and state of runs before they start.")
+    parser = argparse.ArgumentParser(
+        description="Memory, time and state of runs before they start.", allow_abbrev=False
+    )
     parser.add_argument(
         "sweep", type=Path, help="a file, or a name of sweeps/; or memory, or time: the tables of one run"
     )

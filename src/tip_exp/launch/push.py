@@ -17,7 +17,7 @@ from tip_exp.utils.paths import HUB_ID
 
 def push(arguments: list[str]) -> None:
     """Upload model/ of a run, with its card, as one commit to a new repository."""
-    parser = argparse.ArgumentParser(prog="tip-exp push", description=push.__doc__)
+    parser = argparse.ArgumentParser(prog="tip-exp push", allow_abbrev=False, description=push.__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("repo", nargs="?", help="ORG/NAME, or NAME in your own account (default: the run's name)")
     parser.add_argument("--dry", action="store_true", help="print the card; upload nothing")

@@ -23,7 +23,7 @@ SHORTCUTS = {  # keys that a config may have and a run's config.yaml does not
 def schema(arguments: list[str]) -> None:
     """Print the schema of a sweep or an experiment, or of one option of a group: tip-exp schema selector."""
     sections = [name for name, field in RunConfig.model_fields.items() if hasattr(field.annotation, "model_fields")]
-    parser = argparse.ArgumentParser(prog="tip-exp schema", description=schema.__doc__)
+    parser = argparse.ArgumentParser(prog="tip-exp schema", allow_abbrev=False, description=schema.__doc__)
     parser.add_argument("section", nargs="?", choices=[*sections, "agent", "dataset"], help="default: a whole file")
     print(json.dumps(json_schema(parser.parse_args(arguments).section), indent=1))
 

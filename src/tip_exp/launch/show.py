@@ -30,7 +30,9 @@ UNCOMPARED = ("name", "sweep", "logger")  # sections of a config that say nothin
 
 def show(arguments: list[str]) -> None:
     """Print each run below the given folders: in full if it is one, else a line each."""
-    parser = argparse.ArgumentParser(prog="tip-exp show", description="Configuration, state and results of runs.")
+    parser = argparse.ArgumentParser(
+        prog="tip-exp show", allow_abbrev=False, description="Configuration, state and results of runs."
+    )
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("outputs")], help="runs, or folders of runs")
     parser.add_argument("--verify", action="store_true", help="compare the SHA-256 of all files of finished runs")
     given = parser.parse_args(arguments)
@@ -41,7 +43,9 @@ def show(arguments: list[str]) -> None:
 def compare(arguments: list[str]) -> None:
     """Print the keys in which two runs or sweeps differ, and their results side by side."""
     parser = argparse.ArgumentParser(
-        prog="tip-exp compare", description="How two runs or sweeps differ: configuration and results."
+        prog="tip-exp compare",
+        allow_abbrev=False,
+        description="How two runs or sweeps differ: configuration and results.",
     )
     for name in "ab":
         parser.add_argument(name, type=Path, metavar=name.upper(), help="a run's folder, or a folder of runs")

@@ -28,6 +28,7 @@ def watch(arguments: list[str]) -> None:
     """Print the table of all runs below a folder, again and again where the output is a terminal."""
     parser = argparse.ArgumentParser(
         prog="tip-exp watch",
+        allow_abbrev=False,
         description="A table of the runs below a folder: state, step, newest accuracy, loss, speed, time left (of "
         "training alone). On a terminal it is renewed until all runs are done or Ctrl-C.",
     )

@@ -33,7 +33,7 @@ from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.pair import Pair
 from tip_exp.records import metrics as names
 from tip_exp.records.meter import Meter
-from tip_exp.selector.scores import DIAGNOSTICS
+from tip_exp.selector.scores import DIAGNOSTICS, RuleIsNaN
 from tip_exp.selector.selector import Selection, Selector, Tokens
 from tip_exp.types import Rollout
 from tip_exp.utils.units import MIB
@@ -111,7 +111,7 @@ class Learner:
                 try:
                     selection = self.selector(statistics, tokens, draws(self.seed, step))
                 except FloatingPointError as error:
-                    self._reject(step, rollouts, str(error))
+                    self._reject(step, rollouts, str(error), can_replay=not isinstance(error, RuleIsNaN))
                     selection = Selection(torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(len(tokens)))
                 selection = selection.averaged(tokens, self.config.average)
                 part, objective_of = selection.at(share.rows), make_objective(self.config, statistics)
@@ -186,15 +186,16 @@ class Learner:
             names.LR: lr, names.LOSS: loss, names.GRAD_NORM: norm, names.UPDATE_RATIO: ratio, names.SKIPPED: 0.0,
         }  # fmt: skip
 
-    def _reject(self, step: int, rollouts: list[Rollout], fault: str) -> None:
+    def _reject(self, step: int, rollouts: list[Rollout], fault: str, *, can_replay: bool = True) -> None:
         """Keep the batch; raise FloatingPointError unless the step may be skipped."""
         self.keep_batch(step, rollouts, fault)
         self._num_non_finite += 1
         if self.config.non_finite == "stop" or self._num_non_finite > MAX_NON_FINITE:
+            replay = "; `tip-exp replay FOLDER` shows where" if can_replay else ""
             raise FloatingPointError(
-                f"step {step}: {fault}. Its rollouts are in non_finite_{step:05d}.json; `tip-exp replay FOLDER` shows "
-                f"where. learner.non_finite={self.config.non_finite}; skip leaves out at most {MAX_NON_FINITE} such "
-                "steps in a row"
+                f"step {step}: {fault}. Its rollouts are in non_finite_{step:05d}.json{replay}. "
+                f"learner.non_finite={self.config.non_finite}; skip leaves out at most {MAX_NON_FINITE} such steps in "
+                "a row"
             )
 
     def discard(self) -> bool:

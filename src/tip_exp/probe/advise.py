@@ -21,6 +21,7 @@ from tip_exp.selector.selector import Selection, Selector
 
 MIN_SNR, MIN_COSINE = 0.9, 0.9  # of a recommended rule: part of full's signal to noise; cosine with full's gradient
 FULL = "full"
+CAVEAT = "A gradient close to that of all tokens does not promise an equal result (docs/influence.md)."
 
 
 def measure(
@@ -63,7 +64,7 @@ def recommendation(rows: list[dict[str, Any]]) -> str:
     return (
         f"Recommendation: {chosen} selector.retention={best['retention']:g} keeps "
         f"{percent(best['kept'])} of the tokens with SNR {best['snr']:.2f} and cosine {best['cosine']:.3f}. It is the "
-        f"smallest kept share with {rule}. One set of batches: a rule close to the limit can change sides."
+        f"smallest kept share with {rule}. One set of batches: a rule close to the limit can change sides.\n\n{CAVEAT}"
     )
 
 
@@ -91,6 +92,7 @@ def advise(
     rules: list[str] | None,
     ratios: list[float],
     run: Path | None,
+    weights: str,
 ) -> None:
     """Write advice.csv, advice.md and advice.html into `out`, and print the table and the recommendation."""
     selectors = selectors_of(config, rules)
@@ -99,10 +101,10 @@ def advise(
         rows = measure(probe, batches, selectors, ratios)
         num_tokens = sum(len(batch.tokens) for batch in batches)
         head = (
-            f"{config.name}: {num_tokens} response tokens of {num_batches} batches after step {probe.trained_steps}. "
+            f"{config.name}: {num_tokens} response tokens of {num_batches} batches after step {probe.trained_steps}"
+            f"{f' of {weights}' if weights else ''}. "
             f"{recommendation(rows)}"
         )
-        out.mkdir(parents=True, exist_ok=True)
         pd.DataFrame(rows).to_csv(out / "advice.csv", index=False, float_format="%.6g")
         write_tables(out / "advice.md", "Selectors before training", head, [table(rows)])
         (out / "advice.html").write_text(advice_page(rows, head, [table(rows)]), encoding="utf-8")

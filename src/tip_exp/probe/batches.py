@@ -105,8 +105,6 @@ def opened(config: RunConfig, run: Path | None = None) -> Iterator[Probe]:
 
     Raises ConfigError as a run would, or if `run` has no checkpoint.
     """
-    if config.mode != "train":
-        raise ConfigError(f"mode must be train, since only a training run has batches to measure; got {config.mode}")
     # An attention that has a forward mode.
     attention = "sdpa" if config.pair.attention == "flash_attention_2" else config.pair.attention
     changes = {

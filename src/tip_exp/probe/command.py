@@ -1,15 +1,24 @@
-"""The arguments of `tip-exp influence` and `tip-exp advise`; what they do not name is Hydra's, as in `tip-exp`."""
+"""The arguments of `tip-exp influence`, `advise` and `replay`, which are checked before torch is imported.
+
+What `influence` and `advise` do not name is Hydra's, as in `tip-exp`.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from tip_exp.utils.errors import ConfigError, DataError, RunFailedError
+from tip_exp.records.folder import RunFolder, numbered_checkpoints
+from tip_exp.selector.scores import RuleError
+from tip_exp.utils.errors import ConfigError, DataError, RunFailedError, exit_on_error, first_line, say
+from tip_exp.utils.paths import OUTPUTS, not_writable
 
 if TYPE_CHECKING:
     from tip_exp.config.schema import RunConfig
@@ -18,6 +27,8 @@ PROBES = {
     "influence": "the influence of every token of a few batches on a direction, and how much of it each rule keeps",
     "advise": "which rules at which ratios keep the gradient of all tokens, read off a few batches before training",
 }
+FILES = {"influence": "influence.md", "advise": "advice.md"}
+MAX_NAMED = 8  # keys in which a run's config differs
 RATIOS = "1,2,5,10,20,50,100"
 
 
@@ -32,29 +43,113 @@ def command(name: str, arguments: list[str]) -> tuple[Callable[[DictConfig], Non
             measure(parse(raw))
         except DataError as error:
             raise ConfigError(str(error)) from error
-        except FloatingPointError as error:  # of a rule's scores
+        except (FloatingPointError, RuleError) as error:  # of a rule
             raise RunFailedError(str(error)) from error
 
     def measure(config: RunConfig) -> None:
-        out = options.out or Path("outputs") / name / config.name
-        shared = {"num_batches": options.batches, "rules": options.rules, "ratios": options.ratios, "run": options.run}
-        if name == "advise":
-            from tip_exp.probe.advise import advise
+        from tip_exp.config.presets import check_selector_name
 
-            advise(config, out, **shared)
-        else:
-            from tip_exp.probe.influence import influence
+        if config.mode != "train":
+            raise ConfigError(
+                f"mode must be train, since only a training run has batches to measure; got {config.mode}"
+            )
+        for rule in options.rules or []:
+            check_selector_name(rule)
+        weights = "" if options.run is None else _weights(options.run, config)
+        if weights:
+            say(f"weights: {weights}")
+        out = _folder(name, options, config)
+        shared = {"num_batches": options.batches, "rules": options.rules, "ratios": options.ratios}
+        shared |= {"run": options.run, "weights": weights}
+        is_new = not out.exists()
+        try:
+            out.mkdir(parents=True, exist_ok=True)  # now, so that no other command takes it
+            if name == "advise":
+                from tip_exp.probe.advise import advise
 
-            adam, fresh = options.preconditioner == "adam", options.direction == "fresh"
-            influence(config, out, fresh=fresh, adam=adam, **shared)
+                advise(config, out, **shared)
+            else:
+                from tip_exp.probe.influence import influence
+
+                adam, fresh = options.preconditioner == "adam", options.direction == "fresh"
+                influence(config, out, fresh=fresh, adam=adam, **shared)
+        finally:
+            if is_new and out.is_dir() and not any(out.iterdir()):
+                out.rmdir()
         print(f"\nwritten to {out}")
 
     return body, overrides
 
 
+def replay(arguments: list[str]) -> None:
+    """Print the table of a step; an error that a user can cause is one message without a traceback."""
+    parser = argparse.ArgumentParser(
+        prog="tip-exp replay",
+        allow_abbrev=False,
+        description="The rollouts of a step whose numbers were not finite, once more.",
+    )
+    parser.add_argument("run", type=Path, help="the run's folder, which holds non_finite_….json")
+    parser.add_argument("--step", type=int, help="of the step; without it the last one that is kept")
+    given = parser.parse_args(arguments)
+    with exit_on_error(ValueError, OSError, RunFailedError):
+        folder = RunFolder(given.run)
+        batch = read_batch(folder, given.step)
+        from tip_exp.probe.replay import replayed
+
+        print(replayed(folder, batch))
+
+
+def read_batch(folder: RunFolder, step: int | None) -> dict[str, Any]:
+    """The rollouts of a step that was not finite, as the run kept them; of the last such step if `step` is None."""
+    kept = {int(re.sub(r"\D", "", path.name)): path for path in folder.root.glob("non_finite_*.json")}
+    if not kept:
+        raise DataError(f"{folder.root} holds no non_finite_….json: no step of this run had a NaN or infinity")
+    if step is not None and step not in kept:
+        steps = ", ".join(map(str, sorted(kept)))
+        raise DataError(f"--step {step}: no such non_finite_….json; {folder.root} holds the batches of steps {steps}")
+    return json.loads(kept[max(kept) if step is None else step].read_text(encoding="utf-8"))
+
+
+def _weights(run: Path, config: RunConfig) -> str:
+    """Which checkpoint is read, and the keys in which the run's config differs; evaluations change nothing here."""
+    from tip_exp.config.parse import differences, load
+
+    checkpoints = numbered_checkpoints(RunFolder(run).checkpoints)
+    if not checkpoints:
+        raise ConfigError(f"--run: {run} holds no complete checkpoint (checkpoint/step_…)")
+    try:
+        found = differences(load(RunFolder(run).config), config)
+    except (OSError, ConfigError) as error:
+        return f"{run}, whose config.yaml cannot be read by this version ({first_line(error)})"
+    found = [line for line in found if not line.startswith("eval.")]
+    if not found:
+        return f"{run}"
+    more = f"; and {len(found) - MAX_NAMED} more keys" if len(found) > MAX_NAMED else ""
+    return f"{run}, a run of another config (its value -> the value here): {'; '.join(found[:MAX_NAMED])}{more}"
+
+
+def _folder(name: str, options: argparse.Namespace, config: RunConfig) -> Path:
+    """Where the results go, without those of an earlier command. Raises ConfigError if --out is not such a folder."""
+    out: Path | None = options.out
+    if out is None:
+        label = config.name
+        if options.run is not None:
+            label = f"{options.run.resolve().name}.step{max(numbered_checkpoints(RunFolder(options.run).checkpoints))}"
+        start = OUTPUTS / name / label
+        out = next(path for n in count(1) if not (path := start if n == 1 else Path(f"{start}.{n}")).exists())
+    elif (out / FILES[name]).exists():
+        raise ConfigError(f"--out: {out} holds the results of an earlier tip-exp {name}; choose another folder")
+    if problem := not_writable(out):
+        raise ConfigError(f"--out: {problem}")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {out} is no folder")
+    return out
+
+
 def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"tip-exp {name}",
+        allow_abbrev=False,
         usage=f"tip-exp {name} [group=option …] [key=value …] [options]",
         description=f"{PROBES[name].capitalize()}. Groups and keys are those of `tip-exp --help`; nothing is trained.",
         epilog=f"example: tip-exp {name} pair=tiny data=word_sums --batches 4",
@@ -78,10 +173,16 @@ def _parser(name: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--ratios", type=_ratios, default=RATIOS, metavar="R,S", help=f"retentions in %% ({RATIOS})")
     parser.add_argument(
-        "--run", type=Path, metavar="FOLDER", help="a run of this config: take weights and optimizer of its checkpoint"
+        "--run",
+        type=Path,
+        metavar="FOLDER",
+        help="take weights and optimizer of a run's newest checkpoint; keys of its config that differ are printed",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help=f"where tables and page go (default: outputs/{name}/NAME)"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help=f"where tables and page go (default: outputs/{name}/NAME, with --run RUN.stepN; NAME.2 if that exists)",
     )
     return parser
 

@@ -199,6 +199,7 @@ def influence(
     rules: list[str] | None,
     ratios: list[float],
     run: Path | None,
+    weights: str,
 ) -> None:
     """Write tokens.parquet, captured.csv, influence.md and influence.html into `out`, and print the tables."""
     selectors = selectors_of(config, rules)
@@ -210,11 +211,11 @@ def influence(
         tables += [correlation_table(measured), top_table(frame)]
         direction = f"{num_batches} fresh batches" if fresh else "each batch itself"
         head = (
-            f"{config.name}: {len(frame)} response tokens of {num_batches} batches after step {probe.trained_steps}. "
+            f"{config.name}: {len(frame)} response tokens of {num_batches} batches after step {probe.trained_steps}"
+            f"{f' of {weights}' if weights else ''}. "
             f"Direction: mean {config.learner.divergence} of {direction}; "
             f"P = {f'Adam, eps {config.learner.eps:g}' if adam else 'identity'}."
         )
-        out.mkdir(parents=True, exist_ok=True)
         frame.to_parquet(out / "tokens.parquet")
         pd.DataFrame(points).to_csv(out / "captured.csv", index=False, float_format="%.6g")
         write_tables(out / "influence.md", "Token influence", head, tables)

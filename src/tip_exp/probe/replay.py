@@ -6,15 +6,11 @@ their draws. One process does it, whatever the number of ranks of the run.
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +29,6 @@ from tip_exp.records.folder import RunFolder, read_budgets
 from tip_exp.report.tables import Table, markdown
 from tip_exp.selector.selector import Selection
 from tip_exp.types import Problem, Rollout
-from tip_exp.utils.errors import DataError, RunFailedError, exit_on_error
 
 MAX_ROWS = 20  # of the table
 
@@ -50,21 +45,11 @@ class Measured:
     where: str  # the first module whose output is not finite, else the part of the step; "" if all is finite
 
 
-def replay(arguments: list[str]) -> None:
-    """Print the table of a step; an error that a user can cause is one message without a traceback."""
-    parser = argparse.ArgumentParser(
-        prog="tip-exp replay", description="The rollouts of a step whose numbers were not finite, once more."
-    )
-    parser.add_argument("run", type=Path, help="the run's folder, which holds non_finite_….json")
-    parser.add_argument("--step", type=int, help="of the step; without it the last one that is kept")
-    given = parser.parse_args(arguments)
-    with exit_on_error(ValueError, OSError, RunFailedError):
-        print(replayed(RunFolder(given.run), given.step))
+def replayed(folder: RunFolder, batch: dict[str, Any]) -> str:
+    """The fault that the run reported, that of the repeated step, and a row for each rollout, the faulty ones first.
 
-
-def replayed(folder: RunFolder, step: int | None = None) -> str:
-    """The fault that the run reported, that of the repeated step, and a row for each rollout, the faulty ones first."""
-    batch = _read_batch(folder, step)
+    `batch`: as `read_batch` of probe/command.py returns it.
+    """
     step, rollouts = int(batch["step"]), [_rollout(row) for row in batch["rollouts"]]
     with scratch_parts(load(folder.config)) as parts:
         weights = _go_to(parts, folder, step)
@@ -95,16 +80,6 @@ def _table(measured: list[Measured]) -> str:
     if len(measured) > MAX_ROWS:
         notes[0] += f" {len(measured) - MAX_ROWS} rows are left out."
     return markdown(Table("", headings, rows, notes=notes))
-
-
-def _read_batch(folder: RunFolder, step: int | None) -> dict[str, Any]:
-    kept = {int(re.sub(r"\D", "", path.name)): path for path in folder.root.glob("non_finite_*.json")}
-    if not kept:
-        raise DataError(f"{folder.root} holds no non_finite_….json: no step of this run had a NaN or infinity")
-    if step is not None and step not in kept:
-        steps = ", ".join(map(str, sorted(kept)))
-        raise DataError(f"--step {step}: no such non_finite_….json; {folder.root} holds the batches of steps {steps}")
-    return json.loads(kept[max(kept) if step is None else step].read_text(encoding="utf-8"))
 
 
 def _rollout(row: dict[str, Any]) -> Rollout:

@@ -36,7 +36,7 @@ EPILOG = "Other commands, each with its own --help: tip-report results, tip-repo
 
 def _parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """A parser with the argument that all commands share."""
-    parser = argparse.ArgumentParser(prog=command, description=description, epilog=epilog)
+    parser = argparse.ArgumentParser(prog=command, allow_abbrev=False, description=description, epilog=epilog)
     parser.add_argument("roots", nargs="*", type=Path, default=[Path("outputs")], help="folders that hold runs")
     return parser
 

@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -27,6 +28,15 @@ def import_function(path: str) -> Callable[..., Any]:
     if function is None or not callable(function):
         raise ValueError(f"the module {module_name} has no function of the name {function_name!r}")
     return function
+
+
+def line_of(error: BaseException, function: Callable[..., Any]) -> str:
+    """Where an error left the file of `function`, ", line 20"; in another file, its name as well; "" if unknown."""
+    frames, code = traceback.extract_tb(error.__traceback__)[1:], getattr(function, "__code__", None)
+    own = [frame for frame in frames if code and frame.filename == code.co_filename]
+    if own:
+        return f", line {own[-1].lineno}"
+    return f", {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
 def source_digest(modules: Iterable[str], name: str) -> str:

@@ -14,7 +14,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Collection
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tip_exp.selector import published
 from tip_exp.selector.imports import import_function, source_digest
@@ -57,6 +57,16 @@ INPUTS = (
 ENTRY_POINTS = "tip_exp.selector_scores"
 
 Rule = Callable[..., "Tensor"]
+
+
+class RuleError(ValueError):
+    """A rule raised an error or returned no scores; the message names the rule."""
+
+
+class RuleIsNaN(FloatingPointError):
+    """A rule returned NaN for statistics that are finite; the message names the rule and the first token."""
+
+
 # What a selector's settings may be; `Selector` and the configuration share these types.
 Normalizer = Literal["minmax", "quantile", "rank", "none"]
 Group = Literal["batch", "micro_batch", "rollout"]
@@ -170,7 +180,7 @@ def rule_inputs(rule: Rule) -> list[str]:
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(
                 f"the rule {getattr(rule, '__name__', rule)} has the parameter {name}, which is no statistic; "
-                f"parameters can be {', '.join(INPUTS)}{hint}"
+                f"parameters can be {', '.join(INPUTS)}{hint}; numbers of selector.parameters stand after *"
             )
     return names
 
@@ -216,6 +226,18 @@ def find_rule(score: str | Rule) -> Rule:
             f"start a run of another name with selector.score={name}"
         )
     return rule
+
+
+def trial_error(score: str, settings: dict[str, Any], quadrants: dict[str, float]) -> str:
+    """What one call of a rule outside of this package on random tokens raises, "" if nothing; imports torch.
+
+    `settings`: of the Selector, without its quadrants.
+    """
+    if score.partition("@")[0] in SCORES:
+        return ""
+    from tip_exp.selector import trial
+
+    return trial.trial_error(settings, quadrants)
 
 
 def with_code(score: str) -> str:

@@ -12,16 +12,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from tip_exp.selector.imports import line_of
 from tip_exp.selector.normalize import clip_high, normalize
 from tip_exp.selector.scores import (
     FALLING,
     NORMALIZED,
     QUADRANTS,
+    SCORES,
     Group,
     Normalizer,
     Order,
     Rounding,
     Rule,
+    RuleError,
+    RuleIsNaN,
     Scope,
     Weight,
     find_rule,
@@ -139,6 +143,10 @@ class Selector:
             raise ValueError(message)  # now instead of at the first step
 
     @property
+    def _rule_name(self) -> str:
+        return str(getattr(self.score, "__name__", self.score)).partition("@")[0]
+
+    @property
     def required_stats(self) -> frozenset[str]:
         """Names of the statistics that `__call__` needs."""
         return required_stats(self.score) | ({"grad_norm"} if self.weight in FALLING else frozenset())
@@ -147,8 +155,8 @@ class Selector:
     def __call__(self, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Selection:
         """Select from `statistics` (name -> (N,)); `generator` (CPU) is used by random rules only.
 
-        Raises FloatingPointError if a required statistic is not finite or a score is NaN, ValueError if scores have
-        another shape or, with order=sample, are negative.
+        Raises FloatingPointError if a required statistic is not finite or a score is NaN (RuleIsNaN), ValueError if
+        the rule raises an error or returns another shape (RuleError), or if with order=sample scores are negative.
         """
         for name in self.required_stats:
             if num_bad := int((~statistics[name].isfinite()).sum()):
@@ -156,17 +164,29 @@ class Selector:
                     f"{name} is not finite at {num_bad} of {len(tokens)} tokens: a model returned NaN or infinity"
                 )
         rule = find_rule(self.score)
-        inputs = [self._input(name, statistics, tokens, generator) for name in rule_inputs(rule)]
-        score = rule(*inputs, **self.parameters)
+        names = rule_inputs(rule)
+        inputs = [self._input(name, statistics, tokens, generator) for name in names]
+        try:
+            score = rule(*inputs, **self.parameters)
+        except Exception as error:
+            if self._rule_name in SCORES or isinstance(error, MemoryError | torch.OutOfMemoryError):
+                raise
+            where = line_of(error, rule)
+            raise RuleError(f"the rule {self._rule_name}{where}: {type(error).__name__}: {error}") from error
         if not isinstance(score, Tensor) or score.shape != (len(tokens),):
             what = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise ValueError(f"the rule {self.score} returned {what}, not a score for each of {len(tokens)} tokens")
+            raise RuleError(f"the rule {self._rule_name} returned {what}, not a score for each of {len(tokens)} tokens")
         score = score.float()
         if num_bad := int(score.isnan().sum()):
-            raise FloatingPointError(f"the rule {self.score} returned NaN at {num_bad} of {len(tokens)} tokens")
+            row = int(score.isnan().nonzero()[0])
+            values = [f"{name} {float(value[row]):.4g}" for name, value in zip(names, inputs, strict=True)]
+            raise RuleIsNaN(
+                f"the rule {self._rule_name} returned NaN at {num_bad} of {len(tokens)} tokens, first at rollout "
+                f"{int(tokens.rollout[row])}, position {int(tokens.position[row])} ({', '.join(values)})"
+            )
         if self.order == "sample" and bool((score < 0).any()):
             raise ValueError(
-                f"selector.order=sample draws in proportion to the score, but the rule {self.score} returned "
+                f"selector.order=sample draws in proportion to the score, but the rule {self._rule_name} returned "
                 f"{float(score.min()):.3g}; it must be 0 or more"
             )
         weights = token_weights(self.weight, self.weight_offset, score, statistics)

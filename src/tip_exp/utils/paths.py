@@ -25,6 +25,14 @@ PAPER_PAIRS = {
 }
 
 
+def not_writable(path: Path) -> str:
+    """Why a file or folder of this path, which need not exist, cannot be written; "" if it can."""
+    if path.exists():
+        return "" if os.access(path, os.W_OK) else f"{path} cannot be written"
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    return "" if above.is_dir() and os.access(above, os.W_OK | os.X_OK) else f"{above} is no folder to write into"
+
+
 def conf_dir() -> Path:
     """conf/ of the checkout if the package runs from one, else the copy inside the wheel."""
     checkout = PACKAGE.parents[1] / "conf"

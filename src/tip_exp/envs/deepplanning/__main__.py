@@ -134,22 +134,30 @@ def _plan(record: dict[str, Any], where: str) -> dict[str, Any] | None:
 
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tip_exp.deepplanning", description="DeepPlanning's travel tasks: grade your own files."
+        prog="python -m tip_exp.deepplanning",
+        allow_abbrev=False,
+        description="DeepPlanning's travel tasks: grade your own files.",
     )
     commands = parser.add_subparsers(required=True, metavar="score | call | split")
     plain = argparse.RawDescriptionHelpFormatter
     queries = {"type": Path, "required": True, "metavar": "DIR", "help": "official folder, or one with the query files"}
     tables = {"type": Path, "metavar": "DIR", "help": "official folder, or one with database_en/ or database_zh/"}
-    command = commands.add_parser("score", help="score plans", description=SCORE_HELP, formatter_class=plain)
+    command = commands.add_parser(
+        "score", allow_abbrev=False, help="score plans", description=SCORE_HELP, formatter_class=plain
+    )
     command.add_argument("file", type=Path, metavar="PLANS.jsonl")
     command.add_argument("--queries", **queries)
     command.add_argument("--database", **tables)
     command.set_defaults(run=score)
-    command = commands.add_parser("call", help="answer tool calls", description=CALL_HELP, formatter_class=plain)
+    command = commands.add_parser(
+        "call", allow_abbrev=False, help="answer tool calls", description=CALL_HELP, formatter_class=plain
+    )
     command.add_argument("file", type=Path, metavar="CALLS.jsonl")
     command.add_argument("--database", required=True, **tables)
     command.set_defaults(run=call)
-    command = commands.add_parser("split", help="draw training and test ids", description="Write the split as YAML.")
+    command = commands.add_parser(
+        "split", allow_abbrev=False, help="draw training and test ids", description="Write the split as YAML."
+    )
     command.add_argument("--queries", **queries)
     command.add_argument("--test-frac", type=float, required=True, metavar="FRACTION", help="of each trip length: 0.2")
     command.add_argument("--seed", type=int, required=True)
