@@ -44,7 +44,7 @@ IMPORTERS = {
     "trackio": {"records.dashboards"},
     "mlflow": {"records.dashboards"},
     "peft": {"models.lora"},
-    "hydra": {"launch.cli", "launch.help", "launch.sweep", "launch.plan"},
+    "hydra": {"launch.cli", "launch.help", "launch.sweep", "launch.plan", "launch.words"},
     "torch.distributed": {
         "learner.distributed",
         "learner.sharding",
