@@ -255,7 +255,10 @@ def composed(overrides: str) -> RunConfig:
 
 
 @pytest.mark.parametrize("overrides,message", BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_clear_message(overrides: str, message: str) -> None:
+def test_bad_input_is_one_clear_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises((ConfigError, HydraException)) as caught:
         composed(overrides)
     text = str(caught.value) + str(caught.value.__cause__ or "")

@@ -89,7 +89,7 @@ def test_another_file_under_the_same_name_is_another_run(own: Callable[..., Tabl
     assert own([{"question": "1+1?", "answer": "3"}]).sha256 != train.sha256
     with pytest.raises(DataError, match=r"my.jsonl has changed since this run was configured"):
         load(train)
-    with pytest.raises(ConfigError, match=r"data.train.sha256=0123456789ab: .*my.jsonl has another one; restore the"):
+    with pytest.raises(ConfigError, match=r"data.train.sha256=0123456789ab: .*has another SHA-256; restore it"):
         own([{"question": "1+1?", "answer": "2"}], "data.train.sha256=0123456789ab")
 
 

@@ -266,6 +266,25 @@ def test_what_hydra_itself_cannot_read_is_one_message(tmp_path: Path, override: 
     assert result.stderr.startswith("error: ") and len(result.stderr) < 700
 
 
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_broken_data_is_refused_before_anything_runs(tmp_path: Path, flags: list[str]) -> None:
+    (tmp_path / "my.jsonl").write_text('{"question": "1+1?", "answer": "2"}\nnot JSON\n')
+    lengths = ["data.max_prompt_tokens=128", "data.max_response_tokens=72", "eval.max_tokens=72"]
+    line = [sys.executable, "-m", "tip_exp", *flags, "data=jsonl", "data.train.file=my.jsonl", *lengths]
+    refused = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert refused.returncode != 0 and "my.jsonl, line 2: not JSON" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["my.jsonl"]
+
+
+def test_a_folder_of_something_else_is_refused_before_hydra_writes_into_it(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mine: 1")
+    line = [sys.executable, "-m", "tip_exp", "experiment=smoke", "hydra.run.dir=."]
+    refused = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert refused.returncode == 2 and "holds files that do not belong to a run" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_an_unwritable_output_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = [sys.executable, "-m", "tip_exp", f"hydra.run.dir={tmp_path}/file/x"]

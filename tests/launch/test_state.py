@@ -58,12 +58,12 @@ def test_a_folder_of_something_else_is_refused_and_left_as_it_is(
 ) -> None:
     (tmp_path / name).mkdir() if name == "runs" else (tmp_path / name).write_text("mine: 1")
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ConfigError, match=rf"holds files that are no run's, such as {name}; choose an empty or a new"):
+    with pytest.raises(ConfigError, match=rf"holds files that do not belong to a run, such as {name}; choose"):
         launch(tiny_config, RunFolder(tmp_path))
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("names", [[], [".hydra", "lock", "worker.log"]])
+@pytest.mark.parametrize("names", [[], [".hydra", ".config.yaml.1", "lock", "worker.log"]])
 def test_a_new_folder_is_accepted(tmp_path: Path, names: list[str]) -> None:
     check_folder(RunFolder(tmp_path / "new"))
     for name in names:

@@ -259,11 +259,11 @@ def test_earlier_results_stay(
 
     monkeypatch.setattr(advise, "advise", written)
     name = compose_run(*SMALL).name
-    assert [call(), call("--rules", "q3"), call("--run", "runs/try")] == [name, f"{name}.2", "try.step4"]
+    assert [call(), call("--rules", "q3"), call("--run", "runs/try")] == [name, f"{name}.2", "try"]
     assert heads[:2] == ["", ""] and "learner.lr: 0.5 -> " in heads[2] and "selector.score: soft_or -> q3" in heads[2]
     assert heads[2].startswith("runs/try, a run of another config") and "eval." not in heads[2]
     call("--out", "mine")
-    with pytest.raises(ConfigError, match="--out: mine holds the results of an earlier tip-exp advise"):
+    with pytest.raises(ConfigError, match="--out: mine is not an empty folder; choose a new one"):
         call("--out", "mine")
     monkeypatch.setattr(advise, "advise", lambda *_, **__: None)  # as one that fails
     call()

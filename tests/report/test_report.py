@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -305,11 +306,11 @@ def test_rows_and_columns_are_chosen(runs: Path, compose_run: Compose) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--html file/r.html", "--html file/r.html: file is not a folder"),
+        ("--html file/r.html", "--html: {here}/file is no folder to write into"),
         ("--csv .", "--csv .: this is a folder; name a file"),
-        ("--markdown locked/new/r.md", "--markdown locked/new/r.md: the folder locked may not be written"),
-        ("--png file", "--png file: file is not a folder"),
-        ("results --out file/new", "--out file/new: file is not a folder"),
+        ("--markdown locked/new/r.md", "--markdown: {here}/locked is no folder to write into"),
+        ("--png file", "--png file: this is a file; name a folder"),
+        ("results --out file/new", "--out: {here}/file is no folder to write into"),
         ("--descending", "--descending needs --sort COLUMN"),
     ],
 )
@@ -319,18 +320,22 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_runs_are_read(
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     Path("locked").mkdir()
-    monkeypatch.setattr("os.access", lambda path, mode: path != Path("locked"))  # root may write everywhere
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "locked")  # root may write everywhere
     monkeypatch.setattr(sys, "argv", ["tip-report", *arguments.split()])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == f"error: {message}"
+    assert ended.value.code == f"error: {message.format(here=tmp_path)}"
 
 
 def test_an_error_of_the_system_while_writing_is_one_message(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["tip-report", str(runs), "--csv", "/proc/r.csv"])
+    def full(*_: Any, **__: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(sys, "argv", ["tip-report", str(runs), "--csv", str(runs / "r.csv")])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert str(ended.value.code).startswith("error: ") and "/proc" in str(ended.value.code)
+    assert ended.value.code == "error: [Errno 28] No space left on device"
 
 
 def test_a_number_with_an_exponent_is_sorted_by_its_value() -> None:

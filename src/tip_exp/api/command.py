@@ -89,7 +89,7 @@ def _largest(stats: Any) -> str:
 
 
 def _score(options: argparse.Namespace) -> None:
-    changes = _checked(options)
+    changes = _selector_changes(options)
     texts, prompts = read_texts(options.texts)
     from transformers.utils import logging
 
@@ -125,8 +125,8 @@ def _score(options: argparse.Namespace) -> None:
         print(f"{options.out}: {len(stats)} rows, columns {', '.join(stats)}")
 
 
-def _checked(options: argparse.Namespace) -> dict[str, Any]:
-    """The keys of the selector that options change. Raises ConfigError or DataError, before torch is imported."""
+def _selector_changes(options: argparse.Namespace) -> dict[str, Any]:
+    """The keys of the selector that options change, all checked without torch. Raises ConfigError, DataError."""
     if not options.texts.exists() or options.texts.is_dir():
         raise DataError(f"--texts: there is no file {options.texts}")
     if (out := options.out) is not None:

@@ -40,7 +40,7 @@ class TableConfig(Strict):
     split: Split
     hub: HubFile | None
     file: str | None
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")] | None = None
     fields: FieldsConfig
     answer_after: str | None
     strip: list[str]

@@ -183,8 +183,10 @@ def _table_rules(key: str, dataset: TableConfig) -> Iterator[str]:
         yield f"{key}.file: there is no file {dataset.file}; set it to a {', '.join(TABLE_FILES)} file"
     elif dataset.file is not None and Path(dataset.file).suffix.lower() not in TABLE_FILES:
         yield f"{key}.file must be a {', '.join(TABLE_FILES)} file; got {dataset.file}"
-    elif dataset.file is not None and (dataset.sha256 or "")[:12] != file_digest(Path(dataset.file).expanduser()):
-        yield f"{key}.sha256={dataset.sha256}: {dataset.file} has another one; restore the file, or set the key to null"
+    elif dataset.file is not None and dataset.sha256 != file_digest(Path(dataset.file).expanduser()):
+        yield f"{key}.sha256={dataset.sha256}: {dataset.file} has another SHA-256; restore it, or set the key to null"
+    elif dataset.file is None and dataset.sha256 is not None:
+        yield f"{key}.sha256 has no effect: {key}.file is null, and a file of the hub is fixed by its revision"
 
 
 def _travel_rules(key: str, dataset: TravelConfig) -> Iterator[str]:

@@ -29,7 +29,7 @@ def with_fields(config: TableConfig, rows: list[dict[str, Any]], path: Path) -> 
     guessed = [name for name in USUAL_NAMES if getattr(config.fields, name) == AUTO]
     if not rows or not (guessed or config.answer_after == AUTO):
         return config
-    section = "data.train" if config.split == "train" else "eval.benchmarks.NAME"
+    section = "data.train" if config.split == "train" else "eval.benchmarks.jsonl"
     common = [key for key in rows[0] if all(row.get(key) is not None for row in rows)]
     fields = config.fields.model_dump()
     for name in guessed:

@@ -42,7 +42,8 @@ def check_files(config: RunConfig) -> None:
 
     Before anything heavy loads: the run itself reads them after the evaluation of its teacher.
     """
-    for dataset in (config.data.train, *config.eval.benchmarks.values()):
+    train = [config.data.train] if config.mode == "train" else []
+    for dataset in (*train, *config.eval.benchmarks.values()):
         if dataset.kind != "table" or dataset.file is None or not is_file(dataset.file):
             continue
         if (identity := dataset.model_dump_json()) not in _checked:

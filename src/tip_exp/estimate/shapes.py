@@ -120,7 +120,7 @@ def guess_note(config: RunConfig) -> str:
     """Names the models without a config.json, whose shape is guessed; "" if there is none."""
     models = dict.fromkeys((model.path, model.revision) for model in (config.pair.teacher, config.pair.student))
     guessed = [path for path, revision in models if model_config(path, revision) is None]
-    return f"shape guessed from the name, for want of a config.json here: {', '.join(guessed)}" if guessed else ""
+    return f"no config.json found, so the shape is guessed from the name: {', '.join(guessed)}" if guessed else ""
 
 
 def _parameters_by_file_size(path: str, config: dict[str, Any]) -> float:

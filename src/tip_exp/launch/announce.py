@@ -24,7 +24,7 @@ def opening(config: RunConfig, folder: RunFolder, verb: str = "in") -> str:
             f"{count(learner.num_steps, 'step')} of {count(learner.prompts_per_step, 'prompt')} x "
             f"{count(learner.samples_per_prompt, 'response')}"
         )
-        is_budget = selector.order != "positive"
+        is_budget = selector.order != "positive" or selector.score == "full"
         kept = f"{100 * selector.retention:g} % of the tokens" if is_budget else "every token with a positive score"
         details = [f"{selector.label} keeps {kept}", f"evaluates {benchmarks}"]
     else:

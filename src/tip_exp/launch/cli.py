@@ -116,7 +116,7 @@ class RefuseEarly(Callback):
             check_folder(RunFolder(Path(config.hydra.run.dir)))
             check_positions(parsed)
             check_files(parsed)
-        except (ConfigError, DataError) as error:  # Hydra would turn any exception but SystemExit into a warning
+        except (ConfigError, DataError, OSError) as error:  # Hydra warns of any exception but SystemExit
             sys.exit(print_error(error))
 
 
@@ -143,6 +143,7 @@ def main() -> None:
     else:
         sys.argv = [arg for arg in sys.argv if arg not in {DRY, *HELP, "-m", "--multirun"}]
         added = ["hydra.mode=RUN", "hydra.run.dir=.", "hydra.output_subdir=null"]  # write nothing
+    typed = sys.argv[1:]
     sys.argv = with_overrides(sys.argv, added)
     show_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises errors instead of printing them
@@ -169,7 +170,7 @@ def main() -> None:
         termination.handle()
         if body is _dry_run and flags & {"-m", "--multirun"}:
             raise ConfigError(f"{DRY} computes one run; `tip-plan sweeps/x.yaml` checks a sweep")
-        if wrong := misread(sys.argv[1:], [*COMMANDS, *PROBES]):
+        if wrong := misread(typed, [*COMMANDS, *PROBES]):
             raise ConfigError(wrong)
         task()
     except KeyboardInterrupt as stop:

@@ -110,13 +110,15 @@ def sweep_command(sweep: Path) -> str:
 
 def _no_config(name: str, arguments: list[str]) -> str:
     """The message for a config of -cn that Hydra does not find, with the nearest name in the folder of -cd."""
-    given = get_args_parser().parse_known_args(arguments)[0].config_dir
+    parsed = get_args_parser().parse_known_args(arguments)[0]
+    given = parsed.config_dir or parsed.config_path
     names = [path.stem for path in (Path(given) if given else sweeps_dir()).glob("*.yaml")]
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         hint = f"did you mean {sweep_command(Path(given or 'sweeps', close[0]))}?"
     else:
-        hint = f"there are {', '.join(sorted(names))}" if given else "-cd FOLDER names the folder that holds it"
+        there_are = f"there are {', '.join(sorted(names)) or 'none'}"
+        hint = there_are if given else "-cd FOLDER names the folder that holds it"
     return f"there is no config {name}{f' in {given}' if given else ''}; {hint}"
 
 

@@ -52,7 +52,7 @@ CHILD_ENVIRONMENT = {
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 POLL_S = 0.2
 HEADER = "# resolved config of this run"  # how a run's config.yaml begins
-EARLY = {".hydra", "lock", "worker.log"}  # what a run's folder may hold before its config.yaml
+EARLY = {"lock", "worker.log"}  # what a run's folder may hold before its config.yaml, besides hidden names
 
 
 class State(StrEnum):
@@ -87,14 +87,15 @@ def changes(config: RunConfig, folder: RunFolder) -> list[str]:
 
 def check_folder(folder: RunFolder) -> None:
     """Raise ConfigError if the folder holds files of something else than a run, which a run would replace."""
-    names = {path.name for path in folder.root.iterdir()} - EARLY if folder.root.is_dir() else set()
+    paths = folder.root.iterdir() if folder.root.is_dir() else ()
+    names = {path.name for path in paths if not path.name.startswith(".")} - EARLY
     if not names or folder.result.exists() or numbered_checkpoints(folder.checkpoints):
         return
     with suppress(OSError):
         if folder.config.read_bytes().startswith(HEADER.encode()):
             return
     raise ConfigError(
-        f"{folder.root} holds files that are no run's, such as {min(names)}; choose an empty or a new folder"
+        f"{folder.root} holds files that do not belong to a run, such as {min(names)}; choose a new or empty folder"
     )
 
 

@@ -121,7 +121,7 @@ class RunComposer:
             check_positions(config)
             check_files(config)
             return SweepRun(overrides, config, RunFolder(folder))
-        except (ValueError, HydraException, OmegaConfBaseException) as error:  # ConfigError, or ValueError of Hydra
+        except (ValueError, OSError, HydraException, OmegaConfBaseException) as error:  # also a ConfigError
             return RefusedRun(overrides, unknown_name(error) or str(error))
 
 

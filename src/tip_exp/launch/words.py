@@ -22,7 +22,7 @@ def misread(arguments: list[str], commands: Iterable[str]) -> str:
         name, separator, value = word.lstrip("-").partition("=")
         # argparse would take --experiment for --experimental-rerun
         if word.startswith("-") and word.partition("=")[0] not in flags and name in known_keys():
-            following = arguments[flag + 1 : flag + 2]
+            following = [value for value in arguments[flag + 1 : flag + 2] if not value.startswith("-")]
             return f"options are given as {name}={value if separator else (following or ['VALUE'])[0]}; got {word}"
     given, unread = parser.parse_known_args(arguments)
     for word in unread:

@@ -33,9 +33,10 @@ from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.pair import Pair
 from tip_exp.records import metrics as names
 from tip_exp.records.meter import Meter
-from tip_exp.selector.scores import DIAGNOSTICS, RuleIsNaN
+from tip_exp.selector.scores import DIAGNOSTICS, RuleError, RuleIsNaN
 from tip_exp.selector.selector import Selection, Selector, Tokens
 from tip_exp.types import Rollout
+from tip_exp.utils.errors import is_out_of_memory
 from tip_exp.utils.units import MIB
 
 MAX_NON_FINITE = 5  # steps in a row that learner.non_finite=skip leaves out
@@ -110,6 +111,10 @@ class Learner:
                     extra = measured_mismatch(rollouts, share, self.ranks, learner_logprobs, self.pair.stop_class)
                 try:
                     selection = self.selector(statistics, tokens, draws(self.seed, step))
+                except RuleError as error:
+                    if (cause := error.__cause__) is not None and is_out_of_memory(cause):
+                        raise cause from None
+                    raise
                 except FloatingPointError as error:
                     self._reject(step, rollouts, str(error), can_replay=not isinstance(error, RuleIsNaN))
                     selection = Selection(torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(len(tokens)))

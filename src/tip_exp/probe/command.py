@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,6 @@ PROBES = {
     "influence": "the influence of every token of a few batches on a direction, and how much of it each rule keeps",
     "advise": "which rules at which ratios keep the gradient of all tokens, read off a few batches before training",
 }
-FILES = {"influence": "influence.md", "advise": "advice.md"}
 MAX_NAMED = 8  # keys in which a run's config differs
 RATIOS = "1,2,5,10,20,50,100"
 
@@ -61,9 +61,7 @@ def command(name: str, arguments: list[str]) -> tuple[Callable[[DictConfig], Non
         out = _folder(name, options, config)
         shared = {"num_batches": options.batches, "rules": options.rules, "ratios": options.ratios}
         shared |= {"run": options.run, "weights": weights}
-        is_new = not out.exists()
         try:
-            out.mkdir(parents=True, exist_ok=True)  # now, so that no other command takes it
             if name == "advise":
                 from tip_exp.probe.advise import advise
 
@@ -74,7 +72,7 @@ def command(name: str, arguments: list[str]) -> tuple[Callable[[DictConfig], Non
                 adam, fresh = options.preconditioner == "adam", options.direction == "fresh"
                 influence(config, out, fresh=fresh, adam=adam, **shared)
         finally:
-            if is_new and out.is_dir() and not any(out.iterdir()):
+            if not any(out.iterdir()):
                 out.rmdir()
         print(f"\nwritten to {out}")
 
@@ -129,21 +127,22 @@ def _weights(run: Path, config: RunConfig) -> str:
 
 
 def _folder(name: str, options: argparse.Namespace, config: RunConfig) -> Path:
-    """Where the results go, without those of an earlier command. Raises ConfigError if --out is not such a folder."""
-    out: Path | None = options.out
-    if out is None:
-        label = config.name
-        if options.run is not None:
-            label = f"{options.run.resolve().name}.step{max(numbered_checkpoints(RunFolder(options.run).checkpoints))}"
-        start = OUTPUTS / name / label
-        out = next(path for n in count(1) if not (path := start if n == 1 else Path(f"{start}.{n}")).exists())
-    elif (out / FILES[name]).exists():
-        raise ConfigError(f"--out: {out} holds the results of an earlier tip-exp {name}; choose another folder")
+    """A new or empty folder for the results, made now. Raises ConfigError if --out cannot be one."""
+    label = config.name if options.run is None else options.run.resolve().name
+    out: Path = options.out or OUTPUTS / name / label
     if problem := not_writable(out):
         raise ConfigError(f"--out: {problem}")
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out: {out} is no folder")
-    return out
+    if options.out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"--out: {out} is not an empty folder; choose a new one")
+        out.mkdir(parents=True, exist_ok=True)
+        return out
+    for number in count(1):
+        numbered = out if number == 1 else out.with_name(f"{label}.{number}")
+        with suppress(FileExistsError):
+            numbered.mkdir(parents=True)
+            return numbered
+    raise AssertionError("a number is free")
 
 
 def _parser(name: str) -> argparse.ArgumentParser:
@@ -182,7 +181,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help=f"where tables and page go (default: outputs/{name}/NAME, with --run RUN.stepN; NAME.2 if that exists)",
+        help=f"where tables and page go (default: outputs/{name}/NAME, NAME that of --run; NAME.2 if that exists)",
     )
     return parser
 

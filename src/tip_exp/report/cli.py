@@ -12,7 +12,6 @@ tip-report wandb | sync …                                (a W&B workspace; upl
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from tip_exp.report.run_files import read_records
 from tip_exp.report.shadows import shadow_tables
 from tip_exp.report.tables import Table, latex, markdown, write
 from tip_exp.utils.errors import DataError, quiet_when_reader_closes
+from tip_exp.utils.paths import not_writable
 
 EPILOG = "Other commands, each with its own --help: tip-report results, tip-report wandb, tip-report sync."
 
@@ -101,13 +101,10 @@ def _check_output(option: str, path: Path | None, *, is_folder: bool) -> None:
     """Raise DataError for a file, or a folder, that cannot be written: before the runs are read, which takes longer."""
     if path is None:
         return
-    if path.is_dir() and not is_folder:
-        raise DataError(f"{option} {path}: this is a folder; name a file")
-    existing = next(folder for folder in ([path] if is_folder else []) + [*path.parents] if folder.exists())
-    if not existing.is_dir():
-        raise DataError(f"{option} {path}: {existing} is not a folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise DataError(f"{option} {path}: the folder {existing} may not be written")
+    if path.exists() and path.is_dir() != is_folder:
+        raise DataError(f"{option} {path}: this is a {'file; name a folder' if is_folder else 'folder; name a file'}")
+    if problem := not_writable(path):
+        raise DataError(f"{option}: {problem}")
 
 
 def _page(records: list[RunRecord], arms: list[ArmResult], damaged: Table | None) -> str:
