@@ -8,6 +8,7 @@ run, and node 0 alone locks and writes the folder.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,7 +53,7 @@ CHILD_ENVIRONMENT = {
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 POLL_S = 0.2
 HEADER = "# resolved config of this run"  # how a run's config.yaml begins
-EARLY = {"lock", "worker.log"}  # what a run's folder may hold before its config.yaml, besides hidden names
+EARLY = re.compile(r"\..*|lock|worker(\.\d+)?\.log")  # what may be there before config.yaml, also of other nodes
 
 
 class State(StrEnum):
@@ -88,7 +89,7 @@ def changes(config: RunConfig, folder: RunFolder) -> list[str]:
 def check_folder(folder: RunFolder) -> None:
     """Raise ConfigError if the folder holds files of something else than a run, which a run would replace."""
     paths = folder.root.iterdir() if folder.root.is_dir() else ()
-    names = {path.name for path in paths if not path.name.startswith(".")} - EARLY
+    names = [path.name for path in paths if not EARLY.fullmatch(path.name)]
     if not names or folder.result.exists() or numbered_checkpoints(folder.checkpoints):
         return
     with suppress(OSError):
