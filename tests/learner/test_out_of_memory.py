@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -124,6 +125,23 @@ def test_the_step_is_done_again_as_with_smaller_micro_batches(
     assert capfd.readouterr().err.count("out of memory") == 1
     (record,) = caplog.records
     assert record.exc_info, "the log says where"
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_rule_of_the_user_may_run_out_of_memory_too(tmp_path: Path, tiny_config: RunConfig, error: str) -> None:
+    calls: list[int] = []
+
+    def rule(entropy: Tensor) -> Tensor:
+        calls.append(len(entropy))
+        if len(calls) == 1:
+            raise ERRORS[error]
+        return entropy
+
+    pair = load_pair(tiny_config.pair, torch.device("cpu"))
+    steps = steps_of(pair, tiny_config, tmp_path)
+    steps.learner.selector = replace(steps.learner.selector, score=rule)
+    steps(1, sample_rollouts(pair), [])
+    assert len(calls) == 2 and read_budgets(steps.path).keys() == {1}
 
 
 def test_a_selection_by_micro_batch_stays_that_of_the_configured_ones(

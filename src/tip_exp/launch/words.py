@@ -48,29 +48,29 @@ def _meant(word: str, before: list[str], after: list[str], commands: list[str]) 
     path = Path(word)
     if path.suffix == ".yaml" and (is_file(word) or (f"{path.parent}" == "sweeps" and is_file(_shipped(path.stem)))):
         return f"{word} is a file; a sweep is started by {sweep_command(path)}"
-    known = _known(commands)
-    if word not in known and is_folder(word):
+    meanings = _meanings(commands)
+    if word not in meanings and is_folder(word):
         return f"{word} is a folder; its runs are shown by `tip-exp show {word}`"
-    close = [word] if word in known else difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {' or '.join(known[close[0]])}?" if close else "`tip-exp --help` lists both"
+    close = [word] if word in meanings else difflib.get_close_matches(word, meanings, n=1)
+    hint = f"did you mean {' or '.join(meanings[close[0]])}?" if close else "`tip-exp --help` lists both"
     return f"{word!r} is neither a command nor key=value; {hint}"
 
 
-def _known(commands: list[str]) -> dict[str, list[str]]:
+def _meanings(commands: list[str]) -> dict[str, list[str]]:
     """Name -> what it may mean: an option of a group, a sweep, a command, a program, a key."""
-    known: dict[str, list[str]] = {}
+    meanings: dict[str, list[str]] = {}
     for group, names in group_options([conf_dir()]).items():
         for name in names:
-            known.setdefault(name, []).append(f"{group}={name}")
+            meanings.setdefault(name, []).append(f"{group}={name}")
     for path in sorted(sweeps_dir().glob("*.yaml")):
-        known.setdefault(path.stem, []).append(sweep_command(Path("sweeps", path.name)))
+        meanings.setdefault(path.stem, []).append(sweep_command(Path("sweeps", path.name)))
     for name in commands:
-        known.setdefault(name, []).append(f"the command {name}")
+        meanings.setdefault(name, []).append(f"the command {name}")
     for name in PROGRAMS:
-        known.setdefault(name, []).append(f"the program tip-{name}")
+        meanings.setdefault(name, []).append(f"the program tip-{name}")
     for key in sorted(known_keys()):
-        known.setdefault(key, []).append(f"{key}=VALUE")
-    return known
+        meanings.setdefault(key, []).append(f"{key}=VALUE")
+    return meanings
 
 
 def _shipped(sweep: str) -> str:

@@ -116,14 +116,14 @@ def _weights(run: Path, config: RunConfig) -> str:
     if not checkpoints:
         raise ConfigError(f"--run: {run} holds no complete checkpoint (checkpoint/step_…)")
     try:
-        found = differences(load(RunFolder(run).config), config)
+        differing = differences(load(RunFolder(run).config), config)
     except (OSError, ConfigError) as error:
         return f"{run}, whose config.yaml cannot be read by this version ({first_line(error)})"
-    found = [line for line in found if not line.startswith("eval.")]
-    if not found:
+    differing = [line for line in differing if not line.startswith("eval.")]
+    if not differing:
         return f"{run}"
-    more = f"; and {len(found) - MAX_NAMED} more keys" if len(found) > MAX_NAMED else ""
-    return f"{run}, a run of another config (its value -> the value here): {'; '.join(found[:MAX_NAMED])}{more}"
+    more = f"; and {len(differing) - MAX_NAMED} more keys" if len(differing) > MAX_NAMED else ""
+    return f"{run}, a run of another config (its value -> the value here): {'; '.join(differing[:MAX_NAMED])}{more}"
 
 
 def _folder(name: str, options: argparse.Namespace, config: RunConfig) -> Path:

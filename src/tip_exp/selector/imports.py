@@ -33,9 +33,9 @@ def import_function(path: str) -> Callable[..., Any]:
 def line_of(error: BaseException, function: Callable[..., Any]) -> str:
     """Where an error left the file of `function`, ", line 20"; in another file, its name as well; "" if unknown."""
     frames, code = traceback.extract_tb(error.__traceback__)[1:], getattr(function, "__code__", None)
-    own = [frame for frame in frames if code and frame.filename == code.co_filename]
-    if own:
-        return f", line {own[-1].lineno}"
+    rule_frames = [frame for frame in frames if code and frame.filename == code.co_filename]
+    if rule_frames:
+        return f", line {rule_frames[-1].lineno}"
     return f", {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
 
 
