@@ -91,6 +91,9 @@ def test_several_runs_are_a_line_each(make: Make, capsys: Printed) -> None:
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["outputs/runs/a", "done", "word_sums/mean@4", "35.0", "%", "->", "80.0", "%"]
     assert second.split(maxsplit=1)[1] == "stopped at step 7 of 40, resumes from step 5  "
+    stopped.log.write_text("… tip_exp INFO the run starts\n… tip_exp ERROR the run failed: no space\nTraceback …\n")
+    show([])
+    assert capsys.readouterr().out.splitlines()[1].endswith("failed at step 7 of 40, resumes from step 5: no space  ")
 
 
 def test_two_runs_differ_in_their_keys_and_results(make: Make, capsys: Printed) -> None:

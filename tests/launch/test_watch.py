@@ -54,6 +54,8 @@ def test_a_row_says_how_far_a_run_is(sweep: Path) -> None:
     assert cells(lines, "c") == ["c", "unread", "config.yaml is empty"]
     assert cells(table(sweep)[0], "b")[1] == "stopped"
     assert sorted(sweep.rglob("*")) == files, "nothing is written"
+    (sweep / "b" / "worker.log").write_text("… tip_exp ERROR the run failed: no space\n")
+    assert cells(table(sweep)[0], "b")[1] == "failed"
 
 
 def test_without_a_terminal_the_table_is_printed_once(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:

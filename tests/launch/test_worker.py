@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tip_exp.records.folder import RunFolder
+from tip_exp.records.folder import RunFolder, last_error
 from tip_exp.utils import termination
 
 START = """
@@ -62,6 +62,9 @@ def test_an_error_that_is_no_exception_leaves_one_message(folder: RunFolder) -> 
     assert done.returncode == 1
     assert done.stderr == f"error: index out of bounds (traceback in {folder.log})\n"
     assert "Panic: index out of bounds" in folder.log.read_text()
+    assert last_error(folder) == "index out of bounds"
+    work(folder, change="worker._run = lambda _: fail(KeyboardInterrupt())")
+    assert last_error(folder) == "", "the process after it was interrupted"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.launch.announce import accuracies, change, opening
 from tip_exp.launch.lock import holder
 from tip_exp.records import metrics
-from tip_exp.records.folder import RunFolder, numbered_checkpoints
+from tip_exp.records.folder import RunFolder, last_error, numbered_checkpoints
 from tip_exp.records.integrity import Depth, remedy
 from tip_exp.records.reader import RunRecord, read_run, runs_below
 from tip_exp.utils.errors import exit_on_error, first_line
@@ -124,7 +124,7 @@ def _is_evaluation(row: dict[str, Any]) -> bool:
 def _state(run: RunFolder, depth: Depth) -> tuple[str, str]:
     """The state, and what a finished run reached.
 
-    "done", "damaged: …", "running at step 7 of 40, by process 12 …", "stopped at step 7 of 40, resumes from step 5"
+    "done", "damaged: …", "running at step 7 of 40, by process 12 …", "stopped at step 7 of 40, resumes from step 5", "failed at step 7 …: error"
     """
     try:
         record = read_run(run, depth)
@@ -138,8 +138,8 @@ def _state(run: RunFolder, depth: Depth) -> tuple[str, str]:
     at = f"at step {rows[-1]['step'] if rows else 0} of {record.config['learner']['num_steps']}"
     if process := holder(run.lock):
         return f"running {at}, by {process.partition(';')[0]}", ""
-    saved = max(numbered_checkpoints(run.checkpoints), default=0)
-    return f"stopped {at}, resumes from step {saved}", ""
+    saved, error = max(numbered_checkpoints(run.checkpoints), default=0), last_error(run)
+    return f"{'failed' if error else 'stopped'} {at}, resumes from step {saved}{error and f': {error}'}", ""
 
 
 def _compared(sides: list[list[RunRecord]]) -> str:

@@ -89,9 +89,8 @@ def teacher_config(config: RunConfig) -> RunConfig:
 
 
 def is_stale(config: RunConfig, folder: RunFolder) -> bool:
-    """Whether a teacher's local model or a table of problems has changed since the result of its evaluation."""
-    tables = (getattr(benchmark, "file", None) for benchmark in config.eval.benchmarks.values())
-    files = [*local_path(config.pair.teacher.path).glob("*"), *(Path(table).expanduser() for table in tables if table)]
+    """Whether a file of a teacher's local model is newer than the result of its evaluation."""
+    files = local_path(config.pair.teacher.path).glob("*")
     return folder.result.exists() and any(file.stat().st_mtime > folder.result.stat().st_mtime for file in files)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from tip_exp.launch.lock import holder
 from tip_exp.records import metrics
-from tip_exp.records.folder import RunFolder
+from tip_exp.records.folder import RunFolder, last_error
 from tip_exp.records.reader import find_runs, read_run
 from tip_exp.utils.errors import first_line
 from tip_exp.utils.io import read_rows
@@ -84,7 +84,12 @@ def cells_of(run: RunFolder, folder: Path) -> tuple[str, ...]:
     except (ValueError, KeyError, OSError) as error:
         return name, "running" if holder(run.lock) else "unread", "", "", "", "", first_line(error)
     step = rows[-1]["step"] if rows else 0
-    state = "done" if run.result.exists() else "running" if holder(run.lock) else "stopped"
+    if run.result.exists():
+        state = "done"
+    elif holder(run.lock):
+        state = "running"
+    else:
+        state = "failed" if last_error(run) else "stopped"
     times = [row[metrics.seconds("step")] for row in rows if metrics.seconds("step") in row][-NUM_TIMED:]
     left = format_duration((num_steps - step) * fmean(times)) if times and state == "running" else ""
     return (

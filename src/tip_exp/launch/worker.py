@@ -30,11 +30,13 @@ from tip_exp.utils.errors import (
     TERMINATED,
     ConfigError,
     RestartsError,
+    first_line,
     format_error,
 )
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.termination import code_of
 
+log = logging.getLogger("tip_exp")
 LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 CODES = {ConfigError: BAD_CONFIG, RestartsError: RESTARTS}  # of other errors: FAILED
 _PR_SET_PDEATHSIG = 1
@@ -74,6 +76,7 @@ def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
         logging.captureWarnings(True)
         logging.raiseExceptions = False  # on a full disk the log ends, without a traceback for each line
         faulthandler.enable(log_file)
+        log.info("the run starts")
         try:
             _run(folder)
         except KeyboardInterrupt as stop:
@@ -94,7 +97,7 @@ def _hold_and_run(folder: RunFolder, locks: list[str]) -> None:
                 values = {"message": message, "timestamp": int(time.time()), "time_ns": time.time_ns(), "code": code}
                 write_atomic(Path(report), json.dumps(values))
                 atexit.register(end_at_once, code)
-            logging.getLogger("tip_exp").exception("the run failed")
+            log.exception("the run failed: %s", first_line(error))
             if report is None:  # below the traceback: a sweep reads the end of the log, which holds both
                 print(message, file=sys.stderr)
             sys.exit(code)

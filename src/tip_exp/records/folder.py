@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+
+LOG_STARTS, LOG_FAILED = "tip_exp INFO the run starts", "tip_exp ERROR the run failed: "  # records of worker.log
+LOG_TAIL_BYTES = 1 << 16  # more than a traceback and what libraries print around it
 
 
 def _nothing() -> None:
@@ -51,6 +56,18 @@ class RunFolder:
     def batch_of(self, step: int) -> Path:
         """The rollouts of a step whose numbers were not finite."""
         return self.root / f"non_finite_{step:05d}.json"
+
+
+def last_error(folder: RunFolder) -> str:
+    """The error that ended the newest process of the run (rank 0), from its log; "" if none did."""
+    try:
+        with folder.log.open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_TAIL_BYTES))
+            tail = log.read().decode(errors="replace")
+    except OSError:
+        return ""
+    _, failed, message = tail.rpartition(f"{LOG_STARTS}\n")[2].partition(LOG_FAILED)
+    return message.partition("\n")[0] if failed else ""
 
 
 def read_budgets(path: Path) -> dict[int, int]:
