@@ -124,7 +124,8 @@ def _is_evaluation(row: dict[str, Any]) -> bool:
 def _state(run: RunFolder, depth: Depth) -> tuple[str, str]:
     """The state, and what a finished run reached.
 
-    "done", "damaged: …", "running at step 7 of 40, by process 12 …", "stopped at step 7 of 40, resumes from step 5", "failed at step 7 …: error"
+    "done", "damaged: …", "running at step 7 of 40, by process 12 …", "stopped at step 7 of 40, resumes from step 5",
+    "failed at step 7 of 40, resumes from step 5: out of disk space"
     """
     try:
         record = read_run(run, depth)

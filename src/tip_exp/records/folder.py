@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-
 LOG_STARTS, LOG_FAILED = "tip_exp INFO the run starts", "tip_exp ERROR the run failed: "  # records of worker.log
 LOG_TAIL_BYTES = 1 << 16  # more than a traceback and what libraries print around it
 
