@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from tip_exp.config.machine_rules import RESERVED
 from tip_exp.config.parse import accept
-from tip_exp.selector.scores import SCORES, SIGNED, STATISTICS, UNBUDGETED, UNIT_INTERVAL, required_stats
+from tip_exp.selector.scores import NORMALIZED, SCORES, SIGNED, UNBUDGETED, UNIT_INTERVAL, rule_inputs
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
 
@@ -54,10 +54,12 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     *(({SCORE: s, **PLAIN}, [SCORE, "selector.normalizer"]) for s in sorted(UNIT_INTERVAL)),
     *(
         ({SCORE: s, "selector.clip": {name: 0.98}, ORDER: "positive" if s in UNBUDGETED else "top", RETENTION: 1.0}, [f"selector.clip.{name}", SCORE])
-        for s in sorted(SCORES) for name in STATISTICS if name not in required_stats(s)
+        for s in sorted(SCORES) for name in NORMALIZED if name not in rule_inputs(SCORES[s])
     ),
-    *(({SCORE: s, "selector.clip": {}, ORDER: "sample", "selector.normalizer": "rank"}, [ORDER, "selector.normalizer"]) for s in RANKED),
+    *(({SCORE: s, "selector.clip": {}, ORDER: "sample", "selector.normalizer": "rank"}, [ORDER, "selector.normalizer"]) for s in RANKED if set(rule_inputs(SCORES[s])) & set(NORMALIZED)),
+    ({SCORE: "entropy", "selector.clip": {}, ORDER: "sample", "selector.normalizer_of": {"entropy": "rank"}}, [ORDER, "selector.normalizer_of"]),
     *(({**PLAIN, SCORE: s, ORDER: "sample"}, [ORDER, SCORE]) for s in sorted(SIGNED)),
+    ({"selector.scope": "batch", "selector.normalize_over": "rollout", "selector.normalizer": "none", "selector.normalizer_of": {"entropy": "minmax", "reverse_kl": "minmax"}}, ["selector.scope", "selector.normalize_over"]),
     *(
         ({"selector.scope": "batch", "selector.normalize_over": group, "selector.normalizer": n}, ["selector.scope", "selector.normalize_over"])
         for group in ("rollout", "micro_batch") for n in ("minmax", "quantile", "rank")

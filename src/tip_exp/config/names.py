@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
 
-from tip_exp.selector.scores import STATISTICS, with_code
+from tip_exp.selector.scores import NORMALIZED, with_code
 
 MAX_NAME = 200  # bytes; file systems allow 255, and files beside a folder have longer names
 
@@ -46,7 +46,7 @@ def _layers(value: list[str] | str) -> list[str] | str:
 if TYPE_CHECKING:
     Statistic = str
 else:  # the names of a registry, which a type checker cannot read
-    Statistic = Literal[STATISTICS]
+    Statistic = Literal[NORMALIZED]
 Rule = Annotated[str, AfterValidator(with_code)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 HubFile = Annotated[str, AfterValidator(_hub_file)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from tip_exp.selector.scores import (
     FALLING,
+    NORMALIZED,
     SCORES,
     SIGNED,
     UNBUDGETED,
@@ -14,7 +15,7 @@ from tip_exp.selector.scores import (
     UNNORMALIZED,
     find_rule,
     parameter_errors,
-    required_stats,
+    rule_inputs,
 )
 
 
@@ -23,10 +24,12 @@ def selector_rules(selector: Any) -> Iterator[str]:
     order, normalizer = selector.order, selector.normalizer
     score = str(getattr(selector.score, "__name__", selector.score)).partition("@")[0]
     try:
-        required = required_stats(selector.score)
+        inputs = rule_inputs(find_rule(selector.score))
     except ValueError as error:
         yield f"selector.score: {error}"
         return
+    read = set(inputs) & set(NORMALIZED)
+    normalizers = {selector.normalizer_of.get(name, normalizer) for name in read}
     yield from parameter_errors(find_rule(selector.score), selector.parameters)
     if score not in SCORES and getattr(selector, "label", None) in SCORES:
         yield (
@@ -58,34 +61,30 @@ def selector_rules(selector: Any) -> Iterator[str]:
             "selector.weight=score needs selector.order=top and a ranked score; got "
             f"selector.score={score}, selector.order={order}"
         )
-    normalizers = {selector.normalizer_of.get(statistic, normalizer) for statistic in required}
     if score in UNIT_INTERVAL and "none" in normalizers:
         yield f"selector.score={score} needs statistics in [0, 1]: selector.normalizer must not be none"
     if score in UNNORMALIZED and normalizers - {"none"}:
-        yield f"selector.score={score} reads values in nats: selector.normalizer must be none, not {normalizer}"
-    for statistic in sorted(set(selector.clip) - required):
+        given = ", ".join(sorted(normalizers - {"none"}))
+        yield f"selector.score={score} reads values in nats: selector.normalizer must be none, not {given}"
+    for statistic in sorted(set(selector.clip) - read):
         yield (
             f"selector.clip.{statistic} has no effect: selector.score={score} does not read {statistic}; "
             f"remove it with ~selector.clip.{statistic}"
         )
-    for statistic in sorted(set(selector.normalizer_of) - required):
+    for statistic in sorted(set(selector.normalizer_of) - read):
         yield f"selector.normalizer_of.{statistic} has no effect: selector.score={score} does not read {statistic}"
-    if order == "sample" and score in SIGNED and normalizer == "none":
+    if order == "sample" and score in SIGNED and "none" in normalizers:
         yield (
             f"selector.order=sample draws in proportion to the score, but selector.score={score} has negative values; "
             "choose a selector.normalizer, or another selector.order"
         )
-    if order == "sample" and normalizer == "rank":
+    if order == "sample" and "rank" in normalizers:
         yield (
-            "selector.order=sample draws in proportion to the score, but selector.normalizer=rank replaces the "
-            "statistic by its rank; choose selector.normalizer=none"
+            "selector.order=sample draws in proportion to the score, but the normalizer rank (selector.normalizer, "
+            "selector.normalizer_of) replaces a statistic by its rank; choose none"
         )
-    if (
-        selector.scope == "batch"
-        and (group := selector.normalize_over) != "batch"
-        and normalizer != "none"
-        and required
-    ):
+    group = selector.normalize_over
+    if selector.scope == "batch" and group != "batch" and normalizers - {"none"}:
         yield (
             f"selector.scope=batch compares scores of a whole step, but selector.normalize_over={group} scales each "
             f"{group} separately; choose selector.normalize_over=batch"
