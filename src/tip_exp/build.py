@@ -36,7 +36,7 @@ from tip_exp.models.sources import load_tokenizer
 from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.records.meter import Meter
-from tip_exp.records.result import write_result
+from tip_exp.records.result import describe_hardware, write_result
 from tip_exp.records.tracker import start_trackers
 from tip_exp.records.writer import RunLogger, missing_rows
 from tip_exp.rollout.ahead import RolloutsAhead
@@ -59,7 +59,6 @@ class Parts:
         self.ranks = stack.enter_context(start(self.device, alone=needs_group))
         if not self.ranks.is_main:
             stack.enter_context(redirect_stdout(StringIO()))  # prints are the main rank's
-        torch.manual_seed(config.seed)  # for the initial LoRA adapters; all other draws have seeds of their own
         student_dtype = config.pair.student.dtype if lowered_dtype(config) is None else config.learner.compute_dtype
         self.backend = choose(config.rollout, self.device, student_dtype)
         print(self.backend)
@@ -73,13 +72,14 @@ class Parts:
         is_main = self.ranks.is_main
         self.evaluations = Evaluations(config.eval, self.eval_data, tokenizer, config.agent, grades=is_main)
         longest = self.evaluations.longest
-        if config.eval.sequence_kl:
+        if config.eval.measures_kl:
             longest = max(longest, self.evaluations.longest_privileged())
         check_context(config, longest)
         self.checkpoints = Checkpoints(folder.checkpoints, self.ranks, folder.check_held)
         self.saved = self.checkpoints.newest(partial(missing_rows, folder)) if training else None
         if self.saved is None and numbered_checkpoints(folder.checkpoints):
             print(f"no checkpoint in {folder.checkpoints} is whole; the run starts again at step 0")
+        self._check_backend()
         self.pair = load_pair_or_offload(config, self.ranks, self.device, tokenizer)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
@@ -100,11 +100,17 @@ class Parts:
 
     def evaluate(self, model: str, step: int = 0) -> dict[str, float]:
         """Accuracies of "student" or "teacher" on all benchmarks."""
-        sampler = self.sampler if model == "student" or self._teacher_only else self._make_sampler(model)
-        sequence_kl = self._sequence_kl if self.config.eval.sequence_kl and model == "student" else None
-        with self.meter.span("eval"), self.teacher.offloader.on_device() if model == "teacher" else nullcontext():
-            metrics = self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
-            return self.ranks.broadcast(metrics)
+        sequence_kl = self._sequence_kl if self.config.eval.measures_kl and model == "student" else None
+        with ExitStack() as stack:
+            if model == "teacher":
+                stack.enter_context(self.teacher.offloader.on_device())
+            if model == "student" or self._teacher_only:
+                sampler = self.sampler
+            else:
+                sampler = stack.enter_context(closing(self._make_sampler(model)))
+            with self.meter.span("eval"):
+                metrics = self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
+                return self.ranks.broadcast(metrics)
 
     def evaluate_start(self) -> None:
         """Evaluate the student and, with `eval.teacher`, the teacher before it; log and print this as step 0."""
@@ -126,7 +132,8 @@ class Parts:
         if not self.ranks.is_main:
             return
         self.logger.record()
-        result = write_result(self.config, self.folder, self._datasets, asdict(self.backend))
+        hardware = describe_hardware(self.device, self.ranks.size)
+        result = write_result(self.config, self.folder, self._datasets, asdict(self.backend), hardware)
         self.logger.finish(result)
 
     def _evaluate_teacher(self) -> dict[str, float]:
@@ -134,12 +141,22 @@ class Parts:
         if not self._teacher_only and self.ranks.broadcast(self.folder.teacher.exists()):
             source = RunFolder(self.folder.teacher)
             return self.ranks.broadcast(self.logger.copy_teacher(source) if self.ranks.is_main else {})
-        if not self._teacher_only and self.backend.name == "vllm":
+        return self.evaluate("teacher")
+
+    def _check_backend(self) -> None:
+        """Raise ConfigError if the backend cannot evaluate the teacher, or has not sampled the run's first steps."""
+        evaluates_teacher = self.config.eval.teacher and not self._teacher_only and not self.folder.teacher.exists()
+        if evaluates_teacher and self.saved is None and self.backend.name == "vllm":
             raise ConfigError(
                 "eval.teacher=true with vLLM needs a second engine, in a run of its own that tip-exp starts; start "
                 "this run with tip-exp, or set eval.teacher=false"
             )
-        return self.evaluate("teacher")
+        if self.saved is not None and self.saved.backend != self.backend.name:
+            raise ConfigError(
+                f"{self.saved.path}: its rollouts were sampled by {self.saved.backend}, but here rollout.backend is "
+                f"{self.backend.name} ({self.backend.reason}); resume where {self.saved.backend} is available, or "
+                "start a run under another name"
+            )
 
     def _sequence_kl(self, rollouts: list[Rollout], problems: list[Problem]) -> list[float]:
         self.sampler.rest()  # the forward passes need the device's memory
@@ -199,7 +216,7 @@ class TrainingParts(Parts):
         return with_tools(self.sampler, self.pair, self.train_data, self.config.agent)
 
     def generate(self, step: int) -> list[Rollout]:
-        """`samples_per_prompt` rollouts of each prompt of a step, prompt-major."""
+        """`samples_per_prompt` rollouts of each prompt of a step, prompt-major, as `train.batch` has their problems."""
         prompts, _ = self.train.batch(step)
         return self.generator.generate(prompts, self.sampling, seed_for("rollout", self.config.seed, step))
 
@@ -226,12 +243,7 @@ class TrainingParts(Parts):
         """Restore student and optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
         if self.saved is None:
             return 0
-        if self.saved.backend != self.backend.name:
-            raise ConfigError(
-                f"{self.saved.path}: its rollouts were sampled by {self.saved.backend}, but here rollout.backend is "
-                f"{self.backend.name} ({self.backend.reason}); resume where {self.saved.backend} is available, or "
-                "start a run under another name"
-            )
+        self._check_backend()  # `tip-exp replay` has set `saved`
         self.saved.load(self.pair.student.module, self.learner.optimizer)
         if self.ahead is not None:
             self.ahead.restore(self.saved.rollouts)

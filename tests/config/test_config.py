@@ -470,6 +470,23 @@ def test_an_experiment_wins_over_the_defaults_and_the_command_line_over_both(
     assert compose_run("experiment=smoke", "learner.num_steps=7").learner.num_steps == 7
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "data=jsonl",
+        "learner.num_steps=2",
+        "data.max_prompt_tokens=400 learner.micro_batch_tokens=450",
+        "rollout.staleness=1 rollout.backend=vllm",
+    ],
+)
+def test_an_evaluation_is_not_refused_for_settings_of_training(
+    compose_run: Callable[..., RunConfig], overrides: str
+) -> None:
+    with pytest.raises(ConfigError):
+        compose_run(*overrides.split())
+    assert compose_run("experiment=evaluate", *overrides.split()).mode == "eval"
+
+
 def test_digest_is_of_what_decides_the_numbers(compose_run: Callable[..., RunConfig]) -> None:
     base = compose_run()
     assert digest(compose_run("name=other", "logger=files", "sweep=x")) == digest(base)

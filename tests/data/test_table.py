@@ -83,6 +83,13 @@ def test_parts_are_disjoint_and_complete() -> None:
         ("[1]\n", {}, "line 1: expected an object; got list"),
         ('{"q": "a"}\n', {}, "row 1: no field 'gold.a' (at 'gold' there is: q)"),
         ('{"q": null, "gold": {"a": 1}, "n": 1}\n', {}, "row 1: field 'q' is empty"),
+        ('{"q": " ", "gold": {"a": 1}, "n": 1}\n', {}, "row 1: field 'q' is empty"),
+        ('{"q": "1+1?", "gold": {"a": ""}, "n": 1}\n', {}, "row 1: field 'gold.a' is empty"),
+        (
+            "".join(json.dumps({"q": f"{n}?", "gold": {"a": n}, "n": n // 2}) + "\n" for n in range(4)),
+            {"split": "test"},
+            "2 rows have the id '0'; make ids unique",
+        ),
         (
             '{"q": "a", "gold": {"a": ["2"]}, "n": 1}\n',
             {},

@@ -54,7 +54,7 @@ def scripted(config: RunConfig, pair: Pair, dataset: Dataset, policy: Policy) ->
 def test_evaluation_of_a_perfect_policy_and_of_one_that_calls_no_tool(
     config: RunConfig, tiny_pair: Pair, train: Dataset
 ) -> None:
-    prompts = prompt_ids(tiny_pair, train, config.agent)
+    prompts = prompt_ids(tiny_pair, train)
     summaries = []
     for policy in (respond, copy_the_query):
         rows, summary = evaluate_episodes(scripted(config, tiny_pair, train, policy), train, prompts, FREE, seed=0)
@@ -76,7 +76,7 @@ def test_long_episodes_are_truncated_for_the_learner_but_scored_whole(
     compose_run: Compose, tiny_pair: Pair, train: Dataset
 ) -> None:
     config = compose_run(*TOOLS, "data.max_prompt_tokens=200", "agent.max_train_tokens=300")
-    prompts = prompt_ids(tiny_pair, train, config.agent)
+    prompts = prompt_ids(tiny_pair, train)
     sampler = scripted(config, tiny_pair, train, respond)
     rollouts = sampler.generate(prompts, FREE, seed=0)
     assert all(len(rollout.token_ids) == 300 for rollout in rollouts)  # every errand takes more tokens
@@ -94,7 +94,7 @@ def test_tool_prompts_follow_the_thinking_switches_of_the_pair(
     tiny_pair.tokenizer.chat_template = "{{ messages[-1]['content'] }} thinking={{ enable_thinking }}"
     chat = tiny_pair.chat.model_copy(update={"thinking": False, "eval_thinking": True})
     pair = replace(tiny_pair, chat=chat)
-    prompts = prompt_ids(pair, train, config.agent, evaluating=evaluating)
+    prompts = prompt_ids(pair, train, evaluating=evaluating)
     assert all(pair.decode(prompt).endswith(f" thinking={thinking}") for prompt in prompts)
     script = ScriptedSampler(respond, Chat(pair.tokenizer))
     sampler = with_tools(script, pair, train, config.agent, evaluating=evaluating)
@@ -104,7 +104,7 @@ def test_tool_prompts_follow_the_thinking_switches_of_the_pair(
 
 def test_without_a_thinking_switch_the_template_decides(config: RunConfig, tiny_pair: Pair, train: Dataset) -> None:
     tiny_pair.tokenizer.chat_template = "{{ enable_thinking is defined }}"
-    assert tiny_pair.decode(prompt_ids(tiny_pair, train, config.agent)[0]) == "False"
+    assert tiny_pair.decode(prompt_ids(tiny_pair, train)[0]) == "False"
 
 
 def test_the_learner_takes_a_step_on_sampled_episodes(config: RunConfig, tiny_pair: Pair, train: Dataset) -> None:
@@ -112,7 +112,7 @@ def test_the_learner_takes_a_step_on_sampled_episodes(config: RunConfig, tiny_pa
     student, stops, pad = tiny_pair.student.module, tiny_pair.stop_ids, tiny_pair.pad_id
     sampler = HfSampler(student, stop_ids=stops, pad_id=pad, batch_size=config.rollout.batch_size)
     sampler = with_tools(sampler, tiny_pair, train, config.agent)
-    prompts = prompt_ids(tiny_pair, train, config.agent)[:4]
+    prompts = prompt_ids(tiny_pair, train)[:4]
     rollouts = sampler.generate(prompts, Sampling(2, 1.0, 1.0, 0, 24), seed=0)
     assert len(rollouts) == 8 and all(rollout.num_response_tokens <= 24 for rollout in rollouts)
     meter = Meter(torch.device("cpu"))

@@ -18,7 +18,7 @@ from tests import synthetic_runs
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.push import push
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.result import write_card
+from tip_exp.records.result import model_card
 
 Printed = pytest.CaptureFixture[str]
 TOKEN = "hf_write"
@@ -103,7 +103,7 @@ def run(tmp_path: Path, compose_run: Callable[..., RunConfig]) -> RunFolder:
     (run.model / "adapter").mkdir(parents=True)
     (run.model / "config.json").write_text("{}")
     (run.model / "adapter" / "weights.safetensors").write_bytes(bytes(range(256)))
-    write_card(config, json.loads(run.result.read_text()), run.card)
+    run.card.write_text(model_card(config, json.loads(run.result.read_text())))
     return run
 
 

@@ -30,7 +30,7 @@ def folder(tmp_path: Path, tiny_config: RunConfig, write_config: WriteConfig) ->
     folder = RunFolder(tmp_path / "run")
     write_config(tiny_config, folder.root)
     append_rows(folder.metrics, [{"step": step} for step in range(3)])
-    write_result(tiny_config, folder, {}, {})
+    write_result(tiny_config, folder, {}, {}, "a CPU")
     return folder
 
 

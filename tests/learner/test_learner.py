@@ -208,6 +208,15 @@ def test_a_step_that_is_not_finite_is_skipped_at_most_five_times_in_a_row(
     fill(torch.nan)
     for step in range(7, 12):
         train_step(learner, rollouts, step)
+    if score == "soft_or":  # so it does after a finite step that keeps nothing
+        fill(whole)
+        selector, learner.selector = learner.selector, replace(learner.selector, retention=1e-9)
+        assert train_step(learner, rollouts, 12).metrics["train/skipped"] == 1
+        learner.selector = selector
+        fill(torch.nan)
+        for step in range(7, 12):
+            train_step(learner, rollouts, step)
+        del kept[-5:]
     with pytest.raises(FloatingPointError, match=r"^step 12: .*skip leaves out at most 5 such steps in a row$"):
         train_step(learner, rollouts, 12)
     assert kept == [1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 12]

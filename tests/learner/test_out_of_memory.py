@@ -16,6 +16,7 @@ from tests.helpers import make_learner, sample_rollouts
 from torch import Tensor
 
 from tip_exp.config.schema import PairConfig, RunConfig
+from tip_exp.learner import learner as learner_module
 from tip_exp.learner import out_of_memory
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.learner import Learner
@@ -125,6 +126,27 @@ def test_the_step_is_done_again_as_with_smaller_micro_batches(
     assert capfd.readouterr().err.count("out of memory") == 1
     (record,) = caplog.records
     assert record.exc_info, "the log says where"
+
+
+def test_metrics_that_run_out_of_memory_do_not_repeat_an_update(
+    tmp_path: Path, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are computed before the update, so that the step can be done again."""
+    pair = load_pair(tiny_config.pair, torch.device("cpu"))
+    steps = steps_of(pair, tiny_config, tmp_path)
+    updates: list[int] = []
+    calls: list[Any] = []
+
+    def described(*arguments: Any) -> dict[str, float]:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MemoryError
+        return {}
+
+    monkeypatch.setattr(learner_module, "token_metrics", described)
+    steps.learner.optimizer.register_step_post_hook(lambda *_: updates.append(1))
+    steps(1, sample_rollouts(pair), [])
+    assert (len(calls), len(updates)) == (2, 1)
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -42,8 +42,7 @@ def test_numbers_of_a_shadow_by_hand() -> None:
             "shadow/e@0.5/kl_mass": 3 / 8,
             "shadow/e@0.5/q1_kept_frac": 1.0,  # token 1
             "shadow/e@0.5/q2_kept_frac": 1.0,  # token 3
-            "shadow/e@0.5/q3_kept_frac": 0.0,  # tokens 0 and 2
-            "shadow/e@0.5/q4_kept_frac": 0.0,  # none
+            "shadow/e@0.5/q3_kept_frac": 0.0,  # tokens 0 and 2; no token is in Q4
         }
     )
 

@@ -284,6 +284,7 @@ def test_context_is_checked_before_weights_load(
 def test_all_positions_may_be_used(compose_run: Callable[..., RunConfig]) -> None:
     check_context(compose_run("data.max_prompt_tokens=440"), 512)
     check_context(compose_run("mode=eval", "data.max_prompt_tokens=5000", "learner.micro_batch_tokens=9000"), 512)
+    check_context(compose_run("mode=eval", "eval.samples=0", "learner.micro_batch_tokens=300"), 512)
 
 
 def test_the_tokenizer_loads_without_weights(tiny_config: RunConfig, tiny_pair: Pair, tmp_path: Path) -> None:
@@ -314,6 +315,16 @@ def test_other_stop_tokens_can_be_refused(tiny_config: RunConfig, tmp_path: Path
         ConfigError, match=r"pair.stop=refuse: the teacher stops at token ids \[2\], the student at \[0, 2\]"
     ):
         load_pair(pair, CPU)
+
+
+def test_a_torn_generation_config_is_not_taken_for_a_missing_one(tiny_config: RunConfig, tmp_path: Path) -> None:
+    pair = pair_with_another_stop(tiny_config, tmp_path)
+    generation = Path(pair.student.path) / "generation_config.json"
+    generation.write_text(generation.read_text()[:-5])
+    with pytest.raises(ConfigError, match=r"pair\.student\.path: .*generation_config\.json.* is not a valid JSON file"):
+        load_tokenizer(pair)
+    generation.unlink()
+    assert load_tokenizer(pair).stop_ids == [2]
 
 
 def test_a_response_ends_at_the_stop_tokens_of_both_models(

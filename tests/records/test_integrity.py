@@ -34,7 +34,7 @@ def folder(tmp_path: Path, tiny_config: RunConfig, write_config: Callable[[RunCo
     append_rows(folder.eval_rows, [scores])
     folder.model.mkdir()
     (folder.model / "a.safetensors").write_bytes(bytes(1000))
-    write_result(tiny_config, folder, {}, {})
+    write_result(tiny_config, folder, {}, {}, "a CPU")
     for path in folder.root.rglob("*"):
         os.utime(path, (path.stat().st_mtime - 60,) * 2)
     return folder

@@ -12,7 +12,7 @@ from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.result import final_outcomes, health, totals, write_card, write_result
+from tip_exp.records.result import final_outcomes, git_revision, health, model_card, totals, write_result
 
 
 def eval_row(step: int, problem: str, right: float, **changes: Any) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_the_result_has_both_evaluations_totals_and_peaks(folder: RunFolder, tiny_config: RunConfig) -> None:
-    result = write_result(tiny_config, folder, {"train": {"rows": 9}}, {"name": "hf"})
+    result = write_result(tiny_config, folder, {"train": {"rows": 9}}, {"name": "hf"}, "a CPU")
     assert json.loads(folder.result.read_text()) == result
     assert (result["start"], result["teacher"], result["final"]) == (
         {"b/greedy": 0.25}, {"b/greedy": 0.75}, {"b/greedy": 0.5, "b/truncated_accuracy": 0.1},
@@ -105,7 +105,7 @@ def test_health_says_what_went_wrong() -> None:
 
 def test_a_result_is_valid_json_and_has_the_sizes_of_the_rows(folder: RunFolder, tiny_config: RunConfig) -> None:
     append_rows(folder.eval_rows, [eval_row(0, "a", True)])
-    result = write_result(tiny_config, folder, {"x": math.nan}, {})
+    result = write_result(tiny_config, folder, {"x": math.nan}, {}, "a CPU")
     read = json.loads(folder.result.read_text(), parse_constant=pytest.fail)
     assert read["datasets"] == {"x": None} and read["health"] == "healthy"
     sizes = {path.name: path.stat().st_size for path in (folder.metrics, folder.eval_rows)}
@@ -113,7 +113,26 @@ def test_a_result_is_valid_json_and_has_the_sizes_of_the_rows(folder: RunFolder,
 
 
 def test_the_model_card_has_the_result_and_the_settings(folder: RunFolder, tiny_config: RunConfig) -> None:
-    write_card(tiny_config, write_result(tiny_config, folder, {}, {}), folder.root / "README.md")
-    card = (folder.root / "README.md").read_text()
+    folder.model.mkdir()
+    write_result(tiny_config, folder, {}, {}, "a CPU")
+    card = folder.card.read_text()
     assert card.startswith("---\nbase_model: package:tiny/student\n")
     assert "10 of 30 response tokens" in card and "| b/greedy | 0.2500 | 0.5000 |" in card and "num_steps: 40" in card
+    assert ", a CPU, revision " in card and "truncated_accuracy" not in card, "step 0 has no such number"
+
+
+def test_a_number_that_was_not_finite_does_not_end_a_finished_run(folder: RunFolder, tiny_config: RunConfig) -> None:
+    result = {
+        "start": {"b/seq_kl": 1.0},
+        "final": {"b/seq_kl": None},
+        "digest": "d",
+        "hardware": "",
+        "git_revision": "",
+    }
+    card = model_card(tiny_config, result | {"totals": {"steps": 2, "kept_tokens": 1, "response_tokens": 2}})
+    assert "after 2 steps" in card and "seq_kl |" not in card
+
+
+def test_without_git_there_is_no_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert git_revision() is None

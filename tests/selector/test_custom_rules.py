@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 from tests.report.test_page import page_of, sample
 from tests.synthetic_runs import append_rows, finish, write_config
+from torch import Tensor
 
 from tip_exp.config.parse import differences, digest, load
 from tip_exp.config.schema import RunConfig
@@ -22,7 +24,7 @@ from tip_exp.records.reader import read_runs
 from tip_exp.report.arms import summarize
 from tip_exp.report.overlaps import overlaps
 from tip_exp.report.overview import overview
-from tip_exp.selector.scores import INPUTS, find_rule, required_stats
+from tip_exp.selector.scores import INPUTS, find_rule, named_rule, required_stats
 from tip_exp.utils.errors import ConfigError
 
 Compose = Callable[..., RunConfig]
@@ -34,7 +36,7 @@ def write_rule(source: str, module: str = "my_rules") -> None:
     """Write a module into the working directory, as an edit between two commands: nothing of the old one is left."""
     Path(f"{module}.py").write_text(source)
     sys.modules.pop(module, None)
-    find_rule.cache_clear()
+    named_rule.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_rule(RULE)
     yield tmp_path
     sys.modules.pop("my_rules", None)
-    find_rule.cache_clear()
+    named_rule.cache_clear()
 
 
 def test_a_rule_of_the_working_directory_is_a_selector(compose_run: Compose) -> None:
@@ -125,6 +127,17 @@ def test_the_random_tokens_of_the_trial_have_every_input(compose_run: Compose) -
     assert compose_run(*SELECTOR, "selector.normalizer=none", "+selector.parameters.alpha=2")
 
 
+def test_a_rule_need_not_be_hashable() -> None:
+    @dataclass
+    class Above:
+        nats: float
+
+        def __call__(self, entropy: Tensor) -> Tensor:
+            return entropy - self.nats
+
+    assert required_stats(Above(1.0)) == {"entropy"}
+
+
 def test_a_rule_does_not_run_under_the_name_of_another(compose_run: Compose) -> None:
     with pytest.raises(ConfigError, match=r"selector.label=soft_or would name .* choose selector=rule"):
         compose_run("selector.score=my_rules:certain", "selector.clip={}")
@@ -179,7 +192,7 @@ def test_a_finished_run_is_reported_when_its_rule_is_gone(folder: Path, compose_
     assert page_of(folder / "outputs")
     Path("my_rules.py").unlink()
     sys.modules.pop("my_rules", None)
-    find_rule.cache_clear()
+    named_rule.cache_clear()
     assert load(folder / "outputs" / "certain" / "config.yaml") == runs[0]
     assert [line.split(":")[0] for line in differences(runs[2], runs[0])] == ["selector.label", "selector.score"]
     rows = overview(summarize(read_runs([folder / "outputs"]))).rows

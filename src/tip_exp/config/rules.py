@@ -40,10 +40,10 @@ def _selector_rules(config: RunConfig) -> Iterator[str]:
     """`selector_rules`, and what a rule of the user's own raises on random tokens."""
     problems = list(selector_rules(config.selector))
     yield from problems
-    if not problems and config.mode == "train":
-        selector, quadrants = config.selector, config.quadrants.model_dump()
-        if error := trial_error(selector.score, selector.rule_settings(), quadrants):
-            yield f"selector.score: tried on random tokens, {error}"
+    if problems or config.mode != "train":
+        return
+    if error := trial_error(config.selector.rule_settings(), config.quadrants.model_dump()):
+        yield f"selector.score: tried on random tokens, {error}"
 
 
 def _shadow_rules(config: RunConfig) -> Iterator[str]:
@@ -62,6 +62,8 @@ def _learner_rules(config: RunConfig) -> Iterator[str]:
             "learner.packing=true with pair.attention=eager: eager attention would attend across packed sequences; "
             "choose pair.attention=sdpa or flash_attention_2, or learner.packing=false"
         )
+    if config.mode != "train":
+        return
     if learner.warmup_steps >= learner.num_steps and learner.warmup_steps:
         yield (
             f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps}); "
@@ -93,7 +95,7 @@ def _learner_rules(config: RunConfig) -> Iterator[str]:
 
 
 def _staleness_rules(config: RunConfig) -> Iterator[str]:
-    if not config.rollout.staleness:
+    if not config.rollout.staleness or config.mode != "train":
         return
     key = f"rollout.staleness={config.rollout.staleness}"
     if config.rollout.backend == "vllm":
@@ -115,6 +117,20 @@ def _staleness_rules(config: RunConfig) -> Iterator[str]:
 
 def _length_rules(config: RunConfig) -> Iterator[str]:
     data, agent, selector = config.data, config.agent, config.selector
+    limit, remedy = config.rollout.vllm.max_model_len, "null takes what the run needs"
+    if limit is not None and limit <= config.eval.max_tokens:
+        yield (
+            f"rollout.vllm.max_model_len ({limit}) leaves no prompt before eval.max_tokens ({config.eval.max_tokens}); "
+            f"{remedy}"
+        )
+    if config.mode != "train":
+        return
+    sampled_tokens = trained_tokens = data.max_prompt_tokens + data.max_response_tokens
+    if limit is not None and limit < sampled_tokens:
+        yield (
+            f"rollout.vllm.max_model_len ({limit}) is below data.max_prompt_tokens + data.max_response_tokens "
+            f"= {sampled_tokens}; {remedy}"
+        )
     floors = selector.scope == "rollout" and selector.rounding == "floor" and selector.order != "positive"
     if floors and selector.retention * data.max_response_tokens < 1 - 1e-9:
         yield (
@@ -122,7 +138,6 @@ def _length_rules(config: RunConfig) -> Iterator[str]:
             f"of data.max_response_tokens ({data.max_response_tokens}); choose selector.rounding=at_least_one, or a "
             "larger selector.retention"
         )
-    sampled_tokens = trained_tokens = data.max_prompt_tokens + data.max_response_tokens
     if agent is not None and agent.max_train_tokens is not None:
         trained_tokens = min(sampled_tokens, agent.max_train_tokens)
         if agent.max_train_tokens <= data.max_prompt_tokens:
@@ -135,17 +150,6 @@ def _length_rules(config: RunConfig) -> Iterator[str]:
             f"learner.micro_batch_tokens ({config.learner.micro_batch_tokens}) cannot hold one rollout of "
             f"data.max_prompt_tokens + data.max_response_tokens = {trained_tokens} (at most agent.max_train_tokens)"
         )
-    limit, remedy = config.rollout.vllm.max_model_len, "null takes what the run needs"
-    if limit is not None and limit < sampled_tokens:
-        yield (
-            f"rollout.vllm.max_model_len ({limit}) is below data.max_prompt_tokens + data.max_response_tokens "
-            f"= {sampled_tokens}; {remedy}"
-        )
-    if limit is not None and limit <= config.eval.max_tokens:
-        yield (
-            f"rollout.vllm.max_model_len ({limit}) leaves no prompt before eval.max_tokens ({config.eval.max_tokens}); "
-            f"{remedy}"
-        )
 
 
 def _dataset_rules(config: RunConfig) -> Iterator[str]:
@@ -155,9 +159,10 @@ def _dataset_rules(config: RunConfig) -> Iterator[str]:
             yield f"{key}.num_problems: a standard error needs at least 2 problems; got 1"
         if dataset.split == "train":
             yield f"{key}.split is train: the run would be evaluated on training problems; choose test or validation"
-    datasets["data.train"] = config.data.train
-    if (split := config.data.train.split) != "train":
-        yield f"data.train.split must be train, so that no evaluation problem is trained on; got {split}"
+    if config.mode == "train":
+        datasets["data.train"] = config.data.train
+        if (split := config.data.train.split) != "train":
+            yield f"data.train.split must be train, so that no evaluation problem is trained on; got {split}"
     for key, dataset in datasets.items():
         if isinstance(dataset, TravelConfig):
             yield from _travel_rules(key, dataset)
@@ -165,7 +170,8 @@ def _dataset_rules(config: RunConfig) -> Iterator[str]:
             yield from _table_rules(key, dataset)
         if isinstance(dataset, TOOL_TASKS) and config.agent is None:
             yield f"{key} is a tool task, so it needs limits: choose agent=default, official or base_code"
-    if config.agent is not None and not any(isinstance(dataset, TOOL_TASKS) for dataset in datasets.values()):
+    all_datasets = [config.data.train, *config.eval.benchmarks.values()]
+    if config.agent is not None and not any(isinstance(dataset, TOOL_TASKS) for dataset in all_datasets):
         yield "agent has no effect: no data set of this run has tools; choose agent=none"
     agent = config.agent
     if agent is not None and (agent.observation_cut, agent.observation_unit) == ("middle", "tokens"):

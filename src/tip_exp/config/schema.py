@@ -182,6 +182,11 @@ class EvalConfig(Strict):
     seed: CountOrZero
     benchmarks: Annotated[dict[FileName, DatasetConfig], Field(min_length=1)]
 
+    @property
+    def measures_kl(self) -> bool:
+        """Whether `sequence_kl` has responses to measure: it needs sampled ones."""
+        return self.sequence_kl and self.samples > 0
+
 
 class LoggerConfig(Strict):
     wandb: Literal["off", "offline", "online"]

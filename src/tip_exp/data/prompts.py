@@ -10,9 +10,7 @@ from tip_exp.models.pair import ChatTokenizer
 from tip_exp.types import Sampler
 
 
-def prompt_ids(
-    tokenizer: ChatTokenizer, dataset: Dataset, agent: AgentConfig | None, *, evaluating: bool = False
-) -> list[list[int]]:
+def prompt_ids(tokenizer: ChatTokenizer, dataset: Dataset, *, evaluating: bool = False) -> list[list[int]]:
     """One rendered prompt a problem; a tool task's prompt includes its system message and tool schemas."""
     if dataset.tools is None:
         return [tokenizer.prompt_ids(problem.prompt, evaluating=evaluating) for problem in dataset.problems]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,8 @@ def load(config: TableConfig) -> Dataset:
         problems = [problems[i] for i in part_of(len(problems), *part)]
     if config.split == "train":
         problems = _distinct(problems)
+    else:
+        _check_ids(problems, path)
     problems = problems[: config.num_problems]
     if not problems:
         raise DataError(f"{config.label}: {path} has no rows in the configured part")
@@ -112,6 +115,9 @@ def _problem(config: TableConfig, row: dict[str, Any], number: int, path: Path) 
             raise DataError(f"{location}: {fields.answer} has no {config.answer_after!r}")
     else:
         solution = _text(row, fields.solution, location) if fields.solution else ""
+    for field, text in ((fields.prompt, prompt), (fields.answer, answer)):
+        if not text.strip():
+            raise DataError(f"{location}: field {field!r} is empty")
     row_id = _text(row, fields.id, location) if fields.id else str(number - 1)
     return Problem(f"{config.label}/{row_id}", prompt.strip() + config.suffix, answer.strip(), solution)
 
@@ -121,6 +127,14 @@ def _distinct(problems: list[Problem]) -> list[Problem]:
     for problem in problems:
         first.setdefault(problem.prompt, problem)
     return list(first.values())
+
+
+def _check_ids(problems: list[Problem], path: Path) -> None:
+    """Raise DataError if two problems have one id: their responses would be counted as those of one problem."""
+    for problem_id, count in Counter(problem.id for problem in problems).items():
+        if count > 1:
+            repeated = problem_id.partition("/")[2]  # after the data set's label
+            raise DataError(f"{path}: {count} rows have the id {repeated!r}; make ids unique, or set fields.id=null")
 
 
 def _check_is_plain(row: dict[str, Any], field: str, location: str) -> None:

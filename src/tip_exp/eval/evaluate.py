@@ -52,9 +52,7 @@ class Evaluations:
                         )
         self._config, self._datasets, self._tokenizer, self._agent = config, datasets, tokenizer, agent
         self._grades = grades
-        self._prompts = {
-            name: prompt_ids(tokenizer, dataset, agent, evaluating=True) for name, dataset in datasets.items()
-        }
+        self._prompts = {name: prompt_ids(tokenizer, dataset, evaluating=True) for name, dataset in datasets.items()}
 
     @property
     def longest(self) -> int:

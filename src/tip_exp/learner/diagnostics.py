@@ -71,7 +71,10 @@ def shadow_metrics(
 
 
 def _kept_shares(statistics: dict[str, Tensor], kept_mask: Tensor, thresholds: Quadrants) -> dict[str, float]:
-    """The shares of tokens, of gradient mass, of KL and of each quadrant's tokens that a mask keeps, by metric."""
+    """The shares of tokens, of gradient mass, of KL and of each quadrant's tokens that a mask keeps, by metric.
+
+    A quadrant without tokens has no share.
+    """
     shares = {names.KEPT_FRAC: float(kept_mask.sum()) / max(1, len(kept_mask))}
     if len(kept_mask) == 0:
         return shares
@@ -80,13 +83,14 @@ def _kept_shares(statistics: dict[str, Tensor], kept_mask: Tensor, thresholds: Q
             shares[mass] = share_within(statistics[statistic], kept_mask)
     if {"entropy", "reverse_kl"} <= statistics.keys():
         for name, in_quadrant in thresholds.masks(statistics).items():
-            shares[names.quadrant_kept_frac(name)] = _mean_within(kept_mask, in_quadrant)
+            if bool(in_quadrant.any()):
+                shares[names.quadrant_kept_frac(name)] = _mean_within(kept_mask, in_quadrant)
     return shares
 
 
 def _mean_within(values: Tensor, mask: Tensor) -> float:
-    """Mean over the masked tokens; 0 if there are none."""
-    return float(values[mask].float().mean()) if bool(mask.any()) else 0.0
+    """Mean over the masked tokens, of which there is at least one."""
+    return float(values[mask].float().mean())
 
 
 def share_within(values: Tensor, mask: Tensor) -> float:

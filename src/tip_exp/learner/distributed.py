@@ -18,8 +18,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from tip_exp.utils.errors import ConfigError
-
 T = TypeVar("T")
 # A rank waits this long for the others, which may still sample or grade; a rank that has ended is noticed by its agent.
 TIMEOUT = timedelta(hours=4)
@@ -98,14 +96,6 @@ class Ranks:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.gather_objects(None)
-
-    def check_replicas(self, replicas: int) -> None:
-        """Raise ConfigError unless the ranks can hold `replicas` copies of a sharded model."""
-        if self.size % replicas:
-            raise ConfigError(
-                f"learner.replicas={replicas} does not divide the number of ranks, {self.size}; "
-                "choose a divisor, 1 to shard over all ranks"
-            )
 
     def mesh(self, device: torch.device, replicas: int) -> DeviceMesh:
         """All ranks as ("shard",), or as ("replicate", "shard") of `replicas` x size / replicas (HSDP).

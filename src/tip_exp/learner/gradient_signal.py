@@ -96,8 +96,9 @@ def gradient_metrics(
     parts = {"kept": selection, "full": Selection.everything(len(tokens)).averaged(tokens, config.average)}
     sums = {name: GradientSums() for name in parts}
     for indices in prompts:
-        options = {"packing": config.packing, "among": indices}
-        part_batches = share_batches(rollouts, ranks, config.micro_batch_tokens, pair.pad_id, **options)
+        part_batches = share_batches(
+            rollouts, ranks, config.micro_batch_tokens, pair.pad_id, packing=config.packing, among=indices
+        )
         members = torch.cat([batch.rollout.unique_consecutive() for batch in part_batches]).tolist()
         rows = torch.cat([rows_of[0][:0], *(rows_of[index] for index in members)])
         part_hidden = teacher_rows[local_row[rows].to(teacher_rows.device)]
@@ -125,7 +126,8 @@ def gradient_metrics(
         step_gradient = {name: total.div_(len(prompts)) for name, total in full.total.items()}
         moments = second_moments(optimizer, parameters_of(pair.student), [step_gradient])
         direction = preconditioned(step_gradient, moments, config.eps)
-        arguments = pair.student, pair.teacher.head, batches, teacher_hidden, direction, objective_of
-        values = influence(*arguments, config.tile_mib * MIB).cpu()
-        metrics[names.INFLUENCE_SHARE] = share_within(values.clamp(min=0), selection.at(share.rows).kept_mask)
+        values = influence(
+            pair.student, pair.teacher.head, batches, teacher_hidden, direction, objective_of, config.tile_mib * MIB
+        )
+        metrics[names.INFLUENCE_SHARE] = share_within(values.cpu().clamp(min=0), selection.at(share.rows).kept_mask)
     return metrics

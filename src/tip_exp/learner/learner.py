@@ -77,7 +77,6 @@ class Learner:
         assert self.ranks.size == 1 or pair.student.shards is not None, "gradients are summed by the shards"
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]
         self.optimizer, self.backward = make_optimizer(self.parameters, config), Backward.of(config)
-        self._reused_graph: Tensor | None = None
 
     def step(self, step: int, rollouts: list[Rollout], teacher_hidden: TeacherHidden) -> StepReport:
         """Update number `step` (from 1) on the tokens that the selector keeps.
@@ -98,11 +97,16 @@ class Learner:
             with self.pair.student.whole(trains=True), self.pair.teacher.whole():
                 # Pass 1. If only the sampler check needs a statistic, the first (longest) micro-batch suffices.
                 scored = batches if required else batches[:1] if measured else []
-                stats = self.token_stats(scored, teacher_hidden, measured, keep_graph=len(batches) == 1)
+                stats, graph = self.token_stats(scored, teacher_hidden, measured, keep_graph=len(batches) == 1)
                 # To the host once: the selection and its metrics would wait for the device at every number.
                 local_statistics = {name: torch.cat([s.values[name] for s in stats]).cpu() for name in sorted(measured)}
-                budgets = {"budget": self._order_tokens, "computed": self.config.micro_batch_tokens}
-                share = StepTokens.of(rollouts, self.ranks, packing=self.config.packing, **budgets)
+                share = StepTokens.of(
+                    rollouts,
+                    self.ranks,
+                    packing=self.config.packing,
+                    budget=self._order_tokens,
+                    computed=self.config.micro_batch_tokens,
+                )
                 tokens, gather = share.tokens, partial(self.ranks.gather, counts=share.counts)
                 statistics = {name: share.in_order(gather(local_statistics[name])) for name in sorted(required)}
                 extra: dict[str, float] = {}
@@ -118,6 +122,12 @@ class Learner:
                 except FloatingPointError as error:
                     self._reject(step, rollouts, str(error), can_replay=not isinstance(error, RuleIsNaN))
                     selection = Selection(torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(len(tokens)))
+                described = token_metrics(
+                    statistics, tokens, selection, self.selector, self.pair.student.loaded_head.vocab_size
+                )
+                described |= shadow_metrics(
+                    shadows, statistics, tokens, selection.kept_mask, partial(draws, self.seed, step)
+                )
                 selection = selection.averaged(tokens, self.config.average)
                 part, objective_of = selection.at(share.rows), make_objective(self.config, statistics)
                 loss_sum = self.backward(  # pass 2
@@ -127,32 +137,46 @@ class Learner:
                     teacher_hidden,
                     part,
                     objective_of,
-                    reused_graph=self._reused_graph,
+                    reused_graph=graph,
                     log_normalizers=[s.log_normalizers for s in stats],
                     span=partial(self.meter.span, "loss", allocations=True),
                 )
-                self._reused_graph = None
+                del graph  # of the activations, before the passes that follow
                 if is_due(step, self.config.gradient_every) and selection.mass:
                     with self.meter.span("gradients"):
-                        kept = batches, teacher_hidden, share, selection, objective_of
-                        extra |= gradient_metrics(self.pair, self.config, rollouts, *kept, self.optimizer)
+                        extra |= gradient_metrics(
+                            self.pair,
+                            self.config,
+                            rollouts,
+                            batches,
+                            teacher_hidden,
+                            share,
+                            selection,
+                            objective_of,
+                            self.optimizer,
+                        )
             metrics = self._update(step, rollouts, loss_sum, selection.mass)
-        metrics |= {names.NON_FINITE: 1.0} if self._num_non_finite > num_non_finite else extra
-        metrics |= token_metrics(statistics, tokens, selection, self.selector, self.pair.student.loaded_head.vocab_size)
-        metrics |= shadow_metrics(shadows, statistics, tokens, selection.kept_mask, partial(draws, self.seed, step))
-        return StepReport(metrics, tokens, statistics, selection)
+        if self._num_non_finite > num_non_finite:
+            metrics[names.NON_FINITE] = 1.0
+        else:
+            self._num_non_finite = 0
+            metrics |= extra
+        return StepReport(metrics | described, tokens, statistics, selection)
 
     def token_stats(
         self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, wanted: frozenset[str], *, keep_graph: bool
-    ) -> list[TokenStats]:
-        """The statistics of micro-batches; `keep_graph`: of the only one, whose forward pass pass 2 reuses."""
-        self._reused_graph = None
+    ) -> tuple[list[TokenStats], Tensor | None]:
+        """The statistics of micro-batches, and with `keep_graph` the hidden states of the last one with their graph.
+
+        Pass 2 reuses the graph of the only micro-batch.
+        """
         stats: list[TokenStats] = []
+        graph: Tensor | None = None
         for i, batch in enumerate(batches):
             with torch.set_grad_enabled(keep_graph):
                 student_hidden = self.backward.student_hidden(self.pair.student, batch)
             if keep_graph:
-                self._reused_graph = student_hidden
+                graph = student_hidden
             with self.meter.span("score", allocations=True):
                 batch_stats = token_stats(
                     LazyLogits(student_hidden.detach(), self.pair.student.head),
@@ -163,7 +187,7 @@ class Learner:
                     jsd_beta=self.config.jsd_beta,
                 )
             stats.append(batch_stats)
-        return stats
+        return stats, graph
 
     def _update(self, step: int, rollouts: list[Rollout], loss_sum: Tensor, mass: float) -> dict[str, float]:
         """Divide the summed gradients by the kept tokens' `mass` (TIP, Eq. 8), clip, step the optimizer, free them."""
@@ -179,7 +203,6 @@ class Learner:
             self._reject(step, rollouts, f"the gradient norm is {norm}, the loss {loss}")
             self.optimizer.zero_grad()
             return {names.LR: lr, names.SKIPPED: 1.0}
-        self._num_non_finite = 0
         try:
             ratio = update(self.optimizer, lr, self.ranks)
         except FloatingPointError as error:
@@ -205,7 +228,7 @@ class Learner:
 
     def discard(self) -> bool:
         """Drop what a step that failed before its update has left; False if the model cannot be used again."""
-        self._reused_graph, shards = None, self.pair.student.shards
+        shards = self.pair.student.shards
         usable = shards is None or shards.reset()
         self.optimizer.zero_grad()
         return usable

@@ -47,6 +47,7 @@ def load_pair_or_offload(config: RunConfig, ranks: Ranks, device: torch.device, 
     """
     is_alone, can_offload = config.mode == "teacher", device.type == "cuda" and config.mode != "teacher"
     while True:
+        torch.manual_seed(config.seed)  # for the initial LoRA adapters; all other draws have generators of their own
         shards = make_sharding(config, ranks, device)
         shard = shards and {role: _on_all_ranks(shard, ranks) for role, shard in shards.items()}
         try:

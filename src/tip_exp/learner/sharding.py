@@ -233,11 +233,15 @@ def _put(slots: list[Slot], parameter: nn.Parameter | None) -> None:
 
 def make_sharding(config: RunConfig, ranks: Ranks, device: torch.device) -> dict[str, load.Shard] | None:
     """How each model is spread over the ranks; None if one rank holds and computes in whole, unconverted weights."""
-    ranks.check_replicas(config.learner.replicas)
+    if ranks.size % (replicas := config.learner.replicas):
+        raise ConfigError(
+            f"learner.replicas={replicas} does not divide the number of ranks, {ranks.size}; choose a divisor, 1 to "
+            "shard over all ranks"
+        )
     compute_dtype = lowered_dtype(config)
     if ranks.size == 1 and compute_dtype is None:
         return None
-    mesh = ranks.mesh(device, config.learner.replicas)
+    mesh = ranks.mesh(device, replicas)
     shard: dict[str, load.Shard] = {"student": Sharding(mesh, device, compute_dtype)}
     if ranks.size > 1:
         shard["teacher"] = Sharding(mesh, device, offload=config.pair.teacher.placement == "offload")

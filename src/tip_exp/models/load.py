@@ -71,7 +71,7 @@ def check_context(
     `text_configs`: model configs by role, if the caller already has them.
     """
     privileged, budget = config.pair.privileged, config.learner.micro_batch_tokens
-    if config.eval.sequence_kl and longest_eval > budget:
+    if config.eval.measures_kl and longest_eval > budget:
         raise ConfigError(
             f"eval.sequence_kl=true: learner.micro_batch_tokens ({budget}) cannot hold the longest evaluation prompt + "
             f"eval.max_tokens = {longest_eval}"

@@ -139,8 +139,10 @@ def _stop_ids(config: PairConfig, role: str, tokenizer: PreTrainedTokenizerBase)
     path, revision = source(config, role)
     try:
         eos = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
-    except OSError:
-        eos = None  # generation_config.json is optional
+    except OSError as error:  # generation_config.json is optional, but one that is torn is no missing one
+        if "valid JSON" in str(error):
+            raise ConfigError(f"pair.{role}.path: {first_line(error)}") from error
+        eos = None
     stops = {eos} if isinstance(eos, int) else set(eos or [])
     if isinstance(tokenizer.eos_token_id, int):
         stops.add(tokenizer.eos_token_id)

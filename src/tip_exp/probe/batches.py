@@ -64,7 +64,7 @@ class Probe:
         parts.sampler.rest()
         batches = split(rollouts, parts.pair, config.learner, ALONE)
         teacher_hidden = parts.teacher.hidden(rollouts, problems)
-        scored = parts.learner.token_stats(batches, teacher_hidden, frozenset(STATISTICS), keep_graph=False)
+        scored, _ = parts.learner.token_stats(batches, teacher_hidden, frozenset(STATISTICS), keep_graph=False)
         statistics = {name: torch.cat([part.values[name] for part in scored]).cpu() for name in STATISTICS}
         budget, packing = config.learner.micro_batch_tokens, config.learner.packing
         tokens = StepTokens.of(rollouts, ALONE, budget, packing=packing).tokens
@@ -81,8 +81,8 @@ class Probe:
         """<g_n, direction> of every token, (N,), float64, in host memory."""
         student, teacher = self.parts.pair.student, self.parts.pair.teacher
         objective_of = make_objective(self.config.learner, batch.statistics)
-        arguments = student, teacher.head, batch.micro_batches, batch.teacher_hidden, direction
-        return influence(*arguments, objective_of, self._tile_bytes).cpu()
+        tokens = batch.micro_batches, batch.teacher_hidden
+        return influence(student, teacher.head, *tokens, direction, objective_of, self._tile_bytes).cpu()
 
     def select(self, selector: Selector, batch: Batch) -> Selection:
         """What the selector keeps of a batch, with the draws of a run's step."""
@@ -92,11 +92,14 @@ class Probe:
 @contextmanager
 def scratch_parts(config: RunConfig) -> Iterator[TrainingParts]:
     """The parts of a run in one process, with whole weights, no tracker, and a folder that is removed afterwards."""
-    learner = config.learner.model_copy(update={"replicas": 1})
+    changes = {
+        "learner": config.learner.model_copy(update={"replicas": 1}),
+        "eval": config.eval.model_copy(update={"teacher": False}),
+    }
     transformers.utils.logging.disable_progress_bar()
     with ExitStack() as stack:
         scratch = RunFolder(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        yield TrainingParts(config.untracked().model_copy(update={"learner": learner}), scratch, stack)
+        yield TrainingParts(config.untracked().model_copy(update=changes), scratch, stack)
 
 
 @contextmanager

@@ -28,11 +28,12 @@ LOSS_RISE = 2.0  # last over first quarter of the steps, from which a run is not
 
 
 def write_result(
-    config: RunConfig, folder: RunFolder, datasets: dict[str, Any], rollout: dict[str, Any]
+    config: RunConfig, folder: RunFolder, datasets: dict[str, Any], rollout: dict[str, Any], hardware: str
 ) -> dict[str, Any]:
     """Write and return the result: first and last evaluation, totals over the steps, memory peaks over all processes.
 
-    The model card is written before it. `datasets` and `rollout` describe what was read and how rollouts were sampled.
+    The model card is written before it. `datasets`, `rollout` and `hardware` describe what was read, how rollouts were
+    sampled and on what.
     """
     rows = read_rows(folder.metrics)
     result = {
@@ -49,12 +50,13 @@ def write_result(
         "versions": {name: version(name) for name in ("tip_exp", "torch", "transformers", "hydra-core")}
         | {"python": platform.python_version()},
         "git_revision": git_revision(),
-        "hardware": hardware(),
+        "hardware": hardware,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "health": health(rows, read_budgets(folder.micro_batches)),
     }
     if folder.model.exists():
-        write_card(config, result, folder.card)
+        folder.check_held()
+        when_there_is_space(lambda: write_atomic(folder.card, model_card(config, result)), folder.card)
     result = with_checksum(result | {"files": describe_files(folder)})
     folder.check_held()
     when_there_is_space(lambda: write_atomic(folder.result, to_json(result, indent=2) + "\n"), folder.result)
@@ -90,7 +92,7 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, float]:
     From the steps with diagnostics, absent without: tokens and kept tokens of Q3, and the mean overlap with entropy.
     """
     q3_share, q3_kept = metrics.quadrant_share("q3"), metrics.quadrant_kept_frac("q3")
-    q3_rows = [(row[q3_share] * row[metrics.RESPONSE_TOKENS], row[q3_kept]) for row in rows if q3_share in row]
+    q3_rows = [(row[q3_share] * row[metrics.RESPONSE_TOKENS], row.get(q3_kept, 0)) for row in rows if q3_share in row]
     overlaps = [row[metrics.OVERLAP_ENTROPY] for row in rows if metrics.OVERLAP_ENTROPY in row]
     spans = metrics.seconds("step"), metrics.seconds("eval")
     sums: dict[str, float] = {
@@ -147,13 +149,14 @@ def final_outcomes(eval_rows: Path) -> Outcomes:
     return outcomes
 
 
-def write_card(config: RunConfig, result: dict[str, Any], card: Path) -> None:
-    """Write README.md of the student's folder: base model, training data and settings, accuracy before and after."""
+def model_card(config: RunConfig, result: dict[str, Any]) -> str:
+    """README.md of the student's folder: base model, training data and settings, accuracy before and after."""
     base, totals, selector = config.pair.student.path, result["totals"], config.selector
     head = {"base_model": base, "library_name": "transformers", "tags": ["on-policy-distillation", "tip_exp"]}
     settings = yaml.safe_dump(config.model_dump(exclude={"logger"}), sort_keys=False)
     start, final = result["start"], result["final"]
-    scores = [f"| {name} | {start[name]:.4f} | {final[name]:.4f} |" for name in final if name in start]
+    finite = [name for name in final if start.get(name) is not None and final[name] is not None]
+    scores = [f"| {name} | {start[name]:.4f} | {final[name]:.4f} |" for name in finite]
     lines = [
         f"---\n{yaml.safe_dump(head)}---\n# {config.name}\n",
         f"`{base}` after {totals['steps']} steps of on-policy distillation from `{config.pair.teacher.path}`, on",
@@ -165,7 +168,7 @@ def write_card(config: RunConfig, result: dict[str, Any], card: Path) -> None:
         f"\nConfig digest {result['digest']}, {result['hardware']}, revision {result['git_revision']}.\n",
         f"```yaml\n{settings}```\n",
     ]
-    card.write_text("\n".join(lines), encoding="utf-8")
+    return "\n".join(lines)
 
 
 def git_revision() -> str | None:
@@ -174,13 +177,16 @@ def git_revision() -> str | None:
     if not (root / ".git").exists():
         return None
     command = ["git", "describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip() or None
+    try:
+        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip() or None
+    except OSError:  # git is not installed
+        return None
 
 
-def hardware() -> str:
-    """ "8 x NVIDIA H200", or without a GPU the CPU's name and the number of threads."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+def describe_hardware(device: torch.device, ranks: int) -> str:
+    """What the run used: "8 x NVIDIA H200", or on a CPU its name and the number of threads."""
+    if device.type == "cuda":
+        return f"{ranks} x {torch.cuda.get_device_name(device)}"
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

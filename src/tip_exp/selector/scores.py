@@ -204,7 +204,6 @@ def parameter_errors(rule: Rule, values: Collection[str]) -> list[str]:
     return unknown + needed
 
 
-@cache
 def find_rule(score: str | Rule) -> Rule:
     """The function that `score` names: an entry of SCORES, "module:function", or an entry point; a function is itself.
 
@@ -215,6 +214,12 @@ def find_rule(score: str | Rule) -> Rule:
     if callable(score):
         rule_inputs(score)
         return score
+    return named_rule(score)
+
+
+@cache
+def named_rule(score: str) -> Rule:
+    """`find_rule` of a name; the module is searched and its code compared once."""
     name, _, digest = score.partition("@")
     if name in SCORES:
         return SCORES[name]
@@ -228,12 +233,12 @@ def find_rule(score: str | Rule) -> Rule:
     return rule
 
 
-def trial_error(score: str, settings: dict[str, Any], quadrants: dict[str, float]) -> str:
+def trial_error(settings: dict[str, Any], quadrants: dict[str, float]) -> str:
     """What one call of a rule outside of this package on random tokens raises, "" if nothing; imports torch.
 
     `settings`: of the Selector, without its quadrants.
     """
-    if score.partition("@")[0] in SCORES:
+    if settings["score"].partition("@")[0] in SCORES:
         return ""
     from tip_exp.selector import trial
 

@@ -1,4 +1,7 @@
-"""Derived seeds: every random draw of a run is a function of the run's seed, its purpose and the step."""
+"""Derived seeds: every random draw of training is a function of the run's seed, its purpose and the step.
+
+Evaluations draw by `eval.seed` alone, so that all steps and runs sample with the same noise.
+"""
 
 from __future__ import annotations
 
