@@ -141,7 +141,8 @@ def test_the_sampler_rests_while_teacher_and_learner_work_and_only_then(
 
     for name in ("generate", "rest", "sync"):
         record(HfSampler, name)
-    record(Teacher, "hidden")
+    for name in ("hidden", "sequence_kl"):
+        record(Teacher, name)
     record(Learner, "step")
     few = [
         "learner.num_steps=1",
@@ -151,7 +152,7 @@ def test_the_sampler_rests_while_teacher_and_learner_work_and_only_then(
         "eval.samples=1",
     ]
     train(compose_run, tmp_path / "run", *few, "eval.benchmarks.word_sums.num_problems=2", "eval.sequence_kl=true")
-    evaluation = ["generate", "rest", "hidden", "generate"]  # sampled, divergences, greedy
+    evaluation = ["generate", "rest", "sequence_kl", "generate"]  # sampled, divergences, greedy
     assert calls == [*evaluation, "generate", "rest", "hidden", "step", "sync", *evaluation]
 
 

@@ -216,20 +216,23 @@ class TrainingParts(Parts):
         return with_tools(self.sampler, self.pair, self.train_data, self.config.agent)
 
     def generate(self, step: int) -> list[Rollout]:
-        """`samples_per_prompt` rollouts of each prompt of a step, prompt-major, as `train.batch` has their problems."""
+        """`samples_per_prompt` rollouts of each prompt of a step, prompt-major."""
         prompts, _ = self.train.batch(step)
         return self.generator.generate(prompts, self.sampling, seed_for("rollout", self.config.seed, step))
 
-    def rollouts(self, step: int) -> list[Rollout]:
-        """A step's rollouts. Then the sampler has freed its device memory, or already samples the next step's."""
+    def rollouts(self, step: int) -> tuple[list[Rollout], list[Problem]]:
+        """A step's rollouts and the problem of each.
+
+        Then the sampler has freed its device memory, or already samples the next step's.
+        """
         if self.ahead is not None:
             rollouts, seconds = self.ahead.take(step)
             self.meter.add("rollout", seconds)
-            return rollouts
-        with self.meter.span("rollout"):
-            rollouts = self.generate(step)
-        self.sampler.rest()
-        return rollouts
+        else:
+            with self.meter.span("rollout"):
+                rollouts = self.generate(step)
+            self.sampler.rest()
+        return rollouts, self.train.batch(step)[1]
 
     def sync(self) -> None:
         """Give the sampler the updated weights; with rollout.staleness=1, after the rollouts that need the old ones."""

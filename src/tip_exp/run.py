@@ -37,8 +37,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
             num_shown = config.logger.rollouts_per_eval if is_eval_step else 0
             meter.count_allocations = is_eval_step
             with meter.span("step"):
-                _, problems = parts.train.batch(step)
-                rollouts = parts.rollouts(step)  # the student writes, with rollout.staleness=1 a step ahead
+                rollouts, problems = parts.rollouts(step)  # the student writes, with rollout.staleness=1 a step ahead
                 shown = list(zip(rollouts, problems, strict=True))[:num_shown]
                 top_tokens = measure_top_tokens(parts.teacher, shown) if shown else None
                 report = parts.update(step, rollouts, problems)  # the teacher reads; statistics → mask → loss → update

@@ -68,9 +68,12 @@ class Teacher:
         `problems[i]` is the problem of `rollouts[i]`; needed only if the teacher reads a privileged prompt. `shared`:
         each rank reads its share; otherwise every rank reads all.
         """
-        ranks = self.ranks if shared else ALONE
+        with self.meter.span("teacher"):
+            return self._hidden(rollouts, problems, self.ranks if shared else ALONE)
+
+    def _hidden(self, rollouts: list[Rollout], problems: list[Problem] | None, ranks: Ranks) -> TeacherHidden:
         batches = split(rollouts, self.pair, self.config, ranks)
-        with self.meter.span("teacher"), self.offloader.on_device(), self.pair.teacher.whole():
+        with self.offloader.on_device(), self.pair.teacher.whole():
             if self.pair.privileged is None:
                 return TeacherHidden(self.pair.teacher.hidden(batch) for batch in batches)
             assert problems is not None, "privileged prompts are made from the problems"
@@ -95,7 +98,7 @@ class Teacher:
     def _add_sequence_kl(self, sums: Tensor, rollouts: list[Rollout], problems: list[Problem]) -> None:
         """Add the KL of this rank's tokens to `sums`, (number of rollouts,)."""
         batches = split(rollouts, self.pair, self.config, self.ranks)
-        for batch, teacher_hidden in zip(batches, self.hidden(rollouts, problems), strict=True):
+        for batch, teacher_hidden in zip(batches, self._hidden(rollouts, problems, self.ranks), strict=True):
             student = LazyLogits(self.pair.student.hidden(batch), self.pair.student.head)
             teacher = LazyLogits(teacher_hidden, self.pair.teacher.head)
             wanted, tile_bytes = frozenset({"reverse_kl"}), self.config.tile_mib * MIB

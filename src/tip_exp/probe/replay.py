@@ -96,8 +96,7 @@ def _go_to(parts: TrainingParts, folder: RunFolder, step: int) -> str:
     parts.update.budgets = read_budgets(folder.micro_batches)
     start = parts.resume()
     for earlier in range(start + 1, step):
-        _, problems = parts.train.batch(earlier)
-        parts.update(earlier, parts.rollouts(earlier), problems)
+        parts.update(earlier, *parts.rollouts(earlier))
         parts.sync()
     source = "the pair's own" if parts.saved is None else f"{parts.saved.path.parent.name}/{parts.saved.path.name}"
     return source + (f", then {step - 1 - start} more of the run's steps" if start + 1 < step else "")
