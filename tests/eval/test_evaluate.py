@@ -16,34 +16,20 @@ from tip_exp.data.load import load
 from tip_exp.envs.episodes import Episode
 from tip_exp.envs.sampler import EpisodeSampler
 from tip_exp.eval import evaluate as module
-from tip_exp.eval.evaluate import Evaluations, evaluate, evaluate_episodes, ungraded_warning
+from tip_exp.eval.evaluate import Evaluations, evaluate_episodes, grade, ungraded_warning
 from tip_exp.grading import boxed
 from tip_exp.models.pair import Pair
 from tip_exp.types import Problem, Rollout, Sampling
 from tip_exp.utils.errors import ConfigError
 
 
-def test_evaluate_matches_responses_to_their_problems() -> None:
-    class Echo:
-        """Responds with the last prompt id plus the number of the sample."""
-
-        def generate(self, prompts, sampling, seed):
-            return [
-                Rollout([*p, p[-1] + j], [False] * len(p) + [True], "stop", [])
-                for p in prompts
-                for j in range(sampling.samples)
-            ]
-
-        def sync(self) -> None: ...
-        def close(self) -> None: ...
-
-    problems = [Problem("a", "", "5"), Problem("b", "", "8")]
-    rollouts, by_problem = evaluate(
-        Echo(), problems, [[1, 5], [1, 7]], Sampling(2, 1.0, 1.0, 0, 1), seed=0,
-        decode=lambda ids: f"\\boxed{{{ids[0]}}}", grade_all=lambda pairs: [boxed.grade(*pair) for pair in pairs],
-    )  # fmt: skip
+def test_responses_are_graded_against_the_answers_of_their_problems() -> None:
+    problems, numbers = [Problem("a", "", "5"), Problem("b", "", "8")], [5, 6, 7, 8]
+    rollouts = [Rollout([1, number], [False, True], "stop", []) for number in numbers]
+    texts = [f"\\boxed{{{number}}}" for number in numbers]
+    by_problem = grade(problems, rollouts, texts, lambda pairs: [boxed.grade(*pair) for pair in pairs])
     assert [[response.right for response in responses] for responses in by_problem] == [[True, False], [False, True]]
-    assert [rollout.token_ids[-1] for rollout in rollouts] == [5, 6, 7, 8]
+    assert [[response.sample for response in responses] for responses in by_problem] == [[0, 1], [0, 1]]
     assert [response.problem_id for responses in by_problem for response in responses] == ["a", "a", "b", "b"]
     responses = by_problem[0]
     assert ungraded_warning("shop", responses) == ""

@@ -111,19 +111,13 @@ class Evaluations:
             rows, summary = evaluate_episodes(player, dataset, prompts, sampling, self._config.seed)
             assert isinstance(player, EpisodeSampler), "tool tasks are played"
             return [episode.rollout for episode in player.last], rows, summary
+        rollouts = sampler.generate(prompts, sampling, self._config.seed)
         if not self._grades:
-            return sampler.generate(prompts, sampling, self._config.seed), [], {}
+            return rollouts, [], {}
         assert not isinstance(benchmark, TOOL_TASKS), "their data sets have tools"
+        texts = [self._tokenizer.decode(rollout.response_ids) for rollout in rollouts]
         with open_grader(benchmark.grader) as grader:
-            rollouts, graded = evaluate(
-                sampler,
-                dataset.problems,
-                prompts,
-                sampling,
-                seed=self._config.seed,
-                decode=self._tokenizer.decode,
-                grade_all=grader.grade_all,
-            )
+            graded = grade(dataset.problems, rollouts, texts, grader.grade_all)
             summary = summarize(graded, grader.group_all)
         responses = [response for by_problem in graded for response in by_problem]
         if warning := ungraded_warning(name, responses):
@@ -172,21 +166,12 @@ def evaluate_episodes(
     return rows, summarize_episodes(by_task, dataset.tools.no_tool_baseline)
 
 
-def evaluate(
-    sampler: Sampler,
-    problems: list[Problem],
-    prompts: list[list[int]],
-    sampling: Sampling,
-    *,
-    seed: int,
-    decode: Callable[[list[int]], str],
-    grade_all: GradeAll,
-) -> tuple[list[Rollout], list[list[Graded]]]:
-    """`sampling.samples` responses to each problem, prompt-major, and the same graded, by problem."""
-    rollouts = sampler.generate(prompts, sampling, seed)
-    samples = sampling.samples
+def grade(
+    problems: list[Problem], rollouts: list[Rollout], texts: list[str], grade_all: GradeAll
+) -> list[list[Graded]]:
+    """The graded responses by problem; `rollouts` and their `texts` have equally many of each problem, in order."""
+    samples = len(rollouts) // len(problems)
     repeated = [problem for problem in problems for _ in range(samples)]
-    texts = [decode(rollout.response_ids) for rollout in rollouts]
     verdicts = grade_all((text, problem.answer) for text, problem in zip(texts, repeated, strict=True))
     graded = [
         Graded(
@@ -204,4 +189,4 @@ def evaluate(
         )
         for i, (problem, rollout, text, verdict) in enumerate(zip(repeated, rollouts, texts, verdicts, strict=True))
     ]
-    return rollouts, [graded[i : i + samples] for i in range(0, len(graded), samples)]
+    return [graded[i : i + samples] for i in range(0, len(graded), samples)]
