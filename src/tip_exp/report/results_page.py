@@ -31,8 +31,11 @@ SINGLE = "single runs"  # the heading of runs that belong to no sweep
 SWEPT = ("seed=", "selector=", "selector.")  # overrides that come from the sweep's file or the list of seeds
 
 
-def write_results(records: list[RunRecord], out: Path, command: str) -> None:
-    """Write `out`/README.md, `out`/claims.md, and the tables of each sweep to `out`/demo or `out`/paper."""
+def write_results(records: list[RunRecord], out: Path, command: str, damaged: Table | None = None) -> None:
+    """Write `out`/README.md, `out`/claims.md, and the tables of each sweep to `out`/demo or `out`/paper.
+
+    `damaged`: of runs that `records` leave out; README.md has it.
+    """
     by_sweep: dict[str, list[RunRecord]] = {}
     for record in records:
         by_sweep.setdefault(record.config["sweep"] or SINGLE, []).append(record)
@@ -44,10 +47,10 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
         text = "\n\n".join(map(markdown, tables))
         sections.append(f"## {sweep}\n\n{text}\n\n{run_facts(sweep, by_sweep[sweep])}")
         if sweep != SINGLE:
-            stem = out / ("demo" if sweep.startswith("demo") else "paper") / sweep
-            write(stem.with_suffix(".md"), f"{text}\n\n{legend(tables)}\n")
-            write(stem.with_suffix(".tex"), "\n\n".join(map(latex, tables)) + "\n")
-            write(stem.with_suffix(".csv"), csv_text(arms))
+            folder = out / ("demo" if sweep.startswith("demo") else "paper")
+            write(folder / f"{sweep}.md", f"{text}\n\n{legend(tables)}\n")
+            write(folder / f"{sweep}.tex", "\n\n".join(map(latex, tables)) + "\n")
+            write(folder / f"{sweep}.csv", csv_text(arms))
     notes = "\n".join(f"- {line}" for columns, line in LEGEND.items() if set(columns) & set(SHOWN))
     head = (
         f"# Results\n\nGenerated from run folders by `{command}`; do not edit. Negative results are in LOG.md, "
@@ -58,6 +61,7 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
     write(out / "claims.md", text + "\n\n".join(map(markdown, claims(everything))) + "\n")
     missing = markdown(unfilled_cells(everything))
     tail = f"## What is not filled, and why\n\n{missing}\n\n{_hardware_note(records)}"
+    tail += f"\n\n{markdown(damaged)}" if damaged else ""
     write(out / "README.md", "\n\n".join([head, *sections, tail]) + "\n")
 
 
