@@ -292,6 +292,7 @@ def test_rows_and_columns_are_chosen(runs: Path, compose_run: Compose) -> None:
         assert [arm.selector for arm in select_arms(arms, [condition])] == ["q3"]
     assert select_arms(arms, ["selector=q3", "retention=0.5"]) == []
     assert len(select_arms(arms, ["learner.lr=2e-3"])) == len(arms)  # as an override is read
+    assert select_arms(arms, ["selector=none", "learner.lr=2e-3"]) == []  # no arm is left, but the key exists
     with pytest.raises(DataError, match=r"--where selector=\[a: "):
         select_arms(arms, ["selector=[a"])
     with pytest.raises(DataError, match=r"--where lr=1: give KEY=VALUE.*"):

@@ -14,8 +14,8 @@ from tests.synthetic_runs import finish, write_config
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import read_runs
-from tip_exp.report.arms import summarize
 from tip_exp.report import cli
+from tip_exp.report.arms import summarize
 from tip_exp.report.results_page import command_of, sweep_tables, unfilled_cells
 
 Compose = Callable[..., RunConfig]
