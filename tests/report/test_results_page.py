@@ -98,6 +98,7 @@ def test_damaged_runs_are_named_and_a_sweep_may_have_a_dot(
     cli.main()
     written = (out / "README.md").read_text()
     assert "### Damaged runs" in written and f"{root / 'hurt'} | damaged: result.json is empty" in written
+    assert written.count("- command: in each run's .hydra/overrides.yaml\n") == 2  # sweeps/ has no file of these
     assert {path.name for path in (out / "paper").iterdir()} >= {"v1.1.md", "v1.2.md", "v1.2.csv", "v1.1.tex"}
     for sweep in ("v1.1", "v1.2"):
         (root / sweep / "result.json").write_text("")

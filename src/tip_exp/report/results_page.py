@@ -24,7 +24,7 @@ from tip_exp.report.overview import csv_text, legend, overviews
 from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, Cell, measures_memory, paper_numbers, paper_tables
 from tip_exp.report.shadows import shadow_tables
 from tip_exp.report.tables import Table, latex, markdown, write
-from tip_exp.utils.paths import PAPER_PAIRS
+from tip_exp.utils.paths import PAPER_PAIRS, sweeps_dir
 
 SHOWN = tuple(name for name in NAMES if name != "seconds")  # which depend on what else the machine does
 SINGLE = "single runs"  # the heading of runs that belong to no sweep
@@ -115,6 +115,7 @@ def run_facts(sweep: str, records: list[RunRecord]) -> str:
     linked = sum("reused_from" in result for result in results)
     seeds = sorted({record.config["seed"] for record in records if record.is_done})
     dates = sorted(result["finished_at"][:10] for result in results)
+    has_file = (sweeps_dir() / f"{sweep}.yaml").is_file()
     facts = {
         "runs": f"{len(results)} of {len(records)} finished" + (f", {linked} linked from another sweep" * bool(linked)),
         "seeds": ", ".join(map(str, seeds)) or "none",
@@ -124,7 +125,7 @@ def run_facts(sweep: str, records: list[RunRecord]) -> str:
         ),
         "git revision": _joined(_revision(result) for result in results),
         "finished": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "not yet",
-        "command": f"`{command_of(sweep, records)}`" if sweep != SINGLE else "in each run's .hydra/overrides.yaml",
+        "command": f"`{command_of(sweep, records)}`" if has_file else "in each run's .hydra/overrides.yaml",
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
