@@ -7,12 +7,12 @@ import re
 from tip_exp.grading.types import Verdict
 
 _INTEGER, _GIVEN = re.compile(r"[+-]?\d+"), re.compile(r"-?\d+")  # of a reference answer, of a box
-_BOX = re.compile(r"(?=\\boxed\{([^}]*)\})")  # also one within another
 
 
 def grade(text: str, answer: str) -> Verdict:
     r"""Compare the integer in the last `\boxed{...}` with the answer, as integers: "07" equals "7"."""
-    given = (_BOX.findall(text) or [""])[-1].strip()
+    boxes = [part.partition("}")[0] for part in text.split(r"\boxed{")[1:] if "}" in part]
+    given = boxes[-1].strip() if boxes else ""
     if not _GIVEN.fullmatch(given):
         return Verdict(right=False, extracted=None, rule="unparsed")
     right = is_integer(answer) and _digits(given) == _digits(answer.strip())
