@@ -169,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
         "--statistics",
         type=lambda text: text.split(","),
         metavar="A,B",
-        help="columns to measure (default: all); the summary of quadrants needs entropy, reverse_kl and quadrant",
+        help="columns to measure (default: all but influence, which needs gradients); the summary of quadrants needs "
+        "entropy, reverse_kl and quadrant",
     )
     parser.add_argument(
         "--no-chat", dest="chat", action="store_false", help="read prompts as they are, without a chat template"
