@@ -1,12 +1,14 @@
 """Measure time and memory beside other implementations, one CSV with one row per repetition each; simulate coverage.
 
 Run from the repository root: python -m benchmarks loss --quick
+What --quick measures goes to outputs/bench unless --out names a file.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from benchmarks import coverage, e2e, gpu_check, loss, rollout, step
@@ -21,13 +23,20 @@ BENCHMARKS: dict[str, tuple[ModuleType, str]] = {
     "rollout": (rollout, "sampled tokens per second of the backends vllm and hf"),
 }
 
+QUICK = Path("outputs/bench")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     subparsers = parser.add_subparsers(dest="benchmark", required=True)
+    published: dict[str, Path | None] = {}  # the default of --out
     for name, (module, purpose) in BENCHMARKS.items():
-        module.add_arguments(subparsers.add_parser(name, help=purpose, description=module.__doc__))
+        subparser = subparsers.add_parser(name, help=purpose, description=module.__doc__)
+        module.add_arguments(subparser)
+        published[name] = subparser.get_default("out")
     options = parser.parse_args(arguments)
+    if getattr(options, "quick", False) and options.out is published[options.benchmark]:
+        options.out = QUICK / options.out.name
     BENCHMARKS[options.benchmark][0].main(options)
 
 

@@ -394,6 +394,10 @@ def test_a_mask_of_padded_tensors(stats: pd.DataFrame) -> None:
     expected, expected_weights = tip_exp.select(stats, retention=0.5, weight="score")
     assert kept.shape == (3, 5) and not kept[~mask].any() and kept[mask].tolist() == expected.tolist()
     assert weights[mask].tolist() == expected_weights.tolist() and not weights[~mask].any()
+    padded["micro_batch"] = torch.tensor([[0], [0], [1]]).expand(3, 5)
+    of_batches = tip_exp.select(padded, normalize_over="micro_batch", response_mask=mask)
+    stats["micro_batch"] = [0] * 7 + [1]
+    assert of_batches[mask].tolist() == tip_exp.select(stats, normalize_over="micro_batch").tolist()
     assert expected.sum() == 2 + 1  # floor(4 / 2), floor(3 / 2), floor(1 / 2)
 
 
@@ -667,10 +671,12 @@ def test_an_error_of_the_command_is_one_message(
         ("a.jsonl", "one\n", "line 1: not JSON"),
         ("a.jsonl", '{"answer": "one"}\n', 'line 1: needs "response" with "prompt"'),
         ("a.txt", "\n", "has no line with a text"),
+        ("a.txt", "\ufeffone\n", (["one"], None)),  # with a byte order mark
+        ("a.txt", "one\udcff\n", r"a\.txt is no text in UTF-8 \("),
     ],
 )
 def test_files_of_texts(name: str, text: str, expected: Any, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, errors="surrogateescape")
     if isinstance(expected, str):
         with pytest.raises(DataError, match=expected):
             read_texts(tmp_path / name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import e2e, loss, measuring, rollout, step, tiny
+from benchmarks import coverage, e2e, loss, measuring, rollout, step, tiny
 from benchmarks.__main__ import main
 from benchmarks.implementations import (
     IMPLEMENTATIONS,
@@ -46,6 +46,25 @@ def test_help_lists_every_benchmark_and_its_options(capsys: pytest.CaptureFixtur
             main([name, "--help"])
         text = capsys.readouterr().out
         assert "--quick" in text and "--out" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "out"),
+    [
+        ("coverage --quick", "outputs/bench/coverage.md"),
+        ("coverage", "results/coverage.md"),
+        ("loss --quick", "outputs/bench/loss.csv"),
+        ("loss --quick --out results/bench/loss.csv", "results/bench/loss.csv"),
+    ],
+)
+def test_a_quick_one_does_not_replace_published_numbers(
+    arguments: str, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Path] = []
+    for module in (coverage, loss):
+        monkeypatch.setattr(module, "main", lambda options: written.append(options.out))
+    main(arguments.split())
+    assert written == [Path(out)]
 
 
 @pytest.mark.parametrize("retention", [1.0, 0.3])

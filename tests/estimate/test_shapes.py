@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,11 @@ def test_sizes_are_read_under_the_names_of_gpt2(tmp_path: Path) -> None:
     config = GPT2Config(n_embd=48, n_layer=3, n_head=4, vocab_size=100)
     module = GPT2LMHeadModel(config)
     module.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    written.pop("tie_word_embeddings", None)  # as in the hub's config.json of GPT-2
+    (tmp_path / "config.json").write_text(json.dumps(written))
     shape, counted = shape_of(str(tmp_path), None), module.num_parameters()
+    assert shape.matrices == 1 and shape.layer > 0
     assert (shape.hidden, shape.layers, shape.query, shape.key, shape.vocab_size) == (48, 3, 48, 48, 100)
     assert shape.intermediate == 4 * 48 and shape.parameters == pytest.approx(counted, rel=0.05)
 

@@ -38,6 +38,15 @@ def test_another_seed_selector_or_name_takes_what_was_measured(forecast: Forecas
     assert (measured.seconds, measured.gib, measured.basis) == (41.6, 0.603, "measured")
 
 
+def test_the_memory_of_a_gpu_is_taken_where_it_was_measured(tmp_path: Path, compose_run: Compose) -> None:
+    config = compose_run()
+    synthetic_runs.write_config(config, tmp_path / "run")
+    synthetic_runs.finish(config, tmp_path / "run", 0.5)
+    path = tmp_path / "run" / "result.json"
+    path.write_text(path.read_text().replace('"memory/learner_peak_gib": 0.5', '"memory/device_used_peak_gib": 70.5'))
+    assert Forecaster(tmp_path, H100)(config).gib == 70.5
+
+
 def test_another_length_is_scaled_by_its_operations(forecast: Forecaster, compose_run: Compose) -> None:
     longer = compose_run("learner.num_steps=80")
     scaled = forecast(longer)

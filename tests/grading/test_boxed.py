@@ -15,6 +15,11 @@ from tip_exp.grading import boxed
         ("\\boxed{29} then \\boxed{3}", False, "3"),
         ("\\boxed{029}", True, "029"),
         ("\\boxed{ 29 }", True, "29"),
+        ("\\boxed{+29}", False, None),
+        ("\\boxed{29} wait, no: \\boxed{29.5}", False, None),
+        ("\\boxed{29} wait, no: \\boxed{\\frac{1}{2}}", False, None),
+        ("\\boxed{3 = \\boxed{29}}", True, "29"),
+        ("\\boxed{29} then \\boxed{3", True, "29"),  # cut off
         ("29", False, None),
         ("\\boxed{}", False, None),
         ("\\boxed{2", False, None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import subprocess
 import sys
@@ -110,6 +111,7 @@ def test_an_input_error_names_the_line(tmp_path: Path, lines: list[object], mess
 
 def test_pairs_are_in_order_and_blank_lines_are_skipped(tmp_path: Path) -> None:
     file = write(tmp_path, GOOD, "", {"text": "z\u2028", "answer": 7})
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
     assert read_pairs(file, "text", "answer") == [("x", "y"), ("z\u2028", "7")]
 
 

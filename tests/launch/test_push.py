@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import HfApi, constants
 from tests import synthetic_runs
 
+from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.push import push
 from tip_exp.records.folder import RunFolder
@@ -156,6 +157,9 @@ def test_what_cannot_be_pushed_says_why(
 
 
 def test_dry_prints_the_card_and_uploads_nothing(hub: Hub, run: RunFolder, capsys: Printed) -> None:
+    config, twin = load(run.config), run.root.parent / "a_twin"  # of the same seed, and found first
+    synthetic_runs.write_config(config, twin)
+    synthetic_runs.finish(config, twin, 0.1)
     push([str(run.root), "--dry"])
     assert "| q3 " in capsys.readouterr().out and hub.repos == {}
 

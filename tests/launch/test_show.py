@@ -122,7 +122,43 @@ def test_two_sweeps_compare_the_arms_that_both_have(make: Make, capsys: Printed)
     assert "| seed " not in printed
     for selector in ("entropy", "random"):
         assert table_row(printed, f"{selector} 50 %")[4].startswith("-10.0 [")
-    assert "| q3 10 % " not in printed
+    assert "| q3 10 % " not in printed and printed.splitlines()[-1] == "Finished in A alone: q3 10 %."
+
+
+def test_arms_that_look_alike_are_compared_by_the_keys_that_both_sides_have(make: Make, capsys: Printed) -> None:
+    for side, steps, rates in (("x", 40, ("1e-3", "2e-3")), ("y", 20, ("1e-3", "2e-3", "4e-3"))):
+        for lr in rates:
+            settings = [f"learner.lr={lr}", f"learner.num_steps={steps}", f"name=lr{lr}"]
+            make(f"{side}/{lr}", *settings, final=0.5 + 100 * float(lr))
+    compare(["x", "y"])
+    printed = capsys.readouterr().out
+    assert table_row(printed, "soft_or 50 % (learner.lr=0.001)")[1:4] == ["word_sums", "60.0 ± 1.5", "60.0 ± 1.5"]
+    assert table_row(printed, "soft_or 50 % (learner.lr=0.002)")[2:4] == ["70.0 ± 1.5", "70.0 ± 1.5"]
+    assert printed.splitlines()[-1] == "Finished in B alone: soft_or 50 % (learner.lr=0.004)."
+    compare(["x", "y/4e-3"])  # no rate in common
+    printed = capsys.readouterr().out
+    assert table_row(printed, "soft_or 50 % (learner.lr=0.001) -> soft_or 50 %")[2:4] == ["60.0 ± 1.5", "90.0 ± 1.5"]
+
+
+def test_a_damaged_run_and_one_of_another_version_do_not_hide_the_others(make: Make, capsys: Printed) -> None:
+    make("outputs/a", "name=a", final=0.8)
+    torn, other = make("outputs/b", "name=b"), make("outputs/c", "name=c", final=0.7)
+    torn.metrics.write_text('{"step"\n{"step": 2}\n')
+    other.config.write_text(other.config.read_text() + "key_of_another_version: 1\n")
+    show([])
+    first, second, third = (line.split(maxsplit=1)[1] for line in capsys.readouterr().out.splitlines())
+    assert first.startswith("done ") and first.endswith("-> 80.0 %") and third.endswith("-> 70.0 %")
+    assert second.startswith("damaged: metrics.jsonl is torn")
+    show([str(other.root)])
+    printed = capsys.readouterr().out
+    assert printed.startswith("outputs/c: this configuration cannot run: key_of_another_version")
+    assert "\nstate: done\n" in printed and "next: tip-report outputs/c" in printed
+    show([str(torn.root)])
+    assert "state: damaged: metrics.jsonl is torn" in capsys.readouterr().out
+    other.config.write_text("")
+    with pytest.raises(SystemExit):
+        compare(["outputs/a", "outputs/c"])
+    assert capsys.readouterr().err == "error: outputs/c is damaged: config.yaml is empty\n"
 
 
 def test_a_folder_without_runs_is_one_message(make: Make, capsys: Printed) -> None:

@@ -156,6 +156,10 @@ def test_tables_of_a_run(
     main()
     printed = capsys.readouterr().out
     assert printed.startswith(first) and "| 8 " in printed
+    assert ("by phase, 48 GB (L40S)" if kind == "memory" else "Seconds of a step on L40S") in printed
+    monkeypatch.setattr(sys, "argv", ["tip-plan", kind, "--card", "48", "experiment=tip_qwen3"])
+    main()
+    assert capsys.readouterr().out == printed
     monkeypatch.setattr(sys, "argv", ["tip-plan", kind, "learner.lr=-1"])
     with pytest.raises(SystemExit):
         main()
@@ -251,6 +255,20 @@ def test_a_finished_sweep_starts_no_process(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout == "27 of 27 runs are already finished in outputs/sweeps/demo_seeds\n"
     assert not [folder for folder in folders if folder.log.exists() or folder.lock.exists()]
+
+
+def test_a_damaged_run_is_named_and_fails_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hurt = finished_sweep("demo_seeds", Path(), "seed=0")[0]
+    hurt.result.write_text(json.dumps(json.loads(hurt.result.read_text()) | {"sha256": "0"}))
+    monkeypatch.setattr(sys, "argv", ["tip-plan", "demo_seeds", "seed=0"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    line = capsys.readouterr().out.splitlines()[0]
+    assert ended.value.code == 2 and line.startswith(f"damaged         {hurt.root.name} ")
+    assert line.endswith("(result.json does not agree with its own SHA-256)")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from tip_exp.launch import watch as module
 from tip_exp.launch.lock import lock_or_holder
 from tip_exp.launch.watch import table, watch
 from tip_exp.records.folder import RunFolder
+from tip_exp.records.integrity import describe_files, with_checksum
+from tip_exp.utils.io import to_json
 
 
 def row(step: int, **more: float) -> dict[str, float]:
@@ -41,7 +45,12 @@ def cells(lines: list[str], name: str) -> list[str]:
     return [cell.strip() for cell in line.split("  ") if cell.strip()]
 
 
-def test_a_row_says_how_far_a_run_is(sweep: Path) -> None:
+def test_a_row_says_how_far_a_run_is(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = RunFolder(sweep / "a")
+    result = json.loads(done.result.read_text())
+    done.result.write_text(to_json(with_checksum(result | {"files": describe_files(done)})))
+    os.utime(done.config, (0, 0))  # older than result.json: a redraw does not read all its bytes
+    monkeypatch.setattr("tip_exp.records.integrity.checksum", lambda path: pytest.fail(f"{path} is read"))
     files = sorted(sweep.rglob("*"))
     with lock_or_holder(RunFolder(sweep / "b").lock):
         lines, all_done = table(sweep)

@@ -268,6 +268,10 @@ def test_earlier_results_stay(
     monkeypatch.setattr(advise, "advise", lambda *_, **__: None)  # as one that fails
     call()
     assert not (tmp_path / "outputs" / "advise" / f"{name}.3").exists()
+    Path("empty").mkdir()
+    call("--out", "empty")
+    call("--out", "new")
+    assert Path("empty").exists() and not Path("new").exists()  # it removes what it has made
 
 
 def test_a_checkpoint_gives_weights_and_moments(
@@ -299,6 +303,7 @@ def test_a_checkpoint_gives_weights_and_moments(
     [
         (["advise", "--batches", "1"], "2 or more; got 1"),
         (["influence", "--ratios", "0,5"], "percentages above 0 and at most 100; got 0,5"),
+        (["influence", "--ratios", "abc"], "argument --ratios: percentages above 0 and at most 100; got abc"),
         (["influence", "learner.lr=-1"], "learner.lr"),
         (["advise", "mode=eval"], "mode must be train, since only a training run has batches"),
         (["influence", "--rule", "q3"], "--rule"),

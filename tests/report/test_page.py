@@ -303,6 +303,9 @@ def test_a_browser_that_draws_nothing_is_an_error(folder: Path, monkeypatch: pyt
     browser.chmod(0o755)
     monkeypatch.setenv("PATH", f"{browser.parent}{os.pathsep}/bin{os.pathsep}/usr/bin")
     records = read_runs([folder])
+    old = folder / "png" / "0_tiny_word_sums.accuracy-word_sums.png"
+    old.parent.mkdir()
+    old.touch()
     with pytest.raises(DataError, match=r"did not draw 0_tiny_word_sums\.accuracy-word_sums\.png: \['no display'\]"):
         write_pictures(records, summarize(records), folder / "png")
 

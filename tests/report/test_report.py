@@ -292,6 +292,7 @@ def test_rows_and_columns_are_chosen(runs: Path, compose_run: Compose) -> None:
         assert [arm.selector for arm in select_arms(arms, [condition])] == ["q3"]
     assert select_arms(arms, ["selector=q3", "retention=0.5"]) == []
     assert len(select_arms(arms, ["learner.lr=2e-3"])) == len(arms)  # as an override is read
+    assert select_arms(arms, ["selector=none", "learner.lr=2e-3"]) == []  # no arm is left, but the key exists
     with pytest.raises(DataError, match=r"--where selector=\[a: "):
         select_arms(arms, ["selector=[a"])
     with pytest.raises(DataError, match=r"--where lr=1: give KEY=VALUE.*"):
@@ -312,10 +313,11 @@ def test_rows_and_columns_are_chosen(runs: Path, compose_run: Compose) -> None:
         ("--png file", "--png file: this is a file; name a folder"),
         ("results --out file/new", "--out: {here}/file is no folder to write into"),
         ("--descending", "--descending needs --sort COLUMN"),
+        ("--table table5 --sort final", "--table has its own rows and columns; leave out --sort and --columns"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_refused_before_the_runs_are_read(
-    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
@@ -324,10 +326,12 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_runs_are_read(
     monkeypatch.setattr(sys, "argv", ["tip-report", *arguments.split()])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == f"error: {message.format(here=tmp_path)}"
+    assert ended.value.code == 2 and capsys.readouterr().err == f"error: {message.format(here=tmp_path)}\n"
 
 
-def test_an_error_of_the_system_while_writing_is_one_message(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_system_while_writing_is_one_message(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(*_: Any, **__: Any) -> int:
         raise OSError(28, "No space left on device")
 
@@ -335,7 +339,7 @@ def test_an_error_of_the_system_while_writing_is_one_message(runs: Path, monkeyp
     monkeypatch.setattr(sys, "argv", ["tip-report", str(runs), "--csv", str(runs / "r.csv")])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == "error: [Errno 28] No space left on device"
+    assert ended.value.code == 1 and capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
 
 
 def test_a_number_with_an_exponent_is_sorted_by_its_value() -> None:
@@ -504,14 +508,14 @@ def test_the_command_prints_and_writes(runs: Path) -> None:
     assert r"\bottomrule" in (out / "t.tex").read_text()
 
 
-def test_errors_of_the_command_are_one_line_and_exit_code_1(runs: Path) -> None:
+def test_errors_of_the_command_are_one_line_and_exit_code_2(runs: Path) -> None:
     for arguments, message in (
         ([str(runs / "nowhere")], "nowhere is not a folder"),
         ([str(runs), "--table", "table8", "--where", "pair=tiny"], "with pair=tiny belongs to table8"),
         ([str(runs), "--table", "leaderboard"], "a leaderboard needs two arms with two finished seeds each"),
     ):
         process = report(*arguments)
-        assert process.returncode == 1 and message in process.stderr
+        assert process.returncode == 2 and message in process.stderr
         assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
 
 

@@ -14,6 +14,7 @@ from tests.synthetic_runs import finish, write_config
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.reader import read_runs
+from tip_exp.report import cli
 from tip_exp.report.arms import summarize
 from tip_exp.report.results_page import command_of, sweep_tables, unfilled_cells
 
@@ -83,6 +84,32 @@ def test_readme(runs: Path) -> None:
         assert (out / folder / f"{sweep}.md").read_text().startswith("### Table")
         assert r"\toprule" in (out / folder / f"{sweep}.tex").read_text()
     assert list(pd.read_csv(out / "demo" / "demo_table6.csv")["seeds"]) == [2, 2, 2]
+
+
+def test_damaged_runs_are_named_and_a_sweep_may_have_a_dot(
+    tmp_path: Path, compose_run: Compose, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "outputs", tmp_path / "results"
+    for sweep in ("v1.1", "v1.2"):
+        make_run(compose_run, root / sweep, 0.7, f"sweep={sweep}")
+    make_run(compose_run, root / "hurt", 0.7)
+    (root / "hurt" / "result.json").write_text("")
+    monkeypatch.setattr("sys.argv", ["tip-report", "results", str(root), "--out", str(out)])
+    cli.main()
+    written = (out / "README.md").read_text()
+    assert "### Damaged runs" in written and f"{root / 'hurt'} | damaged: result.json is empty" in written
+    assert written.count("- command: in each run's .hydra/overrides.yaml\n") == 2  # sweeps/ has no file of these
+    assert {path.name for path in (out / "paper").iterdir()} >= {"v1.1.md", "v1.2.md", "v1.2.csv", "v1.1.tex"}
+    for sweep in ("v1.1", "v1.2"):
+        (root / sweep / "result.json").write_text("")
+    for command in ("results", "wandb"):
+        more = ["--out", str(out)] if command == "results" else ["--entity", "e"]
+        monkeypatch.setattr("sys.argv", ["tip-report", command, str(root), *more])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr().err
+        assert ended.value.code == 2 and f"{root / 'hurt'}: damaged: result.json is empty" in printed
+    assert (out / "README.md").read_text() == written
 
 
 def test_unfilled_cells_are_counted_by_table_and_pair(runs: Path) -> None:

@@ -53,6 +53,10 @@ def test_the_workspace_compares_selectors(folder: Path) -> None:
     assert scatter.y == reports.SummaryMetric("eval/word_sums/mean@4")
     memory = made.sections[1].panels[0]
     assert memory.y == reports.SummaryMetric("memory/process_peak_gib")
+    path = folder / "full" / "result.json"
+    path.write_text(path.read_text().replace("learner_peak_gib", "device_used_peak_gib"))
+    memory = workspace(read_runs([folder]), "team", "tip").sections[1].panels[0]
+    assert memory.y == reports.SummaryMetric("memory/device_used_peak_gib")
     assert [panel.y for panel in made.sections[2].panels] == [
         ["select/kept_frac"], ["select/overlap_entropy"], *([f"quadrant/q{i}_kept_frac"] for i in (1, 2, 3, 4)),
     ]  # fmt: skip

@@ -30,7 +30,10 @@ def read_texts(path: Path) -> tuple[list[str], list[Any] | None]:
     Raises DataError that names the line.
     """
     if path.suffix not in JSON_LINES:
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        try:
+            lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is no text in UTF-8 ({error})") from None
         if not lines:
             raise DataError(f"{path} has no line with a text")
         return lines, None
@@ -80,7 +83,7 @@ def _largest(stats: Any) -> str:
     names += ["reverse_kl", "entropy", "quadrant", *(["kept"] if "kept" in stats else [])]
     top = stats.nlargest(LARGEST, "reverse_kl")[names]
     cells: dict[str, Callable[[Any], str]] = {
-        "token": json.dumps,
+        "token": lambda text: json.dumps(text, ensure_ascii=not text.isprintable()),
         "reverse_kl": "{:.3f}".format,
         "entropy": "{:.3f}".format,
     }
@@ -166,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
         "--statistics",
         type=lambda text: text.split(","),
         metavar="A,B",
-        help="columns to measure (default: all); the summary of quadrants needs entropy, reverse_kl and quadrant",
+        help="columns to measure (default: all but influence, which needs gradients); the summary of quadrants needs "
+        "entropy, reverse_kl and quadrant",
     )
     parser.add_argument(
         "--no-chat", dest="chat", action="store_false", help="read prompts as they are, without a chat template"

@@ -76,7 +76,10 @@ def select(
             )
     if rule.normalize_over == "micro_batch" and "micro_batch" not in stats:
         raise ValueError("normalize_over=micro_batch: stats lacks micro_batch, the index of each token's micro-batch")
-    micro_batch = _tensor(stats["micro_batch"]) if "micro_batch" in stats else torch.zeros_like(sequence)
+    micro_batch = torch.zeros_like(sequence)
+    if "micro_batch" in stats:
+        micro_batch = _tensor(stats["micro_batch"])
+        micro_batch = micro_batch if response_mask is None else micro_batch[response_mask]
     position = _tensor(stats["position"]) if "position" in stats and response_mask is None else order_in(sequence)
     tokens = Tokens(sequence, micro_batch.to(sequence), position.to(sequence))
     selection = rule(values, tokens, torch.Generator().manual_seed(seed_for("select", seed, step)))

@@ -17,7 +17,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import Card
 from tip_exp.estimate.memory import RankMemory, ranks_needed, runs_on_cpu
 from tip_exp.estimate.time import flops, run_time
-from tip_exp.records.metrics import PROCESS_PEAK_GIB
+from tip_exp.records.metrics import DEVICE_USED_PEAK_GIB, PROCESS_PEAK_GIB
 from tip_exp.records.reader import read_runs
 
 COMPUTED = "computed for"
@@ -55,7 +55,8 @@ class Forecaster:
         values = config.model_dump()
         if same_shape := self._by_shape.get(_shape_key(values)):
             runs = [run for run in same_shape if run[0]["selector"] == values["selector"]] or same_shape
-            gib = median(result["memory"][PROCESS_PEAK_GIB] for _, result in runs)
+            peaks = [result["memory"] for _, result in runs]
+            gib = median(peak.get(DEVICE_USED_PEAK_GIB) or peak[PROCESS_PEAK_GIB] for peak in peaks)
             return Forecast(gib, median(result["totals"]["wall_s"] for _, result in runs), "measured")
         on_cpu, same_pair = runs_on_cpu(config), self._by_pair.get(config.pair.label)
         ranks = None if on_cpu else ranks_needed(config, self.card.gib)

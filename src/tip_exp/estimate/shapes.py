@@ -103,7 +103,7 @@ def shape_of(path: str, revision: str | None) -> ModelShape:
     head_dim = config.get("head_dim") or hidden // heads
     query, key = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
     qk_norm = config["model_type"] == "qwen3"
-    matrices = 1 if config.get("tie_word_embeddings") else 2
+    matrices = 1 if _is_tied(config_and_source[0]) else 2
     if config["model_type"] in COUNTED:
         layer = 2 * hidden * query + 2 * hidden * key + 3 * hidden * intermediate + 2 * hidden
         if config["model_type"] == "qwen2":  # biases of query, key and value
@@ -114,6 +114,21 @@ def shape_of(path: str, revision: str | None) -> ModelShape:
     else:
         parameters = _parameters_by_file_size(path, config_and_source[0])
     return ModelShape(parameters, hidden, intermediate, layers, query, key, qk_norm, vocab_size, matrices)
+
+
+def _is_tied(config: dict[str, Any]) -> bool:
+    """Whether embedding and output head are one matrix; the model type's default if config.json does not say it."""
+    for section in (config.get("text_config", {}), config):
+        if "tie_word_embeddings" in section:
+            return bool(section["tie_word_embeddings"])
+    if config["model_type"] in COUNTED:
+        return False
+    from transformers import AutoConfig  # imports torch, which takes seconds
+
+    try:
+        return getattr(AutoConfig.for_model(config["model_type"]), "tie_word_embeddings", True)
+    except ValueError:  # a type that transformers does not have
+        return False
 
 
 def guess_note(config: RunConfig) -> str:

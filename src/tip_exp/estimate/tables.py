@@ -21,9 +21,9 @@ NOT_SHOWN = "-"
 RANK_COLUMNS = [f"{ranks} rank{'s' * (ranks > 1)}" for ranks in RANKS]
 
 
-def memory_tables(config: RunConfig) -> list[str]:
-    """Peak and largest micro-batch by ranks and card, the phases, and the paper's figures where it has some."""
-    tables = [_peaks(config), _phases(config)]
+def memory_tables(config: RunConfig, card: Card) -> list[str]:
+    """Peak and largest micro-batch by ranks and card, the phases on `card`, the paper's figures where it has some."""
+    tables = [_peaks(config, card), _phases(config, card)]
     if config.mode == "train":
         tables.append(_largest_micro_batches(config))
         tables += _beside_the_paper(config)
@@ -72,7 +72,7 @@ def _card_columns() -> list[str]:
     return [f"{gb} GB ({card.name})" for gb, card in CARDS.items()]
 
 
-def _peaks(config: RunConfig) -> str:
+def _peaks(config: RunConfig, host_of: Card) -> str:
     rows = []
     for ranks in RANKS:
         cells = []
@@ -84,12 +84,12 @@ def _peaks(config: RunConfig) -> str:
             if not memory.fits:
                 reason = " too large" if gib > CARD_SHARE * card.gib else f" engine needs {needed:.1f} of {given:.1f}"
             cells.append(f"{gib:.1f} {phase}{reason}")
-        rows.append([ranks, *cells, f"{RankMemory(config, CARDS[80].gib, ranks).host_peak_gib:.0f}"])
+        rows.append([ranks, *cells, f"{RankMemory(config, host_of.gib, ranks).host_peak_gib:.0f}"])
     return _table("GiB of a rank at its peak, and the phase", ["ranks", *_card_columns(), "host GiB a rank"], rows)
 
 
-def _phases(config: RunConfig) -> str:
-    memories = [RankMemory(config, CARDS[80].gib, ranks) for ranks in RANKS]
+def _phases(config: RunConfig, card: Card) -> str:
+    memories = [RankMemory(config, card.gib, ranks) for ranks in RANKS]
     by_ranks = [memory.phases() for memory in memories]
     rows = []
     for name in PHASES:
@@ -97,7 +97,7 @@ def _phases(config: RunConfig) -> str:
             rows.append(
                 [name, *(f"{phases[name].device_gib:.1f} + {phases[name].host_gib:.1f}" for phases in by_ranks)]
             )
-    title = "Device + host GiB of a rank by phase, 80 GB (H100)"
+    title = f"Device + host GiB of a rank by phase, {_card_columns()[list(CARDS.values()).index(card)]}"
     return _table(title, ["phase", *RANK_COLUMNS], rows)
 
 

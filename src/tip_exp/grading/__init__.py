@@ -40,7 +40,7 @@ def open_grader(name: str, workers: int | None = None) -> Iterator[Grader]:
     if name == "math":
         from tip_exp.grading.pool import GradingPool
 
-        cores = os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
         with GradingPool(workers=min(cores, workers or cores)) as pool:
             yield Grader(with_retry(pool.grade_all), pool.group_all)
     else:

@@ -51,7 +51,7 @@ def main() -> None:
 def read_pairs(file: Path, text_field: str, answer_field: str) -> list[tuple[str, str]]:
     """All (response, reference answer) pairs of a JSON-lines file. Raises InputError at the first invalid line."""
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -130,7 +130,9 @@ def _options() -> argparse.Namespace:
         help="verdicts to print (math)",
     )
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT_S, metavar="S", help="seconds a response (5)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (one a core)")
+    parser.add_argument(
+        "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (one a core)"
+    )
     options = parser.parse_args()
     for name, value in (("--time-limit", options.time_limit), ("--workers", options.workers)):
         if not 0 < value < math.inf:

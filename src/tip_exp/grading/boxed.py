@@ -6,17 +6,17 @@ import re
 
 from tip_exp.grading.types import Verdict
 
-_INTEGER = re.compile(r"[+-]?\d+")
-_BOXED_INTEGER = re.compile(r"\\boxed\{\s*(-?\d+)\s*\}")
+_INTEGER, _GIVEN = re.compile(r"[+-]?\d+"), re.compile(r"-?\d+")  # of a reference answer, of a box
 
 
 def grade(text: str, answer: str) -> Verdict:
     r"""Compare the integer in the last `\boxed{...}` with the answer, as integers: "07" equals "7"."""
-    boxes = _BOXED_INTEGER.findall(text)
-    if not boxes:
+    boxes = [part.partition("}")[0] for part in text.split(r"\boxed{")[1:] if "}" in part]
+    given = boxes[-1].strip() if boxes else ""
+    if not _GIVEN.fullmatch(given):
         return Verdict(right=False, extracted=None, rule="unparsed")
-    right = is_integer(answer) and _digits(boxes[-1]) == _digits(answer.strip())
-    return Verdict(right=right, extracted=boxes[-1], rule="boxed")
+    right = is_integer(answer) and _digits(given) == _digits(answer.strip())
+    return Verdict(right=right, extracted=given, rule="boxed")
 
 
 def is_integer(answer: str) -> bool:

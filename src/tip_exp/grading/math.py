@@ -123,7 +123,13 @@ def _same(given: str, reference: str) -> bool:
             return _same_numeral(numerals[0], numerals[1])
     if _WORDS.fullmatch(reference):
         return _words(given) == _words(reference)
-    return _same_mathematics(given, reference)
+    if _same_mathematics(given, reference):
+        return True
+    if given_percent == reference_percent:
+        return False
+    if given_percent:
+        return _same_mathematics(f"({_right_side(given)})/100", reference)
+    return _same_mathematics(given, f"({reference})/100")
 
 
 def _tidy(answer: str) -> str:

@@ -1,4 +1,4 @@
-"""One lock file per GPU, so that runs that share a machine do not share a GPU."""
+"""One lock file per GPU, so that the runs of a user that share a machine do not share a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ POLL_S = 2.0
 def locked_gpus(count: int, environment: Mapping[str, str]) -> Iterator[dict[str, Path]]:
     """Lock `count` of the visible GPUs, waiting until they are free: {device: lock file}, devices as CUDA names them.
 
-    Yields {} if count is 0 or no GPU is visible. Raises ConfigError if fewer than `count` are.
+    Other users and other programs are not kept out. Yields {} if count is 0 or no GPU is visible. Raises ConfigError if
+    fewer than `count` are.
     """
     devices = visible_gpus(environment)
     if not count or not devices:

@@ -85,9 +85,13 @@ def unknown_name(error: Exception) -> str:
     text = str(error)
     key = re.search(r"Could not override '([\w.@]+)'.*?[Tt]o append to your [\w ]+ use (\S+)", text, re.DOTALL)
     if key and ("is not in struct" in f"{error.__cause__}" or "No match in the defaults list" in text):
-        hint = _did_you_mean(key[1], sorted(known_keys()), "")
+        (name, adds), names = key.groups(), sorted(known_keys())
+        if name in names and (inner := re.search(r"full_key: ([\w.]+)", f"{error.__cause__}")):  # typed KEY={NAME: …}
+            names = [other for other in names if other.startswith(f"{name}.")]
+            name, adds = inner[1], f"+{inner[1]}=VALUE"
+        hint = _did_you_mean(name, names, "")
         return (
-            f"{key[1]} is not a key{hint}; `tip-exp --help` lists all of them, and {key[2]} adds one where a section "
+            f"{name} is not a key{hint}; `tip-exp --help` lists all of them, and {adds} adds one where a section "
             "takes new keys"
         )
     if option := re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text):

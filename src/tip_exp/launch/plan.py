@@ -26,10 +26,11 @@ from tip_exp.estimate.shapes import guess_note
 from tip_exp.estimate.tables import format_hours, memory_tables, time_tables
 from tip_exp.launch.cli import ERRORS, cannot_compose, print_error
 from tip_exp.launch.launch import State, changes, state_of
-from tip_exp.launch.reuse import find_duplicate, finished_digests, read_result
+from tip_exp.launch.reuse import find_duplicate, finished_digests, parse_result, read_result
 from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
 from tip_exp.launch.teacher import TEACHERS, teacher_config
 from tip_exp.records.folder import RunFolder
+from tip_exp.records.integrity import damage
 from tip_exp.utils.errors import BAD_CONFIG, ConfigError, quiet_when_reader_closes
 from tip_exp.utils.paths import OUTPUTS, conf_dir, sweeps_dir
 from tip_exp.utils.units import format_duration
@@ -76,6 +77,8 @@ def format_plan(
         name, note = str(state), _format_forecast(run.config, expected)
         if state is State.CHANGED:
             note = f"({'; '.join(changes(run.config, run.folder))})"
+        elif state is State.DAMAGED:
+            note = f"({damage(run.folder, parse_result(run.folder) or {})})"
         elif state is State.TO_DO and (duplicate := find_duplicate(run.config, run.folder, finished)):
             name, note = DONE_ELSEWHERE, f"(in {duplicate.root}; will be linked)"
         elif state in (State.TO_DO, State.UNFINISHED):
@@ -137,7 +140,8 @@ def tables(kind: str, overrides: list[str], card: Card) -> list[str]:
         config = parse(raw, with_weights=False)
     check_positions(config)
     note = guess_note(config)
-    return [*([note] if note else []), *(memory_tables(config) if kind == "memory" else time_tables(config, card))]
+    of_kind = memory_tables if kind == "memory" else time_tables
+    return [*([note] if note else []), *of_kind(config, card)]
 
 
 @quiet_when_reader_closes
@@ -150,13 +154,14 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", help="as for tip-exp, for example seed=7")
     parser.add_argument("--card", type=int, choices=CARDS, default=DEFAULT_CARD, help="GPU memory, GB (default 80)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     register_resolvers()
     card, kind, sweep = CARDS[arguments.card], str(arguments.sweep), arguments.sweep
     if not sweep.is_file():
         sweep = sweeps_dir() / f"{kind}.yaml"
     if kind not in TABLES and not sweep.is_file():
-        names = ", ".join(sorted(path.stem for path in sweeps_dir().glob("*.yaml")))
+        files = sorted(sweeps_dir().glob("*.yaml"))
+        names = ", ".join(str(path) if path.stem in TABLES else path.stem for path in files)
         message = f"{arguments.sweep} is no sweep; give a file, or a name of {sweeps_dir()}: {names}"
         sys.exit(print_error(ConfigError(message)))
     try:
@@ -170,7 +175,7 @@ def main() -> None:
         sys.exit(print_error(error))
     lines, states = format_plan(runs, OUTPUTS, card)
     print("\n".join(lines))
-    if states[CANNOT_RUN] or states[State.CHANGED]:
+    if states[CANNOT_RUN] or states[State.CHANGED] or states[State.DAMAGED]:
         sys.exit(BAD_CONFIG)
 
 

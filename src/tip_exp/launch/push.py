@@ -59,7 +59,8 @@ def _row(run: RunFolder) -> str:
     from tip_exp.report.tables import markdown
 
     root = run.root.resolve()
-    arms = summarize(read_runs([root.parent]))
+    records = sorted(read_runs([root.parent]), key=lambda record: record.folder != str(root))
+    arms = summarize(records)  # of two runs with one seed the first counts
     table = overview([arm for arm in arms if str(root) in arm.folders], COMPACT)
     return f"{markdown(table)}\n\n{legend([table])}"
 

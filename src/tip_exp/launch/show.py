@@ -7,20 +7,22 @@ import json
 import math
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tip_exp.config.parse import flatten, load
-from tip_exp.config.schema import RunConfig
-from tip_exp.launch.announce import accuracies, change, opening
+from tip_exp.launch.announce import change, opening
 from tip_exp.launch.lock import holder
 from tip_exp.records import metrics
 from tip_exp.records.folder import RunFolder, last_error, numbered_checkpoints
 from tip_exp.records.integrity import Depth, remedy
 from tip_exp.records.reader import RunRecord, read_run, runs_below
-from tip_exp.utils.errors import exit_on_error, first_line
-from tip_exp.utils.io import read_rows
+from tip_exp.report.run_files import read_metrics
+from tip_exp.utils.errors import DataError, exit_on_error, first_line
+
+if TYPE_CHECKING:
+    from tip_exp.report.arms import ArmResult
 
 # metrics of a step with lines of their own
 UNSHOWN = (metrics.EVAL, metrics.TEACHER, metrics.MEMORY, metrics.SHADOW, "time/", "step")
@@ -55,7 +57,14 @@ def compare(arguments: list[str]) -> None:
 
 
 def _records(folders: list[Path]) -> list[RunRecord]:
-    return [read_run(folder) for folder in runs_below(folders)]
+    """Raises DataError, which names the run, if one is damaged."""
+    records: list[RunRecord] = []
+    for run in runs_below(folders):
+        try:
+            records.append(read_run(run))
+        except ValueError as error:
+            raise DataError(f"{run.root} is damaged: {first_line(error)}") from error
+    return records
 
 
 def _described(runs: list[RunFolder], depth: Depth) -> str:
@@ -67,14 +76,18 @@ def _described(runs: list[RunFolder], depth: Depth) -> str:
 
 
 def _in_full(run: RunFolder, depth: Depth) -> str:
-    config, (state, _) = load(run.config), _state(run, depth)
-    lines = [opening(config, run), f"state: {state}"]
+    state, _ = _state(run, depth)
+    try:
+        lines = [opening(load(run.config), run), f"state: {state}"]
+    except ValueError as error:  # torn, or of another version
+        lines = [f"{run.root}: {error}", f"state: {state}"]
     if state.startswith(DAMAGED):
         return "\n".join([*lines, remedy(run, state)])
-    rows = read_rows(run.metrics)
+    record = read_run(run, "newer")
+    config, rows = record.config, read_metrics(record)
     if run.overrides.exists():
         typed = yaml.safe_load(run.overrides.read_text(encoding="utf-8")) or []
-        start = f"sweep: {config.sweep}, with" if config.sweep else "command: tip-exp"
+        start = f"sweep: {config['sweep']}, with" if config.get("sweep") else "command: tip-exp"
         lines.append(f"{start} {shlex.join(map(str, typed))}")
     lines += [metrics.format_accuracies(row["step"], row) for row in rows if _is_evaluation(row)]
     if steps := [row for row in rows if row["step"] > 0]:
@@ -82,10 +95,8 @@ def _in_full(run: RunFolder, depth: Depth) -> str:
         width = max(map(len, names))
         lines.append(f"metrics of step {steps[-1]['step']}:")
         lines += [f"  {name:<{width}}  {_number(steps[-1][name])}" for name in names]
-        lines.append(_shadows(config, steps))
-    if run.result.exists():
-        result = read_run(run).result
-        assert result is not None, "result.json exists"
+        lines.append(_shadows(config["selector"], steps))
+    if result := record.result:
         totals = ", ".join(f"{name} {_number(value)}" for name, value in result["totals"].items())
         lines += [f"totals: {totals}", f"model: {run.model}" if run.model.exists() else ""]
         lines.append(f"finished {result['finished_at']} on {result['hardware']}; next: tip-report {run.root}")
@@ -97,7 +108,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.5g}"
 
 
-def _shadows(config: RunConfig, steps: list[dict[str, Any]]) -> str:
+def _shadows(selector: dict[str, Any], steps: list[dict[str, Any]]) -> str:
     """A table of what the selector and its shadows keep at the newest step that scored them; "" if none did."""
     from tip_exp.report.shadows import COLUMNS
     from tip_exp.report.tables import Table, markdown
@@ -109,11 +120,11 @@ def _shadows(config: RunConfig, steps: list[dict[str, Any]]) -> str:
     def percent(name: str) -> str:
         return "-" if row.get(name) is None else f"{100 * row[name]:.1f} %"
 
-    rows = [[config.selector.label, *(percent(name) for name in COLUMNS.values())]]
-    for rule in config.selector.shadows:
+    rows = [[selector["label"], *(percent(name) for name in COLUMNS.values())]]
+    for rule in selector.get("shadows", []):
         rows.append([rule, *(percent(metrics.of_shadow(rule, name)) for name in COLUMNS.values())])
     title = f"Shadow selectors at step {row['step']}"
-    note = f"Overlap: Jaccard index with the tokens that {config.selector.label} trains on."
+    note = f"Overlap: Jaccard index with the tokens that {selector['label']} trains on."
     return markdown(Table(title, ["selector", *COLUMNS], rows, notes=[note]))
 
 
@@ -129,13 +140,15 @@ def _state(run: RunFolder, depth: Depth) -> tuple[str, str]:
     """
     try:
         record = read_run(run, depth)
-    except ValueError as error:
+        rows = read_metrics(record)
+    except (ValueError, OSError) as error:
         return f"{DAMAGED}: {first_line(error)}", ""
     if record.result:
         verified = ", every file has the SHA-256 in result.json" if depth == "all" and "files" in record.result else ""
-        reached = [f"{name} {change(record.result, name)}" for name in accuracies(load(run.config))]
+        evaluation = record.config["eval"]
+        names = [metrics.main_accuracy(benchmark, evaluation["samples"]) for benchmark in evaluation["benchmarks"]]
+        reached = [f"{name} {change(record.result, name)}" for name in names]
         return f"done{verified}", "; ".join(reached)
-    rows = read_rows(run.metrics)
     at = f"at step {rows[-1]['step'] if rows else 0} of {record.config['learner']['num_steps']}"
     if process := holder(run.lock):
         return f"running {at}, by {process.partition(';')[0]}", ""
@@ -153,50 +166,66 @@ def _compared(sides: list[list[RunRecord]]) -> str:
     rows = [[key, *texts] for key, texts in values.items() if texts[0] != texts[1]]
     names = [f"{letter}: {_name(records)}" for letter, records in zip("AB", sides, strict=True)]
     parts = [markdown(Table("Configuration", ["key", *names], rows))] if rows else ["The configurations are equal."]
-    results = _results(sides)
+    results, notes = _results(sides)
     if results:
         headings = ["arm", "benchmark", "A, %", "B, %", "B - A [95 %], points", "kept", "loss MiB", "seconds"]
-        notes = ["Accuracies ± standard error; differences are on the same problems. A -> B: kept, loss MiB, seconds."]
-        parts.append(markdown(Table("Results", headings, results, notes=notes)))
+        about = "Accuracies ± standard error; differences are on the same problems. A -> B: kept, loss MiB, seconds."
+        parts.append(markdown(Table("Results", headings, results, notes=[about])))
     else:
         parts.append("No arm is finished in both.")
-    return "\n\n".join(parts)
+    return "\n\n".join([*parts, *notes])
 
 
-def _results(sides: list[list[RunRecord]]) -> list[list[str]]:
-    """A row for each benchmark and two arms: the only arm of each side, else those of equal selector and retention."""
-    from tip_exp.report.arms import ArmResult, summarize
+def _results(sides: list[list[RunRecord]]) -> tuple[list[list[str]], list[str]]:
+    """A row for each benchmark and two arms that correspond, and a line for each side with arms that have none."""
+    from tip_exp.report.arms import summarize
     from tip_exp.report.columns import percent, points
     from tip_exp.report.significance import compare as difference
 
     arms = [[arm for arm in summarize(records) if arm.seeds] for records in sides]
-    alone = all(len({arm.identity for arm in of_side}) == 1 for of_side in arms)
-
-    def key(arm: ArmResult) -> tuple[Any, ...]:
-        return (arm.benchmark,) if alone else (arm.benchmark, arm.pair, arm.data, arm.selector, arm.retention)
+    pairs = _pairs(arms)
 
     def both(form: str, name: str, scale: float = 1.0) -> str:
         numbers = [scale * getattr(arm, name) for arm in (a, b)]
         return " -> ".join("-" if math.isnan(number) else form.format(number) for number in numbers)
 
     rows: list[list[str]] = []
-    for a in arms[0]:
-        matches = [b for b in arms[1] if key(b) == key(a)]
-        for b in matches if len([other for other in arms[0] if key(other) == key(a)]) == 1 else []:
-            labels = dict.fromkeys(f"{arm.selector} {100 * arm.retention:g} %" for arm in (a, b))
-            rows.append(
-                [
-                    " -> ".join(labels) + (f" ({b.differs})" if len(matches) > 1 else ""),
-                    a.benchmark,
-                    percent(a.final),
-                    percent(b.final),
-                    points(difference(b.scores, a.scores)),
-                    both("{:.1f} %", "kept_frac", 100),
-                    both("{:.1f}", "loss_mib"),
-                    both("{:.0f}", "wall_s"),
-                ]
-            )
-    return rows
+    for a, b in pairs:
+        row = [" -> ".join(dict.fromkeys(map(_arm_name, (a, b)))), a.benchmark, percent(a.final), percent(b.final)]
+        row += [points(difference(b.scores, a.scores)), both("{:.1f} %", "kept_frac", 100)]
+        rows.append([*row, both("{:.1f}", "loss_mib"), both("{:.0f}", "wall_s")])
+    notes: list[str] = []
+    for side, of_side in enumerate(arms):
+        paired = [id(pair[side]) for pair in pairs]
+        alone = dict.fromkeys(_arm_name(arm) for arm in of_side if id(arm) not in paired)
+        notes += [f"Finished in {'AB'[side]} alone: {', '.join(alone)}."] if alone else []
+    return rows, notes
+
+
+def _pairs(arms: list[list[ArmResult]]) -> list[tuple[ArmResult, ArmResult]]:
+    """The only arm of each side, else arms of equal benchmark, pair, data, selector and retention.
+
+    Of several such arms those with equal values of each key that has a value in common on both sides.
+    """
+    from tip_exp.report.arms import SHOWN_FIELDS, differing_keys, group_by
+
+    is_one_each = all(len({arm.identity for arm in of_side}) == 1 for of_side in arms)
+    groups = [group_by(of_side, *(["benchmark"] if is_one_each else SHOWN_FIELDS)) for of_side in arms]
+    pairs: list[tuple[ArmResult, ArmResult]] = []
+    for shown, of_a in groups[0].items():
+        of_b = groups[1].get(shown, [])
+        values = {
+            key: [{json.dumps(arm.config.get(key)) for arm in of_side} for of_side in (of_a, of_b)]
+            for key in differing_keys([*of_a, *of_b])
+        }
+        common = [key for key, (in_a, in_b) in values.items() if in_a & in_b]
+        pairs += [(a, b) for a in of_a for b in of_b if a.values_of(common) == b.values_of(common)]
+    return pairs
+
+
+def _arm_name(arm: ArmResult) -> str:
+    """With what tells it from arms of its side that look alike."""
+    return f"{arm.selector} {100 * arm.retention:g} %" + (f" ({arm.differs})" if arm.differs else "")
 
 
 def _settings(record: RunRecord) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def cells_of(run: RunFolder, folder: Path) -> tuple[str, ...]:
     """A row of the table. A run whose files are torn, or not there yet, says so in its last cell."""
     name = str(run.root.relative_to(folder)) if run.root != folder else run.root.name
     try:
-        config, rows = read_run(run).config, read_rows(run.metrics)
+        config, rows = read_run(run, "newer").config, read_rows(run.metrics)
         num_steps = config["learner"]["num_steps"] if config["mode"] == "train" else 0
     except (ValueError, KeyError, OSError) as error:
         return name, "running" if holder(run.lock) else "unread", "", "", "", "", first_line(error)

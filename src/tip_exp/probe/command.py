@@ -58,6 +58,7 @@ def command(name: str, arguments: list[str]) -> tuple[Callable[[DictConfig], Non
         weights = "" if options.run is None else _weights(options.run, config)
         if weights:
             say(f"weights: {weights}")
+        was_there = options.out is not None and options.out.exists()
         out = _folder(name, options, config)
         shared = {"num_batches": options.batches, "rules": options.rules, "ratios": options.ratios}
         shared |= {"run": options.run, "weights": weights}
@@ -72,7 +73,7 @@ def command(name: str, arguments: list[str]) -> tuple[Callable[[DictConfig], Non
                 adam, fresh = options.preconditioner == "adam", options.direction == "fresh"
                 influence(config, out, fresh=fresh, adam=adam, **shared)
         finally:
-            if not any(out.iterdir()):
+            if not was_there and not any(out.iterdir()):
                 out.rmdir()
         print(f"\nwritten to {out}")
 
@@ -196,7 +197,8 @@ def _at_least(fewest: int) -> Callable[[str], int]:
 
 
 def _ratios(text: str) -> list[float]:
-    ratios = [float(part) / 100 for part in text.split(",")]
-    if not all(0 < ratio <= 1 for ratio in ratios):
-        raise argparse.ArgumentTypeError(f"percentages above 0 and at most 100; got {text}")
-    return ratios
+    with suppress(ValueError):  # of a part that is no number
+        ratios = [float(part) / 100 for part in text.split(",")]
+        if all(0 < ratio <= 1 for ratio in ratios):
+            return ratios
+    raise argparse.ArgumentTypeError(f"percentages above 0 and at most 100; got {text}")

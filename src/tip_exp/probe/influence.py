@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
@@ -16,7 +17,6 @@ from tip_exp.learner.influence import mean_of, parameters_of, preconditioned, se
 from tip_exp.probe.batches import Batch, Probe, at_ratios, opened, selectors_of
 from tip_exp.probe.page import influence_page, write_tables
 from tip_exp.report.tables import Table
-from tip_exp.selector.normalize import normalize
 from tip_exp.selector.selector import Quadrants, Selection, Selector, budgets, keep_top
 
 TOP_SHARES = (0.01, 0.05, 0.1)  # of the tokens; the table has the influence that each holds
@@ -181,8 +181,7 @@ def top_table(frame: Any) -> Table:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    ranks = torch.stack([normalize(values, "rank") for values in (a, b)])
-    return float(torch.corrcoef(ranks)[0, 1])
+    return float(spearmanr(a.cpu(), b.cpu()).statistic)
 
 
 def percent(fraction: float) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tip_exp.records.reader import RunRecord, runs_below
@@ -28,7 +28,7 @@ from tip_exp.report.results_page import write_results
 from tip_exp.report.run_files import read_records
 from tip_exp.report.shadows import shadow_tables
 from tip_exp.report.tables import Table, latex, markdown, write
-from tip_exp.utils.errors import DataError, quiet_when_reader_closes
+from tip_exp.utils.errors import DataError, exit_on_error, quiet_when_reader_closes
 from tip_exp.utils.paths import not_writable
 
 EPILOG = "Other commands, each with its own --help: tip-report results, tip-report wandb, tip-report sync."
@@ -44,7 +44,7 @@ def _parser(command: str, description: str, epilog: str | None = None) -> argpar
 def _tables(arguments: list[str]) -> None:
     parser = _parser("tip-report", "Tables from run folders.", EPILOG)
     parser.add_argument("--table", choices=[*LAYOUTS, LEADERBOARD], help="a table of the paper, or arms ranked by KL")
-    parser.add_argument("--columns", default=",".join(COMPACT), help=f"all, or some of: {', '.join(NAMES)}")
+    parser.add_argument("--columns", help=f"all, or some of: {', '.join(NAMES)}")
     parser.add_argument(
         "--where", action="append", default=[], metavar="KEY=VALUE",
         help=f"only rows with this config value, such as learner.lr=0.001, or one of: {', '.join(LABELS)}",
@@ -59,6 +59,8 @@ def _tables(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     if given.descending and not given.sort:
         raise DataError("--descending needs --sort COLUMN")
+    if given.table and (given.sort or given.columns):
+        raise DataError("--table has its own rows and columns; leave out --sort and --columns")
     for option in ("markdown", "csv", "latex", "html", "png"):
         _check_output(f"--{option}", getattr(given, option), is_folder=option == "png")
     records, damaged = read_records(given.roots)
@@ -66,7 +68,7 @@ def _tables(arguments: list[str]) -> None:
     arms = select_arms(arms, given.where)
     if given.sort:
         arms = sort_arms(arms, given.sort, descending=given.descending)
-    columns = tuple(NAMES) if given.columns == "all" else [name.strip() for name in given.columns.split(",")]
+    columns = _columns(given.columns)
     if given.table == LEADERBOARD:
         tables = leaderboards(arms)
     else:
@@ -97,6 +99,12 @@ def _tables(arguments: list[str]) -> None:
         print(f"{len(pictures)} pictures written to {given.png}", file=sys.stderr)
 
 
+def _columns(given: str | None) -> Sequence[str]:
+    if given is None:
+        return COMPACT
+    return tuple(NAMES) if given == "all" else [name.strip() for name in given.split(",")]
+
+
 def _check_output(option: str, path: Path | None, *, is_folder: bool) -> None:
     """Raise DataError for a file, or a folder, that cannot be written: before the runs are read, which takes longer."""
     if path is None:
@@ -122,7 +130,7 @@ def _results(arguments: list[str]) -> None:
     records, damaged = read_records(given.roots)
     if damaged:
         print(markdown(damaged))
-    write_results(records, given.out, f"tip-report results {roots} --out {given.out}")
+    write_results(records, given.out, f"tip-report results {roots} --out {given.out}", damaged)
     print(f"{given.out / 'README.md'} written")
 
 
@@ -135,8 +143,6 @@ def _wandb(arguments: list[str]) -> None:
     records, damaged = read_records(given.roots)
     if damaged:
         print(markdown(damaged), file=sys.stderr)
-    if not records:
-        raise DataError(f"all runs below {', '.join(map(str, given.roots))} are damaged; see the table above")
     made = wandb.workspace(records, given.entity, given.project or records[0].config["logger"]["project"])
     if given.print:
         print(made._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=2))
@@ -158,7 +164,7 @@ def _sync(arguments: list[str]) -> None:
     print(f"{len(pending) - len(failed)} of {len(pending)} offline runs uploaded")
     if failed:
         folders = "".join(f"\n  {folder}" for folder in failed)
-        raise DataError(f"these were not uploaded:{folders}\nrun the same command to try them again")
+        raise ConnectionError(f"these were not uploaded:{folders}\nrun the same command to try them again")
 
 
 COMMANDS = {"results": _results, "wandb": _wandb, "sync": _sync}
@@ -167,15 +173,11 @@ COMMANDS = {"results": _results, "wandb": _wandb, "sync": _sync}
 @quiet_when_reader_closes
 def main() -> None:
     name, *arguments = sys.argv[1:] or [""]
-    try:
+    with exit_on_error(DataError, OSError):
         if name in COMMANDS:
             COMMANDS[name](arguments)
         else:
             _tables(sys.argv[1:])
-    except BrokenPipeError:
-        raise
-    except (DataError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

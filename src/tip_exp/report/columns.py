@@ -32,8 +32,8 @@ LEGEND = {
     ("gap closed",): "gap closed: (final - step 0) / (teacher - step 0)",
     ("vs full", "p"): (
         "vs full: difference to training on every token, on the same problems, in points [95 % interval]; p (Holm): "
-        "two-sided, corrected over the comparisons of this setting in this sweep (variances of problems and seeds, "
-        "Student's t; simulated coverage: results/coverage.md)"
+        "two-sided, corrected over the comparisons of this setting among all runs that were read, in results/ of the "
+        "sweep (variances of problems and seeds, Student's t; simulated coverage: results/coverage.md)"
     ),
     ("within",): (
         f"within ± {MARGIN:g}: is the difference within {MARGIN:g} points at 95 %, by two one-sided tests; in brackets "
@@ -143,9 +143,9 @@ def select_arms(arms: list[ArmResult], conditions: Sequence[str]) -> list[ArmRes
 
     Raises DataError for a condition without "=" and for a key that no arm has.
     """
+    keys = {*LABELS, *(key for arm in arms for key in arm.config)}
     for condition in conditions:
         key, separator, value = condition.partition("=")
-        keys = {*LABELS, *(key for arm in arms for key in arm.config)}
         if not separator or key not in keys:
             close = difflib.get_close_matches(key, keys, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""

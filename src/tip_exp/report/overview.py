@@ -103,7 +103,7 @@ def warnings(arms: list[ArmResult]) -> list[str]:
         chance = first.retention / (2 - first.retention)  # of a random selection
         if first.score not in ("entropy", "full") and first.overlap_entropy > SAME_TOKENS > chance:
             by_minmax = first.score == "soft_or" and first.config["selector.normalizer"] == "minmax"
-            why = " One very large divergence sets the min-max scale, so the scores mostly rank by entropy."
+            why = " One very large divergence can set the min-max scale; the scores then mostly rank by entropy."
             retentions = same.setdefault((first.selector, why if by_minmax else ""), [])
             retentions.append(f"{100 * first.retention:g} % ({first.overlap_entropy:.2f})")
     texts += [

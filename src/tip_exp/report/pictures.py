@@ -43,6 +43,7 @@ def write_pictures(records: list[RunRecord], arms: list[ArmResult], out: Path) -
                 command = [browser, *BROWSER_OPTIONS, f"--user-data-dir={scratch}/browser"]
                 command += [f"--window-size={WIDTH + 16},{height + 16}"]  # a page has a margin of 8 pixels
                 command += [f"--screenshot={path}", f"file://{source}"]
+                path.unlink(missing_ok=True)  # an older picture
                 try:
                     process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
                 except subprocess.TimeoutExpired as error:

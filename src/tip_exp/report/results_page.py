@@ -24,15 +24,18 @@ from tip_exp.report.overview import csv_text, legend, overviews
 from tip_exp.report.paper import BENCHMARKS, LAYOUTS, METHODS, Cell, measures_memory, paper_numbers, paper_tables
 from tip_exp.report.shadows import shadow_tables
 from tip_exp.report.tables import Table, latex, markdown, write
-from tip_exp.utils.paths import PAPER_PAIRS
+from tip_exp.utils.paths import PAPER_PAIRS, sweeps_dir
 
 SHOWN = tuple(name for name in NAMES if name != "seconds")  # which depend on what else the machine does
 SINGLE = "single runs"  # the heading of runs that belong to no sweep
 SWEPT = ("seed=", "selector=", "selector.")  # overrides that come from the sweep's file or the list of seeds
 
 
-def write_results(records: list[RunRecord], out: Path, command: str) -> None:
-    """Write `out`/README.md, `out`/claims.md, and the tables of each sweep to `out`/demo or `out`/paper."""
+def write_results(records: list[RunRecord], out: Path, command: str, damaged: Table | None = None) -> None:
+    """Write `out`/README.md, `out`/claims.md, and the tables of each sweep to `out`/demo or `out`/paper.
+
+    `damaged`: of runs that `records` leave out; README.md has it.
+    """
     by_sweep: dict[str, list[RunRecord]] = {}
     for record in records:
         by_sweep.setdefault(record.config["sweep"] or SINGLE, []).append(record)
@@ -44,10 +47,10 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
         text = "\n\n".join(map(markdown, tables))
         sections.append(f"## {sweep}\n\n{text}\n\n{run_facts(sweep, by_sweep[sweep])}")
         if sweep != SINGLE:
-            stem = out / ("demo" if sweep.startswith("demo") else "paper") / sweep
-            write(stem.with_suffix(".md"), f"{text}\n\n{legend(tables)}\n")
-            write(stem.with_suffix(".tex"), "\n\n".join(map(latex, tables)) + "\n")
-            write(stem.with_suffix(".csv"), csv_text(arms))
+            folder = out / ("demo" if sweep.startswith("demo") else "paper")
+            write(folder / f"{sweep}.md", f"{text}\n\n{legend(tables)}\n")
+            write(folder / f"{sweep}.tex", "\n\n".join(map(latex, tables)) + "\n")
+            write(folder / f"{sweep}.csv", csv_text(arms))
     notes = "\n".join(f"- {line}" for columns, line in LEGEND.items() if set(columns) & set(SHOWN))
     head = (
         f"# Results\n\nGenerated from run folders by `{command}`; do not edit. Negative results are in LOG.md, "
@@ -58,6 +61,7 @@ def write_results(records: list[RunRecord], out: Path, command: str) -> None:
     write(out / "claims.md", text + "\n\n".join(map(markdown, claims(everything))) + "\n")
     missing = markdown(unfilled_cells(everything))
     tail = f"## What is not filled, and why\n\n{missing}\n\n{_hardware_note(records)}"
+    tail += f"\n\n{markdown(damaged)}" if damaged else ""
     write(out / "README.md", "\n\n".join([head, *sections, tail]) + "\n")
 
 
@@ -111,6 +115,7 @@ def run_facts(sweep: str, records: list[RunRecord]) -> str:
     linked = sum("reused_from" in result for result in results)
     seeds = sorted({record.config["seed"] for record in records if record.is_done})
     dates = sorted(result["finished_at"][:10] for result in results)
+    has_file = (sweeps_dir() / f"{sweep}.yaml").is_file()
     facts = {
         "runs": f"{len(results)} of {len(records)} finished" + (f", {linked} linked from another sweep" * bool(linked)),
         "seeds": ", ".join(map(str, seeds)) or "none",
@@ -120,7 +125,7 @@ def run_facts(sweep: str, records: list[RunRecord]) -> str:
         ),
         "git revision": _joined(_revision(result) for result in results),
         "finished": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "not yet",
-        "command": f"`{command_of(sweep, records)}`" if sweep != SINGLE else "in each run's .hydra/overrides.yaml",
+        "command": f"`{command_of(sweep, records)}`" if has_file else "in each run's .hydra/overrides.yaml",
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 

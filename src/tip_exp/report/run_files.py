@@ -27,7 +27,7 @@ class RunFiles:
 def read_records(roots: list[Path]) -> tuple[list[RunRecord], Table | None]:
     """The records of all whole runs below the roots, and a table of those that are damaged.
 
-    Raises DataError if a root is no folder or no run is found.
+    Raises DataError if a root is no folder, if no run is found, or if all are damaged.
     """
     for root in roots:
         if not root.is_dir():
@@ -36,6 +36,9 @@ def read_records(roots: list[Path]) -> tuple[list[RunRecord], Table | None]:
     if not records:
         raise DataError(f"no run (a folder with config.yaml) below {', '.join(map(str, roots))}")
     rows = [[record.folder, f"damaged: {record.damage}"] for record in records if record.damage]
+    if len(rows) == len(records):
+        runs = "".join(f"\n  {folder}: {state}" for folder, state in rows)
+        raise DataError(f"no whole run below {', '.join(map(str, roots))}:{runs}")
     damaged = Table("Damaged runs, which no other table counts", ["folder", "state"], rows) if rows else None
     return [record for record in records if not record.damage], damaged
 

@@ -40,6 +40,8 @@ def workspace(records: list[RunRecord], entity: str, project: str) -> Workspace:
             for benchmark in record.config["eval"]["benchmarks"]
         }
     )
+    measured = {name for record in records if record.result for name in record.result["memory"]}
+    on_gpu = metrics.DEVICE_USED_PEAK_GIB in measured
     sweeps = sorted({sweep for record in records if (sweep := group_of(record))})
     sections: dict[str, list[Any]] = {
         "Accuracy": [
@@ -47,7 +49,9 @@ def workspace(records: list[RunRecord], entity: str, project: str) -> Workspace:
             *(against_retention(f"{name} against retention", name) for name in accuracies),
         ],
         "Cost": [
-            against_retention("peak memory against retention", metrics.PROCESS_PEAK_GIB),
+            against_retention(
+                "peak memory against retention", metrics.DEVICE_USED_PEAK_GIB if on_gpu else metrics.PROCESS_PEAK_GIB
+            ),
             against_retention("memory of the loss against retention", metrics.extra_mib("loss")),
             panels.BarPlot(title="seconds per step", metrics=[metrics.seconds("step")], groupby=selector),
         ],

@@ -30,11 +30,16 @@ def lines(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Any:
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs a subcommand: exit code, printed objects, stderr."""
 
     def run(*args: str) -> tuple[int, list[dict[str, Any]], str]:
-        code = main(list(args))
+        monkeypatch.setattr(sys, "argv", ["deepplanning", *args])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
         out, err = capsys.readouterr()
         return code, [json.loads(line) for line in out.splitlines()], err
 
@@ -127,22 +132,29 @@ def test_a_wrong_line_stops_the_command_with_a_one_line_error(
 def test_an_error_is_an_exit_code_of_the_process(module: str, tmp_path: Path, world: Path) -> None:
     line = [sys.executable, "-m", module, "score", str(tmp_path / "none.jsonl"), "--queries", str(world)]
     process = subprocess.run(line, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 2 and "none.jsonl: No such file" in process.stderr
+    assert process.returncode == 1 and process.stderr.startswith("error: [Errno 2] No such file or directory: ")
+    read_end, write_end = os.pipe()
+    os.close(read_end)  # as of `… | head`, with a reader that has closed
+    line[3:] = ["split", "--queries", str(world), "--test-frac", "0.5", "--seed", "1"]
+    ended = subprocess.run(line, stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(write_end)
+    assert ended.stderr == ""
 
 
 def test_missing_folders_and_files_are_reported(tmp_path: Path, world: Path, lines: Any, command: Any) -> None:
     file = lines(SCORE)
-    for args, message in (
-        (("score", file, "--queries", str(tmp_path)), "no travelplanning_query_en.json"),
-        (("score", file, "--queries", str(world), "--database", str(tmp_path)), "no database_en/"),
-        (("score", str(tmp_path / "none.jsonl"), "--queries", str(world)), "none.jsonl: No such file or directory"),
+    for args, expected, message in (
+        (("score", file, "--queries", str(tmp_path)), 2, "no travelplanning_query_en.json"),
+        (("score", file, "--queries", str(world), "--database", str(tmp_path)), 2, "no database_en/"),
+        (("score", str(tmp_path / "none.jsonl"), "--queries", str(world)), 1, "No such file or directory"),
     ):
         code, printed, err = command(*args)
-        assert (code, printed) == (2, []) and err.count("\n") == 1 and message in err
+        assert (code, printed) == (expected, []) and err.count("\n") == 1 and message in err
 
 
-def test_the_split_as_yaml(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["split", "--queries", str(world), "--test-frac", "0.5", "--seed", "1"]) == 0
+def test_the_split_as_yaml(world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["", "split", "--queries", str(world), "--test-frac", "0.5", "--seed", "1"])
+    main()
     tasks = [*load_tasks(world, "en"), *load_tasks(world, "zh")]
     assert capsys.readouterr().out == split_to_yaml(tasks, 0.5, 1)
 

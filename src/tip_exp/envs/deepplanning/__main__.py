@@ -25,7 +25,7 @@ from tip_exp.envs.deepplanning.score.score import score_plan
 from tip_exp.envs.deepplanning.score.tables import TaskTables
 from tip_exp.envs.deepplanning.split import split_to_yaml
 from tip_exp.envs.deepplanning.tools.sandbox import TravelSandbox
-from tip_exp.utils.errors import DataError
+from tip_exp.utils.errors import DataError, exit_on_error, quiet_when_reader_closes
 from tip_exp.utils.io import json_objects
 
 TASKS_IN_MEMORY = 8  # the distance table of a task has tens of thousands of rows
@@ -40,21 +40,14 @@ CALL_HELP = """Answer tool calls, one JSON object per line: {"lang": "en", "id":
 the tables; if DIR has the tables of one language only, those are used."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = _arguments().parse_args(argv)
+@quiet_when_reader_closes
+def main() -> None:
+    args = _arguments().parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):  # Chinese text on a terminal of any encoding
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    try:
+    with exit_on_error(ValueError, OSError):
         for line in args.run(args):
             print(line)
-    except OSError as error:
-        message = f"{error.filename or 'output'}: {error.strerror}"
-    except ValueError as error:
-        message = str(error)
-    else:
-        return 0
-    print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 def score(args: argparse.Namespace) -> Iterator[str]:
@@ -166,4 +159,4 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
