@@ -62,7 +62,7 @@ def _write(folder: RunFolder, config: RunConfig, stop: Path, seed: int) -> None:
                 tokens = ["x" * draw.randint(1, 3000), "\n"]
                 logger.samples(step, [{"tokens": tokens, "kept": [True, False], "entropy": [0.1, 0.2]}])
                 logger.log(step, {"eval/word_sums/mean@1": 1.0, "train/loss": draw.random()})
-            write_result(config, folder, {}, {})
+            write_result(config, folder, {}, {}, "a CPU")
 
 
 def _read(root: Path, reads: int) -> None:

@@ -181,7 +181,7 @@ def top_table(frame: Any) -> Table:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    return float(spearmanr(a.cpu(), b.cpu()).statistic)
+    return float(spearmanr(a.cpu(), b.cpu())[0])
 
 
 def percent(fraction: float) -> str:
