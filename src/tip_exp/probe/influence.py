@@ -181,7 +181,8 @@ def top_table(frame: Any) -> Table:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    return float(spearmanr(a.cpu(), b.cpu()).statistic)
+    correlation: Any = spearmanr(a.cpu(), b.cpu())
+    return float(correlation.statistic)
 
 
 def percent(fraction: float) -> str:
