@@ -396,8 +396,8 @@ def test_a_mask_of_padded_tensors(stats: pd.DataFrame) -> None:
     assert weights[mask].tolist() == expected_weights.tolist() and not weights[~mask].any()
     padded["micro_batch"] = torch.tensor([[0], [0], [1]]).expand(3, 5)
     of_batches = tip_exp.select(padded, normalize_over="micro_batch", response_mask=mask)
-    stats["micro_batch"] = [0] * 7 + [1]
-    assert of_batches[mask].tolist() == tip_exp.select(stats, normalize_over="micro_batch").tolist()
+    with_batches = stats.assign(micro_batch=[0] * 7 + [1])
+    assert of_batches[mask].tolist() == tip_exp.select(with_batches, normalize_over="micro_batch").tolist()
     assert expected.sum() == 2 + 1  # floor(4 / 2), floor(3 / 2), floor(1 / 2)
 
 

@@ -126,19 +126,19 @@ def test_coverage(effect: float, seeds: int, widest: float, paired: bool) -> Non
     """1,000 experiments: the simulation's standard error is 0.007. False alarms are 1 - coverage at no difference."""
     for seed_sd in (0.0, 1.0):
         shares = simulate(effect, seed_sd, seeds, 1000, paired=paired)
-        assert 0.935 <= shares["now"] <= 0.99, shares
-        assert shares["now_width"] < min(widest, shares["former_width"])
-        assert effect or shares["p_below"] == pytest.approx(1 - shares["now"])
+        assert 0.935 <= shares["report"] <= 0.99, shares
+        assert shares["report_width"] < widest
+        assert effect or shares["p_below"] == pytest.approx(1 - shares["report"])
         assert not effect or shares["within"] <= 0.05  # a false statement of equivalence within 2 points
-    assert simulate(effect, 3.0, seeds, 1000, paired=paired)["now"] >= {2: 0.86, 3: 0.90, 5: 0.92, 10: 0.92}[seeds]
+    assert simulate(effect, 3.0, seeds, 1000, paired=paired)["report"] >= {2: 0.86, 3: 0.90, 5: 0.92, 10: 0.92}[seeds]
 
 
 @pytest.mark.slow
 def test_one_seed_cannot_give_a_p() -> None:
     """Intervals over problems of two students that differ by 0 on average miss 0 far too often if seeds scatter."""
-    assert 0.93 <= simulate(0.0, 0.0, 1, 1000)["now"] <= 0.97
-    assert simulate(0.0, 1.0, 1, 1000)["now"] < 0.90
-    assert simulate(0.0, 3.0, 1, 1000)["now"] < 0.65
+    assert 0.93 <= simulate(0.0, 0.0, 1, 1000)["report"] <= 0.97
+    assert simulate(0.0, 1.0, 1, 1000)["report"] < 0.90
+    assert simulate(0.0, 3.0, 1, 1000)["report"] < 0.65
 
 
 def test_problems_are_matched_by_name_and_must_be_the_same() -> None:

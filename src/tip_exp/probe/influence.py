@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
@@ -181,7 +180,7 @@ def top_table(frame: Any) -> Table:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    return float(spearmanr(a.cpu(), b.cpu())[0])
+    return pd.Series(a.cpu().numpy()).corr(pd.Series(b.cpu().numpy()), method="spearman")
 
 
 def percent(fraction: float) -> str:
