@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP_ARGS ?=
 SWEEP ?= demo
-BENCH ?= loss --quick --out outputs/bench/loss.csv
+BENCH ?= loss --quick
 # With a CUDA device vLLM generates the rollouts, and constraints-cuda.txt pins it and the torch that it needs.
 GPU := $(shell command -v nvidia-smi 2>/dev/null)
 PINS := $(if $(GPU),constraints-cuda.txt,constraints.txt)

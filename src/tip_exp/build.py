@@ -79,7 +79,8 @@ class Parts:
         self.saved = self.checkpoints.newest(partial(missing_rows, folder)) if training else None
         if self.saved is None and numbered_checkpoints(folder.checkpoints):
             print(f"no checkpoint in {folder.checkpoints} is whole; the run starts again at step 0")
-        self._check_backend()
+        self._check_teacher()
+        self._check_saved()
         self.pair = load_pair_or_offload(config, self.ranks, self.device, tokenizer)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
@@ -143,14 +144,17 @@ class Parts:
             return self.ranks.broadcast(self.logger.copy_teacher(source) if self.ranks.is_main else {})
         return self.evaluate("teacher")
 
-    def _check_backend(self) -> None:
-        """Raise ConfigError if the backend cannot evaluate the teacher, or has not sampled the run's first steps."""
-        evaluates_teacher = self.config.eval.teacher and not self._teacher_only and not self.folder.teacher.exists()
-        if evaluates_teacher and self.saved is None and self.backend.name == "vllm":
+    def _check_teacher(self) -> None:
+        """Raise ConfigError if the teacher is to be evaluated here and the backend cannot do it."""
+        evaluates = self.config.eval.teacher and not self._teacher_only and self.saved is None
+        if evaluates and self.backend.name == "vllm" and not self.ranks.broadcast(self.folder.teacher.exists()):
             raise ConfigError(
                 "eval.teacher=true with vLLM needs a second engine, in a run of its own that tip-exp starts; start "
                 "this run with tip-exp, or set eval.teacher=false"
             )
+
+    def _check_saved(self) -> None:
+        """Raise ConfigError if another backend has sampled the rollouts before the checkpoint."""
         if self.saved is not None and self.saved.backend != self.backend.name:
             raise ConfigError(
                 f"{self.saved.path}: its rollouts were sampled by {self.saved.backend}, but here rollout.backend is "
@@ -246,7 +250,7 @@ class TrainingParts(Parts):
         """Restore student and optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
         if self.saved is None:
             return 0
-        self._check_backend()  # `tip-exp replay` has set `saved`
+        self._check_saved()  # again, as `tip-exp replay` sets `saved`
         self.saved.load(self.pair.student.module, self.learner.optimizer)
         if self.ahead is not None:
             self.ahead.restore(self.saved.rollouts)

@@ -477,6 +477,8 @@ def test_an_experiment_wins_over_the_defaults_and_the_command_line_over_both(
         "learner.num_steps=2",
         "data.max_prompt_tokens=400 learner.micro_batch_tokens=450",
         "rollout.staleness=1 rollout.backend=vllm",
+        "selector.normalizer=none",
+        "selector.shadows=[q3] learner.diagnostics_every=0",
     ],
 )
 def test_an_evaluation_is_not_refused_for_settings_of_training(
@@ -485,6 +487,13 @@ def test_an_evaluation_is_not_refused_for_settings_of_training(
     with pytest.raises(ConfigError):
         compose_run(*overrides.split())
     assert compose_run("experiment=evaluate", *overrides.split()).mode == "eval"
+
+
+def test_the_log_ratio_of_a_rule_can_be_clipped_and_normalized(compose_run: Callable[..., RunConfig]) -> None:
+    config = compose_run("selector=sparse_opd_maxtok", "+selector.clip.log_ratio=0.9", "eval.teacher=false")
+    assert config.selector.clip == {"log_ratio": 0.9}
+    with pytest.raises(ConfigError, match=r"selector\.clip\.student_logprob has no effect"):
+        compose_run("selector=sparse_opd_maxtok", "+selector.clip.student_logprob=0.9")
 
 
 def test_digest_is_of_what_decides_the_numbers(compose_run: Callable[..., RunConfig]) -> None:

@@ -54,7 +54,9 @@ def test_fields_are_guessed(own: Callable[..., TableConfig], row: dict[str, Any]
 
 def test_a_field_is_no_id_if_its_values_repeat(own: Callable[..., TableConfig]) -> None:
     rows = [{"id": number // 2, "question": f"{number}+1?", "answer": number} for number in range(4)]
-    assert [problem.id for problem in load(own(rows)).problems] == ["my/0", "my/1", "my/2", "my/3"]
+    assert [problem.id for problem in load(own(rows)).problems] == ["my/0", "my/0", "my/1", "my/1"]
+    test = own(rows).model_copy(update={"split": "test"})
+    assert [problem.id for problem in load(test).problems] == ["my/0", "my/1", "my/2", "my/3"]
 
 
 def test_the_guess_is_printed_and_can_be_set(

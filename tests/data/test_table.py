@@ -69,6 +69,12 @@ def test_repeated_prompts_of_a_training_set_are_dropped(tmp_path: Path) -> None:
     assert len(load(table(path)).problems) == 5  # a benchmark stays as published
 
 
+def test_rows_that_are_not_read_may_repeat_an_id(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", [*ROWS, ROWS[0] | {"q": "Again?"}])
+    assert len(load(table(path, num_problems=2)).problems) == 2
+    assert len(load(table(path, split="train")).problems) == 3
+
+
 def test_parts_are_disjoint_and_complete() -> None:
     train, held_out = part_of(17398, 0.0, 0.8), part_of(17398, 0.8, 1.0)
     assert (len(train), len(held_out)) == (13918, 3480)
@@ -84,7 +90,12 @@ def test_parts_are_disjoint_and_complete() -> None:
         ('{"q": "a"}\n', {}, "row 1: no field 'gold.a' (at 'gold' there is: q)"),
         ('{"q": null, "gold": {"a": 1}, "n": 1}\n', {}, "row 1: field 'q' is empty"),
         ('{"q": " ", "gold": {"a": 1}, "n": 1}\n', {}, "row 1: field 'q' is empty"),
-        ('{"q": "1+1?", "gold": {"a": ""}, "n": 1}\n', {}, "row 1: field 'gold.a' is empty"),
+        ('{"q": "1+1?", "gold": {"a": ""}, "n": 1}\n', {"split": "test"}, "row 1: field 'gold.a' is empty"),
+        (
+            '{"q": "1+1?", "gold": {"a": "1 and 1. #### "}, "n": 1}\n',
+            {"split": "test", "answer_after": "####"},
+            "row 1: field 'gold.a' is empty after '####'",
+        ),
         (
             "".join(json.dumps({"q": f"{n}?", "gold": {"a": n}, "n": n // 2}) + "\n" for n in range(4)),
             {"split": "test"},

@@ -60,6 +60,19 @@ def test_sizes_are_read_under_the_names_of_gpt2(tmp_path: Path) -> None:
     assert shape.intermediate == 4 * 48 and shape.parameters == pytest.approx(counted, rel=0.05)
 
 
+def test_the_head_of_a_nested_config_is_the_language_models(tmp_path: Path) -> None:
+    text = {
+        "model_type": "mistral",
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 9,
+    }
+    text |= {"intermediate_size": 16, "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mistral3", "text_config": text}))
+    assert shape_of(str(tmp_path), None).matrices == 2
+
+
 def test_a_config_without_sizes_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "resnet", "vocab_size": 5, "hidden_size": 8}')
     with pytest.raises(ConfigError, match=r"config\.json of \S+ has no num_hidden_layers, num_attention_heads"):

@@ -91,7 +91,9 @@ def test_several_runs_are_a_line_each(make: Make, capsys: Printed) -> None:
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["outputs/runs/a", "done", "word_sums/mean@4", "35.0", "%", "->", "80.0", "%"]
     assert second.split(maxsplit=1)[1] == "stopped at step 7 of 40, resumes from step 5  "
-    stopped.log.write_text("… tip_exp INFO the run starts\n… tip_exp ERROR the run failed: no space\nTraceback …\n")
+    stopped.log.write_text("1 02 tip_exp INFO the run starts\n")
+    stopped.log_of(2).write_text("1 01 tip_exp ERROR the run failed: of an earlier start\n")
+    stopped.log_of(1).write_text("1 03 tip_exp ERROR the run failed: no space\nTraceback …\n")
     show([])
     assert capsys.readouterr().out.splitlines()[1].endswith("failed at step 7 of 40, resumes from step 5: no space  ")
 
@@ -122,7 +124,7 @@ def test_two_sweeps_compare_the_arms_that_both_have(make: Make, capsys: Printed)
     assert "| seed " not in printed
     for selector in ("entropy", "random"):
         assert table_row(printed, f"{selector} 50 %")[4].startswith("-10.0 [")
-    assert "| q3 10 % " not in printed and printed.splitlines()[-1] == "Finished in A alone: q3 10 %."
+    assert "| q3 10 % " not in printed and printed.splitlines()[-1] == "Finished in A alone: q3 10 % on word_sums."
 
 
 def test_arms_that_look_alike_are_compared_by_the_keys_that_both_sides_have(make: Make, capsys: Printed) -> None:
@@ -134,7 +136,7 @@ def test_arms_that_look_alike_are_compared_by_the_keys_that_both_sides_have(make
     printed = capsys.readouterr().out
     assert table_row(printed, "soft_or 50 % (learner.lr=0.001)")[1:4] == ["word_sums", "60.0 ± 1.5", "60.0 ± 1.5"]
     assert table_row(printed, "soft_or 50 % (learner.lr=0.002)")[2:4] == ["70.0 ± 1.5", "70.0 ± 1.5"]
-    assert printed.splitlines()[-1] == "Finished in B alone: soft_or 50 % (learner.lr=0.004)."
+    assert printed.splitlines()[-1] == "Finished in B alone: soft_or 50 % (learner.lr=0.004) on word_sums."
     compare(["x", "y/4e-3"])  # no rate in common
     printed = capsys.readouterr().out
     assert table_row(printed, "soft_or 50 % (learner.lr=0.001) -> soft_or 50 %")[2:4] == ["60.0 ± 1.5", "90.0 ± 1.5"]

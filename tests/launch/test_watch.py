@@ -63,7 +63,7 @@ def test_a_row_says_how_far_a_run_is(sweep: Path, monkeypatch: pytest.MonkeyPatc
     assert cells(lines, "c") == ["c", "unread", "config.yaml is empty"]
     assert cells(table(sweep)[0], "b")[1] == "stopped"
     assert sorted(sweep.rglob("*")) == files, "nothing is written"
-    (sweep / "b" / "worker.log").write_text("… tip_exp ERROR the run failed: no space\n")
+    (sweep / "b" / "worker.log").write_text("1 02 tip_exp ERROR the run failed: no space\n")
     assert cells(table(sweep)[0], "b")[1] == "failed"
 
 

@@ -47,8 +47,10 @@ def test_the_sequence_kl_is_the_sum_over_the_whole_vocabulary(
     rollouts = sample_rollouts(tiny_pair)
     problems = [Problem("p", "", "")] * len(rollouts)
     changes = {"micro_batch_tokens": 300, "prompts_per_step": at_once, "samples_per_prompt": 1}
-    teacher = Teacher(tiny_pair, tiny_config.learner.model_copy(update=changes), Meter(torch.device("cpu")))
+    meter = Meter(torch.device("cpu"))
+    teacher = Teacher(tiny_pair, tiny_config.learner.model_copy(update=changes), meter)
     sums = teacher.sequence_kl(rollouts, problems)
+    assert not meter.drain_seconds(), "the teacher's seconds are those of training"
     for rollout, measured in zip(rollouts, sums, strict=True):
         positions = [t - 1 for t, is_response in enumerate(rollout.response_mask) if is_response]
         ids = torch.tensor([rollout.token_ids])

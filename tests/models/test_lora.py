@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.helpers import gradients_of_step, train_step
+from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
@@ -18,9 +19,11 @@ from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.model_folder import export
+from tip_exp.learner.out_of_memory import load_pair_or_offload
 from tip_exp.models.load import load_pair
 from tip_exp.models.lora import has_adapters, merged_tensors
 from tip_exp.models.pair import Pair
+from tip_exp.models.sources import load_tokenizer
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.rollout.hf import HfSampler
@@ -68,6 +71,17 @@ def test_new_adapters_change_no_logit_and_are_all_that_is_trainable(pair: Pair, 
     assert trainable and all(".lora_" in name for name in trainable)
     assert len(trainable) == 2 * 7 * 2  # A and B of seven matrices in two layers
     assert not has_adapters(tiny_pair.student.module) and has_adapters(pair.student.module)
+
+
+def test_initial_adapters_depend_on_the_runs_seed_alone(config: RunConfig) -> None:
+    adapters: list[list[Tensor]] = []
+    for seed, draws in ((0, 1), (0, 2), (1, 2)):
+        torch.manual_seed(draws)
+        of_seed = config.model_copy(update={"seed": seed})
+        pair = load_pair_or_offload(of_seed, Ranks(), torch.device("cpu"), load_tokenizer(config.pair))
+        adapters.append([p.detach() for p in pair.student.module.parameters() if p.requires_grad])
+    assert all(a.equal(b) for a, b in zip(*adapters[:2], strict=True))
+    assert not all(a.equal(b) for a, b in zip(*adapters[1:], strict=True))
 
 
 @pytest.mark.parametrize("backend", ["fused", "materialized"])

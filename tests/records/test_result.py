@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.result import final_outcomes, git_revision, health, model_card, totals, write_result
+from tip_exp.records.result import (
+    describe_hardware,
+    final_outcomes,
+    git_revision,
+    health,
+    model_card,
+    totals,
+    write_result,
+)
 
 
 def eval_row(step: int, problem: str, right: float, **changes: Any) -> dict[str, Any]:
@@ -131,6 +140,12 @@ def test_a_number_that_was_not_finite_does_not_end_a_finished_run(folder: RunFol
     }
     card = model_card(tiny_config, result | {"totals": {"steps": 2, "kept_tokens": 1, "response_tokens": 2}})
     assert "after 2 steps" in card and "seq_kl |" not in card
+
+
+def test_the_hardware_is_what_the_run_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    assert describe_hardware(torch.device("cuda", 0), 8) == "8 x NVIDIA H200"
+    assert describe_hardware(torch.device("cpu"), 2).endswith(f", {torch.get_num_threads()} threads")
 
 
 def test_without_git_there_is_no_revision(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,13 @@ TABLE_FILES = (".jsonl", ".parquet", ".csv")
 
 def broken_rules(config: RunConfig) -> Iterator[str]:
     """One message for each rule that the configuration breaks: key, value and remedy."""
-    yield from _selector_rules(config)
-    yield from _shadow_rules(config)
-    yield from _learner_rules(config)
-    yield from _staleness_rules(config)
-    yield from _length_rules(config)
+    if config.mode == "train":
+        yield from _selector_rules(config)
+        yield from _shadow_rules(config)
+        yield from _learner_rules(config)
+        yield from _staleness_rules(config)
+        yield from _length_rules(config)
+    yield from _evaluation_rules(config)
     yield from _dataset_rules(config)
     yield from _privileged_rules(config)
     yield from machine_rules(config)
@@ -32,17 +34,13 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
             f"pair.student.per_seed=true needs a path that contains ${{seed}}; got {config.pair.student.path} for seed "
             f"{config.seed}"
         )
-    if not config.eval.greedy and config.eval.samples == 0:
-        yield "eval.greedy=false and eval.samples=0 evaluate nothing; set eval.greedy=true or eval.samples above 0"
 
 
 def _selector_rules(config: RunConfig) -> Iterator[str]:
     """`selector_rules`, and what a rule of the user's own raises on random tokens."""
     problems = list(selector_rules(config.selector))
     yield from problems
-    if problems or config.mode != "train":
-        return
-    if error := trial_error(config.selector.rule_settings(), config.quadrants.model_dump()):
+    if not problems and (error := trial_error(config.selector.rule_settings(), config.quadrants.model_dump())):
         yield f"selector.score: tried on random tokens, {error}"
 
 
@@ -57,13 +55,6 @@ def _shadow_rules(config: RunConfig) -> Iterator[str]:
 
 def _learner_rules(config: RunConfig) -> Iterator[str]:
     learner, divergence = config.learner, config.learner.divergence
-    if learner.packing and config.pair.attention == "eager":
-        yield (
-            "learner.packing=true with pair.attention=eager: eager attention would attend across packed sequences; "
-            "choose pair.attention=sdpa or flash_attention_2, or learner.packing=false"
-        )
-    if config.mode != "train":
-        return
     if learner.warmup_steps >= learner.num_steps and learner.warmup_steps:
         yield (
             f"learner.warmup_steps ({learner.warmup_steps}) must be below learner.num_steps ({learner.num_steps}); "
@@ -95,7 +86,7 @@ def _learner_rules(config: RunConfig) -> Iterator[str]:
 
 
 def _staleness_rules(config: RunConfig) -> Iterator[str]:
-    if not config.rollout.staleness or config.mode != "train":
+    if not config.rollout.staleness:
         return
     key = f"rollout.staleness={config.rollout.staleness}"
     if config.rollout.backend == "vllm":
@@ -117,19 +108,12 @@ def _staleness_rules(config: RunConfig) -> Iterator[str]:
 
 def _length_rules(config: RunConfig) -> Iterator[str]:
     data, agent, selector = config.data, config.agent, config.selector
-    limit, remedy = config.rollout.vllm.max_model_len, "null takes what the run needs"
-    if limit is not None and limit <= config.eval.max_tokens:
-        yield (
-            f"rollout.vllm.max_model_len ({limit}) leaves no prompt before eval.max_tokens ({config.eval.max_tokens}); "
-            f"{remedy}"
-        )
-    if config.mode != "train":
-        return
+    limit = config.rollout.vllm.max_model_len
     sampled_tokens = trained_tokens = data.max_prompt_tokens + data.max_response_tokens
     if limit is not None and limit < sampled_tokens:
         yield (
             f"rollout.vllm.max_model_len ({limit}) is below data.max_prompt_tokens + data.max_response_tokens "
-            f"= {sampled_tokens}; {remedy}"
+            f"= {sampled_tokens}; null takes what the run needs"
         )
     floors = selector.scope == "rollout" and selector.rounding == "floor" and selector.order != "positive"
     if floors and selector.retention * data.max_response_tokens < 1 - 1e-9:
@@ -149,6 +133,23 @@ def _length_rules(config: RunConfig) -> Iterator[str]:
         yield (
             f"learner.micro_batch_tokens ({config.learner.micro_batch_tokens}) cannot hold one rollout of "
             f"data.max_prompt_tokens + data.max_response_tokens = {trained_tokens} (at most agent.max_train_tokens)"
+        )
+
+
+def _evaluation_rules(config: RunConfig) -> Iterator[str]:
+    """Rules on what every mode reads."""
+    evaluation, limit = config.eval, config.rollout.vllm.max_model_len
+    if not evaluation.greedy and evaluation.samples == 0:
+        yield "eval.greedy=false and eval.samples=0 evaluate nothing; set eval.greedy=true or eval.samples above 0"
+    if limit is not None and limit <= evaluation.max_tokens:
+        yield (
+            f"rollout.vllm.max_model_len ({limit}) leaves no prompt before eval.max_tokens ({evaluation.max_tokens}); "
+            "null takes what the run needs"
+        )
+    if config.learner.packing and config.pair.attention == "eager":
+        yield (
+            "learner.packing=true with pair.attention=eager: eager attention would attend across packed sequences; "
+            "choose pair.attention=sdpa or flash_attention_2, or learner.packing=false"
         )
 
 
@@ -216,6 +217,8 @@ def _privileged_rules(config: RunConfig) -> Iterator[str]:
     key, template = "pair.privileged", privileged.template
     if "{prompt}" not in template or not ("{solution}" in template or "{answer}" in template):
         yield f"{key}.template needs {{prompt}}, and {{solution}} or {{answer}}; got {template!r}"
+    if config.mode != "train":
+        return
     if isinstance(config.data.train, TOOL_TASKS):
         yield f"{key}: tool tasks have no solution text; choose another data set or pair.privileged=null"
     train = config.data.train

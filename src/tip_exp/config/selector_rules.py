@@ -61,11 +61,12 @@ def selector_rules(selector: Any) -> Iterator[str]:
             "selector.weight=score needs selector.order=top and a ranked score; got "
             f"selector.score={score}, selector.order={order}"
         )
+    keys = "selector.normalizer" + " and selector.normalizer_of" * bool(selector.normalizer_of)
     if score in UNIT_INTERVAL and "none" in normalizers:
-        yield f"selector.score={score} needs statistics in [0, 1]: selector.normalizer must not be none"
+        yield f"selector.score={score} needs statistics in [0, 1]: {keys} must not be none"
     if score in UNNORMALIZED and normalizers - {"none"}:
         given = ", ".join(sorted(normalizers - {"none"}))
-        yield f"selector.score={score} reads values in nats: selector.normalizer must be none, not {given}"
+        yield f"selector.score={score} reads values in nats: {keys} must be none, not {given}"
     for statistic in sorted(set(selector.clip) - read):
         yield (
             f"selector.clip.{statistic} has no effect: selector.score={score} does not read {statistic}; "
@@ -80,8 +81,8 @@ def selector_rules(selector: Any) -> Iterator[str]:
         )
     if order == "sample" and "rank" in normalizers:
         yield (
-            "selector.order=sample draws in proportion to the score, but the normalizer rank (selector.normalizer, "
-            "selector.normalizer_of) replaces a statistic by its rank; choose none"
+            f"selector.order=sample draws in proportion to the score, but rank, of {keys}, replaces a "
+            "statistic by its rank; choose none"
         )
     group = selector.normalize_over
     if selector.scope == "batch" and group != "batch" and normalizers - {"none"}:

@@ -44,7 +44,7 @@ def with_fields(config: TableConfig, rows: list[dict[str, Any]], path: Path) -> 
                 f"{path}: no field of every row is called {', '.join(USUAL_NAMES[name])}; set {section}.fields.{name} "
                 f"to one of {', '.join(common) or '(none)'}"
             )
-        if name == "id":  # as a name alone does not show that a field tells the rows apart
+        if name == "id" and config.split != "train":  # repeated training problems are dropped
             names = [usual for usual in names if len({str(row[usual]) for row in rows}) == len(rows)]
         fields[name] = names[0] if names else None
         if names and name == "prompt":

@@ -39,9 +39,9 @@ def load(config: TableConfig) -> Dataset:
         problems = [problems[i] for i in part_of(len(problems), *part)]
     if config.split == "train":
         problems = _distinct(problems)
-    else:
-        _check_ids(problems, path)
     problems = problems[: config.num_problems]
+    if config.split != "train":
+        _check_ids(problems, path)
     if not problems:
         raise DataError(f"{config.label}: {path} has no rows in the configured part")
     return Dataset(problems, source, sha256)
@@ -115,9 +115,11 @@ def _problem(config: TableConfig, row: dict[str, Any], number: int, path: Path) 
             raise DataError(f"{location}: {fields.answer} has no {config.answer_after!r}")
     else:
         solution = _text(row, fields.solution, location) if fields.solution else ""
-    for field, text in ((fields.prompt, prompt), (fields.answer, answer)):
-        if not text.strip():
-            raise DataError(f"{location}: field {field!r} is empty")
+    if not prompt.strip():
+        raise DataError(f"{location}: field {fields.prompt!r} is empty")
+    if not answer.strip() and config.split != "train":  # training does not compare answers
+        after = f" after {config.answer_after!r}" if config.answer_after else ""
+        raise DataError(f"{location}: field {fields.answer!r} is empty{after}")
     row_id = _text(row, fields.id, location) if fields.id else str(number - 1)
     return Problem(f"{config.label}/{row_id}", prompt.strip() + config.suffix, answer.strip(), solution)
 
@@ -134,7 +136,7 @@ def _check_ids(problems: list[Problem], path: Path) -> None:
     for problem_id, count in Counter(problem.id for problem in problems).items():
         if count > 1:
             repeated = problem_id.partition("/")[2]  # after the data set's label
-            raise DataError(f"{path}: {count} rows have the id {repeated!r}; make ids unique, or set fields.id=null")
+            raise DataError(f"{path}: {count} rows have the id {repeated!r}; make ids unique, or set fields.id to null")
 
 
 def _check_is_plain(row: dict[str, Any], field: str, location: str) -> None:

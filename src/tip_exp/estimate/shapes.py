@@ -103,7 +103,7 @@ def shape_of(path: str, revision: str | None) -> ModelShape:
     head_dim = config.get("head_dim") or hidden // heads
     query, key = heads * head_dim, (config.get("num_key_value_heads") or heads) * head_dim
     qk_norm = config["model_type"] == "qwen3"
-    matrices = 1 if _is_tied(config_and_source[0]) else 2
+    matrices = 1 if _is_tied(config, config_and_source[0]) else 2
     if config["model_type"] in COUNTED:
         layer = 2 * hidden * query + 2 * hidden * key + 3 * hidden * intermediate + 2 * hidden
         if config["model_type"] == "qwen2":  # biases of query, key and value
@@ -116,9 +116,12 @@ def shape_of(path: str, revision: str | None) -> ModelShape:
     return ModelShape(parameters, hidden, intermediate, layers, query, key, qk_norm, vocab_size, matrices)
 
 
-def _is_tied(config: dict[str, Any]) -> bool:
-    """Whether embedding and output head are one matrix; the model type's default if config.json does not say it."""
-    for section in (config.get("text_config", {}), config):
+def _is_tied(config: dict[str, Any], whole: dict[str, Any]) -> bool:
+    """Whether embedding and output head are one matrix; the model type's default if config.json does not say it.
+
+    `config`: the part of the `whole` that describes the language model.
+    """
+    for section in (config, whole):
         if "tie_word_embeddings" in section:
             return bool(section["tie_word_embeddings"])
     if config["model_type"] in COUNTED:

@@ -31,6 +31,11 @@ class Grader:
     group_all: GroupAll
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def open_grader(name: str, workers: int | None = None) -> Iterator[Grader]:
     """A grader by its name in the config.
@@ -40,8 +45,7 @@ def open_grader(name: str, workers: int | None = None) -> Iterator[Grader]:
     if name == "math":
         from tip_exp.grading.pool import GradingPool
 
-        cores = len(os.sched_getaffinity(0))
-        with GradingPool(workers=min(cores, workers or cores)) as pool:
+        with GradingPool(workers=min(cores(), workers or cores())) as pool:
             yield Grader(with_retry(pool.grade_all), pool.group_all)
     else:
         grade = {"boxed_integer": boxed.grade, "strict": string_match.grade}[name]

@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tip_exp.grading import string_match
+from tip_exp.grading import cores, string_match
 from tip_exp.grading.pool import TIME_LIMIT_S, GradingPool
 from tip_exp.grading.types import FAILURES, Verdict
 
@@ -130,9 +130,7 @@ def _options() -> argparse.Namespace:
         help="verdicts to print (math)",
     )
     parser.add_argument("--time-limit", type=float, default=TIME_LIMIT_S, metavar="S", help="seconds a response (5)")
-    parser.add_argument(
-        "--workers", type=int, default=len(os.sched_getaffinity(0)), metavar="N", help="processes (one a core)"
-    )
+    parser.add_argument("--workers", type=int, default=cores(), metavar="N", help="processes (one a core)")
     options = parser.parse_args()
     for name, value in (("--time-limit", options.time_limit), ("--workers", options.workers)):
         if not 0 < value < math.inf:

@@ -6,14 +6,15 @@ import re
 
 from tip_exp.grading.types import Verdict
 
-_INTEGER, _GIVEN = re.compile(r"[+-]?\d+"), re.compile(r"-?\d+")  # of a reference answer, of a box
+_INTEGER = re.compile(r"[+-]?\d+")  # a reference answer
+_BOXED = re.compile(r"-?\d+")  # what a box holds
 
 
 def grade(text: str, answer: str) -> Verdict:
     r"""Compare the integer in the last `\boxed{...}` with the answer, as integers: "07" equals "7"."""
     boxes = [part.partition("}")[0] for part in text.split(r"\boxed{")[1:] if "}" in part]
     given = boxes[-1].strip() if boxes else ""
-    if not _GIVEN.fullmatch(given):
+    if not _BOXED.fullmatch(given):
         return Verdict(right=False, extracted=None, rule="unparsed")
     right = is_integer(answer) and _digits(given) == _digits(answer.strip())
     return Verdict(right=right, extracted=given, rule="boxed")

@@ -129,7 +129,7 @@ def _same(given: str, reference: str) -> bool:
         return False
     if given_percent:
         return _same_mathematics(f"({_right_side(given)})/100", reference)
-    return _same_mathematics(given, f"({reference})/100")
+    return _same_mathematics(_right_side(given), f"({_right_side(reference)})/100")
 
 
 def _tidy(answer: str) -> str:

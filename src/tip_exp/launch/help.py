@@ -85,7 +85,8 @@ def unknown_name(error: Exception) -> str:
     text = str(error)
     key = re.search(r"Could not override '([\w.@]+)'.*?[Tt]o append to your [\w ]+ use (\S+)", text, re.DOTALL)
     if key and ("is not in struct" in f"{error.__cause__}" or "No match in the defaults list" in text):
-        (name, adds), names = key.groups(), sorted(known_keys())
+        name, adds = key.groups()
+        names = sorted(known_keys())
         if name in names and (inner := re.search(r"full_key: ([\w.]+)", f"{error.__cause__}")):  # typed KEY={NAME: …}
             names = [other for other in names if other.startswith(f"{name}.")]
             name, adds = inner[1], f"+{inner[1]}=VALUE"

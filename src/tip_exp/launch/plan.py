@@ -31,7 +31,7 @@ from tip_exp.launch.sweep import RefusedRun, RunComposer, SweepRun, expand
 from tip_exp.launch.teacher import TEACHERS, teacher_config
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.integrity import damage
-from tip_exp.utils.errors import BAD_CONFIG, ConfigError, quiet_when_reader_closes
+from tip_exp.utils.errors import BAD_CONFIG, FAILED, ConfigError, quiet_when_reader_closes
 from tip_exp.utils.paths import OUTPUTS, conf_dir, sweeps_dir
 from tip_exp.utils.units import format_duration
 
@@ -175,8 +175,10 @@ def main() -> None:
         sys.exit(print_error(error))
     lines, states = format_plan(runs, OUTPUTS, card)
     print("\n".join(lines))
-    if states[CANNOT_RUN] or states[State.CHANGED] or states[State.DAMAGED]:
+    if states[CANNOT_RUN] or states[State.CHANGED]:
         sys.exit(BAD_CONFIG)
+    if states[State.DAMAGED]:
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

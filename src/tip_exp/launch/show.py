@@ -70,21 +70,22 @@ def _records(folders: list[Path]) -> list[RunRecord]:
 def _described(runs: list[RunFolder], depth: Depth) -> str:
     if len(runs) == 1:
         return _in_full(runs[0], depth)
-    lines = [(str(run.root), *_state(run, depth)) for run in runs]
+    lines = [(str(run.root), *_state(run, _read(run, depth), depth)) for run in runs]
     widths = [max(len(line[i]) for line in lines) for i in (0, 1)]
     return "\n".join(f"{root:<{widths[0]}}  {state:<{widths[1]}}  {reached}" for root, state, reached in lines)
 
 
 def _in_full(run: RunFolder, depth: Depth) -> str:
-    state, _ = _state(run, depth)
+    read = _read(run, depth)
+    state, _ = _state(run, read, depth)
     try:
         lines = [opening(load(run.config), run), f"state: {state}"]
-    except ValueError as error:  # torn, or of another version
+    except (ValueError, OSError) as error:  # torn, missing, or of another version
         lines = [f"{run.root}: {error}", f"state: {state}"]
-    if state.startswith(DAMAGED):
+    if isinstance(read, str):
         return "\n".join([*lines, remedy(run, state)])
-    record = read_run(run, "newer")
-    config, rows = record.config, read_metrics(record)
+    record, rows = read
+    config = record.config
     if run.overrides.exists():
         typed = yaml.safe_load(run.overrides.read_text(encoding="utf-8")) or []
         start = f"sweep: {config['sweep']}, with" if config.get("sweep") else "command: tip-exp"
@@ -132,17 +133,24 @@ def _is_evaluation(row: dict[str, Any]) -> bool:
     return any(name.startswith((metrics.EVAL, metrics.TEACHER)) for name in row)
 
 
-def _state(run: RunFolder, depth: Depth) -> tuple[str, str]:
+def _read(run: RunFolder, depth: Depth) -> tuple[RunRecord, list[dict[str, Any]]] | str:
+    """A run's record and the rows of its metrics, or "damaged: …"."""
+    try:
+        record = read_run(run, depth)
+        return record, read_metrics(record)
+    except (ValueError, OSError) as error:
+        return f"{DAMAGED}: {first_line(error)}"
+
+
+def _state(run: RunFolder, read: tuple[RunRecord, list[dict[str, Any]]] | str, depth: Depth) -> tuple[str, str]:
     """The state, and what a finished run reached.
 
     "done", "damaged: …", "running at step 7 of 40, by process 12 …", "stopped at step 7 of 40, resumes from step 5",
     "failed at step 7 of 40, resumes from step 5: out of disk space"
     """
-    try:
-        record = read_run(run, depth)
-        rows = read_metrics(record)
-    except (ValueError, OSError) as error:
-        return f"{DAMAGED}: {first_line(error)}", ""
+    if isinstance(read, str):
+        return read, ""
+    record, rows = read
     if record.result:
         verified = ", every file has the SHA-256 in result.json" if depth == "all" and "files" in record.result else ""
         evaluation = record.config["eval"]
@@ -197,7 +205,7 @@ def _results(sides: list[list[RunRecord]]) -> tuple[list[list[str]], list[str]]:
     notes: list[str] = []
     for side, of_side in enumerate(arms):
         paired = [id(pair[side]) for pair in pairs]
-        alone = dict.fromkeys(_arm_name(arm) for arm in of_side if id(arm) not in paired)
+        alone = [f"{_arm_name(arm)} on {arm.benchmark}" for arm in of_side if id(arm) not in paired]
         notes += [f"Finished in {'AB'[side]} alone: {', '.join(alone)}."] if alone else []
     return rows, notes
 

@@ -122,12 +122,6 @@ class Learner:
                 except FloatingPointError as error:
                     self._reject(step, rollouts, str(error), can_replay=not isinstance(error, RuleIsNaN))
                     selection = Selection(torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(len(tokens)))
-                described = token_metrics(
-                    statistics, tokens, selection, self.selector, self.pair.student.loaded_head.vocab_size
-                )
-                described |= shadow_metrics(
-                    shadows, statistics, tokens, selection.kept_mask, partial(draws, self.seed, step)
-                )
                 selection = selection.averaged(tokens, self.config.average)
                 part, objective_of = selection.at(share.rows), make_objective(self.config, statistics)
                 loss_sum = self.backward(  # pass 2
@@ -155,6 +149,13 @@ class Learner:
                             objective_of,
                             self.optimizer,
                         )
+            # Before the update: if memory does not suffice for them, the step can be done again.
+            described = token_metrics(
+                statistics, tokens, selection, self.selector, self.pair.student.loaded_head.vocab_size
+            )
+            described |= shadow_metrics(
+                shadows, statistics, tokens, selection.kept_mask, partial(draws, self.seed, step)
+            )
             metrics = self._update(step, rollouts, loss_sum, selection.mass)
         if self._num_non_finite > num_non_finite:
             metrics[names.NON_FINITE] = 1.0
@@ -166,9 +167,9 @@ class Learner:
     def token_stats(
         self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, wanted: frozenset[str], *, keep_graph: bool
     ) -> tuple[list[TokenStats], Tensor | None]:
-        """The statistics of micro-batches, and with `keep_graph` the hidden states of the last one with their graph.
+        """The statistics of micro-batches; with `keep_graph` also the hidden states of the only one, with their graph.
 
-        Pass 2 reuses the graph of the only micro-batch.
+        Pass 2 reuses that graph.
         """
         stats: list[TokenStats] = []
         graph: Tensor | None = None

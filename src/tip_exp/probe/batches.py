@@ -81,8 +81,8 @@ class Probe:
         """<g_n, direction> of every token, (N,), float64, in host memory."""
         student, teacher = self.parts.pair.student, self.parts.pair.teacher
         objective_of = make_objective(self.config.learner, batch.statistics)
-        tokens = batch.micro_batches, batch.teacher_hidden
-        return influence(student, teacher.head, *tokens, direction, objective_of, self._tile_bytes).cpu()
+        batches = batch.micro_batches, batch.teacher_hidden
+        return influence(student, teacher.head, *batches, direction, objective_of, self._tile_bytes).cpu()
 
     def select(self, selector: Selector, batch: Batch) -> Selection:
         """What the selector keeps of a batch, with the draws of a run's step."""

@@ -197,8 +197,10 @@ def _at_least(fewest: int) -> Callable[[str], int]:
 
 
 def _ratios(text: str) -> list[float]:
-    with suppress(ValueError):  # of a part that is no number
+    try:
         ratios = [float(part) / 100 for part in text.split(",")]
-        if all(0 < ratio <= 1 for ratio in ratios):
-            return ratios
+    except ValueError:
+        ratios = []
+    if ratios and all(0 < ratio <= 1 for ratio in ratios):
+        return ratios
     raise argparse.ArgumentTypeError(f"percentages above 0 and at most 100; got {text}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
@@ -180,7 +181,8 @@ def top_table(frame: Any) -> Table:
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    return pd.Series(a.cpu().numpy()).corr(pd.Series(b.cpu().numpy()), method="spearman")
+    ranked: Any = spearmanr(a.cpu(), b.cpu())
+    return float(ranked.statistic)
 
 
 def percent(fraction: float) -> str:

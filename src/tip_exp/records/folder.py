@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-LOG_STARTS, LOG_FAILED = "tip_exp INFO the run starts", "tip_exp ERROR the run failed: "  # records of worker.log
+# Records of worker.log: their time, and the error.
+LOG_STARTS = re.compile(r"^(\S+ \S+) tip_exp INFO the run starts$", re.MULTILINE)
+LOG_FAILED = re.compile(r"^(\S+ \S+) tip_exp ERROR the run failed: (.*)$", re.MULTILINE)
 LOG_TAIL_BYTES = 1 << 16  # more than a traceback and what libraries print around it
 
 
@@ -58,15 +60,19 @@ class RunFolder:
 
 
 def last_error(folder: RunFolder) -> str:
-    """The error that ended the newest process of the run (rank 0), from its log; "" if none did."""
+    """The error of the first rank that failed since rank 0 started last, from their logs; "" if none did."""
+    start = max(LOG_STARTS.findall(_tail(folder.log)), default="")
+    failures = [found for log in folder.root.glob("worker*.log") for found in LOG_FAILED.findall(_tail(log))]
+    return min(((time, error) for time, error in failures if time >= start), default=("", ""))[1]
+
+
+def _tail(log: Path) -> str:
     try:
-        with folder.log.open("rb") as log:
-            log.seek(max(0, os.fstat(log.fileno()).st_size - LOG_TAIL_BYTES))
-            tail = log.read().decode(errors="replace")
+        with log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
     except OSError:
         return ""
-    _, failed, message = tail.rpartition(f"{LOG_STARTS}\n")[2].partition(LOG_FAILED)
-    return message.partition("\n")[0] if failed else ""
 
 
 def read_budgets(path: Path) -> dict[int, int]:

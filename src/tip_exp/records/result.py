@@ -155,8 +155,8 @@ def model_card(config: RunConfig, result: dict[str, Any]) -> str:
     head = {"base_model": base, "library_name": "transformers", "tags": ["on-policy-distillation", "tip_exp"]}
     settings = yaml.safe_dump(config.model_dump(exclude={"logger"}), sort_keys=False)
     start, final = result["start"], result["final"]
-    finite = [name for name in final if start.get(name) is not None and final[name] is not None]
-    scores = [f"| {name} | {start[name]:.4f} | {final[name]:.4f} |" for name in finite]
+    in_both = [name for name in final if start.get(name) is not None and final[name] is not None]
+    scores = [f"| {name} | {start[name]:.4f} | {final[name]:.4f} |" for name in in_both]
     lines = [
         f"---\n{yaml.safe_dump(head)}---\n# {config.name}\n",
         f"`{base}` after {totals['steps']} steps of on-policy distillation from `{config.pair.teacher.path}`, on",

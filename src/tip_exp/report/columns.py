@@ -32,8 +32,8 @@ LEGEND = {
     ("gap closed",): "gap closed: (final - step 0) / (teacher - step 0)",
     ("vs full", "p"): (
         "vs full: difference to training on every token, on the same problems, in points [95 % interval]; p (Holm): "
-        "two-sided, corrected over the comparisons of this setting among all runs that were read, in results/ of the "
-        "sweep (variances of problems and seeds, Student's t; simulated coverage: results/coverage.md)"
+        "two-sided, corrected over all comparisons of this setting among the runs that were read, in results/ those of "
+        "one sweep (variances of problems and seeds, Student's t; simulated coverage: results/coverage.md)"
     ),
     ("within",): (
         f"within ± {MARGIN:g}: is the difference within {MARGIN:g} points at 95 %, by two one-sided tests; in brackets "

@@ -138,7 +138,7 @@ def test_an_error_is_an_exit_code_of_the_process(module: str, tmp_path: Path, wo
     line[3:] = ["split", "--queries", str(world), "--test-frac", "0.5", "--seed", "1"]
     ended = subprocess.run(line, stdout=write_end, stderr=subprocess.PIPE, text=True, timeout=300)
     os.close(write_end)
-    assert ended.stderr == ""
+    assert (ended.returncode, ended.stderr) == (1, "")
 
 
 def test_missing_folders_and_files_are_reported(tmp_path: Path, world: Path, lines: Any, command: Any) -> None:
