@@ -267,7 +267,7 @@ def test_a_damaged_run_is_named_and_fails_the_plan(
     with pytest.raises(SystemExit) as ended:
         main()
     line = capsys.readouterr().out.splitlines()[0]
-    assert ended.value.code == 2 and line.startswith(f"damaged         {hurt.root.name} ")
+    assert ended.value.code == 1 and line.startswith(f"damaged         {hurt.root.name} ")
     assert line.endswith("(result.json does not agree with its own SHA-256)")
 
 

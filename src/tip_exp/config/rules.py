@@ -25,7 +25,7 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
         yield from _learner_rules(config)
         yield from _staleness_rules(config)
         yield from _length_rules(config)
-    yield from _evaluation_rules(config)
+    yield from _common_rules(config)
     yield from _dataset_rules(config)
     yield from _privileged_rules(config)
     yield from machine_rules(config)
@@ -136,7 +136,7 @@ def _length_rules(config: RunConfig) -> Iterator[str]:
         )
 
 
-def _evaluation_rules(config: RunConfig) -> Iterator[str]:
+def _common_rules(config: RunConfig) -> Iterator[str]:
     """Rules on what every mode reads."""
     evaluation, limit = config.eval, config.rollout.vllm.max_model_len
     if not evaluation.greedy and evaluation.samples == 0:
