@@ -23,7 +23,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.launch.lock import holder
 from tip_exp.launch.ranks import Node, ranks_per_node, this_node, torchrun_options
 from tip_exp.launch.torchrun import run_ranks
-from tip_exp.records.folder import RunFolder
+from tip_exp.records.folder import RunFolder, last_error
 from tip_exp.utils.errors import ConfigError
 
 # Imported by every process at its start: replaces a run by one that writes what it sees, and ends as its name says.
@@ -131,8 +131,9 @@ def test_two_ranks_share_a_lock_and_the_cores_and_rank_0_prints(
     locked = [int(pid) for r in ranks for pid, _ in json.loads(r["lock"])["processes"]]
     assert process.pid in locked and {r["pid"] for r in ranks} <= set(locked)
     assert not folder.lock.exists()
-    assert re.fullmatch(r".* stub INFO rank 0 logs\n", folder.log.read_text())
-    assert re.fullmatch(r"rank 1 prints\n.* stub INFO rank 1 logs\n", folder.log_of(1).read_text())
+    starts = r".* tip_exp INFO the run starts\n"
+    assert re.fullmatch(rf"{starts}.* stub INFO rank 0 logs\n", folder.log.read_text())
+    assert re.fullmatch(rf"{starts}rank 1 prints\n.* stub INFO rank 1 logs\n", folder.log_of(1).read_text())
 
 
 def test_one_error_is_printed_the_first_ranks(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
@@ -143,6 +144,7 @@ def test_one_error_is_printed_the_first_ranks(tmp_path: Path, start: Callable[..
         f"error: rank 1 is the cause (traceback in {folder.log_of(1)})",
         f"error: fails: failed with exit code 1; see {folder.log}",
     ]
+    assert last_error(folder) == "rank 1 is the cause"
     assert "ValueError: rank 1 is the cause" in folder.log_of(1).read_text()
     assert not folder.lock.exists()
 

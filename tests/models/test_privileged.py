@@ -139,7 +139,7 @@ def test_problems_whose_privileged_prompt_is_too_long_are_left_out(config: RunCo
 
     problems = TrainingSet(config, limited(middle), train).problems
     assert len(problems) == sum(length <= middle for length in lengths) < len(train.problems)
-    with pytest.raises(ConfigError, match=r"pair\.privileged\.max_tokens=3 leaves no problem"):
+    with pytest.raises(ConfigError, match=r"pair\.privileged\.max_tokens=3 leaves no prompt: the shortest has "):
         TrainingSet(config, limited(3), train)
 
 
