@@ -36,7 +36,7 @@ MAY_IMPORT = {
 }
 ENTRY_POINTS = {"__init__", "__main__", "deepplanning"}  # may import anything; nothing imports them
 # Two packages take only names from selector, so that neither a config nor a loss loads the selection itself.
-ONLY = {("config", "selector"): {"selector.scores"}, ("losses", "selector"): {"selector.scores"}}
+ONLY = {("config", "selector"): {"selector.scores", "selector.lookup"}, ("losses", "selector"): {"selector.scores"}}
 # Modules that may import a library.
 IMPORTERS = {
     "vllm": {"rollout.vllm"},
@@ -140,5 +140,6 @@ def test_losses_load_no_other_part_of_the_framework() -> None:
     assert {name for name in loaded if name.startswith("tip_exp.")} - {
         "tip_exp.selector",
         "tip_exp.selector.scores",
+        "tip_exp.selector.lookup",
     } <= {name for name in loaded if name.startswith("tip_exp.losses")}
     assert "hydra" not in loaded

@@ -12,7 +12,14 @@ from omegaconf import OmegaConf
 
 from tip_exp.config.machine_rules import RESERVED
 from tip_exp.config.parse import accept
-from tip_exp.selector.scores import NORMALIZED, SCORES, SIGNED, UNBUDGETED, UNIT_INTERVAL, rule_inputs
+from tip_exp.selector.lookup import rule_inputs
+from tip_exp.selector.scores import (
+    NORMALIZED,
+    SCORES,
+    SIGNED,
+    UNBUDGETED,
+    UNIT_INTERVAL,
+)
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
 

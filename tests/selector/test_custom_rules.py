@@ -24,7 +24,8 @@ from tip_exp.records.reader import read_runs
 from tip_exp.report.arms import summarize
 from tip_exp.report.overlaps import overlaps
 from tip_exp.report.overview import overview
-from tip_exp.selector.scores import INPUTS, find_rule, named_rule, required_stats
+from tip_exp.selector.lookup import find_rule, named_rule, required_stats
+from tip_exp.selector.scores import INPUTS
 from tip_exp.utils.errors import ConfigError
 
 Compose = Callable[..., RunConfig]

@@ -12,7 +12,7 @@ from tests.selector.test_selector import random_statistics, seeded, tokens_of
 from torch import Tensor
 
 from tip_exp.api.select import make_selector
-from tip_exp.selector import published, scores
+from tip_exp.selector import lookup, published, scores
 from tip_exp.selector.selector import Selection
 from tip_exp.utils.paths import conf_dir
 
@@ -225,7 +225,7 @@ def test_a_rule_of_a_user_takes_parameters() -> None:
 
     rule = make_selector(above, normalizer="none", parameters={"nats": 1.0})
     assert rule({"entropy": torch.tensor([0.5, 3.0])}, tokens_of(2), seeded()).score.tolist() == [-0.5, 2.0]
-    assert scores.rule_inputs(above) == ["entropy"]
+    assert lookup.rule_inputs(above) == ["entropy"]
 
 
 # --- docs/selectors.md -----------------------------------------------------------------------------------------------
@@ -249,7 +249,7 @@ def test_a_row_names_the_statistics_and_the_tokens_that_the_teacher_must_read(na
     _, _, reads, teacher, depth = table_rows()[name]
     rule = make_selector(name)
     inputs = [f"`{key}`" for key in scores.STATISTICS if key in rule.required_stats]
-    positional = set(scores.rule_inputs(scores.find_rule(rule.score)))
+    positional = set(lookup.rule_inputs(lookup.find_rule(rule.score)))
     inputs += [f"`{key}`" for key in ("position", "response_length", "rollout") if key in positional]
     assert reads == (", ".join(inputs) or "-")
     needs_teacher = rule.required_stats - scores.STUDENT_STATISTICS

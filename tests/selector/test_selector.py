@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests import reference
 from torch import Tensor
 
-from tip_exp.selector import scores
+from tip_exp.selector import lookup, scores
 from tip_exp.selector.selector import (
     Quadrants,
     Selection,
@@ -390,10 +390,10 @@ def test_every_rule_runs_with_its_required_statistics_alone(score: str) -> None:
 
 
 def test_required_statistics() -> None:
-    assert scores.required_stats("soft_or") == {"entropy", "reverse_kl"}
-    assert scores.required_stats("q3") == {"entropy", "forward_kl"}
-    assert scores.required_stats("q1") == {"entropy", "reverse_kl"}
-    assert scores.required_stats("full") == scores.required_stats("random") == frozenset()
+    assert lookup.required_stats("soft_or") == {"entropy", "reverse_kl"}
+    assert lookup.required_stats("q3") == {"entropy", "forward_kl"}
+    assert lookup.required_stats("q1") == {"entropy", "reverse_kl"}
+    assert lookup.required_stats("full") == lookup.required_stats("random") == frozenset()
 
 
 def test_jaccard() -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator
 
-from tip_exp.selector.scores import NORMALIZED, with_code
+from tip_exp.selector.lookup import with_code
+from tip_exp.selector.scores import NORMALIZED
 
 MAX_NAME = 200  # bytes; file systems allow 255, and files beside a folder have longer names
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from tip_exp.config.schema import SelectorConfig
 from tip_exp.config.selector_rules import selector_rules
-from tip_exp.selector.scores import rule_names
+from tip_exp.selector.lookup import rule_names
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import conf_dir
 

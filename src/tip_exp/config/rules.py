@@ -10,7 +10,7 @@ from tip_exp.config.machine_rules import machine_rules
 from tip_exp.config.presets import shadow_errors
 from tip_exp.config.schema import RunConfig
 from tip_exp.config.selector_rules import selector_rules
-from tip_exp.selector.scores import trial_error
+from tip_exp.selector.lookup import trial_error
 from tip_exp.utils.io import file_digest
 from tip_exp.utils.paths import is_file, is_folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from tip_exp.selector.lookup import find_rule, parameter_errors, rule_inputs
 from tip_exp.selector.scores import (
     FALLING,
     NORMALIZED,
@@ -13,9 +14,6 @@ from tip_exp.selector.scores import (
     UNBUDGETED,
     UNIT_INTERVAL,
     UNNORMALIZED,
-    find_rule,
-    parameter_errors,
-    rule_inputs,
 )
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tip_exp.selector.imports import line_of
+from tip_exp.selector.lookup import find_rule, parameter_errors, required_stats, rule_inputs
 from tip_exp.selector.normalize import clip_high, normalize
 from tip_exp.selector.scores import (
     FALLING,
@@ -28,10 +29,6 @@ from tip_exp.selector.scores import (
     RuleIsNaN,
     Scope,
     Weight,
-    find_rule,
-    parameter_errors,
-    required_stats,
-    rule_inputs,
 )
 from tip_exp.selector.weights import token_weights
 
@@ -124,7 +121,7 @@ class Quadrants:
 class Selector:
     """A selection rule; the fields are the keys of conf/selector/*.yaml."""
 
-    score: str | Rule  # as scores.find_rule takes it
+    score: str | Rule  # as lookup.find_rule takes it
     normalizer: Normalizer
     normalize_over: Group
     clip: dict[str, float]  # statistic -> quantile
