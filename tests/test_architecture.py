@@ -75,9 +75,9 @@ def imported(path: Path) -> set[str]:
 
 
 def package_of(name: str) -> str:
-    """The first part of a dotted name; run.py and build.py are one package."""
+    """The first part of a dotted name; run.py, build.py and inputs.py are one package."""
     first = name.split(".")[0]
-    return "run" if first == "build" else first
+    return "run" if first in {"build", "inputs"} else first
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name not in ENTRY_POINTS])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tip_exp import build
+from tip_exp import inputs
 from tip_exp.config.parse import load
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load as load_data
@@ -206,8 +206,8 @@ def test_a_run_on_cuda_is_in_a_process_group(
         asked.append(alone)
         raise InterruptedError
 
-    monkeypatch.setattr(build, "start", start)
-    monkeypatch.setattr(build, "pick_device", lambda _name: torch.device(device))
+    monkeypatch.setattr(inputs, "start", start)
+    monkeypatch.setattr(inputs, "pick_device", lambda _name: torch.device(device))
     with pytest.raises(InterruptedError):
         run(compose_run(), RunFolder(tmp_path))
     assert asked == [device == "cuda:0"]

@@ -1,97 +1,56 @@
-"""The parts of a run. What can be refused is refused first: memory, data, tokenizers, prompts; weights load last."""
+"""The parts of a run: its inputs first, which refuse what can be refused, then the weights and what uses them."""
 
 from __future__ import annotations
 
-import json
-from contextlib import ExitStack, closing, nullcontext, redirect_stdout
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
-from functools import cached_property, partial
-from io import StringIO
+from functools import cached_property
 
 import torch
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.data.contamination import describe_data
-from tip_exp.data.load import load
 from tip_exp.data.prompts import with_tools
-from tip_exp.data.training_set import TrainingSet
 from tip_exp.envs.sampler import episode_metrics
-from tip_exp.estimate.memory_check import check_memory, with_engine_share
-from tip_exp.eval.evaluate import Evaluations
+from tip_exp.estimate.memory_check import with_engine_share
 from tip_exp.eval.verdicts import Verdicts, grade_rollouts
-from tip_exp.learner.checkpoint import Checkpoints
-from tip_exp.learner.device import pick_device, pick_threads
-from tip_exp.learner.distributed import start
+from tip_exp.inputs import Inputs
+from tip_exp.learner.device import pick_threads
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.model_folder import export
 from tip_exp.learner.on_policy import MismatchCheck, limits_for
 from tip_exp.learner.out_of_memory import OomRetrySteps, load_pair_or_offload
 from tip_exp.learner.selectors import make_selector, make_shadows
-from tip_exp.learner.sharding import lowered_dtype
 from tip_exp.learner.sharing import SharedSampler
 from tip_exp.learner.teacher import Teacher
-from tip_exp.models.load import check_context
 from tip_exp.models.pair import Model
-from tip_exp.models.sources import load_tokenizer
 from tip_exp.records import metrics as names
-from tip_exp.records.folder import RunFolder, numbered_checkpoints
+from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
 from tip_exp.records.result import describe_hardware, write_result
 from tip_exp.records.tracker import start_trackers
-from tip_exp.records.writer import RunLogger, missing_rows
+from tip_exp.records.writer import RunLogger
 from tip_exp.rollout.ahead import RolloutsAhead
-from tip_exp.rollout.backends import choose
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
-from tip_exp.utils.errors import ConfigError
-from tip_exp.utils.io import write_atomic
 from tip_exp.utils.seeds import seed_for
 
 
 class Parts:
-    """What training and evaluation runs share: device, sampling backend, data, pair, benchmarks and logger."""
+    """What training and evaluation runs share: the pair, its teacher's passes, sampler, benchmarks and logger."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, stack: ExitStack) -> None:
         self.config, self.folder, self.stack = config, folder, stack
-        self._teacher_only = config.mode == "teacher"  # the teacher takes the student's place
-        self.device = pick_device(config.device)
-        # On CUDA there is always a group with gloo: checkpoints need gloo, and vLLM would start a group without it.
-        needs_group = lowered_dtype(config) is not None or self.device.type == "cuda"
-        self.ranks = stack.enter_context(start(self.device, alone=needs_group))
-        if not self.ranks.is_main:
-            stack.enter_context(redirect_stdout(StringIO()))  # prints are the main rank's
-        student_dtype = config.pair.student.dtype if lowered_dtype(config) is None else config.learner.compute_dtype
-        self.backend = choose(config.rollout, self.device, student_dtype)
-        print(self.backend)
-        check_memory(config, self.device, self.backend.name)
-        training = config.mode == "train"
-        self.train_data = load(config.data.train) if training else None
-        self.eval_data = {name: load(dataset) for name, dataset in config.eval.benchmarks.items()}
-        self._datasets = describe_data(config, self.train_data, self.eval_data)
-        tokenizer = load_tokenizer(config.pair)
-        self._train = TrainingSet(config, tokenizer, self.train_data) if self.train_data else None
-        is_main = self.ranks.is_main
-        self.evaluations = Evaluations(config.eval, self.eval_data, tokenizer, config.agent, grades=is_main)
-        longest = self.evaluations.longest
-        if config.eval.measures_kl:
-            longest = max(longest, self.evaluations.longest_privileged())
-        check_context(config, longest)
-        self.checkpoints = Checkpoints(folder.checkpoints, self.ranks, folder.check_held)
-        self.saved = self.checkpoints.newest(partial(missing_rows, folder)) if training else None
-        if self.saved is None and numbered_checkpoints(folder.checkpoints):
-            print(f"no checkpoint in {folder.checkpoints} is whole; the run starts again at step 0")
-        self._check_teacher()
-        self._check_saved()
-        self.pair = load_pair_or_offload(config, self.ranks, self.device, tokenizer)
+        self.inputs = inputs = Inputs(config, folder, stack)
+        self.ranks, self.device = inputs.ranks, inputs.device
+        self.checkpoints, self.saved = inputs.checkpoints, inputs.saved
+        self.pair = load_pair_or_offload(config, self.ranks, self.device, inputs.tokenizer)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         self.teacher = Teacher(self.pair, config.learner, self.meter)
         rows, step = (self.saved.rows, self.saved.step) if self.saved else (None, 0)
-        trackers = start_trackers(config, folder, step) if is_main else None
-        self.logger = stack.enter_context(RunLogger(folder, trackers, rows=rows, writes=is_main))
-
-        first_prompts = self._train.first_prompts(tokenizer) if self._train else {}
-        if is_main:
-            self._write_prompts(first_prompts | self.evaluations.first_prompts())
+        trackers = start_trackers(config, folder, step) if self.ranks.is_main else None
+        self.logger = stack.enter_context(RunLogger(folder, trackers, rows=rows, writes=self.ranks.is_main))
+        if self.ranks.is_main:
+            inputs.write_prompts()
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -105,18 +64,22 @@ class Parts:
         with ExitStack() as stack:
             if model == "teacher":
                 stack.enter_context(self.teacher.offloader.on_device())
-            if model == "student" or self._teacher_only:
+            if model == "student" or self.config.mode == "teacher":  # the teacher takes the student's place
                 sampler = self.sampler
             else:
                 sampler = stack.enter_context(closing(self._make_sampler(model)))
             with self.meter.span("eval"):
-                metrics = self.evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
+                evaluations = self.inputs.evaluations
+                metrics = evaluations(sampler, self.logger, model=model, step=step, sequence_kl=sequence_kl)
                 return self.ranks.broadcast(metrics)
 
     def evaluate_start(self) -> None:
         """Evaluate the student and, with `eval.teacher`, the teacher before it; log and print this as step 0."""
-        teacher = self._evaluate_teacher() if self.config.eval.teacher or self._teacher_only else {}
-        metrics = ({} if self._teacher_only else self.evaluate("student")) | teacher
+        if self.config.mode == "teacher":
+            metrics = self.evaluate("teacher")
+        else:
+            teacher = self._evaluate_teacher() if self.config.eval.teacher else {}
+            metrics = self.evaluate("student") | teacher
         self.log(0, metrics)
         print(names.format_accuracies(0, metrics))
 
@@ -134,55 +97,30 @@ class Parts:
             return
         self.logger.record()
         hardware = describe_hardware(self.device, self.ranks.size)
-        result = write_result(self.config, self.folder, self._datasets, asdict(self.backend), hardware)
+        backend = asdict(self.inputs.backend)
+        result = write_result(self.config, self.folder, self.inputs.described_data, backend, hardware)
         self.logger.finish(result)
 
     def _evaluate_teacher(self) -> dict[str, float]:
         """The teacher's accuracies: from the run that the launcher finished for it, else measured here."""
-        if not self._teacher_only and self.ranks.broadcast(self.folder.teacher.exists()):
+        if self.ranks.broadcast(self.folder.teacher.exists()):
             source = RunFolder(self.folder.teacher)
             return self.ranks.broadcast(self.logger.copy_teacher(source) if self.ranks.is_main else {})
         return self.evaluate("teacher")
-
-    def _check_teacher(self) -> None:
-        """Raise ConfigError if the teacher is to be evaluated here and the backend cannot do it."""
-        evaluates = self.config.eval.teacher and not self._teacher_only and self.saved is None
-        if evaluates and self.backend.name == "vllm" and not self.ranks.broadcast(self.folder.teacher.exists()):
-            raise ConfigError(
-                "eval.teacher=true with vLLM needs a second engine, in a run of its own that tip-exp starts; start "
-                "this run with tip-exp, or set eval.teacher=false"
-            )
-
-    def _check_saved(self) -> None:
-        """Raise ConfigError if another backend has sampled the rollouts before the checkpoint."""
-        if self.saved is not None and self.saved.backend != self.backend.name:
-            raise ConfigError(
-                f"{self.saved.path}: its rollouts were sampled by {self.saved.backend}, but here rollout.backend is "
-                f"{self.backend.name} ({self.backend.reason}); resume where {self.saved.backend} is available, or "
-                "start a run under another name"
-            )
 
     def _sequence_kl(self, rollouts: list[Rollout], problems: list[Problem]) -> list[float]:
         self.sampler.rest()  # the forward passes need the device's memory
         return self.teacher.sequence_kl(rollouts, problems)
 
-    def _write_prompts(self, prompts: dict[str, list[int]]) -> None:
-        """Write the first prompt of each use as the models get it, so that a wrong template is seen at a glance."""
-        rendered = {use: self.pair.decode(ids, with_special=True) for use, ids in prompts.items()}
-        write_atomic(self.folder.prompts, json.dumps(rendered, indent=2, ensure_ascii=False) + "\n")
-
     def _make_sampler(self, model: str) -> Sampler:
-        data, longest = self.config.data, self.evaluations.longest
-        if self.train_data:
-            longest = max(longest, data.max_prompt_tokens + data.max_response_tokens)
         role: Model = getattr(self.pair, model)
-        copies = model == "student" and self.train_data is not None and self.config.rollout.staleness > 0
+        copies = model == "student" and self.inputs.train is not None and self.config.rollout.staleness > 0
         copy_to = self.device if copies else None
         rollout = with_engine_share(self.config, self.device, self.ranks.size)
-        sampler = self.backend.make(role, self.pair, rollout, longest, copy_to)
+        sampler = self.inputs.backend.make(role, self.pair, rollout, self.inputs.longest, copy_to)
         if self.ranks.size == 1 and role.shards is None:
             return sampler
-        has_weights = copies or self.backend.name == "vllm"
+        has_weights = copies or self.inputs.backend.name == "vllm"
         ranks = self.ranks.for_background_thread() if copies else self.ranks  # a copy samples while the learner gathers
         return SharedSampler(sampler, ranks, nullcontext if has_weights else role.gathered)
 
@@ -192,8 +130,8 @@ class TrainingParts(Parts):
 
     def __init__(self, config: RunConfig, folder: RunFolder, stack: ExitStack) -> None:
         super().__init__(config, folder, stack)
-        assert self._train is not None, "config.mode is train"
-        self.train = self._train
+        assert self.inputs.train is not None, "config.mode is train"
+        self.train = self.inputs.train
         self.learner = Learner(
             self.pair,
             make_selector(config),
@@ -206,7 +144,7 @@ class TrainingParts(Parts):
         self.update = OomRetrySteps(self.teacher, self.learner, folder.micro_batches)
         rollout, data, samples = config.rollout, config.data, config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, data.max_response_tokens)
-        dtypes = self.backend.dtype, config.pair.student.dtype, config.learner.compute_dtype
+        dtypes = self.inputs.backend.dtype, config.pair.student.dtype, config.learner.compute_dtype
         given = rollout.max_logprob_mismatch
         later = limits_for(**given) if rollout.staleness else None
         self.check_mismatch = MismatchCheck(limits_for(*dtypes, **given), later)
@@ -216,8 +154,8 @@ class TrainingParts(Parts):
     @cached_property
     def generator(self) -> Sampler:
         """The sampler, or for tool tasks one whose rollouts are whole episodes."""
-        assert self.train_data is not None
-        return with_tools(self.sampler, self.pair, self.train_data, self.config.agent)
+        assert self.inputs.train_data is not None, "config.mode is train"
+        return with_tools(self.sampler, self.pair, self.inputs.train_data, self.config.agent)
 
     def generate(self, step: int) -> list[Rollout]:
         """`samples_per_prompt` rollouts of each prompt of a step, prompt-major."""
@@ -250,7 +188,7 @@ class TrainingParts(Parts):
         """Restore student and optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
         if self.saved is None:
             return 0
-        self._check_saved()  # again, as `tip-exp replay` sets `saved`
+        self.inputs.check_saved(self.saved)  # again, as `tip-exp replay` sets `saved`
         self.saved.load(self.pair.student.module, self.learner.optimizer)
         if self.ahead is not None:
             self.ahead.restore(self.saved.rollouts)
@@ -260,7 +198,8 @@ class TrainingParts(Parts):
     def save(self, step: int) -> None:
         """Start to write a checkpoint, once the one before is written."""
         rollouts, rows = None if self.ahead is None else self.ahead.wait(), self.logger.record()
-        self.checkpoints.save(step, self.pair.student.module, self.learner.optimizer, self.backend.name, rows, rollouts)
+        student, sampled_by = self.pair.student.module, self.inputs.backend.name
+        self.checkpoints.save(step, student, self.learner.optimizer, sampled_by, rows, rollouts)
 
     def export(self) -> None:
         """Write the student as a Hugging Face folder, in place of the one before."""
