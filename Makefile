@@ -55,7 +55,7 @@ test-vllm: .venv-vllm/.installed ## run the tests of rollouts with vLLM on a CPU
 test-gpu: install ## run the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
-gpu-check: install ## check this package on this machine's GPUs, 15 minutes; writes results/gpu/DEVICE.md
+gpu-check: install ## check this package on this machine's GPUs, about 15 minutes (not measured); writes results/gpu/DEVICE.md
 	$(BIN)/python -m benchmarks gpu_check
 
 docs: install ## build the site of docs/ in site/ (the package index once, then no network)

@@ -343,11 +343,11 @@ def test_the_kept_set_is_that_of_a_training_run(
     order = (report.tokens.rollout * 10_000 + report.tokens.position).argsort()  # the learner's tokens are not sorted
     expected = report.selection.kept_mask[order].tolist()
     assert 0 < sum(expected) < 0.21 * len(expected)
-    assert tip_exp.select(frame, name, retention=0.2, step=3).tolist() == expected
+    assert tip_exp.select(frame, name, retention=0.2, step=3).kept.tolist() == expected
     tensors = report.statistics | {"sequence": report.tokens.rollout, "position": report.tokens.position}
-    kept = tip_exp.select(tensors, name, retention=0.2, step=3)
+    kept = tip_exp.select(tensors, name, retention=0.2, step=3).kept
     assert kept.equal(report.selection.kept_mask)
-    assert (name == "random") != kept.equal(tip_exp.select(tensors, name, retention=0.2, step=4))
+    assert (name == "random") != kept.equal(tip_exp.select(tensors, name, retention=0.2, step=4).kept)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "selector").glob("*.yaml")))
@@ -362,26 +362,24 @@ def test_every_option_selects_as_a_run_does(
     )
     values = {statistic: torch.tensor(stats[statistic].to_numpy()) for statistic in STATISTICS}
     selection = selector(values, tokens, torch.Generator().manual_seed(seed_for("select", 0, 1)))
-    selected = tip_exp.select(stats, name)
-    if selector.weight != "none":
-        kept, weights = selected
-        assert weights.tolist() == pytest.approx(selection.weights.tolist())
-    else:
-        kept = selected
-    assert kept.tolist() == selection.kept_mask.tolist() and kept.dtype == bool and kept.index.equals(stats.index)
+    kept, weights = tip_exp.select(stats, name)
     if selector.weight == "none":
-        assert tip_exp.select(stats, selector).equals(kept)
+        assert weights is None
+    else:
+        assert weights.tolist() == pytest.approx(selection.weights.tolist())
+    assert kept.tolist() == selection.kept_mask.tolist() and kept.dtype == bool and kept.index.equals(stats.index)
+    assert tip_exp.select(stats, selector).kept.equals(kept)
 
 
 def test_a_function_is_a_rule(stats: pd.DataFrame) -> None:
     def certain(jsd: Tensor, teacher_entropy: Tensor) -> Tensor:
         return jsd * (1 - teacher_entropy)
 
-    kept = tip_exp.select(stats, certain, retention=0.25, normalizer="none", clip={"jsd": 0.9}, scope="batch")
+    kept = tip_exp.select(stats, certain, retention=0.25, normalizer="none", clip={"jsd": 0.9}, scope="batch").kept
     score = stats["jsd"].clip(upper=stats["jsd"].quantile(0.9)) * (1 - stats["teacher_entropy"])
     assert set(stats.index[kept]) == set(score.nlargest(2).index)
-    by_name = tip_exp.select(stats, "tip_exp.selector.scores:entropy", retention=0.25)
-    assert by_name.equals(tip_exp.select(stats, "entropy", retention=0.25))
+    by_name = tip_exp.select(stats, "tip_exp.selector.scores:entropy", retention=0.25).kept
+    assert by_name.equals(tip_exp.select(stats, "entropy", retention=0.25).kept)
 
 
 def test_a_mask_of_padded_tensors(stats: pd.DataFrame) -> None:
@@ -395,9 +393,9 @@ def test_a_mask_of_padded_tensors(stats: pd.DataFrame) -> None:
     assert kept.shape == (3, 5) and not kept[~mask].any() and kept[mask].tolist() == expected.tolist()
     assert weights[mask].tolist() == expected_weights.tolist() and not weights[~mask].any()
     padded["micro_batch"] = torch.tensor([[0], [0], [1]]).expand(3, 5)
-    of_batches = tip_exp.select(padded, normalize_over="micro_batch", response_mask=mask)
+    of_batches = tip_exp.select(padded, normalize_over="micro_batch", response_mask=mask).kept
     with_batches = stats.assign(micro_batch=[0] * 7 + [1])
-    assert of_batches[mask].tolist() == tip_exp.select(with_batches, normalize_over="micro_batch").tolist()
+    assert of_batches[mask].tolist() == tip_exp.select(with_batches, normalize_over="micro_batch").kept.tolist()
     assert expected.sum() == 2 + 1  # floor(4 / 2), floor(3 / 2), floor(1 / 2)
 
 
@@ -608,7 +606,7 @@ def test_the_command_writes_the_table(
     assert run_command(monkeypatch, *arguments, "--retention", "0.3") == 0
     frame = tip_exp.score(STUDENT, TEACHER, TEXTS, prompts=QUESTIONS[:2])
     written = pd.read_parquet(tmp_path / "t.parquet")
-    kept = tip_exp.select(frame, "soft_or", retention=0.3)
+    kept = tip_exp.select(frame, "soft_or", retention=0.3).kept
     pd.testing.assert_frame_equal(written, frame.assign(kept=kept))
     out = capsys.readouterr().out
     assert out.startswith(f"{len(frame)} response tokens of 2 sequences\n")

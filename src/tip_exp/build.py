@@ -14,6 +14,7 @@ from tip_exp.envs.sampler import episode_metrics
 from tip_exp.estimate.memory_check import with_engine_share
 from tip_exp.eval.verdicts import Verdicts, grade_rollouts
 from tip_exp.inputs import Inputs
+from tip_exp.learner.checkpoint import Checkpoint
 from tip_exp.learner.device import pick_threads
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.model_folder import export
@@ -41,12 +42,12 @@ class Parts:
         self.config, self.folder, self.stack = config, folder, stack
         self.inputs = inputs = Inputs(config, folder, stack)
         self.ranks, self.device = inputs.ranks, inputs.device
-        self.checkpoints, self.saved = inputs.checkpoints, inputs.saved
+        self.checkpoints, saved = inputs.checkpoints, inputs.saved
         self.pair = load_pair_or_offload(config, self.ranks, self.device, inputs.tokenizer)
         torch.set_num_threads(pick_threads(config.num_threads, self.pair))
         self.meter = Meter(self.device)
         self.teacher = Teacher(self.pair, config.learner, self.meter)
-        rows, step = (self.saved.rows, self.saved.step) if self.saved else (None, 0)
+        rows, step = (saved.rows, saved.step) if saved else (None, 0)
         trackers = start_trackers(config, folder, step) if self.ranks.is_main else None
         self.logger = stack.enter_context(RunLogger(folder, trackers, rows=rows, writes=self.ranks.is_main))
         if self.ranks.is_main:
@@ -165,7 +166,7 @@ class TrainingParts(Parts):
     def rollouts(self, step: int) -> tuple[list[Rollout], list[Problem]]:
         """A step's rollouts and the problem of each.
 
-        Then the sampler has freed its device memory, or already samples the next step's.
+        On return the sampler has released its device memory or, with rollout.staleness=1, samples the next step's.
         """
         if self.ahead is not None:
             rollouts, seconds = self.ahead.take(step)
@@ -184,16 +185,16 @@ class TrainingParts(Parts):
         with self.meter.span("sync"):
             self.sampler.sync()
 
-    def resume(self) -> int:
-        """Restore student and optimizer from the newest checkpoint; returns its step, 0 if the run starts."""
-        if self.saved is None:
+    def resume(self, saved: Checkpoint | None) -> int:
+        """Restore student and optimizer from a checkpoint; returns its step, 0 without one."""
+        if saved is None:
             return 0
-        self.inputs.check_saved(self.saved)  # again, as `tip-exp replay` sets `saved`
-        self.saved.load(self.pair.student.module, self.learner.optimizer)
+        self.inputs.check_saved(saved)
+        saved.load(self.pair.student.module, self.learner.optimizer)
         if self.ahead is not None:
-            self.ahead.restore(self.saved.rollouts)
+            self.ahead.restore(saved.rollouts)
             self.sampler.sync()  # now: the thread would copy weights that the learner is updating
-        return self.saved.step
+        return saved.step
 
     def save(self, step: int) -> None:
         """Start to write a checkpoint, once the one before is written."""

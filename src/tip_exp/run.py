@@ -20,7 +20,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
     with ExitStack() as stack:
         parts = TrainingParts(config, folder, stack)  # data first, then weights: refuse what can be refused
         meter, last = parts.meter, config.learner.num_steps
-        start = parts.resume()  # 0, or the checkpoint's step
+        start = parts.resume(parts.inputs.saved)  # 0, or the checkpoint's step
         if start == 0:
             parts.evaluate_start()
         elif parts.ranks.is_main:

@@ -216,7 +216,7 @@ def test_the_library_selects_on_cuda(tiny_pair: Pair) -> None:
         where = (lambda tensor: PretendedTensor(tensor.clone())) if cuda else torch.clone
         student, teacher, tokens, sequences = map(where, (*hidden, ids, sequence))
         stats = statistics(student, teacher, *models, tokens, statistics={"entropy", "reverse_kl"})
-        kept = select(stats | {"sequence": sequences}, "soft_or", retention=0.5)
+        kept = select(stats | {"sequence": sequences}, "soft_or", retention=0.5).kept
         value = loss(student.requires_grad_(), teacher, *models, kept, sequence=sequences)
         value.backward()
         return to_cpu(kept), float(value.detach())

@@ -117,8 +117,7 @@ def _score(options: argparse.Namespace) -> None:
         micro_batch_tokens=options.micro_batch_tokens,
     )
     if selector is not None:
-        kept = select(stats, selector)
-        stats["kept"] = kept[0] if selector.weight != "none" else kept
+        stats["kept"] = select(stats, selector).kept
     print(summary(stats))
     if options.out is not None:
         if options.out.suffix == ".csv":

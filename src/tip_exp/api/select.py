@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 LABEL = "-"  # selections that are not runs have no name
 
 
+class Selected(NamedTuple):
+    """Series with the table's index, or tensors of the shape of the statistics."""
+
+    kept: Any  # bool
+    weights: Any  # of the kept tokens in the loss, 0 elsewhere; None: all alike
+
+
 def select(
     stats: pd.DataFrame | Mapping[str, Any],
     selector: str | Rule | Selector = "soft_or",
@@ -33,8 +40,8 @@ def select(
     seed: int = 0,
     step: int = 1,
     **overrides: Any,
-) -> Any:
-    """Which tokens to train on, as a training run would choose them: a boolean Series or tensor.
+) -> Selected:
+    """Which tokens to train on, as a training run would choose them, and their weights: (kept, weights).
 
     stats  the table of `score`, or tensors by name: the statistics that the selector reads and `sequence`, the index
         of each token's sequence (and `position` in it, if tokens are not in order). The batch is the whole table.
@@ -46,8 +53,8 @@ def select(
     quadrants  thresholds of the rules q1 to q4, as in `score`.
     seed, step  of random rules: the draws of that step of a run with this seed.
 
-    With a `weight` other than "none" the result is (mask, weights). Raises ValueError for a wrong setting or a missing
-    statistic, FloatingPointError for NaN.
+    `weights` is None unless the selector has a `weight`, as the options fire, prefix_weight and propose_verify do.
+    Raises ValueError for a wrong setting or a missing statistic, FloatingPointError for NaN.
     """
     changes = overrides | ({} if retention is None else {"retention": retention})
     rule = make_selector(selector, quadrants, **changes)
@@ -89,7 +96,7 @@ def select(
 
         kept = pd.Series(kept.numpy(), index=stats.index, name="kept")
         weights = None if weights is None else pd.Series(weights.numpy(), index=stats.index, name="weight")
-    return (kept, weights) if rule.weight != "none" else kept
+    return Selected(kept, weights)
 
 
 def make_selector(

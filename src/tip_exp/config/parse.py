@@ -139,7 +139,8 @@ _TEACHER_KEYS: Any = {
 }
 
 
-# They change a run's name, place or cost, and its numbers by rounding at most.
+# They change a run's name, place or cost, and its numbers by rounding at most. Keys whose cost a sweep compares are not
+# among them: runs that differ in learner.loss_backend, for example, are different runs.
 NOT_DECIDING = (
     "name.", "sweep.", "logger.", "ignore_memory.", "ranks.", "nodes.", "num_threads.", "learner.checkpoint_every.",
     "rollout.vllm.gpu_memory_utilization.", "rollout.vllm.sleep_level.",
@@ -147,7 +148,7 @@ NOT_DECIDING = (
 
 
 def deciding_values(config: RunConfig) -> dict[str, Any]:
-    """All keys that affect a run's numbers by more than rounding, flat; those left out do not."""
+    """All keys but NOT_DECIDING, flat; of an evaluation of the teacher those that it reads."""
     return deciding(flatten(config.model_dump(include=_TEACHER_KEYS if config.mode == "teacher" else None)))
 
 

@@ -104,8 +104,8 @@ class _Masked:
         wanted = {*self.rule.required_stats, "entropy"}
         stats = statistics(hidden, teacher_hidden, *models, token_ids[mask], statistics=wanted, tile_mib=self.tile_mib)
         step = int(self.trainer.state.global_step) + 1
-        selected = select(stats | {"sequence": sequence}, self.rule, seed=self.trainer.args.seed, step=step)
-        kept, weights = selected if self.rule.weight != "none" else (selected, None)
+        stats |= {"sequence": sequence}
+        kept, weights = select(stats, self.rule, seed=self.trainer.args.seed, step=step)
         self.trainer._metrics["train"][KEPT_FRAC].append(float(kept.float().mean()))
         value = loss(
             hidden, teacher_hidden, *models, kept, sequence=sequence, weights=weights, average=self.average,

@@ -1,4 +1,4 @@
-"""What was meant by words of a command line that are neither flags of Hydra nor key=value, before Hydra reads them."""
+"""Error messages for arguments that are neither Hydra's flags nor key=value, made before Hydra reads them."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from tip_exp.learner.selectors import draws
 from tip_exp.learner.sharing import StepTokens
 from tip_exp.learner.teacher import TeacherHidden, split
 from tip_exp.losses.head import LazyLogits
+from tip_exp.losses.online_softmax import LogNormalizers
 from tip_exp.losses.token_stats import Statistics, TokenStats, token_stats
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.pair import Pair
@@ -50,6 +51,16 @@ class StepReport:
     tokens: Tokens
     statistics: Statistics
     selection: Selection
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What pass 1 leaves to the rest of a step."""
+
+    share: StepTokens
+    statistics: Statistics  # of all ranks' tokens, on the host
+    log_normalizers: list[LogNormalizers | None]  # of this rank's micro-batches
+    mismatch: dict[str, float]  # of the sampler's log-probabilities; {} if it gave none
 
 
 class Learner:
@@ -87,58 +98,34 @@ class Learner:
         Raises FloatingPointError if a number that decides the update is not finite and learner.non_finite is stop.
         """
         batches, num_non_finite = split(rollouts, self.pair, self.config, self.ranks), self._num_non_finite
-        shadows = self.shadows if is_due(step, self.config.diagnostics_every) else {}
+        student, teacher = self.pair.student, self.pair.teacher
         required = self.selector.required_stats | objective_stats(self.config)
+        shadows: dict[str, Selector] = {}
         if is_due(step, self.config.diagnostics_every):
+            shadows = self.shadows
             required |= DIAGNOSTICS.union(*(shadow.required_stats for shadow in shadows.values()))
-        checks_sampler = all(rollout.sampler_logprobs for rollout in rollouts)
-        measured = required | {"student_logprob"} if checks_sampler else required
         with self.meter.span("learner"):
-            with self.pair.student.whole(trains=True), self.pair.teacher.whole():
-                # Pass 1. If only the sampler check needs a statistic, the first (longest) micro-batch suffices.
-                scored = batches if required else batches[:1] if measured else []
-                stats, graph = self.token_stats(scored, teacher_hidden, measured, keep_graph=len(batches) == 1)
-                # To the host once: the selection and its metrics would wait for the device at every number.
-                local_statistics = {name: torch.cat([s.values[name] for s in stats]).cpu() for name in sorted(measured)}
-                share = StepTokens.of(
-                    rollouts,
-                    self.ranks,
-                    packing=self.config.packing,
-                    budget=self._order_tokens,
-                    computed=self.config.micro_batch_tokens,
-                )
-                tokens, gather = share.tokens, partial(self.ranks.gather, counts=share.counts)
-                statistics = {name: share.in_order(gather(local_statistics[name])) for name in sorted(required)}
-                extra: dict[str, float] = {}
-                if checks_sampler:
-                    learner_logprobs = local_statistics["student_logprob"]
-                    extra = measured_mismatch(rollouts, share, self.ranks, learner_logprobs, self.pair.stop_class)
-                try:
-                    selection = self.selector(statistics, tokens, draws(self.seed, step))
-                except RuleError as error:
-                    if (cause := error.__cause__) is not None and is_out_of_memory(cause):
-                        raise cause from None
-                    raise
-                except FloatingPointError as error:
-                    self._reject(step, rollouts, str(error), can_replay=not isinstance(error, RuleIsNaN))
-                    selection = Selection(torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(len(tokens)))
-                selection = selection.averaged(tokens, self.config.average)
-                part, objective_of = selection.at(share.rows), make_objective(self.config, statistics)
+            with student.whole(trains=True), teacher.whole():
+                measured, graph = self._measure(rollouts, batches, teacher_hidden, required)  # pass 1
+                share, statistics = measured.share, measured.statistics
+                selection = self._select(step, rollouts, statistics, share.tokens)
+                objective_of = make_objective(self.config, statistics)
                 loss_sum = self.backward(  # pass 2
-                    self.pair.student,
-                    self.pair.teacher.head,
+                    student,
+                    teacher.head,
                     batches,
                     teacher_hidden,
-                    part,
+                    selection.at(share.rows),
                     objective_of,
                     reused_graph=graph,
-                    log_normalizers=[s.log_normalizers for s in stats],
+                    log_normalizers=measured.log_normalizers,
                     span=partial(self.meter.span, "loss", allocations=True),
                 )
                 del graph  # of the activations, before the passes that follow
+                signal: dict[str, float] = {}
                 if is_due(step, self.config.gradient_every) and selection.mass:
                     with self.meter.span("gradients"):
-                        extra |= gradient_metrics(
+                        signal = gradient_metrics(
                             self.pair,
                             self.config,
                             rollouts,
@@ -150,19 +137,59 @@ class Learner:
                             self.optimizer,
                         )
             # Before the update: if memory does not suffice for them, the step can be done again.
-            described = token_metrics(
-                statistics, tokens, selection, self.selector, self.pair.student.loaded_head.vocab_size
-            )
-            described |= shadow_metrics(
-                shadows, statistics, tokens, selection.kept_mask, partial(draws, self.seed, step)
-            )
+            vocab_size, draws_of = student.loaded_head.vocab_size, partial(draws, self.seed, step)
+            described = token_metrics(statistics, share.tokens, selection, self.selector, vocab_size)
+            described |= shadow_metrics(shadows, statistics, share.tokens, selection.kept_mask, draws_of)
             metrics = self._update(step, rollouts, loss_sum, selection.mass)
         if self._num_non_finite > num_non_finite:
             metrics[names.NON_FINITE] = 1.0
         else:
             self._num_non_finite = 0
-            metrics |= extra
-        return StepReport(metrics | described, tokens, statistics, selection)
+            metrics |= measured.mismatch | signal
+        return StepReport(metrics | described, share.tokens, statistics, selection)
+
+    def _measure(
+        self,
+        rollouts: list[Rollout],
+        batches: list[MicroBatch],
+        teacher_hidden: TeacherHidden,
+        required: frozenset[str],
+    ) -> tuple[_Measured, Tensor | None]:
+        """The statistics `required` of all ranks' tokens, and the graph that `token_stats` keeps of one micro-batch."""
+        checks_sampler = all(rollout.sampler_logprobs for rollout in rollouts)
+        wanted = required | {"student_logprob"} if checks_sampler else required
+        # If only the sampler check needs a statistic, the first (longest) micro-batch suffices.
+        scored = batches if required else batches[:1] if wanted else []
+        stats, graph = self.token_stats(scored, teacher_hidden, wanted, keep_graph=len(batches) == 1)
+        # To the host once: the selection and its metrics would wait for the device at every number.
+        of_rank = {name: torch.cat([s.values[name] for s in stats]).cpu() for name in sorted(wanted)}
+        share = StepTokens.of(
+            rollouts,
+            self.ranks,
+            packing=self.config.packing,
+            budget=self._order_tokens,
+            computed=self.config.micro_batch_tokens,
+        )
+        gather = partial(self.ranks.gather, counts=share.counts)
+        statistics = {name: share.in_order(gather(of_rank[name])) for name in sorted(required)}
+        mismatch: dict[str, float] = {}
+        if checks_sampler:
+            logprobs = of_rank["student_logprob"]
+            mismatch = measured_mismatch(rollouts, share, self.ranks, logprobs, self.pair.stop_class)
+        return _Measured(share, statistics, [s.log_normalizers for s in stats], mismatch), graph
+
+    def _select(self, step: int, rollouts: list[Rollout], statistics: Statistics, tokens: Tokens) -> Selection:
+        """What the selector keeps, with the weights of `learner.average`; nothing if a number is not finite."""
+        try:
+            selection = self.selector(statistics, tokens, draws(self.seed, step))
+        except RuleError as error:
+            if (cause := error.__cause__) is not None and is_out_of_memory(cause):
+                raise cause from None
+            raise
+        except FloatingPointError as error:
+            self._reject(step, rollouts, str(error), can_replay=not isinstance(error, RuleIsNaN))
+            selection = Selection(torch.zeros(len(tokens), dtype=torch.bool), torch.zeros(len(tokens)))
+        return selection.averaged(tokens, self.config.average)
 
     def token_stats(
         self, batches: list[MicroBatch], teacher_hidden: TeacherHidden, wanted: frozenset[str], *, keep_graph: bool

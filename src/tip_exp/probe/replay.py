@@ -92,13 +92,13 @@ def _rollout(row: dict[str, Any]) -> Rollout:
 
 def _go_to(parts: TrainingParts, folder: RunFolder, step: int) -> str:
     """Bring pair and optimizer to the start of `step`; returns how."""
-    parts.saved = Checkpoints(folder.checkpoints, ALONE).newest(before=step)
+    saved = Checkpoints(folder.checkpoints, ALONE).newest(before=step)
     parts.update.budgets = read_budgets(folder.micro_batches)
-    start = parts.resume()
+    start = parts.resume(saved)
     for earlier in range(start + 1, step):
         parts.update(earlier, *parts.rollouts(earlier))
         parts.sync()
-    source = "the pair's own" if parts.saved is None else f"{parts.saved.path.parent.name}/{parts.saved.path.name}"
+    source = "the pair's own" if saved is None else f"{saved.path.parent.name}/{saved.path.name}"
     return source + (f", then {step - 1 - start} more of the run's steps" if start + 1 < step else "")
 
 

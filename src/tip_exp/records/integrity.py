@@ -1,7 +1,7 @@
 """Whether the files of a finished run are those that its result.json was written for.
 
 result.json has `files`, bytes and SHA-256 of config.yaml, the rows and the files of model/, and `sha256`, of its own
-values without this key. A result without both is of an older version; it has the rows' sizes at most (`row_bytes`).
+values without this key. A result without both is of an older version, and its files are not compared.
 """
 
 from __future__ import annotations
@@ -41,10 +41,9 @@ def damage(folder: RunFolder, result: dict[str, Any], depth: Depth = "rows") -> 
 
 def damaged_files(folder: RunFolder, result: dict[str, Any], depth: Depth) -> str:
     """As `damage`, for a result whose own values were compared before. A model/ that was removed is not damage."""
-    only_sizes = {name: (size, None) for name, size in result.get("row_bytes", {}).items()}
     written_at = folder.result.stat().st_mtime_ns if folder.result.exists() else 0
     faults: list[str] = []
-    for name, (size, expected) in result.get("files", only_sizes).items():
+    for name, (size, expected) in result.get("files", {}).items():
         path = folder.root / name
         is_model = path.is_relative_to(folder.model)
         if is_model and not folder.model.exists():
@@ -53,7 +52,7 @@ def damaged_files(folder: RunFolder, result: dict[str, Any], depth: Depth) -> st
         is_read = depth == "all" or (depth == "rows" and not is_model) or changed_at >= written_at
         if present != size:
             faults.append(f"{name} has {present} bytes instead of {size}")
-        elif expected is not None and is_read and checksum(path) != expected:
+        elif is_read and checksum(path) != expected:
             faults.append(f"{name} does not agree with its SHA-256 in {folder.result.name}")
     return "; ".join(faults)
 

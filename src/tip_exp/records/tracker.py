@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-START_S, FINISH_S = 30, 60  # the longest that a run waits for a tracker as it starts and as it ends
+START_S, FINISH_S = 30, 60  # time limits of a tracker's start and end
 WAITING_CALLS = 10_000  # further ones are dropped
 EVERY_NUMBER = "metrics.jsonl has every number"
 Result = TypeVar("Result")
@@ -154,7 +154,7 @@ class WandbListener:
 
 
 def _started(config: RunConfig, folder: RunFolder, run_id: str, mode: str) -> Tracker:
-    """Raises what W&B raises, TimeoutError after START_S."""
+    """Raises what W&B raises, TimeoutError as `in_time`."""
 
     def start() -> wandb.Run:
         import wandb

@@ -17,9 +17,9 @@ Arm = tuple[str, float]  # selector's label, retention
 SUPPORTED, UNRESOLVED, CONTRADICTED = "supported", "not resolved", "contradicted"
 VERDICTS = (
     f"equal: the difference is within ± {MARGIN:g} points at 95 % (two one-sided tests); contradicted if its 95 % "
-    f"interval lies beyond. at least: it is above -{MARGIN:g} points at 95 %; contradicted if its 95 % interval lies "
-    "below. higher, lower: its 95 % interval excludes 0 on that side; contradicted if on the other. With one seed "
-    "there is no verdict. Verdicts are not corrected for the number of claims, and the ten seeds of demo_seeds were "
+    f"interval lies beyond. at least: it is above -{MARGIN:g} points by a one-sided 5 % test; contradicted if its 95 % "
+    "interval lies below. higher, lower: its 95 % interval excludes 0 on that side; contradicted if on the other. With "
+    "one seed there is no verdict. Verdicts are not corrected for the number of claims, and the ten seeds of demo_seeds were "
     "run after a look at the first five. All arms of a table share one learning rate, which need not be the best of "
     "each. A row uses all seeds of both arms, unpaired if their numbers differ, so that it can differ from the "
     "sweeps' tables. Intervals cover training seeds and problems, not other pretrained students, of which "

@@ -109,7 +109,7 @@ class HfSampler:
                 **{_CACHE: cache},
             )
             cache, cached_length, logits = output[_CACHE], length, output.logits[:, -1].float()
-            # One uniform per prompt, finished or not, so that a response does not depend on when others finish.
+            # One uniform per rollout, finished or not, so that a response does not depend on when others finish.
             uniform = draws.next()[active]
             tokens = _draw(warpers(ids, logits), uniform) if sampling.temperature > 0 else logits.argmax(-1)
             response_ids[active, step] = tokens
