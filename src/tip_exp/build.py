@@ -15,13 +15,13 @@ from tip_exp.estimate.memory_check import with_engine_share
 from tip_exp.eval.verdicts import Verdicts, grade_rollouts
 from tip_exp.inputs import Inputs
 from tip_exp.learner.checkpoint import Checkpoint
+from tip_exp.learner.data_parallel import DataParallelSampler
 from tip_exp.learner.device import pick_threads
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.model_folder import export
 from tip_exp.learner.on_policy import MismatchCheck, limits_for
 from tip_exp.learner.out_of_memory import OomRetrySteps, load_pair_or_offload
 from tip_exp.learner.selectors import make_selector, make_shadows
-from tip_exp.learner.sharing import SharedSampler
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.pair import Model
 from tip_exp.records import metrics as names
@@ -104,7 +104,7 @@ class Parts:
 
     def _evaluate_teacher(self) -> dict[str, float]:
         """The teacher's accuracies: from the run that the launcher finished for it, else measured here."""
-        if self.ranks.broadcast(self.folder.teacher.exists()):
+        if self.inputs.has_teacher_result:
             source = RunFolder(self.folder.teacher)
             return self.ranks.broadcast(self.logger.copy_teacher(source) if self.ranks.is_main else {})
         return self.evaluate("teacher")
@@ -123,7 +123,7 @@ class Parts:
             return sampler
         has_weights = copies or self.inputs.backend.name == "vllm"
         ranks = self.ranks.for_background_thread() if copies else self.ranks  # a copy samples while the learner gathers
-        return SharedSampler(sampler, ranks, nullcontext if has_weights else role.gathered)
+        return DataParallelSampler(sampler, ranks, nullcontext if has_weights else role.gathered)
 
 
 class TrainingParts(Parts):

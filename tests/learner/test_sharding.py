@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.learner.data_parallel import share_batches
 from tip_exp.learner.distributed import ALONE, Ranks, start
 from tip_exp.learner.sharding import Sharding, make_sharding
-from tip_exp.learner.sharing import share_batches
 from tip_exp.models.lora import whole_tensor
 from tip_exp.models.pair import Model, Pair
 from tip_exp.utils.errors import ConfigError

@@ -8,6 +8,7 @@ import torch
 
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.backward import Backward
+from tip_exp.learner.data_parallel import StepTokens, share_batches
 from tip_exp.learner.diagnostics import share_within
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.influence import (
@@ -20,7 +21,6 @@ from tip_exp.learner.influence import (
     second_moments,
 )
 from tip_exp.learner.objective import ObjectiveOf
-from tip_exp.learner.sharing import StepTokens, share_batches
 from tip_exp.learner.teacher import TeacherHidden, to_pair
 from tip_exp.models.micro_batch import MicroBatch
 from tip_exp.models.pair import Pair

@@ -18,6 +18,7 @@ from torch import Tensor
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.adamw import divide_gradients, make_optimizer, update
 from tip_exp.learner.backward import Backward
+from tip_exp.learner.data_parallel import StepTokens
 from tip_exp.learner.diagnostics import shadow_metrics, token_metrics
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.gradient_signal import gradient_metrics
@@ -25,7 +26,6 @@ from tip_exp.learner.objective import make_objective, objective_stats
 from tip_exp.learner.on_policy import measured_mismatch
 from tip_exp.learner.schedule import is_due, learning_rate
 from tip_exp.learner.selectors import draws
-from tip_exp.learner.sharing import StepTokens
 from tip_exp.learner.teacher import TeacherHidden, split
 from tip_exp.losses.head import LazyLogits
 from tip_exp.losses.online_softmax import LogNormalizers

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tip_exp.learner.data_parallel import StepTokens
 from tip_exp.learner.distributed import Ranks
-from tip_exp.learner.sharing import StepTokens
 from tip_exp.records.metrics import MISMATCH_MAX, MISMATCH_MEAN, MISMATCH_P999
 from tip_exp.types import Rollout
 

@@ -21,11 +21,13 @@ import torch
 from transformers import PreTrainedModel
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.learner.data_parallel import deal
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.learner import Learner, StepReport
 from tip_exp.learner.sharding import make_sharding
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import Shard, load_pair
+from tip_exp.models.micro_batch import group
 from tip_exp.models.pair import ChatTokenizer, Pair, Shards
 from tip_exp.models.weight_files import WeightFiles
 from tip_exp.records.folder import read_budgets
@@ -105,7 +107,7 @@ class OomRetrySteps:
         Raises RunFailedError if no micro-batch of one rollout fits, else, with several ranks, RestartsError.
         """
         while True:
-            self._use(min([self.configured, *(tokens for start, tokens in self.budgets.items() if start <= step)]))
+            self.prepare(step)
             try:
                 return self.learner.step(step, rollouts, self.teacher.hidden(rollouts, problems))
             except (RuntimeError, MemoryError) as error:
@@ -115,15 +117,16 @@ class OomRetrySteps:
                 fault = first_line(error)[:200]
             self._lower(step, rollouts, fault)  # now that no frame of the error holds tensors
 
-    def _use(self, tokens: int) -> None:
+    def prepare(self, step: int) -> None:
+        """Use the micro-batches that earlier steps have found to fit."""
+        tokens = min([self.configured, *(tokens for start, tokens in self.budgets.items() if start <= step)])
         if tokens != self.learner.config.micro_batch_tokens:
             config = self.learner.config.model_copy(update={"micro_batch_tokens": tokens})
             self.learner.config = self.teacher.config = config
 
     def _lower(self, step: int, rollouts: list[Rollout], fault: str) -> None:
         """Halve the micro-batches in use, to no less than the longest rollout, and clear what the step has left."""
-        lengths = [len(rollout.token_ids) for rollout in rollouts]
-        used, longest = min(self.learner.config.micro_batch_tokens, sum(lengths)), max(lengths)
+        longest, used = max(len(rollout.token_ids) for rollout in rollouts), self._largest(rollouts)
         if used == longest:
             self._refuse(step, longest, fault)
         lowered = self.budgets[step] = max(used // 2, longest)
@@ -136,6 +139,16 @@ class OomRetrySteps:
             )
         _free()
         say(f"step {step}: out of memory; this step is repeated, and it and later steps use {to}")
+
+    def _largest(self, rollouts: list[Rollout]) -> int:
+        """Positions of the largest micro-batch of any rank, padding included."""
+        config, lengths = self.learner.config, [len(rollout.token_ids) for rollout in rollouts]
+        groups = [
+            [lengths[index] for index in members]
+            for share in deal(lengths, self.ranks.size)
+            for members in group(lengths, config.micro_batch_tokens, packing=config.packing, indices=share)
+        ]
+        return max(sum(members) if config.packing else len(members) * max(members) for members in groups)
 
     def _refuse(self, step: int, longest: int, fault: str) -> NoReturn:
         raise RunFailedError(

@@ -222,7 +222,9 @@ def _summed_gradient(whole: nn.Parameter, sharded: nn.Parameter) -> Tensor:
         gradient = torch.zeros_like(whole, dtype=whole.grad_dtype)
     mesh, placements = sharded.device_mesh, sharded.placements
     partial = DTensor.from_local(gradient, mesh, [Partial()] * mesh.ndim)
-    return partial.redistribute(placements=placements)
+    # Scattered first: with replicas, only this rank's rows then cross the slower dimension of the mesh.
+    scattered = partial.redistribute(placements=[*partial.placements[:-1], placements[-1]])
+    return scattered.redistribute(placements=placements)
 
 
 def _put(slots: list[Slot], parameter: nn.Parameter | None) -> None:

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tip_exp.config.schema import LearnerConfig
+from tip_exp.learner.data_parallel import share_batches
 from tip_exp.learner.distributed import ALONE, Ranks
-from tip_exp.learner.sharing import share_batches
 from tip_exp.losses.head import LazyLogits
 from tip_exp.losses.stop_class import merge_ids
 from tip_exp.losses.token_stats import check_ids, token_stats

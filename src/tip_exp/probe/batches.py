@@ -18,11 +18,11 @@ from tip_exp.config.presets import selector_options
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.backward import Backward
 from tip_exp.learner.checkpoint import Checkpoints
+from tip_exp.learner.data_parallel import StepTokens
 from tip_exp.learner.distributed import ALONE
 from tip_exp.learner.influence import Direction, gradient, influence
 from tip_exp.learner.objective import make_objective
 from tip_exp.learner.selectors import draws, make_selector
-from tip_exp.learner.sharing import StepTokens
 from tip_exp.learner.teacher import TeacherHidden, split
 from tip_exp.losses.token_stats import Statistics
 from tip_exp.models.micro_batch import MicroBatch

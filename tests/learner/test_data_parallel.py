@@ -10,8 +10,8 @@ import pytest
 import torch
 from tests.helpers import sample_rollouts
 
+from tip_exp.learner.data_parallel import DataParallelSampler, StepTokens, deal, share_batches
 from tip_exp.learner.distributed import ALONE, Ranks
-from tip_exp.learner.sharing import SharedSampler, StepTokens, deal, share_batches
 from tip_exp.models.pair import Pair
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.types import Part, PartSampler, Rollout, Sampling
@@ -101,7 +101,7 @@ def test_any_number_of_ranks_samples_the_same(tiny_pair: Pair, batch_size: int) 
     sampling = Sampling(2, 1.0, 1.0, 0, 20)
     expected = sampler.generate(prompts, sampling, 3)
     assert len({tuple(rollout.response_ids) for rollout in expected}) > 5
-    assert SharedSampler(sampler, ALONE, tiny_pair.student.gathered).generate(prompts, sampling, 3) == expected
+    assert DataParallelSampler(sampler, ALONE, tiny_pair.student.gathered).generate(prompts, sampling, 3) == expected
     for size in (2, 3, 7):
         rollouts = gathered_from(size, sampler, prompts, sampling)
         assert [r.token_ids for r in rollouts] == [r.token_ids for r in expected]
@@ -121,7 +121,7 @@ def gathered_from(
     for rank in range(size):
         ranks = rank_of(size, rank)
         ranks.gather_objects = gather
-        rollouts = SharedSampler(sampler, ranks, nullcontext).generate(prompts, sampling, 3, indices)
+        rollouts = DataParallelSampler(sampler, ranks, nullcontext).generate(prompts, sampling, 3, indices)
     return rollouts
 
 

@@ -101,7 +101,7 @@ class StepTokens:
         return torch.empty_like(gathered).index_copy_(0, self._order.to(gathered.device), gathered)
 
 
-class SharedSampler:
+class DataParallelSampler:
     """Deals prompts to the ranks' samplers by index; every rank gets all rollouts, in the order of one process.
 
     Turns of an episode have the episode's index, so that they stay on the rank whose sampler has its prefix cached.
