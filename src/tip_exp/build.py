@@ -191,6 +191,7 @@ class TrainingParts(Parts):
             return 0
         self.inputs.check_saved(saved)
         saved.load(self.pair.student.module, self.learner.optimizer)
+        self.update.prepare(saved.step + 1)
         if self.ahead is not None:
             self.ahead.restore(saved.rollouts)
             self.sampler.sync()  # now: the thread would copy weights that the learner is updating

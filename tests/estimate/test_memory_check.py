@@ -14,7 +14,7 @@ from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate import memory_check
 from tip_exp.estimate.cards import CARDS
-from tip_exp.estimate.memory import PROCESS, PROCESS_GIB, TEACHER_SHARE, RankMemory
+from tip_exp.estimate.memory import PROCESS, PROCESS_GIB, EVALUATION_SHARE, RankMemory
 from tip_exp.estimate.memory_check import LOWERED_BY, check_memory, free_gib, with_engine_share
 from tip_exp.launch.teacher import teacher_config
 from tip_exp.records.folder import RunFolder
@@ -120,7 +120,7 @@ def test_the_engine_of_a_teachers_evaluation_holds_the_teacher(
     teacher = teacher_config(compose_run("experiment=tip_deepplanning", data))
     check_memory(teacher, cuda, "vllm")
     share = with_engine_share(teacher, cuda, 2).vllm.gpu_memory_utilization
-    assert share == RankMemory(teacher, CARDS[80].gib, 2).engine_share == TEACHER_SHARE
+    assert share == RankMemory(teacher, CARDS[80].gib, 2).engine_share == EVALUATION_SHARE
     large = teacher_config(compose_run("experiment=tip_deepplanning_32b", data))
     with pytest.raises(
         ConfigError, match=r"=0\.55 is 43\.5 GiB of cuda:0, but the teacher's weights .* take 69\.\d GiB"
@@ -190,7 +190,7 @@ def test_memory_is_checked_before_weights_load(
     ids=lambda overrides: overrides[-1],
 )
 def test_every_part_has_a_key_that_lowers_it(compose_run: Compose, overrides: list[str], ranks: int) -> None:
-    without = {"CUDA context", "weights being read", PROCESS}  # only a smaller pair lowers them
+    without = {"CUDA context", "weights being read", "exported model", PROCESS}  # only a smaller pair lowers them
     for card in (None, 80):
         phases = RankMemory(compose_run(*overrides, f"ranks={ranks}"), card, ranks).phases().values()
         assert {part for phase in phases for part in phase.device | phase.host} <= LOWERED_BY.keys() | without

@@ -10,7 +10,7 @@ w bytes in the student and Q of v bytes in the teacher, V vocabulary parameters,
     backward    … gradients (P - V) w / S of the layers and 4 V of embedding and head, activations, the loss or the
                 temporaries of the backward pass
     update      … gradients and moments; on the host a copy of weights and moments for the checkpoint
-    evaluation  as rollout, at the lengths of eval
+    evaluation  as rollout, at the lengths of eval; on the host the exported model, once a node
 
 With several ranks, or where c differs from w, two layers are gathered at a time, and from score to backward the
 vocabulary matrices are held whole. With rollout.staleness=1 all phases but load also hold what sampling needs, and a
@@ -39,7 +39,7 @@ CONTEXT_GIB = 0.5  # CUDA context with the workspaces of cuBLAS and NCCL: assume
 ASLEEP_GIB = 1.0  # what a sleeping vLLM engine keeps on its device, such as CUDA graphs: assumed
 PINNED = 1.35  # pinned weights over their size: torch rounds a block up to a power of two (1.3 for Qwen3's layers)
 CARD_SHARE = 0.95  # of a card that a plan may use; fragmentation takes the rest: assumed
-TEACHER_SHARE = 0.75  # of a card, at most, for the engine of a teacher's evaluation, a run without a learner
+EVALUATION_SHARE = 0.75  # of a card, at most, for the engine of an evaluation, a run without a learner
 MAX_RANKS = 64
 PROBLEMS = {"math500": 500, "aime24": 30, "aime25": 30, "gsm8k": 1319, "deepplanning": 48}  # of public test sets
 CPU_PARAMETERS = 1e9  # of both models
@@ -126,15 +126,15 @@ class RankMemory(Passes):
     def engine_share(self) -> float:
         """The share of the card that a vLLM engine gets: rollout.vllm.gpu_memory_utilization.
 
-        In a teacher's evaluation, which has no learner, it is what the teacher's weights leave, at most TEACHER_SHARE
-        and at least that key.
+        In an evaluation, which has no learner, it is what the weights leave, at most EVALUATION_SHARE and at least that
+        key.
         """
         share = self.config.rollout.vllm.gpu_memory_utilization
-        if self.config.mode != "teacher" or self.card_gib is None:
+        if self.config.mode == "train" or self.card_gib is None:
             return share
         resident = sum(self._resident("evaluation")[0].values()) / GIB + CONTEXT_GIB
         left = math.floor(100 * (CARD_SHARE - resident / self.card_gib)) / 100
-        return max(share, min(TEACHER_SHARE, left))
+        return max(share, min(EVALUATION_SHARE, left))
 
     def engine_gib(self) -> tuple[float, float]:
         """GiB that a vLLM engine gets on its card, and that it needs: weights, and the KV cache of one response."""
@@ -168,6 +168,10 @@ class RankMemory(Passes):
                 device |= {"gradients": max(self.trained, temporary) / self.shards} | self.whole_gradients()
                 if self.on_gpu:
                     host["checkpoint"] = (self.student.parameters * self.student_width + 2 * self.trained) / self.shards
+            case "evaluation" if self.config.mode == "train" and self.on_gpu:
+                # The main rank holds the exported model whole; counted as a share of each rank of its node.
+                weights = self.student.parameters * self.student_width
+                host["exported model"] = weights * self.config.nodes / self.ranks
         if name in ("teacher", "score", "backward"):
             response = trained_lengths(self.config)[1]
             host["hidden states"] = self.rollouts * response * self.teacher.hidden * self.teacher_width
@@ -199,12 +203,12 @@ class RankMemory(Passes):
         awake, data, rollout = name in ("rollout", "evaluation"), self.config.data, self.config.rollout
         ahead = rollout.staleness > 0 and self.config.mode == "train"
         if self.backend == "vllm" and self.on_gpu:
+            if rollout.vllm.sleep_level == 1 and self.config.mode == "train":  # torch keeps pinned memory
+                host["sampling engine asleep"] = PINNED * self.sampled.parameters * ENGINE_WIDTH
             if awake or rollout.vllm.sleep_level == 0:
                 device["sampling engine"] = max(self.engine_gib()) * GIB
-                return
-            device["sampling engine asleep"] = ASLEEP_GIB * GIB
-            if rollout.vllm.sleep_level == 1:
-                host["sampling engine asleep"] = PINNED * self.sampled.parameters * ENGINE_WIDTH
+            else:
+                device["sampling engine asleep"] = ASLEEP_GIB * GIB
         elif awake or ahead:
             # A CPU engine of vLLM is counted like transformers.
             response = self.config.eval.max_tokens if name == "evaluation" else data.max_response_tokens
