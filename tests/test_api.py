@@ -419,7 +419,7 @@ BAD_SELECTIONS: dict[str, tuple[dict[str, Any], str]] = {
         "^selector: 'soft_ro' is neither an option nor a rule; did you mean soft_or\\?; choose ca_",
     ),
     "function": ({"selector": lambda entropi: entropi}, "has the parameter entropi, which is no statistic; .* did you"),
-    "micro-batch": ({"normalize_over": "micro_batch"}, "stats lacks micro_batch"),
+    "micro-batch": ({"normalize_over": "micro_batch"}, "^normalize_over=micro_batch: stats lacks micro_batch"),
 }
 
 
@@ -428,6 +428,11 @@ def test_a_wrong_selection_is_named(case: str, stats: pd.DataFrame) -> None:
     arguments, message = BAD_SELECTIONS[case]
     with pytest.raises(ValueError, match=message):
         tip_exp.select(stats, **arguments)
+
+
+def test_statistics_may_be_whole_numbers() -> None:
+    stats = {"entropy": torch.tensor([1, 4, 3, 2]), "sequence": torch.zeros(4, dtype=torch.long)}
+    assert tip_exp.select(stats, "entropy", retention=0.5).kept.tolist() == [False, True, True, False]
 
 
 def test_what_the_statistics_lack_is_named(stats: pd.DataFrame) -> None:

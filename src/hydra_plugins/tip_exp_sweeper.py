@@ -32,9 +32,10 @@ class RunsSweeper(BasicSweeper):
         assert self.hydra_context is not None and self.config is not None
         loader, config = self.hydra_context.config_loader, self.config
         is_basic = isinstance(self.launcher, BasicLauncher)
-        if self.jobs is not None and (self.jobs < 1 or not is_basic):
+        if self.jobs is not None and (not isinstance(self.jobs, int) or self.jobs < 1 or not is_basic):
             raise ConfigError(
-                f"hydra.sweeper.jobs={self.jobs}: must be null or at least 1, and null with any but the basic launcher"
+                f"hydra.sweeper.jobs={self.jobs}: must be null or a whole number from 1, and null with any but the "
+                "basic launcher"
             )
         composer = RunComposer(lambda chosen: loader.load_sweep_config(config, chosen))
         runs = expand(self.runs, self.params, arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import ExitStack, redirect_stdout
 from functools import partial
 from io import StringIO
@@ -30,7 +31,7 @@ class Inputs:
     """Device, sampling backend, data, rendered prompts and newest checkpoint of a run."""
 
     def __init__(self, config: RunConfig, folder: RunFolder, stack: ExitStack) -> None:
-        self.config, self.folder = config, folder
+        self.config, self.folder, trains = config, folder, config.mode == "train"
         self.device = pick_device(config.device)
         # On CUDA there is always a group with gloo: checkpoints need gloo, and vLLM would start a group without it.
         needs_group = lowered_dtype(config) is not None or self.device.type == "cuda"
@@ -40,8 +41,12 @@ class Inputs:
         student_dtype = config.pair.student.dtype if lowered_dtype(config) is None else config.learner.compute_dtype
         self.backend = choose(config.rollout, self.device, student_dtype)
         print(self.backend)
+        if trains and self.backend.name == "vllm" and os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"):
+            raise ConfigError(
+                "VLLM_BATCH_INVARIANT: vLLM would replace operators of this process, which the learner needs with "
+                "their gradients; unset it"
+            )
         check_memory(config, self.device, self.backend.name)
-        trains = config.mode == "train"
         self.train_data = load(config.data.train) if trains else None
         eval_data = {name: load(dataset) for name, dataset in config.eval.benchmarks.items()}
         self.described_data = describe_data(config, self.train_data, eval_data)

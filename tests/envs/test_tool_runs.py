@@ -19,7 +19,7 @@ from tip_exp.data.load import load
 from tip_exp.data.prompts import prompt_ids, with_tools
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.sampler import EpisodeSampler, episode_metrics
-from tip_exp.eval.evaluate import evaluate_episodes
+from tip_exp.eval.evaluate import grade_episodes
 from tip_exp.learner.learner import Learner
 from tip_exp.models.pair import Pair
 from tip_exp.records.folder import RunFolder
@@ -57,7 +57,9 @@ def test_evaluation_of_a_perfect_policy_and_of_one_that_calls_no_tool(
     prompts = prompt_ids(tiny_pair, train)
     summaries = []
     for policy in (respond, copy_the_query):
-        rows, summary = evaluate_episodes(scripted(config, tiny_pair, train, policy), train, prompts, FREE, seed=0)
+        player = scripted(config, tiny_pair, train, policy)
+        player.generate(prompts, FREE, seed=0)
+        rows, summary = grade_episodes(player.last, train, FREE.samples)
         summaries.append(summary)
         assert [(row["problem_id"], row["sample"]) for row in rows[:3]] == [
             ("mini_travel/en/0", 0),

@@ -14,7 +14,7 @@ from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate import memory_check
 from tip_exp.estimate.cards import CARDS
-from tip_exp.estimate.memory import PROCESS, PROCESS_GIB, EVALUATION_SHARE, RankMemory
+from tip_exp.estimate.memory import EVALUATION_SHARE, PROCESS, PROCESS_GIB, RankMemory
 from tip_exp.estimate.memory_check import LOWERED_BY, check_memory, free_gib, with_engine_share
 from tip_exp.launch.teacher import teacher_config
 from tip_exp.records.folder import RunFolder

@@ -16,7 +16,7 @@ from tip_exp.data.load import load
 from tip_exp.envs.episodes import Episode
 from tip_exp.envs.sampler import EpisodeSampler
 from tip_exp.eval import evaluate as module
-from tip_exp.eval.evaluate import Evaluations, evaluate_episodes, grade, ungraded_warning
+from tip_exp.eval.evaluate import Evaluations, grade, grade_episodes, ungraded_warning
 from tip_exp.grading import boxed
 from tip_exp.models.pair import Pair
 from tip_exp.types import Problem, Rollout, Sampling
@@ -113,10 +113,11 @@ def test_prompts_and_episodes_are_those_of_an_evaluation(
     """`pair.chat.eval_thinking` holds for them, not `pair.chat.thinking`."""
     player = EpisodeSampler.__new__(EpisodeSampler)
     player.last = []
+    monkeypatch.setattr(player, "generate", lambda *_: [])
     seen: list[bool] = []
     monkeypatch.setattr(module, "prompt_ids", lambda *_, evaluating: seen.append(evaluating) or [[1], [2]])
     monkeypatch.setattr(module, "with_tools", lambda *_, evaluating: seen.append(evaluating) or player)
-    monkeypatch.setattr(module, "evaluate_episodes", lambda *_: ([], {"mean@1": 0.5}))
+    monkeypatch.setattr(module, "grade_episodes", lambda *_: ([], {"mean@1": 0.5}))
     dataset = Dataset([Problem("a", "", "1"), Problem("b", "", "2")], "", "", tools=object())  # pyright: ignore[reportArgumentType]
     config = tiny_config.eval.model_copy(update={"greedy": False, "samples": 1})
     rows = SimpleNamespace(eval_rows=lambda *_: None)
@@ -124,19 +125,16 @@ def test_prompts_and_episodes_are_those_of_an_evaluation(
     assert metrics == {"eval/word_sums/mean@1": 0.5} and seen == [True, True]
 
 
-def test_episodes_are_matched_with_their_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_episodes_are_matched_with_their_tasks() -> None:
     """Two tasks, two episodes each: means 0.3 and 0.9, whose standard error is 0.6 / sqrt(2) / sqrt(2)."""
 
     def episode(score: float) -> Episode:
         rollout = Rollout([1, 2], [False, True], "stop", [])
         return Episode(rollout, "", 1, calls=0, failed_calls=0, cut_observations=0, stop="final", score={"all": score})
 
-    player = EpisodeSampler.__new__(EpisodeSampler)
-    player.last = [episode(score) for score in (0.2, 0.4, 0.8, 1.0)]
-    monkeypatch.setattr(player, "generate", lambda *_: [])
     tools = SimpleNamespace(no_tool_baseline=0.1)
     dataset = Dataset([Problem("a", "", ""), Problem("b", "", "")], "", "", tools=tools)  # pyright: ignore[reportArgumentType]
-    rows, metrics = evaluate_episodes(player, dataset, [[1], [1]], Sampling(2, 1.0, 1.0, 0, 1), 0)
+    rows, metrics = grade_episodes([episode(score) for score in (0.2, 0.4, 0.8, 1.0)], dataset, 2)
     assert [(row["problem_id"], row["sample"], row["right"]) for row in rows] == [
         ("a", 0, 0.2), ("a", 1, 0.4), ("b", 0, 0.8), ("b", 1, 1.0)
     ]  # fmt: skip

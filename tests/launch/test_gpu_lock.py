@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +12,7 @@ from tip_exp.launch import gpu_lock, lock
 from tip_exp.launch.gpu_lock import locked_gpus
 from tip_exp.utils import gpus
 from tip_exp.utils.errors import ConfigError
-from tip_exp.utils.gpus import visible_gpus
+from tip_exp.utils.gpus import gpu_numbers, visible_gpus
 
 GPUS = {"CUDA_VISIBLE_DEVICES": "4,5"}
 
@@ -25,7 +27,7 @@ def locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise Slept
 
     monkeypatch.setattr(lock, "LOCAL", tmp_path / "local")
-    monkeypatch.setattr(gpu_lock.time, "sleep", sleep)
+    monkeypatch.setattr(gpu_lock, "time", SimpleNamespace(sleep=sleep))
     return tmp_path / "local"
 
 
@@ -59,6 +61,23 @@ def test_a_run_that_waits_holds_no_gpu(capsys: pytest.CaptureFixture[str]) -> No
         raise AssertionError("one GPU is in use")
     assert capsys.readouterr().out.startswith("waiting for 2 free GPUs (in use: 5 by process ")
     assert not taken["5"].with_name("4.lock").exists()
+
+
+def test_a_gpu_has_one_lock_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number, its UUID or the start of that."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '0, GPU-1a2b\\n1, GPU-7c8d\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("GPU-7c8d", "GPU-7"):
+        with locked_gpus(1, {"CUDA_VISIBLE_DEVICES": name}) as by_uuid, locked_gpus(1, {"CUDA_VISIBLE_DEVICES": "0,1"}):
+            assert by_uuid[name].name == "1.lock"
+            with pytest.raises(Slept), locked_gpus(1, {"CUDA_VISIBLE_DEVICES": "1"}):
+                raise AssertionError("it is in use")
+    assert gpu_numbers(["GPU-9", "MIG-1", "3"]) == {"GPU-9": "GPU-9", "MIG-1": "MIG-1", "3": "3"}
+    smi.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_numbers(["GPU-7c8d"]) == {"GPU-7c8d": "GPU-7c8d"}
 
 
 def test_more_gpus_than_the_machine_has_are_refused() -> None:

@@ -36,13 +36,19 @@ def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_run_on_the_cpu(monkeypat
         assert pick_device("auto") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match=r"rank 1 of this node has no GPU: torch sees 1; lower ranks, or .* MIG"):
+        pick_device("auto")
 
 
 @pytest.mark.parametrize(("size", "device"), [("1", "cuda:0"), ("2", "cuda:3")])
 def test_a_rank_has_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch, size: str, device: str) -> None:
     """Several processes have each a GPU; one alone has the first one, whatever its environment says."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setenv("WORLD_SIZE", size)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert pick_device("cuda") == pick_device("auto") == torch.device(device)

@@ -22,6 +22,7 @@ from tip_exp.learner.schedule import learning_rate
 from tip_exp.models.pair import Pair
 from tip_exp.selector.scores import DIAGNOSTICS
 from tip_exp.selector.selector import Selector, Tokens, budgets, keep_top
+from tip_exp.utils.errors import RunFailedError
 
 # Qwen3's norms and rotary embedding compute in float32 whatever the weights' dtype, so float64 agrees to 1e-6 or so.
 TOLERANCE = 1e-5
@@ -224,6 +225,19 @@ def test_a_finite_step_that_keeps_nothing_ends_a_row_of_skipped_steps(tiny_pair:
         for step in range(1, 6 if retention == 0.5 else 2):
             metrics = train_step(learner, rollouts, step).metrics
             assert (metrics["train/skipped"], metrics.get("train/non_finite", 0)) == (1, retention == 0.5)
+
+
+def test_a_selector_that_never_keeps_a_token_ends_the_run(tiny_pair: Pair, tiny_config: RunConfig) -> None:
+    rollouts = sample_rollouts(tiny_pair)
+    learner = make_learner(tiny_pair, tiny_config.learner, retention=1e-9)
+    for step in range(1, 5):
+        assert train_step(learner, rollouts, step).metrics["train/skipped"] == 1
+    with pytest.raises(RunFailedError, match=r"^step 5: .* has kept no token .* selector.retention \(here 1e-09\)"):
+        train_step(learner, rollouts, 5)
+    learner.selector = replace(learner.selector, retention=0.5)
+    train_step(learner, rollouts, 6)
+    learner.selector = replace(learner.selector, retention=1e-9)
+    assert train_step(learner, rollouts, 7).metrics["train/skipped"] == 1, "a trained student may need no token"
 
 
 def test_nan_of_a_rule_is_not_said_to_be_of_the_models(tiny_pair: Pair, tiny_config: RunConfig) -> None:

@@ -86,6 +86,7 @@ BAD = {
     ),
     "its import": ("import nothing_such", "my_rules:certain", "ModuleNotFoundError: No module named 'nothing_such'"),
     "its syntax": ("def certain(", "my_rules:certain", "SyntaxError: "),
+    "its exit": ("import sys\nsys.exit(3)", "my_rules:certain", "SystemExit: 3"),
 }
 
 
@@ -105,6 +106,7 @@ BROKEN = {
         "x = jsd\n    return undefined_name",
         "the rule my_rules:certain, line 3: NameError: name 'undefined_name'",
     ),
+    "exits": ("raise SystemExit(4)", "the rule my_rules:certain, line 2: SystemExit: 4"),
     "None": ("pass", "the rule my_rules:certain returned NoneType, not a score for each of 64 tokens"),
     "list": ("return jsd.tolist()", "the rule my_rules:certain returned list, not a score"),
     "shape": ("return jsd[:, None]", "the rule my_rules:certain returned (64, 1), not a score"),

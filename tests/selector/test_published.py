@@ -173,6 +173,13 @@ def test_fire_weights_and_the_responses_it_drops() -> None:
     assert weights is not None and weights.tolist() == pytest.approx([4, 1, 2.25, 0, 2])
 
 
+def test_fire_does_not_count_responses_without_tokens() -> None:
+    """Responses 0 and 2 of four are empty: half of the two others is dropped."""
+    ones, log_q = torch.ones(4), torch.tensor([-5.0, -5.0, -1.0, -1.0])
+    weights = published.fire(ones, ones, log_q, torch.tensor([1, 1, 3, 3]), alpha=0.0, beta=0.0, dropped=0.5)
+    assert weights.tolist() == [0, 0, 1, 1]
+
+
 def test_fire_drops_by_the_mean_of_a_response() -> None:
     """Means -3, -4, -1: of three responses the share .5 drops the second, though the first has the lowest token."""
     ones = torch.ones(5)

@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Discriminator, Tag
 
+from tip_exp.config.numbers import Positive
 from tip_exp.selector.lookup import with_code
 from tip_exp.selector.scores import NORMALIZED
 
@@ -51,7 +52,11 @@ else:  # the names of a registry, which a type checker cannot read
 Rule = Annotated[str, AfterValidator(with_code)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 HubFile = Annotated[str, AfterValidator(_hub_file)]
-Quantile = Annotated[str, AfterValidator(_quantile)]
+# A number above 0, or "q0.9". The tags choose the error by what was given, and parse.py leaves them out of the key.
+PositiveOrQuantile = Annotated[
+    Annotated[Positive, Tag("[number]")] | Annotated[str, AfterValidator(_quantile), Tag("[quantile]")],
+    Discriminator(lambda value: "[quantile]" if isinstance(value, str) else "[number]"),
+]
 Layers = Annotated[list[str] | str, AfterValidator(_layers)]
 Split = Literal["train", "validation", "test"]
 Grader = Literal["boxed_integer", "math", "strict"]

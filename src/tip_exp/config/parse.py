@@ -202,9 +202,12 @@ def _shown(value: Any) -> str:
         return f"a value of the type {type(value).__name__} that is too long to show"
 
 
+TAGS = ("[key]", "[number]", "[quantile]")  # of pydantic, in the place of an error
+
+
 def _format_error(detail: Any) -> str:
     """One pydantic error as key, what is allowed, and the value given."""
-    path = _without_kind([_cut(str(part), MAX_SHOWN) for part in detail["loc"] if part != "[key]"])
+    path = _without_kind([_cut(str(part), MAX_SHOWN) for part in detail["loc"] if part not in TAGS])
     key, message, value = ".".join(path), detail["msg"].removeprefix("Value error, "), detail["input"]
     if detail["type"] == "missing":
         return f"{key} is missing; set +{key}=VALUE"

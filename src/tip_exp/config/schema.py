@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, JsonValue
 
 from tip_exp.config.datasets import DatasetConfig, Strict
-from tip_exp.config.names import FileName, Layers, Quantile, Rule, Statistic
+from tip_exp.config.names import FileName, Layers, PositiveOrQuantile, Rule, Statistic
 from tip_exp.config.numbers import (
     Count,
     CountOrZero,
@@ -118,7 +118,7 @@ class SelectorConfig(Strict):
     scope: Scope
     retention: Share
     weight: Weight
-    weight_offset: Positive | Quantile | None
+    weight_offset: PositiveOrQuantile | None
     parameters: dict[str, float]
     normalizer_of: dict[Statistic, Normalizer]
     shadows: list[str]
@@ -143,7 +143,7 @@ class LearnerConfig(Strict):
     ]
     jsd_beta: InsideUnit
     skew: InsideUnit
-    kl_clip: Positive | Quantile
+    kl_clip: PositiveOrQuantile
     average: Literal["rollout", "token"]
     estimator: Literal["full", "topk", "sampled_k1"]
     topk: TopKConfig

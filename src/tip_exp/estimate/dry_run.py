@@ -101,7 +101,7 @@ def _step(config: RunConfig, shapes: dict[str, PretrainedConfig], vocab_size: in
         with torch.no_grad():
             teacher_hidden = teacher.hidden(teacher_batch)
         student_hidden, activation_bytes = hidden_and_saved_bytes(student, batch)
-    kept = "as many as are in its quadrant"
+    kept = "every token of a positive score"
     if config.selector.order != "positive":
         per_rollout = budgets(batch.rollout, config.selector.retention, config.selector.rounding)
         kept = f"{int(per_rollout.sum()):,} of {batch.num_tokens:,} response tokens"

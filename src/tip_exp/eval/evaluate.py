@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tip_exp.config.datasets import TOOL_TASKS
 from tip_exp.config.schema import AgentConfig, EvalConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.prompts import prompt_ids, with_tools
+from tip_exp.envs.episodes import Episode
 from tip_exp.envs.sampler import EpisodeSampler
 from tip_exp.eval.metrics import Graded, repetition_rate, summarize, summarize_episodes, summarize_sequence_kl
 from tip_exp.grading import GradeAll, boxed, open_grader, string_match
@@ -22,6 +23,18 @@ from tip_exp.utils.errors import ConfigError
 
 # Reverse KL summed over each response, nats, of rollouts and their problems.
 SequenceKl = Callable[[list[Rollout], list[Problem]], list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """The responses to a benchmark, prompt-major."""
+
+    benchmark: str
+    protocol: str  # "sampled" or "greedy"
+    samples: int  # of each problem
+    rollouts: list[Rollout]
+    episodes: list[Episode]  # of tool tasks
+    kl: list[float]  # reverse KL summed over each response; [] if it was not measured
 
 
 class Evaluations:
@@ -71,25 +84,32 @@ class Evaluations:
     ) -> dict[str, float]:
         """{"eval/word_sums/mean@4": …}, or "teacher/…" if `model` is "teacher". Graded rows go to eval.jsonl.
 
-        `sequence_kl` measures the sampled responses.
+        `sequence_kl` measures the sampled responses. All responses are sampled before any is graded, so that the other
+        ranks wait for the main rank's grading only once.
         """
+        sampled: list[_Sampled] = []
+        for name, dataset in self._datasets.items():
+            for protocol, sampling in self._protocols().items():
+                generator = with_tools(sampler, self._tokenizer, dataset, self._agent, evaluating=True)
+                rollouts = generator.generate(self._prompts[name], sampling, self._config.seed)
+                episodes = generator.last if isinstance(generator, EpisodeSampler) else []
+                if episodes:  # whole; the generator's rollouts are truncated to agent.max_train_tokens
+                    rollouts = [episode.rollout for episode in episodes]
+                kl: list[float] = []
+                if sequence_kl is not None and protocol == "sampled":
+                    problems = [problem for problem in dataset.problems for _ in range(sampling.samples)]
+                    kl = sequence_kl(rollouts, problems)
+                sampled.append(_Sampled(name, protocol, sampling.samples, rollouts, episodes, kl))
         metrics: dict[str, float] = {}
         stage = EVAL if model == "student" else TEACHER
-        for name in self._datasets:
-            for protocol, sampling in self._protocols().items():
-                rollouts, rows, summary = self._evaluate(sampler, name, sampling)
-                values: list[float] = []
-                if sequence_kl is not None and protocol == "sampled":
-                    problems = [problem for problem in self._datasets[name].problems for _ in range(sampling.samples)]
-                    values = sequence_kl(rollouts, problems)
-                if not self._grades:
-                    continue
-                if values:
-                    rows = [row | {SEQ_KL: value} for row, value in zip(rows, values, strict=True)]
-                    summary |= summarize_sequence_kl(values, sampling.samples)
-                logger.eval_rows(step, model, name, [row | {"protocol": protocol} for row in rows])
-                summary = summary if protocol == "sampled" else _greedy_accuracy(summary)
-                metrics |= {f"{stage}{name}/{key}": value for key, value in summary.items()}
+        for responses in sampled if self._grades else []:
+            rows, summary = self._grade(responses)
+            if responses.kl:
+                rows = [row | {SEQ_KL: value} for row, value in zip(rows, responses.kl, strict=True)]
+                summary |= summarize_sequence_kl(responses.kl, responses.samples)
+            logger.eval_rows(step, model, responses.benchmark, [row | {"protocol": responses.protocol} for row in rows])
+            summary = summary if responses.protocol == "sampled" else _greedy_accuracy(summary)
+            metrics |= {f"{stage}{responses.benchmark}/{key}": value for key, value in summary.items()}
         return metrics
 
     def first_prompts(self) -> dict[str, list[int]]:
@@ -101,28 +121,20 @@ class Evaluations:
         protocols = {"sampled": Sampling(c.samples, c.temperature, c.top_p, c.top_k, c.max_tokens)} if c.samples else {}
         return protocols | ({"greedy": Sampling(1, 0.0, 1.0, 0, c.max_tokens)} if c.greedy else {})
 
-    def _evaluate(
-        self, sampler: Sampler, name: str, sampling: Sampling
-    ) -> tuple[list[Rollout], list[dict[str, Any]], dict[str, float]]:
-        """The responses, prompt-major, one row for each, and their summary."""
-        benchmark, dataset, prompts = self._config.benchmarks[name], self._datasets[name], self._prompts[name]
+    def _grade(self, sampled: _Sampled) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """One row for each response, prompt-major, and their summary."""
+        benchmark, dataset = self._config.benchmarks[sampled.benchmark], self._datasets[sampled.benchmark]
         if dataset.tools is not None:
-            player = with_tools(sampler, self._tokenizer, dataset, self._agent, evaluating=True)
-            rows, summary = evaluate_episodes(player, dataset, prompts, sampling, self._config.seed)
-            assert isinstance(player, EpisodeSampler), "tool tasks are played"
-            return [episode.rollout for episode in player.last], rows, summary
-        rollouts = sampler.generate(prompts, sampling, self._config.seed)
-        if not self._grades:
-            return rollouts, [], {}
+            return grade_episodes(sampled.episodes, dataset, sampled.samples)
         assert not isinstance(benchmark, TOOL_TASKS), "their data sets have tools"
-        texts = [self._tokenizer.decode(rollout.response_ids) for rollout in rollouts]
+        texts = [self._tokenizer.decode(rollout.response_ids) for rollout in sampled.rollouts]
         with open_grader(benchmark.grader) as grader:
-            graded = grade(dataset.problems, rollouts, texts, grader.grade_all)
+            graded = grade(dataset.problems, sampled.rollouts, texts, grader.grade_all)
             summary = summarize(graded, grader.group_all)
         responses = [response for by_problem in graded for response in by_problem]
-        if warning := ungraded_warning(name, responses):
+        if warning := ungraded_warning(sampled.benchmark, responses):
             print(warning)
-        return rollouts, [asdict(response) for response in responses], summary
+        return [asdict(response) for response in responses], summary
 
 
 def ungraded_warning(benchmark: str, responses: list[Graded]) -> str:
@@ -141,17 +153,15 @@ def _greedy_accuracy(summary: dict[str, float]) -> dict[str, float]:
     return accuracy | ({NO_TOOL_BASELINE: summary[NO_TOOL_BASELINE]} if NO_TOOL_BASELINE in summary else {})
 
 
-def evaluate_episodes(
-    sampler: Sampler, dataset: Dataset, prompts: list[list[int]], sampling: Sampling, seed: int
+def grade_episodes(
+    episodes: list[Episode], dataset: Dataset, samples: int
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Play `sampling.samples` episodes of each task: one row an episode, and their summary."""
-    assert isinstance(sampler, EpisodeSampler) and dataset.tools is not None, "tool tasks need an EpisodeSampler"
-    sampler.generate(prompts, sampling, seed)
-    episodes, k = sampler.last, sampling.samples
+    """One row for each of the `samples` episodes of each task, which are scored already, and their summary."""
+    assert dataset.tools is not None, "only tool tasks have episodes"
     rows = [
         {
-            "problem_id": dataset.problems[i // k].id,
-            "sample": i % k,
+            "problem_id": dataset.problems[i // samples].id,
+            "sample": i % samples,
             "text": episode.text,
             "right": episode.main_score,  # a fraction: mean@k averages it
             **episode.score,
@@ -162,7 +172,7 @@ def evaluate_episodes(
         }
         for i, episode in enumerate(episodes)
     ]
-    by_task = [episodes[i : i + k] for i in range(0, len(episodes), k)]
+    by_task = [episodes[i : i + samples] for i in range(0, len(episodes), samples)]
     return rows, summarize_episodes(by_task, dataset.tools.no_tool_baseline)
 
 

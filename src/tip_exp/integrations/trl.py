@@ -104,7 +104,7 @@ class _Masked:
         wanted = {*self.rule.required_stats, "entropy"}
         stats = statistics(hidden, teacher_hidden, *models, token_ids[mask], statistics=wanted, tile_mib=self.tile_mib)
         step = int(self.trainer.state.global_step) + 1
-        stats |= {"sequence": sequence}
+        stats |= {"sequence": sequence, "micro_batch": torch.zeros_like(sequence)}
         kept, weights = select(stats, self.rule, seed=self.trainer.args.seed, step=step)
         self.trainer._metrics["train"][KEPT_FRAC].append(float(kept.float().mean()))
         value = loss(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from pkgutil import resolve_name
@@ -29,6 +30,7 @@ from tip_exp.probe.command import PROBES, command
 from tip_exp.utils import termination
 from tip_exp.utils.errors import (
     BAD_CONFIG,
+    FAILED,
     ConfigError,
     DataError,
     RunFailedError,
@@ -116,8 +118,12 @@ class RefuseEarly(Callback):
             check_folder(RunFolder(Path(config.hydra.run.dir)))
             check_positions(parsed)
             check_files(parsed)
-        except (ConfigError, DataError, OSError) as error:  # Hydra warns of any exception but SystemExit
+        # Hydra only warns of an exception here, and would start the run.
+        except (ConfigError, DataError, OSError) as error:
             sys.exit(print_error(error))
+        except Exception:
+            traceback.print_exc()
+            sys.exit(FAILED)
 
 
 @quiet_when_reader_closes

@@ -11,7 +11,7 @@ from pathlib import Path
 from tip_exp.launch import lock
 from tip_exp.launch.lock import lock_or_holder
 from tip_exp.utils.errors import ConfigError
-from tip_exp.utils.gpus import visible_gpus
+from tip_exp.utils.gpus import gpu_numbers, visible_gpus
 
 POLL_S = 2.0
 
@@ -34,13 +34,13 @@ def locked_gpus(count: int, environment: Mapping[str, str]) -> Iterator[dict[str
     # Jobs of one machine may name different GPUs alike, as SLURM counts from 0 in each job; machines may share TMPDIR.
     folder = lock.LOCAL / f"gpus_{platform.node()}_{environment.get('SLURM_JOB_ID', '')}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    waiting = False
+    numbers, waiting = gpu_numbers(devices), False
     while True:
         with ExitStack() as stack:
             locked: dict[str, Path] = {}
             holders: list[str] = []
             for device in devices:
-                path = folder / f"{device.replace('/', '_')}.lock"
+                path = folder / f"{numbers[device].replace('/', '_')}.lock"
                 if len(locked) < count:
                     if refused := stack.enter_context(lock_or_holder(path)):
                         holders.append(f"{device} by {refused.partition(';')[0]}")

@@ -25,7 +25,13 @@ def pick_device(name: str) -> torch.device:
             f"device=auto: this machine has GPU {', '.join(gpus)}, but torch {torch.__version__} cannot use it; "
             "install its CUDA build (constraints-cuda.txt) with a driver that supports it, or choose device=cpu"
         )
-    return local_device(("cuda" if available else "cpu") if name == "auto" else name)
+    device = local_device(("cuda" if available else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise ConfigError(
+            f"rank {device.index} of this node has no GPU: torch sees {count}; lower ranks, or name each slice of a "
+            "MIG machine in CUDA_VISIBLE_DEVICES (docs/clusters.md)"
+        )
+    return device
 
 
 def pick_threads(num_threads: int | None, pair: Pair) -> int:

@@ -37,10 +37,11 @@ from tip_exp.records.meter import Meter
 from tip_exp.selector.scores import DIAGNOSTICS, RuleError, RuleIsNaN
 from tip_exp.selector.selector import Selection, Selector, Tokens
 from tip_exp.types import Rollout
-from tip_exp.utils.errors import is_out_of_memory
+from tip_exp.utils.errors import RunFailedError, is_out_of_memory
 from tip_exp.utils.units import MIB
 
 MAX_NON_FINITE = 5  # steps in a row that learner.non_finite=skip leaves out
+MAX_WITHOUT_TOKENS = 5  # steps at the start of a run in which a selector may keep no token
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ class Learner:
         `rollouts` are the whole step's, the same on every rank; `teacher_hidden` is `Teacher.hidden` of them, this
         rank's share. The selector sees the tokens of all ranks, so every rank makes the same selection.
 
-        Raises FloatingPointError if a number that decides the update is not finite and learner.non_finite is stop.
+        Raises FloatingPointError if a number that decides the update is not finite and learner.non_finite is stop,
+        RunFailedError if no token was kept in the first MAX_WITHOUT_TOKENS steps.
         """
         batches, num_non_finite = split(rollouts, self.pair, self.config, self.ranks), self._num_non_finite
         student, teacher = self.pair.student, self.pair.teacher
@@ -146,6 +148,12 @@ class Learner:
         else:
             self._num_non_finite = 0
             metrics |= measured.mismatch | signal
+            if selection.mass == 0 and step >= MAX_WITHOUT_TOKENS and not self.optimizer.state:
+                raise RunFailedError(
+                    f"step {step}: the selector has kept no token so far, so that nothing is trained; change "
+                    f"selector.retention (here {self.selector.retention:g}), selector.rounding (here "
+                    f"{self.selector.rounding}) or selector.parameters"
+                )
         return StepReport(metrics | described, share.tokens, statistics, selection)
 
     def _measure(

@@ -15,6 +15,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from tip_exp.records.reader import RunRecord, runs_below
@@ -81,6 +82,8 @@ def _tables(arguments: list[str]) -> None:
         raise DataError(f"no run below {', '.join(map(str, given.roots))}{chosen}{needs}")
     text = "\n\n".join([*map(markdown, [*tables, *filter(None, [damaged])]), legend(tables)]) + "\n"
     text = text.encode(errors="backslashreplace").decode()  # lone surrogates, which no terminal prints
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # ± where the locale is ASCII
     print(text, end="")
     files: dict[Path | None, Callable[[], str]] = {
         given.markdown: lambda: text,

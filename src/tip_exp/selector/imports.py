@@ -21,7 +21,7 @@ def import_function(path: str) -> Callable[..., Any]:
     function: Any
     try:
         function = getattr(importlib.import_module(module_name), function_name, None)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         absent = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         reason = f"it is neither in {folder} nor installed" if absent else f"{type(error).__name__}: {error}"
         raise ValueError(f"cannot import the module {module_name} of {path}: {reason}") from error

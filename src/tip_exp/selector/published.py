@@ -119,6 +119,7 @@ def fire(
         return entropy
     certain = 1 - teacher_entropy / teacher_entropy.max().clamp(min=_TINY)
     weights = (1 + alpha * certain) * (1 + beta * entropy / entropy.max().clamp(min=_TINY))
+    rollout = rollout.unique(return_inverse=True)[1]  # a response without tokens is none to drop
     means = _reduced(teacher_logprob, rollout, "mean")
     kept = means.new_ones(len(means))
     kept[means.argsort(stable=True)[: int(dropped * len(means) + 1e-9)]] = 0

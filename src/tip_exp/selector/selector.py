@@ -165,7 +165,7 @@ class Selector:
         inputs = [self._input(name, statistics, tokens, generator) for name in names]
         try:
             score = rule(*inputs, **self.parameters)
-        except Exception as error:  # a rule of the user's own may raise anything
+        except (Exception, SystemExit) as error:  # a rule of the user's own may raise anything
             if self._rule_name in SCORES:
                 raise
             where = line_of(error, rule)
@@ -212,6 +212,7 @@ class Selector:
         """A statistic's values, clipped and normalized within each group, in the tokens' order."""
         order, sizes = groups.argsort(stable=True), torch.bincount(groups).tolist()
         normalizer = self.normalizer_of.get(name, self.normalizer)
+        values = values if values.is_floating_point() else values.float()
         output = torch.empty_like(values)
         for rows in order.split(sizes):
             if len(rows):
