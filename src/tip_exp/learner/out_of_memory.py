@@ -129,7 +129,8 @@ class OomRetrySteps:
         longest, used = max(len(rollout.token_ids) for rollout in rollouts), self._largest(rollouts)
         if used == longest:
             self._refuse(step, longest, fault)
-        lowered = self.budgets[step] = max(used // 2, longest)
+        half = self.learner.config.micro_batch_tokens // 2
+        lowered = self.budgets[step] = max(half if half < used else used // 2, longest)
         write_atomic(self.path, json.dumps(self.budgets) + "\n")
         to = f"micro-batches of at most {lowered} tokens (learner.micro_batch_tokens={self.configured})"
         if self.ranks.size > 1 or not self.learner.discard():
