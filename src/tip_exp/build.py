@@ -142,7 +142,7 @@ class TrainingParts(Parts):
             shadows=make_shadows(config),
             keep_batch=self.logger.non_finite,
         )
-        self.update = OomRetrySteps(self.teacher, self.learner, folder.micro_batches)
+        self.train_step = OomRetrySteps(self.teacher, self.learner, folder.micro_batches)
         rollout, data, samples = config.rollout, config.data, config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, data.max_response_tokens)
         dtypes = self.inputs.backend.dtype, config.pair.student.dtype, config.learner.compute_dtype
@@ -191,7 +191,7 @@ class TrainingParts(Parts):
             return 0
         self.inputs.check_saved(saved)
         saved.load(self.pair.student.module, self.learner.optimizer)
-        self.update.prepare(saved.step + 1)
+        self.train_step.prepare(saved.step + 1)
         if self.ahead is not None:
             self.ahead.restore(saved.rollouts)
             self.sampler.sync()  # now: the thread would copy weights that the learner is updating

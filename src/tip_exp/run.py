@@ -40,7 +40,8 @@ def run(config: RunConfig, folder: RunFolder) -> None:
                 rollouts, problems = parts.rollouts(step)  # the student writes, with rollout.staleness=1 a step ahead
                 shown = list(zip(rollouts, problems, strict=True))[:num_shown]
                 top_tokens = measure_top_tokens(parts.teacher, shown) if shown else None
-                report = parts.update(step, rollouts, problems)  # the teacher reads; statistics → mask → loss → update
+                # The teacher reads; statistics → mask → loss → update.
+                report = parts.train_step(step, rollouts, problems)
                 parts.check_mismatch(report.metrics, step)
                 parts.sync()  # the next rollouts are the updated student's
             metrics = report.metrics | parts.rollout_metrics(rollouts)

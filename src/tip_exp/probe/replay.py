@@ -93,10 +93,10 @@ def _rollout(row: dict[str, Any]) -> Rollout:
 def _go_to(parts: TrainingParts, folder: RunFolder, step: int) -> str:
     """Bring pair and optimizer to the start of `step`; returns how."""
     saved = Checkpoints(folder.checkpoints, ALONE).newest(before=step)
-    parts.update.budgets = read_budgets(folder.micro_batches)
+    parts.train_step.budgets = read_budgets(folder.micro_batches)
     start = parts.resume(saved)
     for earlier in range(start + 1, step):
-        parts.update(earlier, *parts.rollouts(earlier))
+        parts.train_step(earlier, *parts.rollouts(earlier))
         parts.sync()
     source = "the pair's own" if saved is None else f"{saved.path.parent.name}/{saved.path.name}"
     return source + (f", then {step - 1 - start} more of the run's steps" if start + 1 < step else "")
@@ -124,7 +124,7 @@ def _whole_step(parts: TrainingParts, step: int, rollouts: list[Rollout], proble
     faults: list[str] = []
     parts.learner.keep_batch = lambda _step, _rollouts, fault: faults.append(fault)
     try:
-        metrics = parts.update(step, rollouts, problems).metrics
+        metrics = parts.train_step(step, rollouts, problems).metrics
     except FloatingPointError:
         metrics = {}
     if faults:
