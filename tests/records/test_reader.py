@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from tests.synthetic_runs import finish, write_config
 from tip_exp.config.schema import RunConfig
 from tip_exp.records import reader
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.reader import INDEX, find_runs, read_all, read_runs
+from tip_exp.records.reader import INDEX, find_runs, read_all, read_runs, write_archive
+from tip_exp.report.arms import summarize
+from tip_exp.report.overview import csv_text
+from tip_exp.utils.errors import DataError
 
 
 @pytest.fixture
@@ -76,6 +80,23 @@ def test_runs_and_their_index_can_be_moved(runs: Path, monkeypatch: pytest.Monke
     moved = runs.rename(runs.with_name("moved"))
     assert read_names(moved, monkeypatch) == []
     assert {Path(record.folder).parent for record in read_runs([moved])} == {moved}
+
+
+def test_an_archive_holds_what_tables_need(runs: Path, tmp_path: Path, compose_run: Callable[..., RunConfig]) -> None:
+    records = read_runs([runs])
+    write_archive(tmp_path / "some.runs.gz", records[:2])
+    archived = read_runs([tmp_path / "some.runs.gz"])
+    assert [record.folder for record in archived] == [f"{tmp_path}/some.runs.gz/{name}" for name in ("full", "soft0")]
+    assert [record.config for record in archived] == [record.config for record in records[:2]]
+    assert [record.outcomes for record in archived] == [record.outcomes for record in records[:2]]
+    together = summarize(read_all([tmp_path / "some.runs.gz", runs / "soft1"]))
+    finished = summarize([record for record in records if record.is_done])
+    assert sorted(csv_text(together).splitlines()) == sorted(csv_text(finished).splitlines())
+    whole = (tmp_path / "some.runs.gz").read_bytes()
+    for torn in (whole[:-9], whole[:200], b"", b"{}", gzip.compress(b"{}\n{}\n"), gzip.compress(b"\xff")):
+        (tmp_path / "some.runs.gz").write_bytes(torn)
+        with pytest.raises(DataError, match=r"some\.runs\.gz is no whole archive of runs"):
+            read_all([tmp_path / "some.runs.gz"])
 
 
 def test_runs_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:

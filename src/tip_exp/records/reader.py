@@ -7,10 +7,12 @@ model/ are not of the size in result.json or newer; without an index all runs an
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -77,10 +79,14 @@ def read_runs(roots: list[Path]) -> list[RunRecord]:
 def read_all(roots: list[Path]) -> list[RunRecord]:
     """The records of all runs below the roots, by folder; reads and updates the index of each root.
 
-    Evaluations of a teacher alone are left out: the runs that share them hold their numbers.
+    A root that is a file is an archive; raises DataError if it cannot be read. Evaluations of a teacher alone are left
+    out: the runs that share them hold their numbers.
     """
     by_folder: dict[str, RunRecord] = {}
     for root in roots:
+        if root.is_file():
+            by_folder |= {record.folder: record for record in read_archive(root)}
+            continue
         indexed = _load_index(root)
         records = [_record(folder, indexed) for folder in find_runs([root])]
         if [record.stamp for record in records] != [record.stamp for record in indexed.values()]:
@@ -173,16 +179,30 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iter
             yield from _walk(Path(entry.path), above | {identity})
 
 
+def write_archive(path: Path, records: list[RunRecord]) -> None:
+    """Write the records as NAME.runs.gz: a few kilobytes a run, of which all tables can be made again.
+
+    Rows of metrics, samples and the token viewer are not in it.
+    """
+    rows = [asdict(record) | {"folder": Path(record.folder).name, "stamp": []} for record in records]
+    for row in rows:
+        row["result"] = {key: value for key, value in (row["result"] or {}).items() if key not in ("files", "sha256")}
+        row["result"] = row["result"] or None
+    write_atomic(path, gzip.compress(_with_checksum(to_json_lines(rows)).encode(), mtime=0))
+
+
+def read_archive(path: Path) -> list[RunRecord]:
+    """The records of `write_archive`, whose folders are named PATH/NAME. Raises DataError if it is torn or none."""
+    try:
+        return _records(gzip.decompress(path.read_bytes()).decode(), path)
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error) as error:
+        raise DataError(f"{path} is no whole archive of runs (NAME.runs.gz of tip-report results)") from error
+
+
 def _load_index(root: Path) -> dict[str, RunRecord]:
     """Records by folder; empty if the index is missing, torn or of another format."""
     try:
-        written, _, text = (root / INDEX).read_text(encoding="utf-8").partition("\n")
-        if written != _checksum(text):
-            return {}
-        rows = [json.loads(line) for line in text.split("\n")[:-1]]
-        for row in rows:
-            row["folder"] = str(root / row["folder"])
-        records = [RunRecord(**row) for row in rows]
+        records = _records((root / INDEX).read_text(encoding="utf-8"), root)
     except (OSError, ValueError, TypeError, KeyError):
         return {}
     return {record.folder: record for record in records}
@@ -192,8 +212,20 @@ def _write_index(root: Path, records: list[RunRecord]) -> None:
     """Write folders relative to the root, so that the tree can be moved. A read-only root gets no index."""
     if os.access(root, os.W_OK):
         rows = [asdict(record) | {"folder": os.path.relpath(record.folder, root)} for record in records]
-        text = to_json_lines(rows)
-        write_atomic(root / INDEX, f"{_checksum(text)}\n{text}")
+        write_atomic(root / INDEX, _with_checksum(to_json_lines(rows)))
+
+
+def _records(text: str, root: Path) -> list[RunRecord]:
+    """Of `_with_checksum`; raises ValueError, TypeError or KeyError if the text is torn or of another format."""
+    written, _, lines = text.partition("\n")
+    if written != _checksum(lines):
+        raise ValueError("not of its checksum")
+    rows = [json.loads(line) for line in lines.split("\n")[:-1]]
+    return [RunRecord(**row | {"folder": str(root / row["folder"])}) for row in rows]
+
+
+def _with_checksum(lines: str) -> str:
+    return f"{_checksum(lines)}\n{lines}"
 
 
 def _checksum(text: str) -> str:

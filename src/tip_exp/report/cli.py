@@ -38,7 +38,13 @@ EPILOG = "Other commands, each with its own --help: tip-report results, tip-repo
 def _parser(command: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
     """A parser with the argument that all commands share."""
     parser = argparse.ArgumentParser(prog=command, allow_abbrev=False, description=description, epilog=epilog)
-    parser.add_argument("roots", nargs="*", type=Path, default=[Path("outputs")], help="folders that hold runs")
+    parser.add_argument(
+        "roots",
+        nargs="*",
+        type=Path,
+        default=[Path("outputs")],
+        help="folders that hold runs, or archives of them (NAME.runs.gz)",
+    )
     return parser
 
 

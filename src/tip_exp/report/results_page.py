@@ -1,7 +1,8 @@
 """`tip-report results`: one README with all tables that run folders can fill, their commands, and what is missing.
 
 Everything is generated: numbers, seeds, hardware, versions, revisions and commands come from the run folders, the
-paper's numbers from results/paper_numbers.csv. The tables of each sweep are also written as Markdown, CSV and LaTeX.
+paper's numbers from results/paper_numbers.csv. The tables of each sweep are also written as Markdown, CSV and LaTeX,
+and its runs as an archive that `tip-report` reads like a folder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 
 from tip_exp.records.folder import RunFolder
-from tip_exp.records.reader import RunRecord
+from tip_exp.records.reader import RunRecord, write_archive
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.claims import claims
 from tip_exp.report.columns import LEGEND, NAMES
@@ -51,6 +52,7 @@ def write_results(records: list[RunRecord], out: Path, command: str, damaged: Ta
             write(folder / f"{sweep}.md", f"{text}\n\n{legend(tables)}\n")
             write(folder / f"{sweep}.tex", "\n\n".join(map(latex, tables)) + "\n")
             write(folder / f"{sweep}.csv", csv_text(arms))
+            write_archive(folder / f"{sweep}.runs.gz", by_sweep[sweep])
     notes = "\n".join(f"- {line}" for columns, line in LEGEND.items() if set(columns) & set(SHOWN))
     head = (
         f"# Results\n\nGenerated from run folders by `{command}`; do not edit. Negative results are in LOG.md, "

@@ -27,11 +27,11 @@ class RunFiles:
 def read_records(roots: list[Path]) -> tuple[list[RunRecord], Table | None]:
     """The records of all whole runs below the roots, and a table of those that are damaged.
 
-    Raises DataError if a root is no folder, if no run is found, or if all are damaged.
+    Raises DataError if a root is neither a folder nor an archive, if no run is found, or if all are damaged.
     """
     for root in roots:
-        if not root.is_dir():
-            raise DataError(f"{root} is not a folder; give folders that hold runs, such as outputs/sweeps/demo")
+        if not root.exists():
+            raise DataError(f"there is no {root}; give folders of runs, such as outputs/sweeps/demo, or NAME.runs.gz")
     records = read_all(roots)
     if not records:
         raise DataError(f"no run (a folder with config.yaml) below {', '.join(map(str, roots))}")

@@ -16,7 +16,7 @@ from typing import Any
 from tip_exp.utils.errors import DataError
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write beside `path`, fsync, then rename: readers and a power loss see the old file or the new one, never a part.
 
     Processes that write the same file at once do not disturb each other; the last rename wins. Lone surrogates,
@@ -24,7 +24,7 @@ def write_atomic(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
         flush(temporary)
         temporary.replace(path)
     except OSError:
