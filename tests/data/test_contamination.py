@@ -40,6 +40,24 @@ def test_formula_marks_are_not_words() -> None:
     )
 
 
+def test_a_chinese_character_is_a_word() -> None:
+    train = [problem("a", "小明有25个鸡蛋,他吃了5个,又买了9个,现在他有几个?")]
+    test = [
+        problem("shares 13", "小红有25个鸡蛋,他吃了5个,又买了8个,还剩几个?"),  # 有 25 个 鸡 蛋 他 吃 了 5 个 又 买 了
+        problem("shares 12", "小红有25个鸡蛋,他吃了5个,又买来8个,还剩几个?"),
+    ]
+    assert TrainingTexts(train).overlap(test) == Overlap([], ["shares 13"])
+    assert TrainingTexts(train).overlap([problem("same", train[0].prompt.replace("25", " 25 "))]).exact == ["same"]
+
+
+def test_kana_and_hangul_make_words_of_many_characters() -> None:
+    spaced = " ".join(f"자연수 나머지{n}" for n in range(6))  # 12 words
+    kana = "りんごがいくつあるかをもとめなさい"  # 17 characters, one word
+    train = [problem("a", spaced), problem("b", f"{kana}。")]
+    test = [problem("shares 12", f"이제 {spaced}"), problem("c", f"はじめに、{kana}")]
+    assert TrainingTexts(train).overlap(test) == Overlap([], [])
+
+
 def test_training_and_test_prompts_may_end_with_other_instructions() -> None:
     train, test = [problem("a", "What is 3 + 4? Think first.")], [problem("same", "What is 3 + 4? Box it.")]
     assert TrainingTexts(train, " Think first.").overlap(test, " Box it.").exact == ["same"]

@@ -127,5 +127,38 @@ def test_prompts_are_texts_or_messages_in_all_rows(own: Callable[..., TableConfi
     user = {"role": "user", "content": "1+1?"}
     with pytest.raises(DataError, match="field 'prompt' is a text in some rows and a message in others"):
         load(own([{"prompt": [user], "answer": "2"}, {"prompt": "1+1?", "answer": "2"}]))
-    with pytest.raises(DataError, match="field 'prompt' holds 2 messages"):
-        load(own([{"prompt": [user], "answer": "2"}, {"prompt": [user, user], "answer": "2"}]))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (
+            [{"role": "system", "content": "Add."}, {"role": "user", "content": "1+1?"}],
+            "a list of 2; set data.train.fields.prompt to a part of it, such as prompt.1.content",
+        ),
+        ([{"role": "user", "text": "1+1?"}], "a list of 1; set data.train.fields.prompt to .* such as prompt.0"),
+        (["1+1?", "2+2?"], "a list of 2; set data.train.fields.prompt to .* such as prompt.0"),
+        ([], "an empty list"),
+    ],
+)
+def test_the_hint_for_a_list_names_a_part_that_it_has(
+    own: Callable[..., TableConfig], prompt: list[Any], message: str
+) -> None:
+    first = {"prompt": [{"role": "user", "content": "3+3?"}], "answer": "6"}
+    with pytest.raises(DataError, match=rf"my\.jsonl, row 2: field 'prompt' holds {message}$"):
+        load(own([first, {"prompt": prompt, "answer": "2"}]))
+
+
+@pytest.mark.parametrize("mark", ["", "So.\n#### "])
+def test_without_a_guess_there_is_no_hint(
+    own: Callable[..., TableConfig], capsys: pytest.CaptureFixture[str], mark: str
+) -> None:
+    given = "data.train.fields={id:null,prompt:question,answer:answer,solution:null}"
+    assert load(own([{"question": "1+1?", "answer": f"{mark}2"}], given)).problems[0].answer == "2"
+    printed = capsys.readouterr().out
+    assert printed.endswith("my.jsonl: the answer after '#### '\n" if mark else "") and "changes it" not in printed
+
+
+def test_the_mark_is_found_in_a_nested_answer(own: Callable[..., TableConfig]) -> None:
+    rows = [{"question": "1+1?", "r": {"a": "So.\n#### 2"}}]
+    assert load(own(rows, "data.train.fields.answer=r.a")).problems == [Problem("my/0", "1+1?", "2", "So.\n")]

@@ -111,6 +111,37 @@ def test_parts_are_disjoint_and_complete() -> None:
             {"fields": {"answer": "gold"}},
             "'gold' holds a dict; name a part of it, such as gold.a",
         ),
+        (
+            '{"q": "Max has 5 \\ud800 eggs", "gold": {"a": 2}, "n": 1}\n',
+            {},
+            "row 1: field 'q' holds a lone surrogate ('\\ud800') after 10 characters; remove or replace it",
+        ),
+        ('{"q": "a", "gold": {"a": "\\udfff"}, "n": 1}\n', {}, "row 1: field 'gold.a' holds a lone surrogate"),
+        (
+            '{"q": "a", "gold": {"a": NaN}, "n": 1}\n',
+            {},
+            "row 1: field 'gold.a' holds nan; a text or a finite number is allowed",
+        ),
+        (
+            '{"q": "a", "gold": {"a": true}, "n": 1}\n',
+            {},
+            "row 1: field 'gold.a' holds True; a text or a finite number",
+        ),
+        (
+            '{"q": "a", "gold": {"a": 1}, "n": -Infinity}\n',
+            {},
+            "row 1: field 'n' holds -inf; a text or a finite number",
+        ),
+        (
+            '{"q": "a", "gold": {"a": 1}, "n": [1]}\n',
+            {},
+            "row 1: field 'n' holds a list; name a part of it, such as n.0, or set fields.id to null",
+        ),
+        (
+            '{"q": "a", "gold": {"a": 1}, "n": 1, "s": {"steps": "b"}}\n',
+            {"fields": {"solution": "s"}},
+            "row 1: field 's' holds a dict; name a part of it, such as s.steps, or set fields.solution to null",
+        ),
         ("", {}, "has no rows in the configured part"),
         (json.dumps(ROWS[0]) + "\n", {"answer_after": "####"}, "row 1: gold.a has no '####'"),
     ],
@@ -120,6 +151,24 @@ def test_an_error_names_the_row(tmp_path: Path, content: str, changes: dict[str,
     with pytest.raises(DataError) as caught:
         load(table(tmp_path / "x.jsonl", **changes))
     assert message in str(caught.value)
+
+
+def test_a_csv_row_with_more_cells_than_the_header_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text('q,a\n"1, 2 or 3?",2\n1, 2 or 4?,2\n')
+    with pytest.raises(
+        DataError, match=r"x\.csv, row 2: more cells than the header; quote values that contain commas$"
+    ):
+        read_rows(path)
+
+
+def test_bytes_are_read_as_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pd.DataFrame([{"q": "1+1 €?".encode(), "a": b"2", "n": b"7"}]).to_parquet(path)
+    assert load(table(path, fields={"answer": "a"})).problems == [Problem("sums/7", "1+1 €? Box it.", "2")]
+    pd.DataFrame([{"q": b"1+1?", "a": b"2", "n": 7}, {"q": b"2+2?", "a": b"\xff", "n": 8}]).to_parquet(path)
+    with pytest.raises(DataError, match=r"x\.parquet, row 2: field 'a' holds bytes that are no text in UTF-8$"):
+        load(table(path, fields={"answer": "a"}))
 
 
 def test_unknown_extensions_and_an_unreachable_hub_are_errors(tmp_path: Path) -> None:

@@ -190,6 +190,12 @@ def test_a_tokenizer_without_chatml_is_an_error(tokenizer: PreTrainedTokenizerBa
         Chat(NoChatML())  # pyright: ignore[reportArgumentType]
 
 
+def test_an_added_token_of_one_character_is_an_error(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.add_tokens(["@"])
+    with pytest.raises(ConfigError, match=r"tool tasks need .* of two or more characters; this one has '@'; choose"):
+        Chat(tokenizer)
+
+
 def test_turn_limit(chat: Chat, limits: MakeLimits) -> None:
     episode = play_script(chat, limits(max_turns=2), call(say="1"), call(say="2"), "Done.")
     assert (episode.stop, episode.turns, episode.calls) == ("turns", 2, 1)

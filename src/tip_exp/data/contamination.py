@@ -1,6 +1,8 @@
 """Test problems that also occur in the training set: by their whole text, and by a shared 13-gram of words.
 
 N-grams are of words and numbers alone: the `$`, `{` and `,` of formulas would make almost any two formulas overlap.
+Chinese has no spaces, so each of its characters is a word. Kana and Hangul make words of many characters: Japanese has
+Chinese characters between them, Korean has spaces.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ NGRAM = 13  # Brown et al. 2020 (GPT-3), App. C
 BOILERPLATE = 10
 """An n-gram of more training problems than this is a common phrase, such as "m and n are relatively prime"."""
 
-_WORD = re.compile(r"\w+")
-_TOKEN = re.compile(r"\w+|[^\w\s]")
+_CHINESE = "\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORD = re.compile(rf"[{_CHINESE}]|[^\W{_CHINESE}]+")
+_TOKEN = re.compile(rf"{_WORD.pattern}|[^\w\s]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,26 +48,53 @@ def with_fields(config: TableConfig, rows: list[dict[str, Any]], path: Path) -> 
             names = [usual for usual in names if len({str(row[usual]) for row in rows}) == len(rows)]
         fields[name] = names[0] if names else None
         if names and name == "prompt":
-            forms = {_within_messages(row[names[0]], names[0], path) for row in rows}
+            key = f"{section}.fields.prompt"
+            forms = {
+                _within_messages(row[names[0]], names[0], key, f"{path}, row {number}")
+                for number, row in enumerate(rows, 1)
+            }
             if len(forms) > 1:
                 raise DataError(f"{path}: field {names[0]!r} is a text in some rows and a message in others")
             fields[name] += forms.pop()
     after = config.answer_after
     if after == AUTO:
-        in_all = all(GSM8K_MARK in str(row.get(fields["answer"])) for row in rows)
-        after = GSM8K_MARK if in_all else None
-    read = ", ".join(f"{name} from {fields[name]!r}" for name in guessed if fields[name] is not None)
-    read += f", the answer after {after!r}" if after else ""
-    print(f"{path}: {read} ({section}.fields.{guessed[0]}=FIELD changes it)")
+        answers = (value_of(row, fields["answer"], f"{path}, row {number}") for number, row in enumerate(rows, 1))
+        after = GSM8K_MARK if all(GSM8K_MARK in str(answer) for answer in answers) else None
+    read = [f"{name} from {fields[name]!r}" for name in guessed if fields[name] is not None]
+    read += [f"the answer after {after!r}"] if after else []
+    if read:
+        hint = f" ({section}.fields.{guessed[0]}=FIELD changes it)" if guessed else ""
+        print(f"{path}: {', '.join(read)}{hint}")
     return config.model_copy(update={"fields": config.fields.model_copy(update=fields), "answer_after": after})
 
 
-def _within_messages(value: Any, name: str, path: Path) -> str:
+def value_of(row: dict[str, Any], field: str, location: str) -> Any:
+    """A field by its dotted path: "reward_model.ground_truth", "prompt.0.content". Bytes are decoded."""
+    value: Any = row
+    for key in field.split("."):
+        try:
+            value = value[int(key)] if isinstance(value, list) else value[key]
+        except (KeyError, IndexError, TypeError, ValueError):
+            keys = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            raise DataError(f"{location}: no field {field!r} (at {key!r} there is: {keys})") from None
+    if value is None:
+        raise DataError(f"{location}: field {field!r} is empty")
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        raise DataError(f"{location}: field {field!r} holds bytes that are no text in UTF-8") from None
+
+
+def _within_messages(value: Any, name: str, key: str, location: str) -> str:
     """ ".0.content" of a prompt that is a list of one chat message, "" of a text."""
-    if isinstance(value, list):
-        if len(value) == 1 and isinstance(value[0], dict) and "content" in value[0]:
-            return ".0.content"
-        raise DataError(
-            f"{path}: field {name!r} holds {len(value)} messages; set fields.prompt, such as {name}.1.content"
-        )
-    return ""
+    if not isinstance(value, list):
+        return ""
+    if not value:
+        raise DataError(f"{location}: field {name!r} holds an empty list")
+    are_messages = all(isinstance(item, dict) and "content" in item for item in value)
+    if are_messages and len(value) == 1:
+        return ".0.content"
+    part = f"{name}.1.content" if are_messages else f"{name}.0"  # the first of several messages may be the system's
+    raise DataError(
+        f"{location}: field {name!r} holds a list of {len(value)}; set {key} to a part of it, such as {part}"
+    )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tip_exp.data.dataset import Dataset
-from tip_exp.data.fields import with_fields
+from tip_exp.data.fields import value_of, with_fields
 from tip_exp.types import Problem
 from tip_exp.utils.errors import DataError, first_line
 from tip_exp.utils.io import checksum, json_objects
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from tip_exp.config.datasets import TableConfig
 
 SHUFFLE_SEED = 42  # the part [0.0, 0.8] of DAPO-Math-17k is then what the paper's base code trains on
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write one, UTF-8 and tokenizers cannot
 
 
 def load(config: TableConfig) -> Dataset:
@@ -59,7 +62,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             return parquet.read_table(path).to_pylist()
     if extension == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as file, _named(path):
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
+        for number, row in enumerate(rows, 1):
+            if None in row:
+                raise DataError(f"{path}, row {number}: more cells than the header; quote values that contain commas")
+        return rows
     raise DataError(f"{path}: a data set is a .jsonl, .parquet or .csv file; got {extension or 'no extension'}")
 
 
@@ -103,8 +110,6 @@ def _locate(config: TableConfig) -> tuple[Path, str]:
 def _problem(config: TableConfig, row: dict[str, Any], number: int, path: Path) -> Problem:
     """Map a row; `number` counts rows from 1."""
     fields, location = config.fields, f"{path}, row {number}"
-    for field in (fields.prompt, fields.answer):
-        _check_is_plain(row, field, location)
     prompt = _text(row, fields.prompt, location)
     for wrapper in config.strip:
         prompt = prompt.removeprefix(wrapper).removesuffix(wrapper)
@@ -114,13 +119,13 @@ def _problem(config: TableConfig, row: dict[str, Any], number: int, path: Path) 
         if not mark:
             raise DataError(f"{location}: {fields.answer} has no {config.answer_after!r}")
     else:
-        solution = _text(row, fields.solution, location) if fields.solution else ""
+        solution = _text(row, fields.solution, location, ", or set fields.solution to null") if fields.solution else ""
     if not prompt.strip():
         raise DataError(f"{location}: field {fields.prompt!r} is empty")
     if not answer.strip() and config.split != "train":  # training does not compare answers
         after = f" after {config.answer_after!r}" if config.answer_after else ""
         raise DataError(f"{location}: field {fields.answer!r} is empty{after}")
-    row_id = _text(row, fields.id, location) if fields.id else str(number - 1)
+    row_id = _text(row, fields.id, location, ", or set fields.id to null") if fields.id else str(number - 1)
     return Problem(f"{config.label}/{row_id}", prompt.strip() + config.suffix, answer.strip(), solution)
 
 
@@ -139,27 +144,20 @@ def _check_ids(problems: list[Problem], path: Path) -> None:
             raise DataError(f"{path}: {count} rows have the id {repeated!r}; make ids unique, or set fields.id to null")
 
 
-def _check_is_plain(row: dict[str, Any], field: str, location: str) -> None:
-    """Raise DataError for a list or an object, which would be read as the text of a Python value."""
-    value = _value(row, field, location)
+def _text(row: dict[str, Any], field: str, location: str, otherwise: str = "") -> str:
+    """A text or number as text; DataError, whose remedy ends with `otherwise`, for another value."""
+    value = value_of(row, field, location)
     if isinstance(value, dict | list):
         part, held = next(iter(value), "name") if isinstance(value, dict) else 0, type(value).__name__
-        raise DataError(f"{location}: field {field!r} holds a {held}; name a part of it, such as {field}.{part}")
-
-
-def _text(row: dict[str, Any], field: str, location: str) -> str:
-    return str(_value(row, field, location))
-
-
-def _value(row: dict[str, Any], field: str, location: str) -> Any:
-    """A field by its dotted path: "reward_model.ground_truth", "prompt.0.content"."""
-    value: Any = row
-    for key in field.split("."):
-        try:
-            value = value[int(key)] if isinstance(value, list) else value[key]
-        except (KeyError, IndexError, TypeError, ValueError):
-            keys = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-            raise DataError(f"{location}: no field {field!r} (at {key!r} there is: {keys})") from None
-    if value is None:
-        raise DataError(f"{location}: field {field!r} is empty")
-    return value
+        raise DataError(
+            f"{location}: field {field!r} holds a {held}; name a part of it, such as {field}.{part}{otherwise}"
+        )
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+        raise DataError(f"{location}: field {field!r} holds {value}; a text or a finite number is allowed{otherwise}")
+    text = str(value)
+    if lone := _LONE_SURROGATE.search(text):
+        raise DataError(
+            f"{location}: field {field!r} holds a lone surrogate ({lone[0]!r}) after {lone.start()} characters; remove "
+            "or replace it"
+        )
+    return text

@@ -87,9 +87,13 @@ def _system_prompt(config: TravelConfig, lang: str, root: Path) -> str:
 
 
 def _generated(config: TravelConfig) -> tuple[Path, dict[Path, str]]:
-    """The folder of generated tasks and databases, named by the settings, and the SHA-256 of its tables."""
+    """The folder of generated tasks and databases, and the SHA-256 of its tables.
+
+    Its name has the settings and a digest of the files: another version of the generator leaves it alone.
+    """
     assert config.num_problems is not None, "rules.py requires num_problems for generated tasks"
     seed, count = f"{config.split}/{DATA_SEED}", config.num_problems
     folder = private_folder(Path(tempfile.gettempdir()) / f"tip_exp_data_{os.getuid()}")
-    root = folder / f"{config.world}-{seed.replace('/', '-')}-{count}"
-    return root, errands.write(root, errands.stream(seed, count))
+    tasks = errands.stream(seed, count)
+    root = folder / f"{config.world}-{seed.replace('/', '-')}-{count}-{errands.digest(tasks)}"
+    return root, errands.write(root, tasks)

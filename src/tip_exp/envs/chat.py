@@ -36,6 +36,11 @@ class Chat:
                 f"pair.student.path: tool tasks need a tokenizer with ChatML tokens, as Qwen's; this one has no "
                 f"{missing[0]}; choose another pair, or data without tools"
             )
+        if short := [token for token in added if len(token) == 1]:  # plain_ids cannot cut it
+            raise ConfigError(
+                f"pair.student.path: tool tasks need a tokenizer with added tokens of two or more characters; this one "
+                f"has {short[0]!r}; choose another pair, or data without tools"
+            )
         self.turn_end = added[TURN_END]
         self._added_ids = frozenset(added.values())
         # A lookahead also matches tokens that overlap each other.

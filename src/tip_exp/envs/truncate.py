@@ -13,8 +13,9 @@ def truncate(text: str, limit: int, length: Callable[[str], int], keep: Literal[
     """`text` if its length is at most `limit`, else a part of it.
 
     "rows" keeps the first and the last rows (elements of a JSON list, else lines) and a note of how many are omitted,
-    within the limit; a single row that is too long is cut inside. "middle" keeps the first and the last characters, as
-    verl does; its note comes on top of the limit, which counts characters.
+    within the limit; a single row that is too long is cut inside, without a note if that alone is above the limit.
+    "middle" keeps the first and the last characters, as verl does; its note comes on top of the limit, which counts
+    characters.
     """
     if length(text) <= limit:
         return text
@@ -25,7 +26,8 @@ def truncate(text: str, limit: int, length: Callable[[str], int], keep: Literal[
     if num_rows > 0:
         return _with_rows(rows, num_rows)
     num_characters = _largest(len(text), lambda count: length(_with_characters(text, count)) <= limit)
-    return _with_characters(text, num_characters)
+    cut = _with_characters(text, num_characters)
+    return cut if length(cut) <= limit else text[: _largest(len(text), lambda count: length(text[:count]) <= limit)]
 
 
 def _with_rows(rows: list[str], count: int) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Barrier
+from unittest.mock import Mock
 
 import pytest
 from tests.envs.deepplanning import trips
@@ -137,6 +141,43 @@ def test_a_damaged_world_is_written_again(tmp_path: Path, how: str) -> None:
     assert (tmp_path / "elsewhere").is_dir() == (how == "a link in its place")
 
 
+@pytest.mark.parametrize("has_locks", [True, False])
+@pytest.mark.parametrize("how", ["nothing there", "a deleted table", "a changed table", "a link in its place"])
+def test_several_writers_meet_a_damaged_world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, has_locks: bool
+) -> None:
+    root = tmp_path / "folder" / "world"
+    tasks = errands.stream("test", 5)
+    if how != "nothing there":
+        errands.write(root, tasks)
+        damage(root, how)
+    if not has_locks:
+        monkeypatch.setattr("fcntl.flock", Mock(side_effect=OSError("no locks available")))
+    start = Barrier(8)
+
+    def write_and_read() -> None:
+        start.wait()
+        for path, digest in errands.write(root, tasks).items():
+            if has_locks:  # without them another writer may be about to replace what is complete by now
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+
+    with ThreadPoolExecutor(8) as pool:
+        for written in [pool.submit(write_and_read) for _ in range(8)]:
+            written.result()
+    assert not root.is_symlink()
+    assert {path.name for path in root.parent.iterdir()} - {"elsewhere"} == {"world"}
+    assert errands.write(root, tasks).keys() == {path for path in root.rglob("*.csv")}
+
+
+def test_a_world_that_cannot_be_replaced_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "world"
+    root.mkdir()
+    monkeypatch.setattr(Path, "rename", Mock(side_effect=PermissionError("not yours")))
+    with pytest.raises(PermissionError, match="not yours"):
+        errands.write(root, errands.stream("test", 1))
+    assert list(tmp_path.iterdir()) == [root]
+
+
 @pytest.mark.parametrize("how", ["a deleted table", "a changed table"])
 def test_a_table_that_changes_during_a_run_ends_it(tmp_path: Path, how: str) -> None:
     root = tmp_path / "world"
@@ -165,6 +206,19 @@ def test_generated_worlds_are_in_a_folder_of_this_user_alone(
     folder.symlink_to("theirs")
     with pytest.raises(ConfigError, match="is a link or belongs to another user; set TMPDIR"):
         load(config)
+
+
+def test_another_version_of_the_generator_leaves_the_world_of_a_live_run(
+    compose_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = compose_run("data=mini_travel", "agent=default", "data.train.num_problems=2").data.train
+    sources = [load(config).source, load(config).source]
+    files = {path: path.read_bytes() for path in Path(sources[0]).rglob("*.*")}
+    monkeypatch.setattr(errands, "HOTELS", ("Hostel",))
+    sources.append(load(config).source)
+    assert sources[0] == sources[1] != sources[2]
+    assert {path: path.read_bytes() for path in Path(sources[0]).rglob("*.*")} == files
 
 
 def test_scripted_policies_score_as_computed(errands_root: Path) -> None:

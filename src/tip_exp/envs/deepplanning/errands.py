@@ -9,16 +9,18 @@ the third answer, so the no-tool baseline is 1/3.
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
 import os
 import random
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tip_exp.envs.deepplanning.data import TABLES
@@ -39,6 +41,7 @@ SIGHTS = ("Tower", "Garden", "Bridge", "Gallery", "Fort", "Lake")
 STARS = ("2", "3", "4", "5")
 DAY, NEXT_DAY = "2025-11-12", "2025-11-13"  # departure of 116 of the 120 official tasks
 _QUERIES = "data/travelplanning_query_en.json"
+MOVES = 100  # of a world to its place, before the error of the last one is raised
 # All official columns, in the official order; the tasks fill only some of them.
 _HOTEL_COLUMNS = "city name address latitude longitude decoration_time hotel_star price score brand services"
 _SIGHT_COLUMNS = (
@@ -62,25 +65,51 @@ def write(root: Path, tasks: Iterable[TaskFiles]) -> dict[Path, str]:
     """ROOT/data/travelplanning_query_en.json and ROOT/database/database_en/id_<id>/…; path -> SHA-256 of each table.
 
     The folder is written aside and renamed, so it is complete or absent. An existing one is kept if it holds these
-    files and nothing else, else replaced.
+    files and nothing else, else replaced. Several processes may write one world at once.
     """
     files = _contents(tasks)
     if not _holds(root, files):
-        building, damaged = (root.with_name(f".{root.name}.{os.getpid()}{end}") for end in ("", ".damaged"))
-        for name, content in files.items():
-            path = building / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        try:
-            building.rename(root)
-        except OSError:  # a folder or a link of this name
-            if _holds(root, files):  # another process was first
-                shutil.rmtree(building)
-            else:
-                root.rename(damaged)  # a link is renamed, not followed
-                building.rename(root)
-                damaged.unlink() if damaged.is_symlink() else shutil.rmtree(damaged, ignore_errors=True)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent, ignore_cleanup_errors=True) as aside:
+            for name, content in files.items():
+                path = Path(aside, "new", name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            with _locked(root.parent):
+                _move_in(root, Path(aside), files)
     return {root / name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name != _QUERIES}
+
+
+def digest(tasks: Iterable[TaskFiles]) -> str:
+    """The first 12 digits of a SHA-256 of the names and contents of a world's files."""
+    return hashlib.sha256(repr(_contents(tasks)).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time in, where the file system has locks."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _move_in(root: Path, aside: Path, files: dict[str, bytes]) -> None:
+    """Put ASIDE/new in the place of a damaged or absent root; another process, without locks, may do the same."""
+    for attempt in range(MOVES):
+        if _holds(root, files):  # another process was first
+            return
+        try:
+            if os.path.lexists(root):
+                root.rename(aside / f"damaged{attempt}")  # a link is renamed, not followed
+            (aside / "new").rename(root)
+            return
+        except OSError:
+            if attempt == MOVES - 1:
+                raise
 
 
 def _contents(tasks: Iterable[TaskFiles]) -> dict[str, bytes]:
@@ -102,11 +131,14 @@ def _holds(root: Path, files: dict[str, bytes]) -> bool:
     """Whether a folder holds exactly these files, none of them or of their folders a link."""
     if root.is_symlink() or not root.is_dir():
         return False
-    existing = list(root.rglob("*"))
-    if any(path.is_symlink() for path in existing):
+    try:
+        existing = list(root.rglob("*"))
+        if any(path.is_symlink() for path in existing):
+            return False
+        names = {str(path.relative_to(root)) for path in existing if not path.is_dir()}
+        return names == files.keys() and all((root / name).read_bytes() == content for name, content in files.items())
+    except OSError:  # another process moves it
         return False
-    names = {str(path.relative_to(root)) for path in existing if not path.is_dir()}
-    return names == files.keys() and all((root / name).read_bytes() == content for name, content in files.items())
 
 
 def make(task_id: str, seed: str) -> TaskFiles:
