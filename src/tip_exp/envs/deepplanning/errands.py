@@ -41,7 +41,6 @@ SIGHTS = ("Tower", "Garden", "Bridge", "Gallery", "Fort", "Lake")
 STARS = ("2", "3", "4", "5")
 DAY, NEXT_DAY = "2025-11-12", "2025-11-13"  # departure of 116 of the 120 official tasks
 _QUERIES = "data/travelplanning_query_en.json"
-MOVES = 100  # of a world to its place, before the error of the last one is raised
 # All official columns, in the official order; the tasks fill only some of them.
 _HOTEL_COLUMNS = "city name address latitude longitude decoration_time hotel_star price score brand services"
 _SIGHT_COLUMNS = (
@@ -76,7 +75,10 @@ def write(root: Path, tasks: Iterable[TaskFiles]) -> dict[Path, str]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             with _locked(root.parent):
-                _move_in(root, Path(aside), files)
+                if not _holds(root, files):  # another process may have been first
+                    if os.path.lexists(root):
+                        root.rename(Path(aside, "damaged"))  # a link is renamed, not followed
+                    Path(aside, "new").rename(root)
     return {root / name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name != _QUERIES}
 
 
@@ -95,21 +97,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _move_in(root: Path, aside: Path, files: dict[str, bytes]) -> None:
-    """Put ASIDE/new in the place of a damaged or absent root; another process, without locks, may do the same."""
-    for attempt in range(MOVES):
-        if _holds(root, files):  # another process was first
-            return
-        try:
-            if os.path.lexists(root):
-                root.rename(aside / f"damaged{attempt}")  # a link is renamed, not followed
-            (aside / "new").rename(root)
-            return
-        except OSError:
-            if attempt == MOVES - 1:
-                raise
 
 
 def _contents(tasks: Iterable[TaskFiles]) -> dict[str, bytes]:
