@@ -180,7 +180,7 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iter
 
 
 def write_archive(path: Path, records: list[RunRecord]) -> None:
-    """Write the records as NAME.runs.gz: a few kilobytes a run, of which all tables can be made again.
+    """Write the records as NAME.runs.gz: about a kilobyte a run, of which all tables can be made again.
 
     Rows of metrics, samples and the token viewer are not in it.
     """
