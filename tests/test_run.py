@@ -21,9 +21,11 @@ from tip_exp.learner.learner import Learner
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import load_pair
 from tip_exp.records.folder import RunFolder
+from tip_exp.rollout.backends import Backend
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.run import run, run_eval
 from tip_exp.types import Sampling
+from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import read_rows
 
 Run = Callable[..., RunConfig]
@@ -193,6 +195,15 @@ def test_a_run_can_be_replayed_from_its_own_config(tmp_path: Path, compose_run: 
     path = tmp_path / "config.yaml"
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(config.model_dump())))
     assert load(path) == config
+
+
+def test_vllm_may_not_replace_the_learners_operators(
+    tmp_path: Path, compose_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "choose", lambda *_: Backend("vllm", "", "", "bfloat16"))
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
+    with pytest.raises(ConfigError, match=r"^VLLM_BATCH_INVARIANT: .* unset it$"):
+        run(compose_run(), RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize("device", ["cuda:0", "cpu"])

@@ -288,6 +288,22 @@ def test_a_folder_of_something_else_is_refused_before_hydra_writes_into_it(tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_an_unforeseen_error_of_a_check_does_not_start_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hydra would only warn of it."""
+
+    def fail(_: Any) -> None:
+        raise TypeError("unforeseen")
+
+    monkeypatch.setattr("tip_exp.data.load.check_files", fail)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", overrides=[f"hydra.run.dir={tmp_path}/run"], return_hydra_config=True)
+    with pytest.raises(SystemExit) as ended:
+        cli.RefuseEarly().on_run_start(config)
+    assert ended.value.code == 1 and "TypeError: unforeseen" in capsys.readouterr().err
+
+
 def test_an_unwritable_output_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = [sys.executable, "-m", "tip_exp", f"hydra.run.dir={tmp_path}/file/x"]

@@ -12,12 +12,16 @@ import termios
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from omegaconf import OmegaConf
 from tests import synthetic_runs
 from tests.synthetic_runs import append_rows
 
+from hydra_plugins.tip_exp_sweeper import RunsSweeper
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.memory import RankMemory
 from tip_exp.launch import parallel
@@ -280,3 +284,12 @@ def test_a_run_that_is_refused_changes_nothing(
         run_all([SweepRun(["seed=0"], compose_run(), RunFolder(tmp_path))], 1)
     assert "learner.lr: 0.001 -> 0.002" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("jobs", ["two", 0])
+def test_a_wrong_number_of_jobs_is_refused(jobs: Any) -> None:
+    sweeper = RunsSweeper(None, {}, [], jobs)
+    sweeper.hydra_context = SimpleNamespace(config_loader=None)  # pyright: ignore[reportAttributeAccessIssue]
+    sweeper.config, sweeper.launcher = OmegaConf.create(), BasicLauncher()
+    with pytest.raises(ConfigError, match=f"^hydra.sweeper.jobs={jobs}: must be null or a whole number from 1"):
+        sweeper.sweep([])

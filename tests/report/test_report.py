@@ -342,6 +342,14 @@ def test_an_error_of_the_system_while_writing_is_one_message(
     assert ended.value.code == 1 and capsys.readouterr().err == "error: [Errno 28] No space left on device\n"
 
 
+def test_a_terminal_in_ascii_gets_the_table(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "argv", ["tip-report", str(runs)])
+    cli.main()
+    assert b"\\xb1" in terminal.buffer.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def test_a_number_with_an_exponent_is_sorted_by_its_value() -> None:
     """1,234 nats are written 1.23e+03."""
     assert columns.first_number("1.23e+03 ± 4") == 1230 and columns.first_number("not a number") is None
