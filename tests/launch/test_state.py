@@ -63,7 +63,9 @@ def test_a_folder_of_something_else_is_refused_and_left_as_it_is(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("names", [[], [".hydra", ".config.yaml.1", "lock", "worker.log", "worker.1.log"]])
+@pytest.mark.parametrize(
+    "names", [[], [".hydra", ".config.yaml.1", "lock", "worker.log", "worker.1.log", "torchrun.log"]]
+)
 def test_a_new_folder_is_accepted(tmp_path: Path, names: list[str]) -> None:
     check_folder(RunFolder(tmp_path / "new"))
     for name in names:

@@ -53,7 +53,8 @@ CHILD_ENVIRONMENT = {
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 POLL_S = 0.2
 HEADER = "# resolved config of this run"  # how a run's config.yaml begins
-EARLY = re.compile(r"\..*|lock|worker(\.\d+)?\.log")  # what may be there before config.yaml, also of other nodes
+# What may be there before config.yaml, also of other nodes.
+EARLY = re.compile(r"\..*|lock|(worker(\.\d+)?|torchrun)\.log")
 
 
 class State(StrEnum):
