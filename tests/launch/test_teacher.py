@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tip_exp import build
+from tip_exp import inputs
 from tip_exp.config.parse import digest, load
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch import teacher
@@ -195,6 +195,6 @@ def test_other_nodes_wait_for_the_evaluation_of_node_0(waits: Callable[..., None
 def test_vllm_needs_the_launcher_for_the_teacher(
     tmp_path: Path, compose_run: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "choose", lambda *_: Backend("vllm", "", "", "float32"))
+    monkeypatch.setattr(inputs, "choose", lambda *_: Backend("vllm", "", "", "float32"))
     with pytest.raises(ConfigError, match=r"eval\.teacher=true with vLLM needs a second engine, .* with tip-exp"):
         run_eval(compose_run(*SMALL, "mode=eval"), RunFolder(tmp_path))
