@@ -22,9 +22,9 @@ from tests import reference
 from tests.helpers import QUESTIONS, in_float64, make_learner, permute_ids, sample_rollouts, train_step
 from tip_exp.api.command import read_texts, summary
 from tip_exp.api.select import make_selector as make_preset
-from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch import cli
+from tip_exp.learner.selectors import make_selector
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
 from tip_exp.selector.scores import STATISTICS

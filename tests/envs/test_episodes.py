@@ -13,12 +13,12 @@ from tests.helpers import train_step
 from transformers import PreTrainedTokenizerBase
 
 from scripts.make_pairs.scripted import Policy, ScriptedSampler
-from tip_exp.build import make_selector
 from tip_exp.config.schema import AgentConfig, RunConfig
 from tip_exp.envs.base import Call, Start
 from tip_exp.envs.chat import Chat
 from tip_exp.envs.episodes import Episode, play, truncate_rollout
 from tip_exp.learner.learner import Learner
+from tip_exp.learner.selectors import make_selector
 from tip_exp.models.pair import Model, Pair
 from tip_exp.records.meter import Meter
 from tip_exp.types import Rollout, Sampling

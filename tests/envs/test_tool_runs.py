@@ -12,7 +12,6 @@ from tests.envs.deepplanning.test_environment import copy_the_query
 from tests.helpers import train_step
 
 from scripts.make_pairs.scripted import Policy, ScriptedSampler, respond
-from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.dataset import Dataset
 from tip_exp.data.load import load
@@ -21,6 +20,7 @@ from tip_exp.envs.chat import Chat
 from tip_exp.envs.sampler import EpisodeSampler, episode_metrics
 from tip_exp.eval.evaluate import grade_episodes
 from tip_exp.learner.learner import Learner
+from tip_exp.learner.selectors import make_selector
 from tip_exp.models.pair import Pair
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter

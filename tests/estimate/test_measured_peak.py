@@ -15,10 +15,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.memory import PROCESS, RankMemory
 from tip_exp.learner.learner import Learner
+from tip_exp.learner.selectors import make_selector
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import head_of
 from tip_exp.models.pair import Model, Pair

@@ -12,12 +12,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from tests.helpers import train_step
 
-from tip_exp.build import make_selector
 from tip_exp.config.parse import parse
 from tip_exp.config.resolvers import register_resolvers
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.on_policy import MismatchCheck, limits_for
+from tip_exp.learner.selectors import make_selector
 from tip_exp.models.load import load_pair
 from tip_exp.records.meter import Meter
 from tip_exp.records.metrics import MISMATCH_MAX

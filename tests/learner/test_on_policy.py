@@ -10,7 +10,6 @@ import pytest
 import torch
 from tests.helpers import train_step
 
-from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.on_policy import (
@@ -21,6 +20,7 @@ from tip_exp.learner.on_policy import (
     mismatch_metrics,
 )
 from tip_exp.learner.on_policy import sampler_logprobs as lined_up
+from tip_exp.learner.selectors import make_selector
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter
 from tip_exp.records.metrics import MISMATCH_MAX, MISMATCH_MEAN, MISMATCH_P999

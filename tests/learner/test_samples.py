@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.samples import NUM_TOP_TOKENS, measure_top_tokens, sample_rows
+from tip_exp.learner.selectors import make_selector
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.pair import Pair
 from tip_exp.records.meter import Meter

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
-from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.model_folder import export
 from tip_exp.learner.out_of_memory import load_pair_or_offload
+from tip_exp.learner.selectors import make_selector
 from tip_exp.models.load import load_pair
 from tip_exp.models.lora import has_adapters, merged_tensors
 from tip_exp.models.pair import Pair

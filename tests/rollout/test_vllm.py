@@ -11,11 +11,11 @@ import torch
 from tests.helpers import train_step
 from torch import Tensor
 
-from tip_exp.build import make_selector
 from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import load
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.on_policy import MismatchCheck, SyncError, limits_for
+from tip_exp.learner.selectors import make_selector
 from tip_exp.models.load import load_pair
 from tip_exp.models.lora import merged_tensors
 from tip_exp.models.pair import Pair
