@@ -16,6 +16,17 @@ from hydra.core.utils import env_override
 from omegaconf import open_dict
 
 
+def check_jobs(jobs: Any, *, is_basic: bool) -> None:
+    """Raise ConfigError if `hydra.sweeper.jobs` is no number of runs, or of no use to the launcher."""
+    from tip_exp.utils.errors import ConfigError
+
+    if jobs is not None and (not isinstance(jobs, int) or jobs < 1 or not is_basic):
+        raise ConfigError(
+            f"hydra.sweeper.jobs={jobs}: must be null or a whole number from 1, and null with any but the basic "
+            "launcher"
+        )
+
+
 class RunsSweeper(BasicSweeper):
     def __init__(self, max_batch_size: int | None, params: dict[str, str], runs: list[str], jobs: int | None) -> None:
         super().__init__(max_batch_size, params)
@@ -32,11 +43,7 @@ class RunsSweeper(BasicSweeper):
         assert self.hydra_context is not None and self.config is not None
         loader, config = self.hydra_context.config_loader, self.config
         is_basic = isinstance(self.launcher, BasicLauncher)
-        if self.jobs is not None and (not isinstance(self.jobs, int) or self.jobs < 1 or not is_basic):
-            raise ConfigError(
-                f"hydra.sweeper.jobs={self.jobs}: must be null or a whole number from 1, and null with any but the "
-                "basic launcher"
-            )
+        check_jobs(self.jobs, is_basic=is_basic)
         composer = RunComposer(lambda chosen: loader.load_sweep_config(config, chosen))
         runs = expand(self.runs, self.params, arguments)
         name = folder_name(config.hydra.job.config_name, arguments)

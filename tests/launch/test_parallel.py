@@ -12,16 +12,13 @@ import termios
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from omegaconf import OmegaConf
 from tests import synthetic_runs
 from tests.synthetic_runs import append_rows
 
-from hydra_plugins.tip_exp_sweeper import RunsSweeper
+from hydra_plugins.tip_exp_sweeper import check_jobs
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.memory import RankMemory
 from tip_exp.launch import parallel
@@ -286,10 +283,9 @@ def test_a_run_that_is_refused_changes_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("jobs", ["two", 0])
-def test_a_wrong_number_of_jobs_is_refused(jobs: Any) -> None:
-    sweeper = RunsSweeper(None, {}, [], jobs)
-    sweeper.hydra_context = SimpleNamespace(config_loader=None)  # pyright: ignore[reportAttributeAccessIssue]
-    sweeper.config, sweeper.launcher = OmegaConf.create(), BasicLauncher()
+@pytest.mark.parametrize(("jobs", "is_basic"), [("two", True), (0, True), (2, False)])
+def test_a_wrong_number_of_jobs_is_refused(jobs: Any, *, is_basic: bool) -> None:
+    check_jobs(None, is_basic=is_basic)
+    check_jobs(2, is_basic=True)
     with pytest.raises(ConfigError, match=f"^hydra.sweeper.jobs={jobs}: must be null or a whole number from 1"):
-        sweeper.sweep([])
+        check_jobs(jobs, is_basic=is_basic)
