@@ -99,10 +99,11 @@ class Evaluations:
                 if sequence_kl is not None and protocol == "sampled":
                     problems = [problem for problem in dataset.problems for _ in range(sampling.samples)]
                     kl = sequence_kl(rollouts, problems)
-                sampled.append(_Sampled(name, protocol, sampling.samples, rollouts, episodes, kl))
+                if self._grades:
+                    sampled.append(_Sampled(name, protocol, sampling.samples, rollouts, episodes, kl))
         metrics: dict[str, float] = {}
         stage = EVAL if model == "student" else TEACHER
-        for responses in sampled if self._grades else []:
+        for responses in sampled:
             rows, summary = self._grade(responses)
             if responses.kl:
                 rows = [row | {SEQ_KL: value} for row, value in zip(rows, responses.kl, strict=True)]
