@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from tip_exp.report.pictures import BROWSER_OPTIONS, CHROMIUMS
+from tip_exp.utils.errors import exit_on_error
 
 OUT = Path(__file__).parents[1] / "docs" / "pictures"
 WIDTHS, HEIGHT = (1400, 390), 1100  # of a picture, pixels
@@ -27,7 +28,8 @@ QUALITY = 80  # of WebP
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", type=Path, help="a page that `tip-report --html` wrote")
-    text = parser.parse_args().page.read_text(encoding="utf-8")
+    with exit_on_error(OSError, UnicodeError):
+        text = parser.parse_args().page.read_text(encoding="utf-8")
     OUT.mkdir(exist_ok=True)
     for part, width, theme in product(PARTS, WIDTHS, ("light", "dark")):
         path = OUT / f"{part}_{width}_{theme}.webp"

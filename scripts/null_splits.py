@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tip_exp.records.reader import read_runs
 from tip_exp.report.arms import summarize
+from tip_exp.report.run_files import read_records
 from tip_exp.report.significance import ArmScores, compare
 from tip_exp.report.tables import Table, markdown
+from tip_exp.utils.errors import DataError, exit_on_error
 
 THRESHOLDS = (0.05, 0.05 / 38)
 
@@ -37,26 +38,34 @@ def null_p_values(scores: ArmScores, seeds: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("roots", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("roots", nargs="+", type=Path, metavar="FOLDER", help="runs, or an archive of runs")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of each half (2)")
     options = parser.parse_args()
+    with exit_on_error(DataError):
+        print(markdown(split_table(options.roots, options.seeds)))
+
+
+def split_table(roots: list[Path], seeds: int) -> Table:
+    """A row per arm and metric, then the medians. Raises DataError if no arm has twice as many seeds."""
     rows: list[list[str]] = []
     shares: dict[str, list[list[float]]] = {"accuracy": [], "log KL": []}
-    for arm in summarize(read_runs(options.roots)):
+    for arm in summarize(read_records(roots)[0]):
         for name, scores in (("accuracy", arm.scores), ("log KL", arm.kl_scores)):
-            if scores is None or len(scores.seeds) < 2 * options.seeds:
+            if scores is None or len(scores.seeds) < 2 * seeds:
                 continue
-            p_values = np.array(null_p_values(scores, options.seeds))
+            p_values = np.array(null_p_values(scores, seeds))
             shares[name].append([float((p_values < threshold).mean()) for threshold in THRESHOLDS])
             cells = [f"{100 * share:.1f}" for share in shares[name][-1]]
             rows.append([arm.pair, f"{arm.selector} {100 * arm.retention:g} %", name, str(len(p_values)), *cells])
+    if not rows:
+        raise DataError(f"no arm has the {2 * seeds} seeds that two halves of {seeds} need")
     for name, of_arms in shares.items():
         if of_arms:
             rows.append(
                 ["median", f"{len(of_arms)} arms", name, "", *(f"{100 * m:.1f}" for m in np.median(of_arms, 0))]
             )
     headings = ["pair", "arm", "metric", "splits", *(f"% with p < {threshold:.4f}" for threshold in THRESHOLDS)]
-    print(markdown(Table("Splits of one arm's seeds", headings, rows)))
+    return Table("Splits of one arm's seeds", headings, rows)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,19 @@ Prints Markdown tables. A folder whose arms have one setting each is a test, ano
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
 
 from tip_exp.records import metrics
-from tip_exp.records.reader import RunRecord, read_runs
+from tip_exp.records.reader import RunRecord
 from tip_exp.report.arms import ArmResult, summarize
 from tip_exp.report.columns import p_value, percent, points, ratio
+from tip_exp.report.run_files import read_records
 from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, holm, scores_of
 from tip_exp.report.tables import Table, markdown
+from tip_exp.utils.errors import DataError, exit_on_error
 
 ARMS = {  # selector.score, selector.weight, learner.divergence -> arm of the registration
     ("full", "none", "reverse_kl"): "F",
@@ -33,25 +35,33 @@ ACCURACY_MARGIN = 0.02  # a confirmed arm loses less of mean@4
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("roots", nargs="+", type=Path, metavar="FOLDER", help="runs, or an archive of runs")
+    with exit_on_error(DataError):
+        print(markdown(result_table(parser.parse_args().roots)))
+
+
+def result_table(roots: list[Path]) -> Table:
+    """The search, or the test. Raises DataError if there is no run of F, or a run of none of the arms."""
     arms: dict[str, list[ArmResult]] = {}
-    runs = {run.folder: run for run in read_runs([Path(root) for root in sys.argv[1:]])}
+    runs = {run.folder: run for run in read_records(roots)[0]}
     for arm in summarize(list(runs.values())):
         if arm.seeds:
             arms.setdefault(name_of(arm), []).append(arm)
     if "F" not in arms:
-        sys.exit("error: no finished run of F (selector=full) in these folders")
+        raise DataError("no finished run of F (selector=full) in these folders")
     is_test = all(len(settings) == 1 for settings in arms.values())
     if is_test:
-        table = differences_table({name: settings[0] for name, settings in arms.items()}, runs)
-    else:
-        table = search_table(arms)
-    print(markdown(table))
+        return differences_table({name: settings[0] for name, settings in arms.items()}, runs)
+    return search_table(arms)
 
 
 def name_of(arm: ArmResult) -> str:
-    """F, W, R, M or J."""
-    config = arm.config
-    return ARMS[arm.score, config["selector.weight"], config["learner.divergence"]]
+    """F, W, R, M or J. Raises DataError for another."""
+    rule = arm.score, arm.config["selector.weight"], arm.config["learner.divergence"]
+    if rule not in ARMS:
+        raise DataError(f"{', '.join(rule)} is no arm of the registered test (results/preregistration.md)")
+    return ARMS[rule]
 
 
 def search_table(arms: dict[str, list[ArmResult]]) -> Table:
