@@ -26,7 +26,8 @@ from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.distributed import ALONE
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.records.writer import RunLogger, missing_rows
-from tip_exp.run import run
+from tip_exp.run import run, run_eval
+from tip_exp.utils.io import write_atomic
 
 Files = dict[str, bytes]
 SMALL = ["logger=files", "learner.num_steps=4", "learner.warmup_steps=0", "learner.prompts_per_step=2"]
@@ -145,6 +146,32 @@ def test_every_prefix_of_the_writes_resumes_or_is_finished(
             seen.add(check(crashed, config, rows, result, published, f"{crash}, {number}: {operation}"))
     assert seen >= {0, 1, 2, 3, 4}
     assert state_of(config, folder) is State.DONE
+
+
+def test_an_evaluation_alone_has_its_rows_on_the_disk_before_its_result(
+    tmp_path: Path, compose_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recorder = RunFolder(tmp_path / "run"), Recorder(tmp_path / "run")
+    folder.root.mkdir()
+    with recorder.recording(monkeypatch):
+        run_eval(compose_run(*SMALL, "mode=eval"), folder)
+    recorder._note("end")
+    durable = recorder.notes[-1][1]["unsynced names lost"]
+    assert {path.name: durable.get(path.name) for path in folder.rows} == {
+        path.name: path.read_bytes() for path in folder.rows
+    }
+
+
+def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, recorder = tmp_path / "run" / "file", Recorder(tmp_path / "run")
+    path.parent.mkdir()
+    with recorder.recording(monkeypatch):
+        write_atomic(path, "old")
+        write_atomic(path, "new")
+        recorder._note("end")
+    held = [[files.get("file") for files in crashes.values()] for _, crashes, _ in recorder.notes]
+    assert {content for contents in held for content in contents} <= {None, b"old", b"new"}
+    assert held[-1] == [b"new"] * 4
 
 
 def check(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,24 @@ from tip_exp.data.load import load as load_data
 from tip_exp.data.training_set import TrainingSet
 from tip_exp.grading import boxed
 from tip_exp.learner.learner import Learner
+from tip_exp.learner.on_policy import SyncError
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import load_pair
 from tip_exp.records.folder import RunFolder
 from tip_exp.rollout.backends import Backend
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.run import run, run_eval
-from tip_exp.types import Sampling
-from tip_exp.utils.errors import ConfigError
+from tip_exp.types import Rollout, Sampling
+from tip_exp.utils.errors import ConfigError, RunFailedError
 from tip_exp.utils.io import read_rows
 
 Run = Callable[..., RunConfig]
 QUICK = ["logger=files", "learner.num_steps=20", "learner.schedule=constant", "eval.every=0", "eval.samples=0"]
 QUICK += ["eval.teacher=false", "eval.benchmarks.word_sums.num_problems=200"]
+
+
+TINIEST = ["learner.num_steps=1", "learner.warmup_steps=0", "learner.prompts_per_step=2"]
+TINIEST += ["eval.benchmarks.word_sums.num_problems=2", "eval.max_tokens=2", "logger.rollouts_per_eval=0"]
 
 
 def train(compose_run: Run, folder: Path, *overrides: str) -> list[dict]:
@@ -68,6 +74,58 @@ def test_without_its_result_a_run_writes_its_model_again(tmp_path: Path, compose
     assert {key: again[key] for key in again if key not in changing} == {
         key: result[key] for key in result if key not in changing
     }
+
+
+def test_rollouts_of_other_weights_end_the_run(
+    tmp_path: Path, compose_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = HfSampler.generate
+
+    def shifted(self: HfSampler, *arguments: Any) -> list[Rollout]:
+        rollouts = generate(self, *arguments)
+        return [replace(r, sampler_logprobs=[logprob - 1 for logprob in r.sampler_logprobs]) for r in rollouts]
+
+    monkeypatch.setattr(HfSampler, "generate", shifted)
+    with pytest.raises(SyncError):
+        train(compose_run, tmp_path / "run", *TINIEST)
+    assert not RunFolder(tmp_path / "run").checkpoints.exists()
+
+
+def test_the_rows_of_a_step_are_those_of_its_rollouts(
+    tmp_path: Path, compose_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Rollout] = []
+    generate = HfSampler.generate
+
+    def recording(self: HfSampler, prompts: Any, sampling: Sampling, *rest: Any) -> list[Rollout]:
+        rollouts = generate(self, prompts, sampling, *rest)
+        written.extend(rollouts if sampling.temperature > 0 else [])  # evaluations are greedy here
+        return rollouts
+
+    monkeypatch.setattr(HfSampler, "generate", recording)
+    few = ["learner.prompts_per_step=8", "data.max_response_tokens=48"]
+    row = train(compose_run, tmp_path / "run", *TINIEST, *few)[1]
+    lengths = [sum(rollout.response_mask) for rollout in written]
+    assert row["rollout/response_len"] == sum(lengths) / len(lengths)
+    assert row["select/response_tokens"] == sum(lengths)
+    assert row["rollout/truncated_frac"] == sum(rollout.finish == "length" for rollout in written) / len(written)
+    assert 0 < row["rollout/truncated_frac"] < 1
+    assert row["rollout/tokens_per_s"] == pytest.approx(sum(lengths) / row["time/rollout_s"])
+
+
+def test_a_run_resumes_with_its_backend_and_its_rows_alone(
+    tmp_path: Path, compose_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, config = RunFolder(tmp_path), compose_run(*QUICK, *TINIEST)
+    run(config, folder)
+    folder.result.unlink()
+    with monkeypatch.context() as patched:
+        patched.setattr(inputs, "choose", lambda *_: Backend("vllm", "", "", "float32"))
+        with pytest.raises(ConfigError, match=r"rollouts were sampled by hf, but here rollout\.backend is vllm"):
+            run(config, folder)
+    folder.metrics.write_bytes(folder.metrics.read_bytes()[:-5])
+    with pytest.raises(RunFailedError, match="the rows before them are damaged"):
+        run(config, folder)
 
 
 def test_twenty_steps_of_soft_or_teach(tmp_path: Path, compose_run: Run) -> None:

@@ -32,6 +32,7 @@ from tip_exp.records.tracker import start_trackers
 from tip_exp.records.writer import RunLogger
 from tip_exp.rollout.ahead import RolloutsAhead
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
+from tip_exp.utils.errors import say
 from tip_exp.utils.seeds import seed_for
 
 
@@ -83,6 +84,11 @@ class Parts:
             metrics = self.evaluate("student") | teacher
         self.log(0, metrics)
         print(names.format_accuracies(0, metrics))
+        if weak := names.weak_teachers(metrics):
+            say(
+                f"the teacher is no better than the student on {', '.join(weak)}: see {self.folder.prompts.name} and "
+                f"{self.folder.eval_rows.name} in {self.folder.root}"
+            )
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Log a step's metrics with the seconds since the last call and the largest memory peaks of any rank."""

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from tests.composing import compose_raw
 
 from tip_exp.config import machine_rules
-from tip_exp.config.parse import differences, digest, load, parse
+from tip_exp.config.parse import deciding_values, differences, digest, flatten, load, parse
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.plan import plan
 from tip_exp.launch.sweep import RefusedRun, SweepRun
@@ -57,6 +57,10 @@ BAD = {
     "unknown group key": ("+lerner=3", "lerner is not a key; did you mean learner?"),
     "unknown option": ("selector=entropi", "Could not find 'selector/entropi'"),
     "unknown score rule": ("selector.score=entropi", "did you mean entropy?"),
+    "another rule under the preset's name": (
+        "selector.score=q3 selector.clip={}",
+        "selector.label=soft_or would name the runs of selector.score=q3 after the rule soft_or; choose selector=q3",
+    ),
     "no score rule": ("selector.score=zzzz", "selector.score: no rule 'zzzz'; choose soft_or, "),
     "clip of an unknown statistic": ("+selector.clip.entropi=0.9", "input should be 'entropy', 'teacher_entropy', "),
     "clip of a statistic the rule does not read": ("selector=q3 +selector.clip.jsd=0.9", "q3 does not read jsd"),
@@ -480,7 +484,7 @@ def test_an_experiment_wins_over_the_defaults_and_the_command_line_over_both(
         "data=jsonl",
         "learner.num_steps=2",
         "data.max_prompt_tokens=400 learner.micro_batch_tokens=450",
-        "rollout.staleness=1 rollout.backend=vllm",
+        "rollout.staleness=1 learner.estimator=sampled_k1",
         "selector.normalizer=none",
         "selector.shadows=[q3] learner.diagnostics_every=0",
     ],
@@ -491,6 +495,18 @@ def test_an_evaluation_is_not_refused_for_settings_of_training(
     with pytest.raises(ConfigError):
         compose_run(*overrides.split())
     assert compose_run("experiment=evaluate", *overrides.split()).mode == "eval"
+
+
+def test_vllm_must_be_installed_where_it_samples(
+    compose_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed: list[str] = ["vllm"]
+    monkeypatch.setattr(machine_rules, "find_spec", lambda name: name in installed or None)
+    compose_run("rollout.backend=vllm")
+    installed.clear()
+    compose_run("rollout.backend=auto")
+    with pytest.raises(ConfigError, match=r"rollout\.backend=vllm: vLLM is not installed; pip install"):
+        compose_run("rollout.backend=vllm")
 
 
 def test_the_log_ratio_of_a_rule_can_be_clipped_and_normalized(compose_run: Callable[..., RunConfig]) -> None:
@@ -504,6 +520,12 @@ def test_digest_is_of_what_decides_the_numbers(compose_run: Callable[..., RunCon
     base = compose_run()
     assert digest(compose_run("name=other", "logger=files", "sweep=x")) == digest(base)
     assert digest(compose_run("seed=1")) != digest(base)
+    keys = flatten(base.model_dump()).keys()
+    left_out = {key for key in keys - deciding_values(base).keys() if not key.startswith("logger.")}
+    assert left_out == {
+        "name", "sweep", "ignore_memory", "ranks", "nodes", "num_threads", "learner.checkpoint_every",
+        "rollout.vllm.gpu_memory_utilization", "rollout.vllm.sleep_level",
+    }  # fmt: skip
     assert differences(base, compose_run("learner.lr=1e-6", "logger=files")) == ["learner.lr: 0.002 -> 1e-06"]
 
 

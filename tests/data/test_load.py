@@ -36,6 +36,22 @@ def test_a_registered_loader_is_called_for_its_kind(tiny_config: RunConfig, monk
     assert load(tiny_config.data.train.model_copy(update={"kind": "sums"})) is dataset
 
 
+@pytest.mark.parametrize(
+    ("overrides", "train", "test"),
+    [
+        ("data=word_sums eval=word_sums", "b0e0a4b7d0e7", "5459d910d706"),
+        ("data=ledger eval=ledger", "df55076891cd", "00733082f18c"),
+    ],
+)
+def test_generated_problems_are_those_of_the_published_numbers(
+    compose_run: Compose, overrides: str, train: str, test: str
+) -> None:
+    config = compose_run(*overrides.split())
+    (benchmark,) = config.eval.benchmarks.values()
+    assert load(config.data.train).sha256[:12] == train
+    assert load(benchmark).sha256[:12] == test
+
+
 def test_word_sums_takes_the_configured_number_of_problems(compose_run: Compose) -> None:
     dataset = load(compose_run("data.train.num_problems=3").data.train)
     assert [problem.id for problem in dataset.problems] == [f"word_sums/train/{i}" for i in range(3)]

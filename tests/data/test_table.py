@@ -48,7 +48,7 @@ def test_parquet_and_csv_give_the_same_problems_as_jsonl(tmp_path: Path) -> None
 
 
 def test_wrappers_are_stripped_and_the_answer_follows_its_mark(tmp_path: Path) -> None:
-    rows = [{"q": "Solve: 1+1? Thank you.", "a": "One and one.\n#### 2"}]
+    rows = [{"q": "Solve: 1+1? Thank you.", "a": "#### 1\nOne and one.\n#### 2"}]
     problem = load(
         table(
             write(tmp_path / "x.jsonl", rows),
@@ -58,7 +58,7 @@ def test_wrappers_are_stripped_and_the_answer_follows_its_mark(tmp_path: Path) -
         )
     ).problems[0]
     assert (problem.id, problem.prompt, problem.answer) == ("sums/0", "1+1? Box it.", "2")
-    assert problem.solution == "One and one.\n"
+    assert problem.solution == "#### 1\nOne and one.\n"
 
 
 def test_repeated_prompts_of_a_training_set_are_dropped(tmp_path: Path) -> None:
@@ -76,6 +76,7 @@ def test_rows_that_are_not_read_may_repeat_an_id(tmp_path: Path) -> None:
 
 
 def test_parts_are_disjoint_and_complete() -> None:
+    assert [len(part_of(7, *part)) for part in ((0.0, 0.8), (0.8, 1.0))] == [5, 2]
     train, held_out = part_of(17398, 0.0, 0.8), part_of(17398, 0.8, 1.0)
     assert (len(train), len(held_out)) == (13918, 3480)
     assert sorted(train + held_out) == list(range(17398))

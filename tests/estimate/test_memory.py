@@ -211,6 +211,8 @@ def test_an_engine_that_its_share_cannot_hold_does_not_fit(compose_run: Compose)
     assert memory.engine_gib() == pytest.approx((7.91, 8.9), abs=0.01)
     assert memory.peak()[1] < H100 and not memory.fits
     assert RankMemory(compose_run("experiment=tip_qwen3", share(0.12)), H100, 8).fits
+    longer = RankMemory(compose_run("experiment=tip_qwen3", share(0.12), "eval.max_tokens=38912"), H100, 8)
+    assert longer.engine_gib()[1] > 12 and not longer.fits
 
 
 def test_an_engine_asleep_frees_its_card(compose_run: Compose) -> None:

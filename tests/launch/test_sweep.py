@@ -65,6 +65,7 @@ def test_a_line_can_be_a_grid() -> None:
 def test_grid_alone_and_line_alone() -> None:
     assert expand([], {"x": "1,2"}, []) == [["x=1"], ["x=2"]]
     assert expand(["x=1", "x=2"], {}, []) == [["x=1"], ["x=2"]]
+    assert expand(["x=1", "x=1"], {"y": "0,0"}, ["z=1,1"]) == [["x=1", "y=0", "z=1"]]
 
 
 def test_the_command_line_replaces_swept_keys() -> None:

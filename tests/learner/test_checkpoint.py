@@ -169,6 +169,11 @@ def test_later_checkpoints_than_the_one_resumed_from_are_replaced(tmp_path: Path
     assert saved_steps(tmp_path) == ["step_00002", "step_00003"]
 
 
+def test_the_newest_before_a_step_is_of_an_earlier_one(two_saved: Path) -> None:
+    newest = checkpoints_in(two_saved).newest(before=2)
+    assert newest is not None and newest.step == 1
+
+
 def test_a_checkpoint_without_its_rows_gives_way_or_is_refused(two_saved: Path) -> None:
     checkpoints = checkpoints_in(two_saved)
     newest = checkpoints.newest(lambda rows: "x.jsonl is empty" if rows["x.jsonl"][0] > 10 else "")

@@ -160,6 +160,16 @@ def test_unusable_settings_are_refused(compose_run: Compose, overrides: list[str
     assert message in str(caught.value)
 
 
+def test_the_divergence_of_a_rollout_is_to_a_teacher_with_its_own_solution(config: RunConfig, pair: Pair) -> None:
+    problems, rollouts, _ = step_of(config, pair)
+
+    def divergences(at_once: int) -> list[float]:
+        learner = config.learner.model_copy(update={"prompts_per_step": at_once, "samples_per_prompt": 1})
+        return Teacher(pair, learner, Meter(torch.device("cpu"))).sequence_kl(rollouts, problems)
+
+    assert divergences(2) == pytest.approx(divergences(100), rel=1e-4)
+
+
 def test_a_run_of_a_few_steps_end_to_end(compose_run: Compose, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     few = ["learner.num_steps=3", "learner.warmup_steps=0", "learner.prompts_per_step=8", "eval.every=0"]

@@ -118,10 +118,11 @@ def row(selector: str, retention: float, kept: float, cosine: float, snr: float)
 def test_the_recommendation_keeps_the_fewest_tokens_within_both_limits() -> None:
     full = row("full", 1.0, 1.0, 1.0, 2.0)
     rows = [full, row("q2", 1.0, 0.05, 0.1, 60.0), row("q3", 0.1, 0.1, 0.95, 1.7), row("q3", 0.2, 0.2, 0.95, 1.9)]
-    assert "selector=q3 selector.retention=0.2 keeps 20.0 %" in advise.recommendation(rows)
-    assert advise.recommendation(rows).endswith(f"\n\n{advise.CAVEAT}")
-    assert advise.recommendation(rows[:3]).startswith("Recommendation: all tokens.")
-    assert "more batches" in advise.recommendation([row("full", 1.0, 1.0, 1.0, -0.1)])
+    assert "selector=q3 selector.retention=0.2 keeps 20.0 %" in advise.recommendation(rows, 4)
+    assert advise.recommendation(rows, 3).startswith("No recommendation: 3 batches")
+    assert advise.recommendation(rows, 4).endswith(f"\n\n{advise.CAVEAT}")
+    assert advise.recommendation(rows[:3], 4).startswith("Recommendation: all tokens.")
+    assert "more batches" in advise.recommendation([row("full", 1.0, 1.0, 1.0, -0.1)], 4)
 
 
 def test_gradients_use_the_runs_backend(probe: Probe, batches: list[Batch], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,8 +176,9 @@ def test_tables_of_influence(probe: Probe, batches: list[Batch]) -> None:
     assert by_key["full", 1.0]["positive"] == 1.0 and by_key["q3", 1.0]["signed"] == 1.0
     rows = {cells[0]: cells[1:] for cells in influence.captured_table(points, [1 / num_tokens, 1.0]).rows}
     assert rows["full"] == ["", "", "100.0 % of influence in 100.0 % of tokens"]
-    one = influence.captured_table(influence.captured(measured, probe, selectors, [0.5]), [0.5]).rows
-    assert {cells[0]: cells[1:] for cells in one}["full"] == ["", "100.0 % of influence in 100.0 % of tokens"]
+    for ratio in (0.5, 1.0):
+        one = influence.captured_table(influence.captured(measured, probe, selectors, [ratio]), [ratio]).rows
+        assert {cells[0]: cells[1:] for cells in one}["full"] == ["", "100.0 % of influence in 100.0 % of tokens"]
     frame = influence.token_frame(measured, probe)
     assert len(frame) == num_tokens and frame["influence"].abs().sum() == 6.0
     assert influence.top_table(frame).rows[0][2] == "4"
@@ -202,7 +204,7 @@ def test_the_configs_own_selector_stands_beside_the_options(
         for name, kept in (("full", 1.0), (label, 0.2))
     ]
     named = "the config's own selector with" if label.endswith("(config)") else f"selector={label}"
-    assert f"Recommendation: {named} selector.retention=0.2 keeps 20.0 %" in advise.recommendation(rows)
+    assert f"Recommendation: {named} selector.retention=0.2 keeps 20.0 %" in advise.recommendation(rows, 4)
 
 
 def test_spearman_is_the_correlation_of_ranks() -> None:
@@ -224,7 +226,7 @@ def test_a_command_writes_its_tables_and_page(name: str, tmp_path: Path, capsys:
     assert "<td>q3 " in page and "<!--" not in page.split("<script")[0]
     if name == "advise":
         frame = pd.read_csv(out / "advice.csv")
-        assert list(frame["selector"]) == ["full", "q3", "q3"] and "Recommendation" in text
+        assert list(frame["selector"]) == ["full", "q3", "q3"] and "No recommendation: 2 batches" in text
         assert (out / "advice.md").read_text().startswith("# Selectors before training")
     else:
         frame = pd.read_parquet(out / "tokens.parquet")
@@ -303,6 +305,7 @@ def test_a_checkpoint_gives_weights_and_moments(
     [
         (["advise", "--batches", "1"], "2 or more; got 1"),
         (["influence", "--ratios", "0,5"], "percentages above 0 and at most 100; got 0,5"),
+        (["advise", "--ratios", "0.1,0.5"], "these are percentages: 10,50 for retentions of 0.1,0.5"),
         (["influence", "--ratios", "abc"], "argument --ratios: percentages above 0 and at most 100; got abc"),
         (["influence", "learner.lr=-1"], "learner.lr"),
         (["advise", "mode=eval"], "mode must be train, since only a training run has batches"),

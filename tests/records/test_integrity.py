@@ -136,6 +136,12 @@ def test_a_result_without_hashes_is_read(folder: RunFolder, tiny_config: RunConf
     assert state_of(tiny_config, folder) is State.DONE and read_run(folder, "all").result
 
 
+def test_a_result_without_its_own_hash_is_damaged(folder: RunFolder, tiny_config: RunConfig) -> None:
+    result = json.loads(folder.result.read_text())
+    folder.result.write_text(json.dumps({key: result[key] for key in result.keys() - {"sha256"}}))
+    assert state_of(tiny_config, folder) is State.DAMAGED
+
+
 def test_a_link_is_whole_and_damaged_rows_are_not_linked(folder: RunFolder, tiny_config: RunConfig) -> None:
     link = RunFolder(folder.root.with_name("b"))
     link.root.mkdir()

@@ -82,6 +82,24 @@ def test_runs_and_their_index_can_be_moved(runs: Path, monkeypatch: pytest.Monke
     assert {Path(record.folder).parent for record in read_runs([moved])} == {moved}
 
 
+def test_no_run_of_an_archive_is_lost_or_counted_twice(
+    runs: Path, tmp_path: Path, compose_run: Callable[..., RunConfig]
+) -> None:
+    records = [record for record in read_runs([runs]) if record.is_done]
+    other = tmp_path / "other" / Path(records[0].folder).name  # another sweep's run, with the same folder name
+    config = compose_run("learner.lr=0.009")
+    write_config(config, other)
+    finish(config, other, 0.5)
+    archive = tmp_path / "all.runs.gz"
+    write_archive(archive, [*records, *read_runs([other.parent])])
+    archived = read_runs([archive])
+    assert sorted(record.config["learner"]["lr"] for record in archived)[-1] == 0.009
+    assert len(archived) == len(records) + 1 and len({record.folder for record in archived}) == len(archived)
+    assert sum(record.is_done for record in read_runs([archive, runs])) == len(records) + 1
+    write_archive(archive, archived)
+    assert len(read_runs([archive])) == len(archived)
+
+
 def test_an_archive_holds_what_tables_need(runs: Path, tmp_path: Path, compose_run: Callable[..., RunConfig]) -> None:
     records = read_runs([runs])
     write_archive(tmp_path / "some.runs.gz", records[:2])

@@ -13,6 +13,7 @@ from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
 from tip_exp.records.folder import RunFolder
+from tip_exp.records.metrics import weak_teachers
 from tip_exp.records.result import (
     describe_hardware,
     final_outcomes,
@@ -31,6 +32,7 @@ def eval_row(step: int, problem: str, right: float, **changes: Any) -> dict[str,
 
 def test_outcomes_are_sums_over_the_sampled_responses_of_the_last_evaluation(tmp_path: Path) -> None:
     rows = [eval_row(0, "a", True), eval_row(0, "b", True)]
+    rows += [eval_row(0, "t", 0.125, benchmark="tools", protocol="greedy")]
     rows += [eval_row(80, "a", right) for right in (True, False, True)]
     rows += [eval_row(80, "b", False)] * 3
     rows += [eval_row(80, "a", False, protocol="greedy"), eval_row(80, "a", True, model="teacher")]
@@ -38,7 +40,7 @@ def test_outcomes_are_sums_over_the_sampled_responses_of_the_last_evaluation(tmp
     append_rows(tmp_path / "eval.jsonl", rows)
     assert final_outcomes(tmp_path / "eval.jsonl") == {
         "word_sums": {"samples": 3, "right": {"a": 2, "b": 0}, "start": {"a": 1, "b": 1}, "greedy": {"a": False}},
-        "tools": {"samples": 2, "right": {"t": 0.75}},
+        "tools": {"samples": 2, "right": {"t": 0.75}, "start": {"t": 0.125}},
     }
 
 
@@ -50,6 +52,13 @@ def test_outcomes_keep_the_mean_log_kl_of_a_problems_sampled_responses(tmp_path:
     assert outcomes["seq_kl"] == pytest.approx({"a": (math.log(1) + math.log(0.001)) / 2, "b": math.log(2)})
     append_rows(tmp_path / "eval.jsonl", [eval_row(80, "c", True), eval_row(80, "c", True)])  # not measured here
     assert "seq_kl" not in final_outcomes(tmp_path / "eval.jsonl")["word_sums"]
+
+
+def test_a_teacher_that_is_no_better_than_the_student_is_named() -> None:
+    of_step = {"eval/a/mean@4": 0.5, "eval/a/mean@4_se": 0.1, "eval/b/greedy": 0.5, "eval/b/greedy_se": 0.1}
+    of_step |= {"eval/a/seq_kl": 9.0, "eval/a/seq_kl_se": 1.0}
+    assert weak_teachers(of_step) == []
+    assert weak_teachers(of_step | {"teacher/a/mean@4": 0.5, "teacher/b/greedy": 0.6}) == ["a/mean@4"]
 
 
 def test_totals_have_the_tokens_of_q3_and_the_overlap_with_entropy_of_the_steps_that_measured_them() -> None:
@@ -105,7 +114,9 @@ def test_health_says_what_went_wrong() -> None:
 
     assert health([{"step": 0}]) == "healthy"
     assert health(rows(1.0, 1.2, 0.9, 1.9, 1.8)) == "healthy"
-    assert health(rows(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 4.0, 2.0)) == "loss rose 3.0-fold"  # 3 / 1, two steps each
+    rising = [1.0] * 15 + [4.0, 2.0, 3.0, 3.0, 9.0]
+    assert health(rows(*rising)) == "loss rose 3.0-fold"  # medians of five steps
+    assert health(rows(*rising[1:])) == "healthy"  # too few steps to tell
     skipped, not_finite = {"train/skipped": 1}, {"train/skipped": 1, "train/non_finite": 1}
     assert health([{}, skipped, skipped]) == "skipped 2 of 2 steps (nothing kept)"
     expected = "skipped 1 of 3 steps (not finite); skipped 1 of 3 steps (nothing kept)"

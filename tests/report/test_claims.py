@@ -59,6 +59,8 @@ def test_the_verdict_follows_from_the_interval(expected: Any, mean: float, se: f
         ("at least", 3.0, 1.0, "another pair"),
         ("equal", 4.2, 1.0, "other seeds: the interval ends 0.2 points from 2; another pair"),
         ("equal", 0.0, 0.5, "another pair"),
+        # decided by the end of the 90 % interval, at -1.95: the 95 % interval ends below the margin
+        ("at least", -0.7, 0.76, "other seeds: the interval ends 0.0 points from -2; another pair"),
     ],
 )
 def test_what_would_change_a_verdict_follows_from_it(expected: Any, mean: float, se: float, text: str) -> None:

@@ -80,10 +80,21 @@ def test_arms_are_ranked_by_kl_and_grouped(arms: list[ArmResult]) -> None:
 
 
 def test_without_kl_accuracy_ranks_the_highest_first(arms: list[ArmResult]) -> None:
-    arms[0].kl_scores = None
+    for arm in arms:
+        arm.kl_scores = None
     (table,) = leaderboards(arms)
     assert [row[2] for row in table.rows] == ["grad_norm", "full", "q3", "random"]
     assert "Ranked by mean accuracy" in table.notes[0]
+
+
+def test_an_arm_without_kl_is_named_and_the_others_are_ranked_by_it(arms: list[ArmResult]) -> None:
+    arms[0].kl_scores = None
+    arms[1].unhealthy = ["skipped 3 of 4 steps"]
+    (table,) = leaderboards(arms)
+    assert [row[0] for row in table.rows] == ["1", "2", "3"] and arms[0].selector not in {row[2] for row in table.rows}
+    assert "Ranked by the mean log KL" in table.notes[0]
+    assert f"Not ranked, since a run has no KL of the same problems: {arms[0].name}." in table.notes
+    assert any(arms[1].selector in note and "not healthy" in note for note in table.notes)
 
 
 def test_one_seed_is_not_ranked(tmp_path: Path, compose_run: Callable[..., RunConfig]) -> None:

@@ -155,14 +155,16 @@ def test_a_selector_that_keeps_the_tokens_of_top_entropy_is_named(tmp_path: Path
     for selector, overlap in overlaps.items():
         overrides = [f"selector={selector}", "selector.retention=0.1"]
         make_run(compose_run, tmp_path / selector, 0.5, *overrides, totals={"overlap_entropy": overlap})
-    chance = {"overlap_entropy": 0.96}  # two random sets of 98 %
-    make_run(compose_run, tmp_path / "wide", 0.5, "selector=random", "selector.retention=0.98", totals=chance)
+    for name, kept in (("random", 980), ("q2", 100)):  # two random sets of 98 % share 96 %; q2 has no budget
+        totals = {"overlap_entropy": 0.96, "response_tokens": 1000}
+        make_run(compose_run, tmp_path / f"{name}_wide", 0.5, f"selector={name}", kept=kept, totals=totals)
     notes = [note for note in overview(arms_of(tmp_path)).notes if "ranking by entropy" in note]
     assert [note.split(" (Jaccard")[0] for note in notes] == [
+        "q2 at 100 % (0.96) keeps almost the same tokens as ranking by entropy",
         "q3 at 10 % (0.95) keeps almost the same tokens as ranking by entropy",
         "soft_or at 10 % (0.99) keeps almost the same tokens as ranking by entropy",
     ]
-    assert "min-max" not in notes[0] and "min-max" in notes[1]
+    assert ["min-max" in note for note in notes] == [False, False, True]
 
 
 def test_test_problems_in_the_training_set_are_said(runs: Path, compose_run: Compose) -> None:
@@ -363,6 +365,29 @@ def test_a_seed_of_two_sweeps_counts_once_and_the_finished_run_is_preferred(runs
     assert [Path(folder).name for folder in soft_or.folders] == ["again", "soft1", "soft2"]
 
 
+def test_runs_that_are_unlike_the_others_are_named(runs: Path, compose_run: Compose) -> None:
+    before = overview(arms_of(runs)).notes
+    make_run(compose_run, runs / "soft0_copy", 0.84, "seed=0")
+    assert overview(arms_of(runs)).notes == before
+    make_run(compose_run, runs / "soft0_other", 0.5, "seed=0")
+    make_run(compose_run, runs / "full1", 0.81, "selector=full", "seed=1", hardware="1 x NVIDIA H200")
+    make_run(compose_run, runs / "full2", 0.81, "selector=full", "seed=2")
+    arms = arms_of(runs)
+    notes = overview(arms).notes
+    assert "These runs have several hardware: 1 x NVIDIA H200; test." in notes
+    assert any(note.startswith("soft_or 50 % (word_sums): 1 runs are left out") for note in notes)
+    assert any(note.startswith("Compared with all tokens without pairing") and "soft_or 50 %" in note for note in notes)
+    assert [arm.final.mean for arm in arms if arm.selector == "soft_or"] == [pytest.approx(0.86, abs=0.01)]
+
+
+def test_a_number_that_one_seed_lacks_is_no_mean_of_the_others(runs: Path) -> None:
+    path = runs / "soft0" / "result.json"
+    result = json.loads(path.read_text())
+    del result["memory"]["memory/loss_extra_mib"]
+    path.write_text(json.dumps(result))
+    assert cells(overview(arms_of(runs)))[1]["loss MiB"] == "-"
+
+
 def test_an_unfinished_run_has_a_row_without_numbers(tmp_path: Path, compose_run: Compose) -> None:
     make_run(compose_run, tmp_path / "started", None)
     table = overview(arms_of(tmp_path))
@@ -534,7 +559,7 @@ def test_students_of_several_seeds_are_one_arm(compose_run: Compose) -> None:
         configs = [compose_run(f"seed={seed}").model_dump() for seed in (0, 1)]
         for config in configs:
             config["pair"]["student"] |= {"per_seed": per_seed, "path": f"./students/{config['seed']}"}
-        return [RunRecord(str(config["seed"]), [], config, None, {}) for config in configs]
+        return [RunRecord(str(config["seed"]), [], config, None, {}, []) for config in configs]
 
     assert [arm.runs for arm in summarize(records(per_seed=True))] == [2]
     assert [arm.runs for arm in summarize(records(per_seed=False))] == [1, 1]

@@ -13,10 +13,10 @@ import pytest
 from tests.synthetic_runs import finish, write_config
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.records.reader import read_runs
+from tip_exp.records.reader import read_runs, write_archive
 from tip_exp.report import cli
 from tip_exp.report.arms import summarize
-from tip_exp.report.results_page import command_of, sweep_tables, unfilled_cells
+from tip_exp.report.results_page import commands_of, sweep_tables, unfilled_cells
 
 Compose = Callable[..., RunConfig]
 
@@ -159,6 +159,30 @@ def test_deepplanning_stands_over_the_papers_avg16(tmp_path: Path, compose_run: 
     assert row[2] == "2 of 6"
 
 
-def test_the_command_leaves_out_what_the_sweep_varies(runs: Path) -> None:
-    command = command_of("demo_table6", read_runs([runs / "demo_table6"]))
-    assert command == "tip-exp -cd sweeps -cn demo_table6 seed=0,1 num_threads=1"
+def test_the_command_leaves_out_what_the_sweep_varies(runs: Path, tmp_path: Path) -> None:
+    records = read_runs([runs / "demo_table6"])
+    command = "tip-exp -cd sweeps -cn demo_table6 seed=0,1 num_threads=1"
+    assert commands_of("demo_table6", records) == [command]
+    write_archive(tmp_path / "a.runs.gz", records)
+    assert commands_of("demo_table6", read_runs([tmp_path / "a.runs.gz"])) == [command]
+
+
+def test_runs_of_other_overrides_have_a_command_of_their_own(runs: Path, compose_run: Compose) -> None:
+    overrides = ["sweep=demo_table6", "selector=full", "selector.normalizer=rank", "seed=7"]
+    make_run(compose_run, runs / "demo_table6" / "other", 0.5, *overrides)
+    commands = commands_of("demo_table6", read_runs([runs / "demo_table6"]))
+    assert [command.removeprefix("tip-exp -cd sweeps -cn demo_table6 ") for command in commands] == [
+        "seed=0,1 num_threads=1",
+        "seed=7 selector.normalizer=rank",
+    ]
+    assert commands_of("table5", read_runs([runs / "table5"])) == [
+        "tip-exp -cd sweeps -cn table5 seed=0 experiment=tip_qwen3"  # the file sweeps over more pairs
+    ]
+
+
+def test_an_evaluation_alone_fills_no_row_of_a_paper_table(tmp_path: Path, compose_run: Compose) -> None:
+    overrides = ["experiment=tip_qwen3", "selector=soft_or", "selector.retention=0.5"]
+    make_run(compose_run, tmp_path / "trained", 0.7, *overrides)
+    trained = unfilled_cells(summarize(read_runs([tmp_path]))).rows
+    make_run(compose_run, tmp_path / "evaluated", 0.1, *overrides, "selector.retention=0.2", "mode=eval")
+    assert unfilled_cells(summarize(read_runs([tmp_path]))).rows == trained

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tip_exp.api.columns import COLUMNS, ON_REQUEST
+from tip_exp.config.machine_rules import not_a_model
 from tip_exp.utils.errors import DataError, exit_on_error
 from tip_exp.utils.io import json_objects, to_json
-from tip_exp.utils.paths import not_writable
+from tip_exp.utils.paths import HUB_ID, is_file, not_writable, resolve_model
 
 JSON_LINES = (".jsonl", ".json")
 TABLES = (".parquet", ".csv")  # what --out may be
@@ -138,6 +141,16 @@ def _selector_changes(options: argparse.Namespace) -> dict[str, Any]:
             raise DataError(f"--out: there is no folder {out.parent}")
         if problem := not_writable(out):
             raise DataError(f"--out: {problem}")
+    columns = (*COLUMNS, *ON_REQUEST)
+    for name in options.statistics or ():
+        if name not in columns:
+            close = difflib.get_close_matches(name, columns, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise DataError(f"--statistics: there is no {name}{hint}; there are {', '.join(columns)}")
+    for role in ("student", "teacher"):
+        path = getattr(options, role)
+        if not HUB_ID.fullmatch(path) and not is_file(f"{resolve_model(path)}/config.json"):
+            raise DataError(not_a_model(f"--{role}", path))
     if options.retention is not None and options.selector is None:
         raise DataError("--retention needs --selector")
     changes = {} if options.retention is None else {"retention": options.retention}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tip_exp.api.columns import COLUMNS, ON_REQUEST
 from tip_exp.api.inputs import from_ids, from_texts
 from tip_exp.api.models import (
     check_device,
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AnyModel = PreTrainedModel | str | os.PathLike[str]
-COLUMNS = (*STATISTICS, "quadrant")
-ON_REQUEST = ("influence",)  # columns that cost more than a forward pass
 QUADRANT_STATISTICS = frozenset({"entropy", "reverse_kl"})
 
 

@@ -72,9 +72,13 @@ def missing_models(config: RunConfig) -> Iterator[str]:
             elif model.revision is not None:
                 yield f"pair.{role}.revision={model.revision} has no effect: {key} is a folder; set it to null"
         elif not HUB_ID.fullmatch(model.path) and not is_file(f"{folder}/config.json"):
-            yield f"{key} must be a folder, a hub id (org/name) or {SHIPPED}NAME; got {model.path!r}"
+            yield not_a_model(key, model.path)
     if template is None and _has_no_template(config.pair.student.path):
         yield NO_TEMPLATE.format(config.pair.student.path)
+
+
+def not_a_model(key: str, path: str) -> str:
+    return f"{key} must be a folder with a config.json, a hub id (org/name) or {SHIPPED}NAME; got {path!r}"
 
 
 def _has_no_template(path: str) -> bool:
@@ -122,7 +126,12 @@ def _positions(path: str) -> int | None:
 
 
 def missing_packages(config: RunConfig) -> Iterator[str]:
-    """The package of `logger.tracker` is an extra of the same name."""
+    """The package of `logger.tracker`, which is an extra of the same name, and vLLM, if it must sample."""
+    if config.rollout.backend == "vllm" and find_spec("vllm") is None:
+        yield (
+            "rollout.backend=vllm: vLLM is not installed; pip install 'tip_exp[vllm]' for CUDA (docs/running.md says "
+            "how for a CPU), or choose rollout=auto"
+        )
     name = config.logger.tracker
     if name is not None and find_spec(name) is None:
         yield (

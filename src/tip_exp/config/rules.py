@@ -7,10 +7,11 @@ from pathlib import Path
 
 from tip_exp.config.datasets import TOOL_TASKS, TableConfig, TravelConfig
 from tip_exp.config.machine_rules import machine_rules
-from tip_exp.config.presets import shadow_errors
+from tip_exp.config.presets import selector_options, selector_preset, shadow_errors
 from tip_exp.config.schema import RunConfig
 from tip_exp.config.selector_rules import selector_rules
 from tip_exp.selector.lookup import trial_error
+from tip_exp.selector.scores import SCORES
 from tip_exp.utils.io import file_digest
 from tip_exp.utils.paths import is_file, is_folder
 
@@ -38,8 +39,16 @@ def broken_rules(config: RunConfig) -> Iterator[str]:
 
 def _selector_rules(config: RunConfig) -> Iterator[str]:
     """`selector_rules`, and what a rule of the user's own raises on random tokens."""
-    problems = list(selector_rules(config.selector))
+    selector, label = config.selector, config.selector.label
+    problems = list(selector_rules(selector))
     yield from problems
+    if selector.score in SCORES and label in selector_options():
+        preset = selector_preset(label)["score"]
+        if preset != selector.score:
+            yield (
+                f"selector.label={label} would name the runs of selector.score={selector.score} after the rule "
+                f"{preset}; choose selector={selector.score} if there is such an option, or another selector.label"
+            )
     if not problems and (error := trial_error(config.selector.rule_settings(), config.quadrants.model_dump())):
         yield f"selector.score: tried on random tokens, {error}"
 

@@ -153,7 +153,13 @@ def main() -> None:
         "sweep", type=Path, help="a file, or a name of sweeps/; or memory, or time: the tables of one run"
     )
     parser.add_argument("overrides", nargs="*", help="as for tip-exp, for example seed=7")
-    parser.add_argument("--card", type=int, choices=CARDS, default=DEFAULT_CARD, help="GPU memory, GB (default 80)")
+    parser.add_argument(
+        "--card",
+        type=int,
+        choices=CARDS,
+        default=DEFAULT_CARD,
+        help="GB of the GPU in times and phases (80)",
+    )
     arguments = parser.parse_intermixed_args()
     register_resolvers()
     card, kind, sweep = CARDS[arguments.card], str(arguments.sweep), arguments.sweep

@@ -50,7 +50,7 @@ class RefusedRun:
 
 
 def expand(runs: Sequence[str], params: Mapping[str, str], arguments: Sequence[str]) -> list[list[str]]:
-    """The overrides of every run, in order; lines that become equal under `arguments` are one run.
+    """The overrides of every run, in order; equal ones are one run.
 
     expand(["a=1 b=2,4", "a=3"], {"seed": "0"}, ["c=9"]) ->
         [["a=1", "b=2", "seed=0", "c=9"], ["a=1", "b=4", "seed=0", "c=9"], ["a=3", "seed=0", "c=9"]]
@@ -58,7 +58,10 @@ def expand(runs: Sequence[str], params: Mapping[str, str], arguments: Sequence[s
     parser = OverridesParser.create()
     replaced = {override.get_key_element() for override in parser.parse_overrides(list(arguments))}
     grid_overrides = [f"{key}={value}" for key, value in params.items()] + list(arguments)
-    grid = BasicSweeper.split_arguments(parser.parse_overrides(grid_overrides), None)[0]
+    grid: list[list[str]] = []
+    for point in BasicSweeper.split_arguments(parser.parse_overrides(grid_overrides), None)[0]:
+        if point not in grid:
+            grid.append(point)
     lines: list[list[str]] = []
     for line in runs or [""]:
         overrides = [parser.parse_override(text) for text in line.split()]

@@ -29,7 +29,10 @@ def misread(arguments: list[str], commands: Iterable[str]) -> str:
         if word.startswith("-"):
             return f"{word} is not a flag; `tip-exp --help` lists all of them"
         if "=" in word and not word.startswith("="):
-            return f"{word} stands apart from the other key=value; write all of them together"
+            return (
+                f"{word} stands apart from the other key=value; write all of them together, after flags such as -m: "
+                "tip-exp -m key=value …"
+            )
     words = [*given.overrides, *unread]
     for place, word in enumerate(words):
         if "=" not in word and not word.startswith("~"):  # ~key removes a key

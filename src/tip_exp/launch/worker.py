@@ -20,7 +20,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from tip_exp.launch.lock import check_held, joined
-from tip_exp.records.folder import RunFolder
+from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.utils import termination
 from tip_exp.utils.errors import (
     BAD_CONFIG,
@@ -146,7 +146,10 @@ def end_at_first_interrupt() -> None:
 
 def print_stopped(folder: RunFolder, code: int) -> None:
     how = "terminated" if code == TERMINATED else "interrupted"
-    print(f"\n{how}; the same command resumes from the last checkpoint in {folder.checkpoints}", file=sys.stderr)
+    place = f"resumes from the last checkpoint in {folder.checkpoints}"
+    if not numbered_checkpoints(folder.checkpoints):
+        place = "starts it again: it has no checkpoint yet"
+    print(f"\n{how}; the same command {place}", file=sys.stderr)
 
 
 def _run(folder: RunFolder) -> None:

@@ -19,6 +19,7 @@ from tip_exp.probe.page import advice_page, write_tables
 from tip_exp.report.tables import Table
 from tip_exp.selector.selector import Selection, Selector
 
+MIN_BATCHES = 4  # of a recommendation: the variance between fewer is hardly known
 MIN_SNR, MIN_COSINE = 0.9, 0.9  # of a recommended rule: part of full's signal to noise; cosine with full's gradient
 FULL = "full"
 CAVEAT = "A gradient close to that of all tokens does not promise an equal result (docs/influence.md)."
@@ -46,9 +47,14 @@ def measure(
     return rows
 
 
-def recommendation(rows: list[dict[str, Any]]) -> str:
+def recommendation(rows: list[dict[str, Any]], num_batches: int) -> str:
     """The rule of the fewest tokens whose SNR and cosine are near full's."""
     full = rows[0]
+    if num_batches < MIN_BATCHES:
+        return (
+            f"No recommendation: {num_batches} batches give no reliable signal to noise; read at least {MIN_BATCHES} "
+            "(--batches)."
+        )
     if not full["snr"] > 0:
         return (
             f"No recommendation: the gradient of all tokens has a signal to noise of {full['snr']:.2g} between these "
@@ -64,7 +70,8 @@ def recommendation(rows: list[dict[str, Any]]) -> str:
     return (
         f"Recommendation: {chosen} selector.retention={best['retention']:g} keeps "
         f"{percent(best['kept'])} of the tokens with SNR {best['snr']:.2f} and cosine {best['cosine']:.3f}. It is the "
-        f"smallest kept share with {rule}. One set of batches: a rule close to the limit can change sides.\n\n{CAVEAT}"
+        f"smallest kept share with {rule}, of {len(rows)} measured on {num_batches} batches: other batches can choose "
+        f"another.\n\n{CAVEAT}"
     )
 
 
@@ -103,7 +110,7 @@ def advise(
         head = (
             f"{config.name}: {num_tokens} response tokens of {num_batches} batches after step {probe.trained_steps}"
             f"{f' of {weights}' if weights else ''}. "
-            f"{recommendation(rows)}"
+            f"{recommendation(rows, num_batches)}"
         )
         pd.DataFrame(rows).to_csv(out / "advice.csv", index=False, float_format="%.6g")
         write_tables(out / "advice.md", "Selectors before training", head, [table(rows)])

@@ -201,6 +201,11 @@ def _ratios(text: str) -> list[float]:
         ratios = [float(part) / 100 for part in text.split(",")]
     except ValueError:
         ratios = []
+    if ratios and max(ratios) < 0.01:
+        fractions = ",".join(f"{1e4 * ratio:g}" for ratio in ratios)
+        raise argparse.ArgumentTypeError(
+            f"these are percentages: {fractions} for retentions of {text}; one of 1 % or more must be among them"
+        )
     if ratios and all(0 < ratio <= 1 for ratio in ratios):
         return ratios
     raise argparse.ArgumentTypeError(f"percentages above 0 and at most 100; got {text}")

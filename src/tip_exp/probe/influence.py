@@ -103,10 +103,11 @@ def captured(
         for values in measured.values:
             groups = torch.zeros(len(values), dtype=torch.long)
             masks.append(keep_top(values, groups, budgets(groups, retention, "at_least_one")))
-        points.append(_point(ORACLE, retention, measured, masks))
+        points.append(_point(ORACLE, retention, measured, masks) | {"budget": True})
     for name, selector in at_ratios(selectors, ratios):
         masks = [probe.select(selector, batch).kept_mask for batch in measured.batches]
-        points.append(_point(name, selector.retention, measured, masks))
+        point = _point(name, selector.retention, measured, masks)
+        points.append(point | {"budget": selector.order != "positive"})
     return points
 
 
@@ -128,7 +129,7 @@ def captured_table(points: list[dict[str, Any]], ratios: list[float]) -> Table:
     rows: list[list[str]] = []
     for name in names:
         of_rule = [point for point in points if point["selector"] == name]
-        unbudgeted = any((name, ratio) not in by_key for ratio in ratios)
+        unbudgeted = not of_rule[0]["budget"]
         cells = ["" if unbudgeted else percent(by_key[name, ratio]["positive"]) for ratio in ratios]
         alone = f"{percent(of_rule[0]['positive'])} of influence in {percent(of_rule[0]['kept'])} of tokens"
         rows.append([name, *cells, alone if unbudgeted else ""])

@@ -125,6 +125,13 @@ def of_stage(metrics: Mapping[str, Any], stage: str) -> dict[str, Any]:
     return {name.removeprefix(stage): value for name, value in metrics.items() if name.startswith(stage)}
 
 
+def weak_teachers(metrics: Mapping[str, float]) -> list[str]:
+    """The accuracies of step 0 in which the teacher is not above the student: ["word_sums/mean@4"]."""
+    names = [name for name in metrics if name.startswith(EVAL) and standard_error_of(name) in metrics]
+    of_teacher = {name: metrics.get(TEACHER + name.removeprefix(EVAL), math.inf) for name in names}
+    return [name.removeprefix(EVAL) for name in names if of_teacher[name] <= metrics[name]]
+
+
 def format_accuracies(step: int, metrics: Mapping[str, float]) -> str:
     """A line for the terminal: "step    20   word_sums/mean@4 50.3 %   word_sums/seq_kl 5.1 nats   reverse KL 0.16"."""
     parts = [f"step {step:>5}"]

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -48,6 +49,7 @@ class RunRecord:
     config: dict[str, Any]
     result: dict[str, Any] | None
     outcomes: Outcomes
+    overrides: list[str]  # as Hydra has written them; empty if the file is absent or torn
     damage: str = ""
 
     @property
@@ -79,13 +81,14 @@ def read_runs(roots: list[Path]) -> list[RunRecord]:
 def read_all(roots: list[Path]) -> list[RunRecord]:
     """The records of all runs below the roots, by folder; reads and updates the index of each root.
 
-    A root that is a file is an archive; raises DataError if it cannot be read. Evaluations of a teacher alone are left
-    out: the runs that share them hold their numbers.
+    A root that is a file is an archive; raises DataError if it cannot be read. A run of an archive whose folder is read
+    as well counts once. Evaluations of a teacher alone are left out: the runs that share them hold their numbers.
     """
     by_folder: dict[str, RunRecord] = {}
-    for root in roots:
+    for root in sorted(roots, key=Path.is_file):
         if root.is_file():
-            by_folder |= {record.folder: record for record in read_archive(root)}
+            seen = {_identity(record) for record in by_folder.values() if record.is_done}
+            by_folder |= {record.folder: record for record in read_archive(root) if _identity(record) not in seen}
             continue
         indexed = _load_index(root)
         records = [_record(folder, indexed) for folder in find_runs([root])]
@@ -94,6 +97,17 @@ def read_all(roots: list[Path]) -> list[RunRecord]:
         by_folder |= {record.folder: record for record in records}
     records = [by_folder[folder] for folder in sorted(by_folder, key=natural)]
     return [record for record in records if record.config.get("mode") != "teacher"]
+
+
+def _identity(record: RunRecord) -> tuple[object, ...]:
+    """Equal for copies of one finished run, but not for the runs of two sweeps that share its files."""
+    result = record.result or {}
+    return _name(record), record.config.get("sweep"), result.get("digest"), result.get("finished_at")
+
+
+def _name(record: RunRecord) -> str:
+    """Of the folder, without the number that an archive gives it."""
+    return Path(record.folder).name.partition("~")[0]
 
 
 def natural(path: Path | str) -> tuple[list[str | int], str]:
@@ -126,7 +140,15 @@ def _read(folder: RunFolder, stamp: list[int], depth: Depth) -> RunRecord:
         if why := damage(folder, result, depth):
             raise ValueError(why)
     outcomes = result.pop("outcomes") if result else {}
-    return RunRecord(str(folder.root), stamp, config, result, outcomes)
+    return RunRecord(str(folder.root), stamp, config, result, outcomes, _overrides(folder.overrides))
+
+
+def _overrides(path: Path) -> list[str]:
+    try:
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    return [text for text in read if isinstance(text, str)] if isinstance(read, list) else []
 
 
 def _parsed(path: Path, parse: Callable[[str], Any], missing: Any) -> Any:
@@ -149,7 +171,7 @@ def _record(folder: RunFolder, indexed: dict[str, RunRecord]) -> RunRecord:
             return read_run(folder)
         return read_run(folder) if damaged_files(folder, record.result or {}, "newer") else record
     except (ValueError, OSError) as error:
-        return RunRecord(str(folder.root), _stamp(folder), {}, None, {}, damage=first_line(error))
+        return RunRecord(str(folder.root), _stamp(folder), {}, None, {}, [], damage=first_line(error))
 
 
 def _stamp(folder: RunFolder) -> list[int]:
@@ -182,10 +204,13 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iter
 def write_archive(path: Path, records: list[RunRecord]) -> None:
     """Write the records as NAME.runs.gz: about a kilobyte a run, of which all tables can be made again.
 
-    Rows of metrics, samples and the token viewer are not in it.
+    Rows of metrics, samples and the token viewer are not in it. Folders of the same name are numbered: NAME, NAME~2, …
     """
-    rows = [asdict(record) | {"folder": Path(record.folder).name, "stamp": []} for record in records]
+    names: Counter[str] = Counter()
+    rows: list[dict[str, Any]] = [asdict(record) | {"folder": _name(record), "stamp": []} for record in records]
     for row in rows:
+        names[name := row["folder"]] += 1
+        row["folder"] = name if names[name] == 1 else f"{name}~{names[name]}"
         row["result"] = {key: value for key, value in (row["result"] or {}).items() if key not in ("files", "sha256")}
         row["result"] = row["result"] or None
     write_atomic(path, gzip.compress(_with_checksum(to_json_lines(rows)).encode(), mtime=0))

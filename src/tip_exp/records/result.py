@@ -24,6 +24,7 @@ from tip_exp.utils.io import read_rows, to_json, write_atomic
 from tip_exp.utils.paths import PACKAGE
 from tip_exp.utils.space import when_there_is_space
 
+RISE_STEPS = 20
 LOSS_RISE = 2.0  # last over first quarter of the steps, from which a run is not healthy
 
 
@@ -66,7 +67,8 @@ def write_result(
 def health(rows: list[dict[str, Any]], budgets: dict[int, int] | None = None) -> str:
     """ "healthy", or what went wrong: skipped steps, out of memory, a loss that rose LOSS_RISE-fold or more.
 
-    The rise is the median loss of the last quarter of the steps over that of the first. `budgets`: step of an
+    The rise is the median loss of the last quarter of the steps over that of the first, in runs of RISE_STEPS steps or
+    more: single steps scatter. `budgets`: step of an
     out-of-memory error -> the most tokens of a micro-batch from then on.
     """
     steps = rows[1:]
@@ -79,9 +81,9 @@ def health(rows: list[dict[str, Any]], budgets: dict[int, int] | None = None) ->
     if budgets:
         faults.append(f"out of memory at step {min(budgets)}, then micro-batches of {min(budgets.values())} tokens")
     losses = [row[metrics.LOSS] for row in steps if row.get(metrics.LOSS) is not None]
-    quarter = max(1, len(losses) // 4)
+    quarter, is_long = max(1, len(losses) // 4), len(losses) >= RISE_STEPS
     first, last = (median(part) if losses else 0.0 for part in (losses[:quarter], losses[-quarter:]))
-    if first > 0 and last / first >= LOSS_RISE:
+    if is_long and first > 0 and last / first >= LOSS_RISE:
         faults.append(f"loss rose {last / first:.1f}-fold")
     return "; ".join(faults) or metrics.HEALTHY
 

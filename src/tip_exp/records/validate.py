@@ -23,6 +23,7 @@ _RESULT: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("digest", "hardware", "finished_at"), (str,)),
     "git_revision": (str, type(None)),
 }
+_OPTIONAL: dict[str, tuple[type, ...]] = {"datasets": (dict,), "health": (str,), "rollout": (dict,)}
 _MEASURED = ("start", "teacher", "final", "totals", "memory")
 
 
@@ -33,7 +34,7 @@ def check_config(config: Any) -> None:
 
 def check_result(result: Any) -> None:
     """Raise ValueError unless result.json is that of a finished run, with finite scores of its problems."""
-    _check_types("result.json", result, _RESULT)
+    _check_types("result.json", result, _RESULT | {key: types for key, types in _OPTIONAL.items() if key in result})
     for part in _MEASURED:
         for name, value in result[part].items():
             if value is not None and not isinstance(value, Real):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -45,6 +47,7 @@ class ArmResult:
     folders: list[str]
     sweeps: list[str]
     hardware: list[str]
+    revisions: list[str]  # of git
     teacher: Estimate  # accuracies are fractions; teacher and start are one model, evaluated alike in every run
     start: Estimate
     final: Estimate
@@ -69,8 +72,20 @@ class ArmResult:
     kl_difference: Estimate | None = None  # of the log KL
     p_holm: float = math.nan
     kl_p_holm: float = math.nan
+    is_paired: bool = True  # by seed with the full-token arm, or one of them has a single seed
+    contradictions: int = 0  # runs left out because a run of the same config and seed, with other scores, counts
     differs: str = ""  # as of `distinctions`, among the arms of all settings
     name: str = ""  # "entropy 50 %", with what tells it from arms of its setting that look alike: one name for one arm
+
+    @property
+    def is_trained(self) -> bool:
+        """False for evaluations alone (mode=eval), whose config has a selector that nothing used."""
+        return self.config["mode"] == "train"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether all tokens count alike."""
+        return self.score == "full" and self.config.get("selector.weight", "none") == "none"
 
     @property
     def gap_closed(self) -> float:
@@ -90,28 +105,35 @@ class ArmResult:
 def summarize(records: list[RunRecord]) -> list[ArmResult]:
     """One result per arm and benchmark, in the order of the records.
 
-    A seed that was run twice (in two sweeps, for example) counts once; a finished run is preferred. The baseline of a
+    A seed that was run twice (in two sweeps, for example) counts once: the first finished run. The baseline of a
     `difference` is the arm of selector.score=full with equal weights that shares everything but the selector. `p_holm`
     is corrected over all comparisons of one setting on all its benchmarks, and so is `kl_p_holm`.
     """
     by_seed: dict[tuple[str, str, int], RunRecord] = {}
+    contradictions: Counter[tuple[str, str]] = Counter()
     for record in records:
         identity = json.dumps(_arm_config(record.config), sort_keys=True)
         for benchmark in record.config["eval"]["benchmarks"]:
             key = identity, benchmark, record.config["seed"]
-            if key not in by_seed or (record.is_done and not by_seed[key].is_done):
+            counted = by_seed.get(key)
+            if counted is None or (record.is_done and not counted.is_done):
                 by_seed.pop(key, None)
                 by_seed[key] = record
+            elif record.is_done and record.outcomes != counted.outcomes:
+                contradictions[identity, benchmark] += 1
     groups: dict[tuple[str, str], list[RunRecord]] = {}
     for (identity, benchmark, _), record in by_seed.items():
         groups.setdefault((identity, benchmark), []).append(record)
     arms = [_arm(group, identity, benchmark) for (identity, benchmark), group in groups.items()]
-    full = [arm for arm in arms if arm.score == "full" and arm.config.get("selector.weight", "none") == "none"]
-    baselines = {(arm.setting, arm.benchmark): arm for arm in full if arm.seeds}
+    baselines = {(arm.setting, arm.benchmark): arm for arm in arms if arm.is_baseline and arm.seeds}
     for arm in arms:
+        arm.contradictions = contradictions[arm.identity, arm.benchmark]
         if (baseline := baselines.get((arm.setting, arm.benchmark))) and arm is not baseline:
             arm.difference = compare(arm.scores, baseline.scores)
             arm.kl_difference = compare(arm.kl_scores, baseline.kl_scores)
+            if arm.scores is not None and baseline.scores is not None:
+                seeds = set(arm.scores.seeds), set(baseline.scores.seeds)
+                arm.is_paired = seeds[0] == seeds[1] or min(map(len, seeds)) == 1
     for family in group_by(arms, "setting").values():
         for name, p_name in (("difference", "p_holm"), ("kl_difference", "kl_p_holm")):
             differences: list[Estimate | None] = [getattr(arm, name) for arm in family]
@@ -202,6 +224,7 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
         folders=[record.folder for record in records],
         sweeps=sorted({record.config["sweep"] for record in records if record.config["sweep"]}),
         hardware=sorted({result["hardware"] for result in results}),
+        revisions=sorted({revision_of(result) for result in results}),
         teacher=_of_one_model(results, "teacher", main),
         start=_of_one_model(results, "start", main),
         final=_final(results, main, scores),
@@ -227,6 +250,12 @@ def _arm(records: list[RunRecord], identity: str, benchmark: str) -> ArmResult:
     )
 
 
+def revision_of(result: dict[str, Any]) -> str:
+    """The first 12 digits of the git revision, with the + of a checkout that had changes."""
+    revision = result["git_revision"]
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]*", r"\1", revision) if revision else "installed, not a checkout"
+
+
 def _of_one_model(results: list[dict[str, Any]], part: str, name: str) -> Estimate:
     """The runs evaluate the same model alike, so that their mean has the error of one run, which is over problems.
 
@@ -243,12 +272,11 @@ def _final(results: list[dict[str, Any]], name: str, scores: ArmScores | None) -
 
 
 def _mean(results: list[dict[str, Any]], part: str, *names: str) -> float:
-    """Mean over the runs of the first of these values that this part of a run's result has; nan if none has any."""
+    """Mean over the runs of the first of these values that this part of a run's result has; nan if a run has none."""
     values = [
         next((value for name in names if (value := result[part].get(name)) is not None), math.nan) for result in results
     ]
-    measured = [value for value in values if not math.isnan(value)]
-    return float(np.mean(measured)) if measured else math.nan
+    return float(np.mean(values)) if values else math.nan
 
 
 def _ratio(results: list[dict[str, Any]], numerator: str, denominator: str) -> float:

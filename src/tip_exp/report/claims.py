@@ -10,7 +10,7 @@ from tip_exp.config.parse import flatten
 from tip_exp.config.presets import selector_options, selector_preset
 from tip_exp.report.arms import ArmResult, group_by
 from tip_exp.report.columns import MARGIN, points, ratio
-from tip_exp.report.significance import Estimate, compare
+from tip_exp.report.significance import LEVEL, Estimate, compare
 from tip_exp.report.tables import Table
 
 Arm = tuple[str, float]  # selector's label, retention
@@ -21,7 +21,7 @@ VERDICTS = (
     "interval lies below. higher, lower: its 95 % interval excludes 0 on that side; contradicted if on the other. With "
     "one seed there is no verdict. Verdicts are not corrected for the number of claims, and the ten seeds of "
     "demo_seeds were run after a look at the first five. All arms of a table share one learning rate, which need not "
-    "be the best of each. A row uses all seeds of both arms, unpaired if their numbers differ, so that it can differ "
+    "be the best of each. A row uses all seeds of both arms, unpaired if their seeds differ, so that it can differ "
     "from the sweeps' tables. Intervals cover training seeds and problems, not other pretrained students, of which "
     "demo_students has three. Of the test problems of the tools nearly all resemble a training problem (README.md), "
     "so that their row is not held out. These are verdicts on the embedded pairs, not on the paper's."
@@ -98,7 +98,7 @@ def claims(arms: list[ArmResult]) -> list[Table]:
     """
     headings = ["claim", "source", "tested", "difference, points [95 %]", "KL, ratio [95 %]", "seeds", "verdict"]
     by_step: dict[tuple[float, float], list[ArmResult]] = {}
-    for arm in arms:
+    for arm in (arm for arm in arms if arm.is_trained):
         by_step.setdefault((arm.config["learner.eps"], arm.config["learner.lr"]), []).append(arm)
     tables = [
         Table(f"AdamW, eps {eps:g}, lr {lr:g}", [*headings, "what would change it"], rows)
@@ -134,7 +134,10 @@ def what_would_change(claim: Claim, difference: Estimate) -> str:
         return f"{MORE_SEEDS if outcome == UNRESOLVED else 'a second seed'}; {claim.change}"
     margin = MARGIN / 100
     bounds = {"equal": (-margin, margin), "at least": (-margin,)}.get(claim.expected, (0.0,))
-    gaps = [(abs(end - bound), bound) for end in (difference.low, difference.high) for bound in bounds]
+    by_one_side = outcome == SUPPORTED and claim.expected in ("equal", "at least")  # as in `verdict`
+    half_width = difference.half_width(0.90 if by_one_side else LEVEL)
+    ends = difference.mean - half_width, difference.mean + half_width
+    gaps = [(abs(end - bound), bound) for end in ends for bound in bounds]
     gap, bound = min(gaps)
     if gap > CLOSE * difference.half_width():
         return claim.change

@@ -68,6 +68,10 @@ def _tables(arguments: list[str]) -> None:
         raise DataError("--descending needs --sort COLUMN")
     if given.table and (given.sort or given.columns):
         raise DataError("--table has its own rows and columns; leave out --sort and --columns")
+    if given.table in LAYOUTS and any(text.startswith(("selector", "retention")) for text in given.where):
+        raise DataError(
+            f"--table {given.table} has rows of its own selectors; leave out --where {' '.join(given.where)}"
+        )
     for option in ("markdown", "csv", "latex", "html", "png"):
         _check_output(f"--{option}", getattr(given, option), is_folder=option == "png")
     records, damaged = read_records(given.roots)

@@ -17,12 +17,15 @@ from tip_exp.utils.errors import DataError, first_line
 
 MARGIN = 2.0  # points of accuracy: a smaller difference to full does not matter
 LABELS = ("pair", "data", "benchmark", "selector", "retention")
+TEXTS = ("pair", "benchmark", "selector", "errors cover", "state", "differs in")  # columns that numbers do not sort
+NOT_OF_ARMS = ("seed", "name", "sweep")  # in which the runs of an arm differ
 _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 # what the columns with these names mean, as lines below the tables
 LEGEND = {
     ("retention", "kept", "Q3 kept"): (
-        "retention: the setting; kept: tokens trained on over all response tokens, in % (each response's budget is "
-        "rounded down; tokens of weight 0 count); Q3 kept: the same among tokens of low entropy and high divergence"
+        "retention: the setting; kept: tokens trained on over all response tokens, in % (a budget, of a response or of "
+        "the batch, is rounded as selector.rounding says; tokens of weight 0 count); Q3 kept: the same among tokens of "
+        "low entropy and high divergence"
     ),
     ("final", "greedy", "errors cover"): (
         "final: mean@k of the sampled responses in % (of tool tasks: the share of constraints met), greedy: accuracy "
@@ -149,11 +152,15 @@ def select_arms(arms: list[ArmResult], conditions: Sequence[str]) -> list[ArmRes
         if not separator or key not in keys:
             close = difflib.get_close_matches(key, keys, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
+            if key in NOT_OF_ARMS:
+                hint = f"; a row averages over runs, which {key} tells apart: give the folders of these runs alone"
             raise DataError(f"--where {condition}: give KEY=VALUE with a config key or {', '.join(LABELS)}{hint}")
         try:
             wanted = OmegaConf.from_dotlist([f"value={value}"]).value  # reads 1e-3 as a number, as an override does
         except (YAMLError, OmegaConfBaseException) as error:
             raise DataError(f"--where {condition}: {first_line(error)}") from None
+        if key.endswith("retention") and isinstance(wanted, int | float) and wanted > 1:
+            raise DataError(f"--where {condition}: a retention is a fraction; 10 % is retention=0.1")
         arms = [arm for arm in arms if (getattr(arm, key) if key in LABELS else arm.config.get(key)) == wanted]
     return arms
 
@@ -165,7 +172,8 @@ def sort_arms(arms: list[ArmResult], name: str, *, descending: bool = False) -> 
 
     def key(arm: ArmResult) -> tuple[bool, float, str]:
         text = COLUMNS[NAMES[name]](arm)
-        return (text == "-") != descending, first_number(text) or 0.0, text
+        number = None if name in TEXTS else first_number(text)  # q3 is no 3
+        return (text == "-") != descending, number or 0.0, text
 
     return sorted(arms, key=key, reverse=descending)
 

@@ -33,14 +33,15 @@ def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
     lowest = min([kept_percent(arm) for arm in arms if arm.seeds and kept_percent(arm) > 0], default=10.0) / 1.5
     for selector, curve in by_selector(arms).items():
         colour = colours[selector]
-        means = [100 * arm.final.mean for arm in curve]
-        if selector == "full":
+        for baseline in (arm for arm in curve if arm.is_baseline):
+            mean = 100 * baseline.final.mean
             figure.add_scatter(
-                x=[lowest, 100], y=[means[0], means[0]], mode="lines", name="full (all tokens)",
-                line={"color": colour, "dash": "dash"},
-                hovertemplate=f"all tokens: {means[0]:.1f} (n={curve[0].seeds})",
+                x=[lowest, 100], y=[mean, mean], mode="lines", name=f"{selector} (all tokens)",
+                line={"color": colour, "dash": "dash"}, hovertemplate=f"all tokens: {mean:.1f} (n={baseline.seeds})",
             )  # fmt: skip
+        if not (curve := [arm for arm in curve if not arm.is_baseline]):
             continue
+        means = [100 * arm.final.mean for arm in curve]
         half_widths = [100 * (arm.difference or arm.final).half_width() for arm in curve]
         errors = [0.0 if math.isnan(half_width) else half_width for half_width in half_widths]
         low = [mean - error for mean, error in zip(means, errors, strict=True)]

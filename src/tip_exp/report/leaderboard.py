@@ -9,7 +9,7 @@ import numpy as np
 
 from tip_exp.report.arms import ArmResult, distinctions, group_by, setting_names
 from tip_exp.report.columns import COLUMNS, NAMES
-from tip_exp.report.overview import held_out
+from tip_exp.report.overview import warnings
 from tip_exp.report.significance import LEVEL, ArmScores, compare, holm
 from tip_exp.report.tables import Table
 
@@ -30,7 +30,7 @@ FEW_SEEDS = (
 def leaderboards(arms: list[ArmResult]) -> list[Table]:
     """A table for each setting and benchmark with two trained arms of two seeds or more; fewer have no groups."""
     tables: list[Table] = []
-    settings = list(group_by([arm for arm in arms if arm.config["mode"] == "train"], "setting").values())
+    settings = list(group_by([arm for arm in arms if arm.is_trained], "setting").values())
     for setting, name in zip(settings, setting_names(settings), strict=True):
         for benchmark, of_benchmark in group_by(setting, "benchmark").items():
             ranked = [arm for arm in of_benchmark if arm.seeds > 1 and arm.scores is not None]
@@ -40,7 +40,9 @@ def leaderboards(arms: list[ArmResult]) -> list[Table]:
 
 
 def _leaderboard(arms: list[ArmResult], title: str) -> Table:
-    by_kl = all(arm.kl_scores is not None for arm in arms)
+    by_kl = any(arm.kl_scores is not None for arm in arms)
+    unranked = [arm.name for arm in arms if by_kl and arm.kl_scores is None]
+    arms = [arm for arm in arms if not by_kl or arm.kl_scores is not None]
     scores = {id(arm): arm.kl_scores if by_kl else arm.scores for arm in arms}
     arms = sorted(arms, key=lambda arm: _mean(scores[id(arm)]) * (1 if by_kl else -1))
     groups = indistinguishable([scores[id(arm)] for arm in arms])
@@ -53,7 +55,8 @@ def _leaderboard(arms: list[ArmResult], title: str) -> Table:
         shown, rows = (*shown, "differs in"), [[*row, text] for row, text in zip(rows, differs, strict=True)]
     metric = "the mean log KL of a response" if by_kl else "mean accuracy"
     note = NOTE.format(metric=metric, tests=math.comb(len(arms), 2))
-    notes = [note, *([FEW_SEEDS] if min(arm.seeds for arm in arms) < ENOUGH_SEEDS else []), *held_out(arms)]
+    notes = [note, *([FEW_SEEDS] if min(arm.seeds for arm in arms) < ENOUGH_SEEDS else []), *warnings(arms)]
+    notes += [f"Not ranked, since a run has no KL of the same problems: {', '.join(unranked)}."] if unranked else []
     return Table(title, ["rank", "group", *(NAMES[name] for name in shown)], rows, notes=notes)
 
 

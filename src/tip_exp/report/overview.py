@@ -59,9 +59,9 @@ def overview(arms: list[ArmResult], columns: Sequence[str] = tuple(NAMES), title
 
 def overviews(arms: list[ArmResult], columns: Sequence[str] = COMPACT) -> list[Table]:
     """A table for each setting, which is everything but the selector, then one of the evaluations without training."""
-    groups = list(group_by([arm for arm in arms if arm.config["mode"] == "train"], "setting").values())
+    groups = list(group_by([arm for arm in arms if arm.is_trained], "setting").values())
     tables = [overview(group, columns, name) for group, name in zip(groups, setting_names(groups), strict=True)]
-    evaluated = [arm for arm in arms if arm.config["mode"] != "train"]
+    evaluated = [arm for arm in arms if not arm.is_trained]
     if evaluated:
         of_arm = {"run": lambda arm: Path(arm.folders[0]).name, "student": lambda arm: arm.config["pair.student.path"]}
         of_arm |= {NAMES[name]: COLUMNS[NAMES[name]] for name in ("benchmark", "teacher", "final", "greedy", "state")}
@@ -90,8 +90,25 @@ def held_out(arms: list[ArmResult]) -> list[str]:
 
 
 def warnings(arms: list[ArmResult]) -> list[str]:
-    """What a reader must know: test problems that were trained on, unhealthy runs, selectors that equal top entropy."""
+    """What a reader must know: test problems that were trained on, runs that are unlike the others or not healthy,
+    and selectors that equal top entropy.
+    """
     texts = held_out(arms)
+    for kind in ("revisions", "hardware"):
+        values = sorted({value for arm in arms for value in getattr(arm, kind)})
+        if len(values) > 1:
+            texts.append(f"These runs have several {kind}: {'; '.join(values)}.")
+    if unpaired := [arm.name for arm in arms if not arm.is_paired]:
+        texts.append(
+            f"Compared with all tokens without pairing, since the seeds differ: {', '.join(dict.fromkeys(unpaired))}. "
+            "Their intervals are wider for it."
+        )
+    texts += [
+        f"{arm.name} ({arm.benchmark}): {arm.contradictions} runs are left out, since another run of the same "
+        "configuration and seed, with other scores, counts."
+        for arm in arms
+        if arm.contradictions
+    ]
     texts += [
         f"{first.selector} at {100 * first.retention:g} %: {len(first.unhealthy)} of {first.seeds} runs not healthy "
         f"({'; '.join(dict.fromkeys(first.unhealthy))})."
@@ -100,7 +117,8 @@ def warnings(arms: list[ArmResult]) -> list[str]:
     ]
     same: dict[tuple[str, str], list[str]] = {}  # (selector, why) -> "10 % (0.99)" of each retention
     for first, *_ in group_by(arms, "identity").values():
-        chance = first.retention / (2 - first.retention)  # of a random selection
+        kept = first.retention if math.isnan(first.kept_frac) else first.kept_frac
+        chance = kept / (2 - kept)  # of a random selection
         if first.score not in ("entropy", "full") and first.overlap_entropy > SAME_TOKENS > chance:
             by_minmax = first.score == "soft_or" and first.config["selector.normalizer"] == "minmax"
             why = " One very large divergence can set the min-max scale; the scores then mostly rank by entropy."

@@ -125,7 +125,7 @@ def settings(records: list[RunRecord], arms: list[ArmResult]) -> Iterator[Settin
     """The settings in the order of the arms; the files of the runs are read here."""
     by_folder = {record.folder: record for record in records}
     colours = colour_of(sorted({arm.selector for arm in arms}, key=lambda name: (name != "full", name)))
-    groups = list(group_by(arms, "setting").values())
+    groups = list(group_by([arm for arm in arms if arm.is_trained], "setting").values())
     for group, name in zip(groups, setting_names(groups), strict=True):
         names = {folder: arm.name for arm in group for folder in arm.folders if by_folder[folder].is_done}
         of_setting = [by_folder[folder] for folder in names]

@@ -95,7 +95,7 @@ def paper_tables(name: str, arms: list[ArmResult], measured: list[ArmResult]) ->
     """
     layout = LAYOUTS[name]
     wanted = set(layout.rows) - {FULL}
-    arms = [arm for arm in arms if not measures_memory(arm)]
+    arms = [arm for arm in arms if arm.is_trained and not measures_memory(arm)]
     by_setting = group_by(arms, "setting")
     settings = dict.fromkeys(arm.setting for arm in arms if (arm.selector, arm.retention) in wanted)
     blocks = [by_setting[setting] for setting in settings]

@@ -11,13 +11,11 @@ import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import RunRecord, write_archive
-from tip_exp.report.arms import ArmResult, summarize
+from tip_exp.report.arms import ArmResult, revision_of, summarize
 from tip_exp.report.claims import claims
 from tip_exp.report.columns import LEGEND, NAMES
 from tip_exp.report.leaderboard import LEADERBOARD, leaderboards
@@ -29,7 +27,6 @@ from tip_exp.utils.paths import PAPER_PAIRS, sweeps_dir
 
 SHOWN = tuple(name for name in NAMES if name != "seconds")  # which depend on what else the machine does
 SINGLE = "single runs"  # the heading of runs that belong to no sweep
-SWEPT = ("seed=", "selector=", "selector.")  # overrides that come from the sweep's file or the list of seeds
 
 
 def write_results(records: list[RunRecord], out: Path, command: str, damaged: Table | None = None) -> None:
@@ -82,7 +79,7 @@ def sweep_tables(sweep: str, arms: list[ArmResult], everything: list[ArmResult])
 
 def unfilled_cells(arms: list[ArmResult]) -> Table:
     """The paper's tables by pair: how many of its accuracies we have, and why the others are missing."""
-    trained = sorted((arm for arm in arms if not measures_memory(arm)), key=lambda arm: arm.seeds)
+    trained = sorted((arm for arm in arms if arm.is_trained and not measures_memory(arm)), key=lambda arm: arm.seeds)
     results = {Cell(arm.pair, arm.benchmark, arm.selector, arm.retention): arm for arm in trained}  # most seeds win
     numbers = paper_numbers()
     printed = {(number.table, cell.pair) for cell, number in numbers.items()}
@@ -117,7 +114,7 @@ def run_facts(sweep: str, records: list[RunRecord]) -> str:
     linked = sum("reused_from" in result for result in results)
     seeds = sorted({record.config["seed"] for record in records if record.is_done})
     dates = sorted(result["finished_at"][:10] for result in results)
-    has_file = (sweeps_dir() / f"{sweep}.yaml").is_file()
+    commands = commands_of(sweep, records) if (sweeps_dir() / f"{sweep}.yaml").is_file() else []
     facts = {
         "runs": f"{len(results)} of {len(records)} finished" + (f", {linked} linked from another sweep" * bool(linked)),
         "seeds": ", ".join(map(str, seeds)) or "none",
@@ -125,37 +122,47 @@ def run_facts(sweep: str, records: list[RunRecord]) -> str:
         "versions": _joined(
             ", ".join(f"{name} {version}" for name, version in result["versions"].items()) for result in results
         ),
-        "git revision": _joined(_revision(result) for result in results),
+        "git revision": _joined(map(revision_of, results)),
         "finished": " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "not yet",
-        "command": f"`{command_of(sweep, records)}`" if has_file else "in each run's .hydra/overrides.yaml",
+        "command": ", ".join(f"`{command}`" for command in commands) or "in each run's .hydra/overrides.yaml",
     }
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
-def command_of(sweep: str, records: list[RunRecord]) -> str:
-    """The command that makes these runs: the sweep, its seeds, and the overrides that all runs have in common."""
-    seeds = ",".join(map(str, sorted({record.config["seed"] for record in records})))
-    files = [RunFolder(Path(record.folder)).overrides for record in records]
-    overrides = list(map(_overrides, files))
-    common = [
-        text for text in overrides[0] if not text.startswith(SWEPT) and all(text in of_run for of_run in overrides)
+def commands_of(sweep: str, records: list[RunRecord]) -> list[str]:
+    """The commands that make these runs: the sweep, and the seeds of each set of overrides that its file has not.
+
+    A key of which the file sweeps over more values than these runs have counts as an override.
+    """
+    in_runs, params = _overrides_in(sweep)
+    given = {text for record in records for text in record.overrides}
+    swept = {key for key, values in params.items() if {f"{key}={value}" for value in values} <= given} | {"seed"}
+    seeds: dict[tuple[str, ...], set[int]] = {}
+    for record in records:
+        typed = [text for text in record.overrides if text not in in_runs and text.partition("=")[0] not in swept]
+        seeds.setdefault(tuple(typed), set()).add(record.config["seed"])
+    return [
+        shlex.join(["tip-exp", "-cd", "sweeps", "-cn", sweep, f"seed={','.join(map(str, sorted(of_typed)))}", *typed])
+        for typed, of_typed in seeds.items()
     ]
-    return shlex.join(["tip-exp", "-cd", "sweeps", "-cn", sweep, f"seed={seeds}", *common])
 
 
-def _overrides(path: Path) -> list[str]:
-    """The overrides that Hydra has written there; none if the file is absent or torn."""
-    try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return []
-    return [text for text in read if isinstance(text, str)] if isinstance(read, list) else []
-
-
-def _revision(result: dict[str, Any]) -> str:
-    """The first 12 digits, with the + of a checkout that had changes."""
-    revision = result["git_revision"]
-    return re.sub(r"^([0-9a-f]{12})[0-9a-f]*", r"\1", revision) if revision else "installed, not a checkout"
+def _overrides_in(sweep: str) -> tuple[set[str], dict[str, list[str]]]:
+    """What sweeps/SWEEP.yaml and those it extends give runs: {"selector.retention=0.1"} and {key: its values}."""
+    path = sweeps_dir() / f"{sweep}.yaml"
+    if not path.is_file():
+        return set(), {}
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    in_runs: set[str] = set()
+    params: dict[str, list[str]] = {}
+    for name in config.get("defaults", []):
+        if isinstance(name, str):
+            inherited = _overrides_in(name)
+            in_runs, params = in_runs | inherited[0], params | inherited[1]
+    sweeper = config.get("hydra", {}).get("sweeper", {})
+    for key, _, values in (text.partition("=") for run in sweeper.get("runs", []) for text in shlex.split(run)):
+        in_runs |= {f"{key}={value}" for value in values.split(",")}
+    return in_runs, params | {key: str(values).split(",") for key, values in sweeper.get("params", {}).items()}
 
 
 def _hardware_note(records: list[RunRecord]) -> str:
