@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -25,6 +26,7 @@ from tip_exp.selector.scores import Weight
 from tip_exp.selector.selector import Quadrants, Selector
 from tip_exp.types import Problem, Rollout, Sampling
 
+_SAMPLED: dict[bytes, list[Rollout]] = {}  # by what decides them
 QUESTIONS = [
     f"{who} has {n} pens. He finds 2. He gives {n % 5 + 2}. How many pens?"
     for n, who in enumerate(["Tom", "Amy", "Ben", "Eva"], 8)
@@ -64,9 +66,15 @@ def permute_ids(model: Path, folder: Path) -> None:
 
 
 def sample_rollouts(pair: Pair) -> list[Rollout]:
-    """Two responses to each of QUESTIONS."""
-    sampler = HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=8)
-    return sampler.generate([pair.prompt_ids(q) for q in QUESTIONS], Sampling(2, 1.0, 1.0, 0, 72), seed=0)
+    """Two responses to each of QUESTIONS; students of equal weights are sampled once in a process."""
+    key = hashlib.sha256(f"{pair.student.module.config} {pair.stop_ids} {pair.chat}".encode())
+    for name, tensor in pair.student.module.state_dict().items():
+        key.update(f"{name} {tensor.dtype}".encode() + tensor.float().numpy().tobytes())
+    if key.digest() not in _SAMPLED:
+        sampler = HfSampler(pair.student.module, stop_ids=pair.stop_ids, pad_id=pair.pad_id, batch_size=8)
+        prompts = [pair.prompt_ids(question) for question in QUESTIONS]
+        _SAMPLED[key.digest()] = sampler.generate(prompts, Sampling(2, 1.0, 1.0, 0, 72), seed=0)
+    return copy.deepcopy(_SAMPLED[key.digest()])
 
 
 def make_learner(

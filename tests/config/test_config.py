@@ -61,6 +61,7 @@ BAD = {
         "selector.score=q3 selector.clip={}",
         "selector.label=soft_or would name the runs of selector.score=q3 after the rule soft_or; choose selector=q3",
     ),
+    "a rule of a module with a dot": ("selector=rule selector.score=a.b.rule", "did you mean a.b:rule?"),
     "no score rule": ("selector.score=zzzz", "selector.score: no rule 'zzzz'; choose soft_or, "),
     "clip of an unknown statistic": ("+selector.clip.entropi=0.9", "input should be 'entropy', 'teacher_entropy', "),
     "clip of a statistic the rule does not read": ("selector=q3 +selector.clip.jsd=0.9", "q3 does not read jsd"),

@@ -143,7 +143,7 @@ def test_parts_are_disjoint_and_complete() -> None:
             {"fields": {"solution": "s"}},
             "row 1: field 's' holds a dict; name a part of it, such as s.steps, or set fields.solution to null",
         ),
-        ("", {}, "has no rows in the configured part"),
+        ("", {}, "x.jsonl has no rows"),
         (json.dumps(ROWS[0]) + "\n", {"answer_after": "####"}, "row 1: gold.a has no '####'"),
     ],
 )

@@ -46,7 +46,8 @@ def load(config: TableConfig) -> Dataset:
     if config.split != "train":
         _check_ids(problems, path)
     if not problems:
-        raise DataError(f"{config.label}: {path} has no rows in the configured part")
+        where = "" if config.part is None else f" in part={list(config.part)}"
+        raise DataError(f"data set {config.label}: {path} has no rows{where}")
     return Dataset(problems, source, sha256)
 
 

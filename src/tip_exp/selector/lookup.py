@@ -120,6 +120,8 @@ def _import_path(name: str) -> str:
         return paths[name]
     names = rule_names()
     close = difflib.get_close_matches(name, names, n=1)
+    module, dot, function = name.removesuffix(".py").rpartition(".")
+    close = [f"{module}:{function}"] if dot else close
     hint = f"; did you mean {close[0]}?" if close else ""
     raise ValueError(f"no rule {name[:80]!r}; choose {', '.join(names)}, or a function as my_module:my_rule{hint}")
 
