@@ -185,9 +185,9 @@ BAD = {
     "one test problem": ("eval.benchmarks.word_sums.num_problems=1", "at least 2 problems"),
     "a benchmark that there is not": (
         "eval=math eval.only=[aime]",
-        "eval.only: a list of math500, aime24, aime25; got ['aime']",
+        "eval.only: this eval has math500, aime24, aime25; got ['aime']",
     ),
-    "no benchmark": ("eval=math eval.only=[]", "eval.only: a list of math500, aime24, aime25; got []"),
+    "no benchmark": ("eval=math eval.only=[]", "eval.only: this eval has math500, aime24, aime25; got []"),
     "one problem of each": (
         "eval.max_problems=1",
         "eval.max_problems: at least 2, for a standard error, or null; got 1",

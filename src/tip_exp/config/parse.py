@@ -99,7 +99,7 @@ def _without_shortcuts(values: Any) -> Any:
     only, limit = (values["eval"].get(key) for key in ("only", "max_problems"))
     names = list(benchmarks) if only is None else [only] if isinstance(only, str) else only
     if not isinstance(names, list) or not names or any(name not in list(benchmarks) for name in names):
-        raise config_error([f"eval.only: a list of {', '.join(map(str, benchmarks))}; got {_shown(only)}"])
+        raise config_error([f"eval.only: this eval has {', '.join(map(str, benchmarks))}; got {_shown(only)}"])
     if limit is not None:
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 2:
             raise config_error([f"eval.max_problems: at least 2, for a standard error, or null; got {limit}"])

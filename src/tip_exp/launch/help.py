@@ -128,8 +128,12 @@ def _no_config(name: str, arguments: list[str]) -> str:
 
 
 def _did_you_mean(typed: str, names: list[str], prefix: str) -> str:
-    """A key that is right but for its section comes first: retention -> selector.retention."""
-    close = [name for name in names if name.rpartition(".")[2] == typed.rpartition(".")[2]]
+    """A key that is right but for its section comes first: retention -> selector.retention; then one that holds the
+    word: learner.steps -> learner.num_steps.
+    """
+    section, dot, word = typed.rpartition(".")
+    close = [name for name in names if name.rpartition(".")[2] == word]
+    close = close or [name for name in names if dot and name.startswith(section + dot) and f"_{word}" in name]
     close = close or difflib.get_close_matches(typed, names, n=1)
     return f"; did you mean {prefix}{close[0]}?" if close else ""
 

@@ -169,6 +169,8 @@ def main() -> None:
         files = sorted(sweeps_dir().glob("*.yaml"))
         names = ", ".join(str(path) if path.stem in TABLES else path.stem for path in files)
         message = f"{arguments.sweep} is no sweep; give a file, or a name of {sweeps_dir()}: {names}"
+        if arguments.sweep.is_dir():
+            message = f"{arguments.sweep} is a folder; its runs are shown by `tip-exp show {arguments.sweep}`"
         sys.exit(print_error(ConfigError(message)))
     try:
         if kind in TABLES:
