@@ -86,6 +86,16 @@ def test_the_page_is_one_file_without_addresses(folder: Path) -> None:
     assert not re.search(r"""(src|href)\s*=\s*["']?https?:""", without_plotly)
 
 
+def test_an_evaluation_alone_has_a_table_and_is_in_no_plot(folder: Path, compose_run: Callable[..., RunConfig]) -> None:
+    before = page_of(folder)
+    config = compose_run("mode=eval", "selector=soft_or")
+    write_config(config, folder / "evaluated")
+    finish(config, folder / "evaluated", 0.7)
+    text = page_of(folder)
+    assert "<h2>Evaluations without training</h2>" in text and "<td>evaluated</td>" in text
+    assert page_data(text)["plots"] == page_data(before)["plots"]
+
+
 def test_the_data_of_the_page(folder: Path) -> None:
     data = page_data(page_of(folder))
     assert "</script>" in json.dumps(data)  # a token that would close the script element
@@ -333,6 +343,21 @@ def test_arms_stand_at_what_they_kept_on_a_logarithmic_axis(folder: Path) -> Non
             assert curve.x == pytest.approx([drawn])
         axis = figures.accuracy(arms, colour_of(["full", "q3"])).layout.xaxis
         assert axis.type == "log" and 10 ** axis.range[0] < drawn < 100 < 10 ** axis.range[1]
+
+
+def test_weighted_arms_of_all_tokens_are_points_beside_the_line_of_equal_weights(
+    folder: Path, compose_run: Callable[..., RunConfig]
+) -> None:
+    for seed in (0, 1):
+        config = compose_run("selector=full", "selector.weight=sqrt", f"seed={seed}")
+        write_config(config, folder / f"weighted{seed}")
+        finish(config, folder / f"weighted{seed}", 0.1)
+    arms = summarize(read_runs([folder]))
+    traces = figures.accuracy(arms, colour_of(sorted({arm.selector for arm in arms}))).data
+    line, *_ = [trace for trace in traces if trace.line.dash == "dash"]
+    assert list(line.y) == [pytest.approx(45.0, abs=0.1)] * 2
+    (points,) = [trace for trace in traces if trace.name == "full"]
+    assert list(points.y) == [pytest.approx(10.0)]
 
 
 def test_each_seed_is_a_dot(folder: Path) -> None:

@@ -22,7 +22,7 @@ from tip_exp.report.colours import colour_of
 from tip_exp.report.columns import LEGEND
 from tip_exp.report.leaderboard import leaderboards
 from tip_exp.report.overlaps import Overlaps, overlaps
-from tip_exp.report.overview import csv_text, overview
+from tip_exp.report.overview import csv_text, overview, overviews
 from tip_exp.report.prediction import divergence, prediction
 from tip_exp.report.results_page import SINGLE, run_facts
 from tip_exp.report.run_files import RunFiles, read_files
@@ -95,6 +95,8 @@ def page(records: list[RunRecord], arms: list[ArmResult], damaged: Table | None 
         configs = {arm.name: arm.config for arm in setting.arms}
         downloads.append({"csv": csv_text(setting.arms), "json": json.dumps(configs, indent=2)})
         unread += setting.unread
+    for table in overviews([arm for arm in arms if not arm.is_trained]):
+        sections.append(f"<section><h2>{html.escape(table.title)}</h2>{_table(table.headings, table.rows)}</section>")
     if damaged or unread:
         rows = [*(damaged.rows if damaged else []), *unread]
         sections.append(f"<section><h2>Damaged runs</h2>{_table(['folder', 'state'], rows)}</section>")
