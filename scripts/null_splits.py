@@ -18,7 +18,7 @@ from tip_exp.report.arms import summarize
 from tip_exp.report.run_files import read_records
 from tip_exp.report.significance import ArmScores, compare
 from tip_exp.report.tables import Table, markdown
-from tip_exp.utils.errors import DataError, exit_on_error
+from tip_exp.utils.errors import DataError, exit_on_error, quiet_when_reader_closes
 
 THRESHOLDS = (0.05, 0.05 / 38)
 
@@ -36,6 +36,7 @@ def null_p_values(scores: ArmScores, seeds: int) -> list[float]:
     return p_values
 
 
+@quiet_when_reader_closes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roots", nargs="+", type=Path, metavar="FOLDER", help="runs, or an archive of runs")

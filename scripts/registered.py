@@ -20,7 +20,7 @@ from tip_exp.report.columns import p_value, percent, points, ratio
 from tip_exp.report.run_files import read_records
 from tip_exp.report.significance import ArmScores, Estimate, compare, estimate, holm, scores_of
 from tip_exp.report.tables import Table, markdown
-from tip_exp.utils.errors import DataError, exit_on_error
+from tip_exp.utils.errors import DataError, exit_on_error, quiet_when_reader_closes
 
 ARMS = {  # selector.score, selector.weight, learner.divergence -> arm of the registration
     ("full", "none", "reverse_kl"): "F",
@@ -34,6 +34,7 @@ HYPOTHESES = ("W", "R")
 ACCURACY_MARGIN = 0.02  # a confirmed arm loses less of mean@4
 
 
+@quiet_when_reader_closes
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roots", nargs="+", type=Path, metavar="FOLDER", help="runs, or an archive of runs")

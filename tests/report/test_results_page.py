@@ -175,6 +175,13 @@ def test_runs_of_other_overrides_have_a_command_of_their_own(runs: Path, compose
         "seed=0,1 num_threads=1",
         "seed=7 selector.normalizer=rank",
     ]
+    for seed, lr in ((1100, 0.002), (1101, 0.002), (1100, 0.001)):
+        folder = runs / "registered_second" / f"{seed}_{lr}"
+        given = ["sweep=registered_second", "selector=full", f"learner.lr={lr}", "learner.eps=1e-08", "name=x"]
+        make_run(compose_run, folder, 0.5, *given, f"seed={seed}")
+    assert commands_of("registered_second", read_runs([runs / "registered_second"])) == [
+        "tip-exp -cd sweeps -cn registered_second seed=1100,1101"
+    ]
     assert commands_of("table5", read_runs([runs / "table5"])) == [
         "tip-exp -cd sweeps -cn table5 seed=0 experiment=tip_qwen3"  # the file sweeps over more pairs
     ]

@@ -135,16 +135,27 @@ def commands_of(sweep: str, records: list[RunRecord]) -> list[str]:
     A key of which the file sweeps over more values than these runs have counts as an override.
     """
     in_runs, params = _overrides_in(sweep)
-    given = {text for record in records for text in record.overrides}
-    swept = {key for key, values in params.items() if {f"{key}={value}" for value in values} <= given} | {"seed"}
+    overrides = [list(map(_plain, record.overrides)) for record in records]
+    given = {text for of_run in overrides for text in of_run}
+    swept = {key for key, values in params.items() if {_plain(f"{key}={value}") for value in values} <= given}
+    swept |= {"seed", "name"}  # a sweep names runs whose settings do not
     seeds: dict[tuple[str, ...], set[int]] = {}
-    for record in records:
-        typed = [text for text in record.overrides if text not in in_runs and text.partition("=")[0] not in swept]
+    for record, of_run in zip(records, overrides, strict=True):
+        typed = [text for text in of_run if text not in in_runs and text.partition("=")[0] not in swept]
         seeds.setdefault(tuple(typed), set()).add(record.config["seed"])
     return [
         shlex.join(["tip-exp", "-cd", "sweeps", "-cn", sweep, f"seed={','.join(map(str, sorted(of_typed)))}", *typed])
         for typed, of_typed in seeds.items()
     ]
+
+
+def _plain(override: str) -> str:
+    """With a number in one form: learner.eps=1e-8 for learner.eps=1e-08."""
+    key, _, value = override.partition("=")
+    try:
+        return f"{key}={float(value):g}"
+    except ValueError:
+        return override
 
 
 def _overrides_in(sweep: str) -> tuple[set[str], dict[str, list[str]]]:
@@ -161,7 +172,7 @@ def _overrides_in(sweep: str) -> tuple[set[str], dict[str, list[str]]]:
             in_runs, params = in_runs | inherited[0], params | inherited[1]
     sweeper = config.get("hydra", {}).get("sweeper", {})
     for key, _, values in (text.partition("=") for run in sweeper.get("runs", []) for text in shlex.split(run)):
-        in_runs |= {f"{key}={value}" for value in values.split(",")}
+        in_runs |= {_plain(f"{key}={value}") for value in values.split(",")}
     return in_runs, params | {key: str(values).split(",") for key, values in sweeper.get("params", {}).items()}
 
 
