@@ -24,7 +24,7 @@ from tip_exp.utils.io import read_rows, to_json, write_atomic
 from tip_exp.utils.paths import PACKAGE
 from tip_exp.utils.space import when_there_is_space
 
-RISE_STEPS = 20
+RISE_STEPS = 20  # with fewer, a quarter is a few steps, whose losses scatter
 LOSS_RISE = 2.0  # last over first quarter of the steps, from which a run is not healthy
 
 
@@ -68,8 +68,7 @@ def health(rows: list[dict[str, Any]], budgets: dict[int, int] | None = None) ->
     """ "healthy", or what went wrong: skipped steps, out of memory, a loss that rose LOSS_RISE-fold or more.
 
     The rise is the median loss of the last quarter of the steps over that of the first, in runs of RISE_STEPS steps or
-    more: single steps scatter. `budgets`: step of an
-    out-of-memory error -> the most tokens of a micro-batch from then on.
+    more. `budgets`: step of an out-of-memory error -> the most tokens of a micro-batch from then on.
     """
     steps = rows[1:]
     faults: list[str] = []
