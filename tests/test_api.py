@@ -391,6 +391,7 @@ def test_a_mask_of_padded_tensors(stats: pd.DataFrame) -> None:
     kept, weights = tip_exp.select(padded, retention=0.5, weight="score", response_mask=mask)
     expected, expected_weights = tip_exp.select(stats, retention=0.5, weight="score")
     assert kept.shape == (3, 5) and not kept[~mask].any() and kept[mask].tolist() == expected.tolist()
+    assert expected_weights[~expected].max() == 0 < expected_weights[expected].min()
     assert weights[mask].tolist() == expected_weights.tolist() and not weights[~mask].any()
     padded["micro_batch"] = torch.tensor([[0], [0], [1]]).expand(3, 5)
     of_batches = tip_exp.select(padded, normalize_over="micro_batch", response_mask=mask).kept
@@ -644,7 +645,7 @@ def test_the_command_writes_the_table(
             ["--texts", "a.txt", "--statistics", "entropy", "--selector", "divergence"],
             "--statistics lacks reverse_kl, which",
         ),
-        (["--texts", "a.txt", "--statistics", "entropi"], "statistics: there is no entropi; there are entropy"),
+        (["--texts", "a.txt", "--statistics", "entropi"], "--statistics: there is no entropi; did you mean entropy?"),
     ],
 )
 def test_an_error_of_the_command_is_one_message(
@@ -691,8 +692,9 @@ def test_wrong_options_are_refused_before_torch_is_imported(tmp_path: Path) -> N
     """In a process without torch: each refusal is its own and not that torch is missing."""
     (tmp_path / "a.txt").write_text("Start: 8.\n")
     cases = {
-        "score --student a --teacher b --texts a.txt --selector softor": "did you mean soft_or",
-        "score --student a --teacher b --texts a.txt --selector soft_or --retention 20": "selector.retention: input",
+        "score --student a --teacher b --texts a.txt": "--student must be a folder with a config.json, a hub id",
+        "score --student o/a --teacher o/b --texts a.txt --selector softor": "did you mean soft_or",
+        "score --student o/a --teacher o/b --texts a.txt --selector soft_or --retention 20": "selector.retention: input",
         "replay nope": "holds no non_finite_",
     }
     code = "import sys; sys.modules['torch'] = None; from tip_exp.launch.cli import main; main()"

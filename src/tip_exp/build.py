@@ -110,7 +110,7 @@ class Parts:
 
     def _evaluate_teacher(self) -> dict[str, float]:
         """The teacher's accuracies: from the run that the launcher finished for it, else measured here."""
-        if self.inputs.has_teacher_result:
+        if self.inputs.has_teacher_result():
             source = RunFolder(self.folder.teacher)
             return self.ranks.broadcast(self.logger.copy_teacher(source) if self.ranks.is_main else {})
         return self.evaluate("teacher")

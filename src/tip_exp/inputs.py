@@ -72,7 +72,6 @@ class Inputs:
         training = data.max_prompt_tokens + data.max_response_tokens if self.train else 0
         return max(self.evaluations.longest, training)
 
-    @property
     def has_teacher_result(self) -> bool:
         """Whether the launcher has linked a finished evaluation of the teacher. Collective."""
         return self.ranks.broadcast(self.folder.teacher.exists())
@@ -96,7 +95,7 @@ class Inputs:
     def _check_teacher(self) -> None:
         """Raise ConfigError if the teacher is to be evaluated here and the backend cannot do it."""
         evaluates = self.config.eval.teacher and self.config.mode != "teacher" and self.saved is None
-        if evaluates and self.backend.name == "vllm" and not self.has_teacher_result:
+        if evaluates and self.backend.name == "vllm" and not self.has_teacher_result():
             raise ConfigError(
                 "eval.teacher=true with vLLM needs a second engine, in a run of its own that tip-exp starts; start "
                 "this run with tip-exp, or set eval.teacher=false"

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from tip_exp.build import Parts, TrainingParts
 from tip_exp.config.schema import RunConfig
 from tip_exp.learner.samples import measure_top_tokens, sample_rows
+from tip_exp.learner.schedule import is_due
 from tip_exp.records import metrics as names
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.termination import Terminated, defer, is_requested
@@ -33,7 +34,7 @@ def run(config: RunConfig, folder: RunFolder) -> None:
         steps, silent = range(start + 1, last + 1), not parts.ranks.is_main
         progress = tqdm(steps, initial=start, total=last, desc=config.name, mininterval=1.0, disable=silent)
         for step in progress:
-            is_eval_step = step == last or (config.eval.every > 0 and step % config.eval.every == 0)
+            is_eval_step = step == last or is_due(step, config.eval.every)
             num_shown = config.logger.rollouts_per_eval if is_eval_step else 0
             meter.count_allocations = is_eval_step
             with meter.span("step"):

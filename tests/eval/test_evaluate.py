@@ -99,7 +99,7 @@ def test_longest_sequences_and_first_prompts_are_those_of_all_benchmarks(
     config = tiny_config.eval.model_copy(update={"benchmarks": dict.fromkeys(prompts), "max_tokens": 40})
 
     def made(privileged: object) -> Evaluations:
-        tokenizer = SimpleNamespace(privileged=privileged, privileged_ids=lambda problem: list(problem.answer))
+        tokenizer = SimpleNamespace(privileged=privileged, privileged_ids=lambda problem, **_: list(problem.answer))
         return Evaluations(config, datasets, tokenizer, None)  # pyright: ignore[reportArgumentType]
 
     assert made(None).first_prompts() == {"a": [1, 2], "b": [4, 4, 4]}

@@ -20,7 +20,7 @@ from tip_exp.learner.selectors import make_selector
 from tip_exp.learner.teacher import Teacher
 from tip_exp.models.load import load_pair
 from tip_exp.models.micro_batch import micro_batches
-from tip_exp.models.pair import Pair
+from tip_exp.models.pair import ChatTokenizer, Pair
 from tip_exp.models.privileged import align_teacher_hidden, render, with_prompt
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.meter import Meter
@@ -168,6 +168,26 @@ def test_the_divergence_of_a_rollout_is_to_a_teacher_with_its_own_solution(confi
         return Teacher(pair, learner, Meter(torch.device("cpu"))).sequence_kl(rollouts, problems)
 
     assert divergences(2) == pytest.approx(divergences(100), rel=1e-4)
+
+
+def test_the_teacher_reads_prompts_of_evaluation_where_the_student_does(
+    config: RunConfig, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """chat.thinking and chat.eval_thinking may differ."""
+    problems, rollouts, _ = step_of(config, pair)
+    prompt_ids, modes = ChatTokenizer.prompt_ids, set[bool]()
+
+    def recording(self: ChatTokenizer, prompt: str, *, evaluating: bool = False) -> list[int]:
+        modes.add(evaluating)
+        return prompt_ids(self, prompt, evaluating=evaluating)
+
+    monkeypatch.setattr(ChatTokenizer, "prompt_ids", recording)
+    teacher = Teacher(pair, config.learner, Meter(torch.device("cpu")))
+    teacher.sequence_kl(rollouts, problems)
+    assert modes == {True}
+    modes.clear()
+    teacher.hidden(rollouts, problems)
+    assert modes == {False}
 
 
 def test_a_run_of_a_few_steps_end_to_end(compose_run: Compose, tmp_path: Path) -> None:

@@ -75,6 +75,13 @@ def test_a_damaged_index_is_replaced(runs: Path, damage: Callable[[str], str]) -
     assert (runs / INDEX).read_text() == index
 
 
+def test_a_renamed_run_is_read_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_runs([runs])
+    (runs / "full").rename(runs / "fulm")  # as many runs, in the same order, with the same times
+    assert read_names(runs, monkeypatch) == ["fulm"]
+    assert read_names(runs, monkeypatch) == []
+
+
 def test_runs_and_their_index_can_be_moved(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_runs([runs])
     moved = runs.rename(runs.with_name("moved"))

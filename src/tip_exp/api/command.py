@@ -95,7 +95,7 @@ def _largest(stats: Any) -> str:
 
 
 def _score(options: argparse.Namespace) -> None:
-    changes = _selector_changes(options)
+    changes = _checked_changes(options)
     texts, prompts = read_texts(options.texts)
     from transformers.utils import logging
 
@@ -130,8 +130,8 @@ def _score(options: argparse.Namespace) -> None:
         print(f"{options.out}: {len(stats)} rows, columns {', '.join(stats)}")
 
 
-def _selector_changes(options: argparse.Namespace) -> dict[str, Any]:
-    """The keys of the selector that options change, all checked without torch. Raises ConfigError, DataError."""
+def _checked_changes(options: argparse.Namespace) -> dict[str, Any]:
+    """Check every option without torch; return the selector keys that they change. Raises ConfigError, DataError."""
     if not options.texts.exists() or options.texts.is_dir():
         raise DataError(f"--texts: there is no file {options.texts}")
     if (out := options.out) is not None:

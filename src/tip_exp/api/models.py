@@ -54,10 +54,12 @@ def module_of(model: Any, role: str, device: Any, dtype: Any) -> PreTrainedModel
     return model
 
 
-def find_tokenizer(
+def align_tokenizers(
     models: dict[str, Any], tokenizer: Any, modules: dict[str, PreTrainedModel]
 ) -> PreTrainedTokenizerBase | None:
-    """The student's tokenizer, compared with the teacher's if both load; else the one that loads, or None.
+    """Put the teacher's vocabulary in the student's order if needed; return the student's tokenizer.
+
+    If only one tokenizer loads, that one; None without any.
 
     `tokenizer`: the student's, or its path; None: loaded from the student's path. `models`: as the user gave them, by
     role (a loaded model has its path in `name_or_path`); `modules`: the loaded models. If both tokenizers have the same

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tip_exp.api.columns import COLUMNS, ON_REQUEST
 from tip_exp.api.inputs import from_ids, from_texts
 from tip_exp.api.models import (
+    align_tokenizers,
     check_device,
-    find_tokenizer,
     lazy_logits,
     make_model,
     module_of,
@@ -100,7 +100,7 @@ def score(
         where = ", ".join(f"the {role} on {module.device}" for role, module in modules.items())
         raise ValueError(f"student and teacher must be on one device; {where}")
     widths = {role: width_of(module) for role, module in modules.items()}
-    found_tokenizer = find_tokenizer(given, tokenizer, modules)
+    found_tokenizer = align_tokenizers(given, tokenizer, modules)
     if texts is None:
         rollouts = from_ids(input_ids, response_mask, attention_mask)
     else:

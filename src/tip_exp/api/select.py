@@ -13,9 +13,9 @@ from torch import Tensor
 from tip_exp.config.parse import config_error, typed_selector
 from tip_exp.config.presets import check_selector_name, default_quadrants, selector_options, selector_preset
 from tip_exp.config.selector_rules import selector_rules
+from tip_exp.learner.selectors import draws
 from tip_exp.selector.scores import Rule
 from tip_exp.selector.selector import Quadrants, Selection, Selector, Tokens
-from tip_exp.utils.seeds import seed_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,11 +57,11 @@ def select(
     Raises ValueError for a wrong setting or a missing statistic, FloatingPointError for NaN.
     """
     changes = overrides | ({} if retention is None else {"retention": retention})
-    rule = make_selector(selector, quadrants, **changes)
-    lacking = sorted(rule.required_stats - set(stats))
+    chosen = make_selector(selector, quadrants, **changes)
+    lacking = sorted(chosen.required_stats - set(stats))
     if lacking:
-        raise ValueError(f"stats lacks {', '.join(lacking)}, which the selector {rule.score} reads")
-    values = {name: _tensor(stats[name]) for name in rule.required_stats}
+        raise ValueError(f"stats lacks {', '.join(lacking)}, which the selector {chosen.rule_name} reads")
+    values = {name: _tensor(stats[name]) for name in chosen.required_stats}
     if response_mask is not None:
         response_mask = response_mask.bool()
         for name, value in values.items():
@@ -81,7 +81,7 @@ def select(
                 f"stats[{name!r}] has the shape {tuple(value.shape)}, sequence {tuple(sequence.shape)}; both need "
                 "(N,), or (B, T) with response_mask= and without sequence"
             )
-    if rule.normalize_over == "micro_batch" and "micro_batch" not in stats:
+    if chosen.normalize_over == "micro_batch" and "micro_batch" not in stats:
         raise ValueError("normalize_over=micro_batch: stats lacks micro_batch, the index of each token's micro-batch")
     micro_batch = torch.zeros_like(sequence)
     if "micro_batch" in stats:
@@ -89,7 +89,7 @@ def select(
         micro_batch = micro_batch if response_mask is None else micro_batch[response_mask]
     position = _tensor(stats["position"]) if "position" in stats and response_mask is None else order_in(sequence)
     tokens = Tokens(sequence, micro_batch.to(sequence), position.to(sequence))
-    selection = rule(values, tokens, torch.Generator().manual_seed(seed_for("select", seed, step)))
+    selection = chosen(values, tokens, draws(seed, step))
     kept, weights = _scattered(selection, response_mask)
     if not isinstance(stats, Mapping):
         import pandas as pd
@@ -113,12 +113,13 @@ def make_selector(
         values |= {field.name: getattr(selector, field.name) for field in fields(selector)}
         own_cuts = values.pop("quadrants")
         cuts = own_cuts if quadrants is None else cuts
-        rule = overrides.pop("score", selector.score)
+        rule = selector.score
     elif isinstance(selector, str):
         check_selector_name(selector)
         is_option = selector in selector_options()
         values = selector_preset(selector) if is_option else values | {"score": selector}
-        rule = overrides.pop("score", values["score"])
+        rule = values["score"]
+    rule = overrides.pop("score", rule)
     # A function is no value of a config; the name of another rule stands for it while the types are checked.
     config = typed_selector(
         values | overrides | {"label": LABEL, "score": rule if isinstance(rule, str) else "entropy"}
@@ -157,11 +158,12 @@ def _tensor(values: Any) -> Tensor:
 
 
 def _scattered(selection: Selection, response_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Mask and weights, put where `response_mask` is True."""
+    """Mask and weights of kept tokens, put where `response_mask` is True."""
+    weights = None if selection.weights is None else torch.where(selection.kept_mask, selection.weights, 0)
     if response_mask is None:
-        return selection.kept_mask, selection.weights
+        return selection.kept_mask, weights
     kept = torch.zeros_like(response_mask).masked_scatter_(response_mask, selection.kept_mask)
-    if selection.weights is None:
+    if weights is None:
         return kept, None
-    zeros = torch.zeros(response_mask.shape, dtype=selection.weights.dtype, device=response_mask.device)
-    return kept, zeros.masked_scatter_(response_mask, selection.weights)
+    zeros = torch.zeros(response_mask.shape, dtype=weights.dtype, device=response_mask.device)
+    return kept, zeros.masked_scatter_(response_mask, weights)

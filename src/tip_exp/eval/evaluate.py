@@ -77,7 +77,8 @@ class Evaluations:
         if self._tokenizer.privileged is None:
             return 0
         problems = [problem for dataset in self._datasets.values() for problem in dataset.problems]
-        return max(len(self._tokenizer.privileged_ids(problem)) for problem in problems) + self._config.max_tokens
+        prompts = (self._tokenizer.privileged_ids(problem, evaluating=True) for problem in problems)
+        return max(map(len, prompts)) + self._config.max_tokens
 
     def __call__(
         self, sampler: Sampler, logger: RunLogger, *, model: str, step: int, sequence_kl: SequenceKl | None = None

@@ -55,7 +55,9 @@ class Backward:
         log_normalizers: Sequence[LogNormalizers | None] = (),
         span: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> Tensor:
-        """Add the gradient of this rank's kept tokens, times their weights, to `.grad`; returns their sum, float64, ().
+        """Add the gradient of this rank's kept tokens, times their weights, to `.grad`.
+
+        Returns the weighted sum of their divergences, nats, float64, ().
 
         `selection` is of the tokens of all micro-batches in order; `teacher_hidden` has a tensor (n, E) for each of
         them, and `log_normalizers` for the first ones. `reused_graph`: the student's hidden states of the only

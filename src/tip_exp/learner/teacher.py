@@ -51,7 +51,7 @@ class TeacherHidden:
 
 
 class Teacher:
-    """The frozen teacher of a pair, on the device only while `hidden` runs if its placement is `offload`."""
+    """The frozen teacher of a pair. With placement `offload` its backbone is on the device only during its passes."""
 
     def __init__(self, pair: Pair, config: LearnerConfig, meter: Meter) -> None:
         self.pair, self.config, self.meter, self.ranks = pair, config, meter, Ranks()
@@ -71,13 +71,15 @@ class Teacher:
         with self.meter.span("teacher"):
             return self._hidden(rollouts, problems, self.ranks if shared else ALONE)
 
-    def _hidden(self, rollouts: list[Rollout], problems: list[Problem] | None, ranks: Ranks) -> TeacherHidden:
+    def _hidden(
+        self, rollouts: list[Rollout], problems: list[Problem] | None, ranks: Ranks, *, evaluating: bool = False
+    ) -> TeacherHidden:
         batches = split(rollouts, self.pair, self.config, ranks)
         with self.offloader.on_device(), self.pair.teacher.whole():
             if self.pair.privileged is None:
                 return TeacherHidden(self.pair.teacher.hidden(batch) for batch in batches)
             assert problems is not None, "privileged prompts are made from the problems"
-            prompts = [self.pair.privileged_ids(problem) for problem in problems]
+            prompts = [self.pair.privileged_ids(problem, evaluating=evaluating) for problem in problems]
             privileged = [with_prompt(rollout, prompt) for prompt, rollout in zip(prompts, rollouts, strict=True)]
             teacher_batches = split(privileged, self.pair, self.config, ranks, dealt_by=rollouts)
             hidden_states = [self.pair.teacher.hidden(batch) for batch in teacher_batches]
@@ -98,7 +100,8 @@ class Teacher:
     def _add_sequence_kl(self, sums: Tensor, rollouts: list[Rollout], problems: list[Problem]) -> None:
         """Add the KL of this rank's tokens to `sums`, (number of rollouts,)."""
         batches = split(rollouts, self.pair, self.config, self.ranks)
-        for batch, teacher_hidden in zip(batches, self._hidden(rollouts, problems, self.ranks), strict=True):
+        hidden_states = self._hidden(rollouts, problems, self.ranks, evaluating=True)
+        for batch, teacher_hidden in zip(batches, hidden_states, strict=True):
             student = LazyLogits(self.pair.student.hidden(batch), self.pair.student.head)
             teacher = LazyLogits(teacher_hidden, self.pair.teacher.head)
             wanted, tile_bytes = frozenset({"reverse_kl"}), self.config.tile_mib * MIB

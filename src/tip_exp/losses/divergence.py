@@ -1,4 +1,7 @@
-"""Teacher-student divergences over the full vocabulary, nats per token. CONTRIBUTING.md says how to add one."""
+"""Teacher-student divergences over the full vocabulary, per token. CONTRIBUTING.md says how to add one.
+
+In nats, except `tv` (no unit) and `sqrt_kl` (nats^(1/2)).
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def tv(student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
 
 
 def sqrt_kl(student_logprobs: LogProbs, teacher_logprobs: LogProbs) -> PerToken:
-    """sqrt(KL(P_S || P_T) + c^2) - c: reverse KL weighted by 1 / (2 sqrt(KL + c^2)), which falls with the KL."""
+    """sqrt(KL(P_S || P_T) + c^2) - c. Its gradient is reverse KL's times 1 / (2 sqrt(KL + c^2))."""
     return (reverse_kl(student_logprobs, teacher_logprobs) + SQRT_KL_SCALE**2).sqrt() - SQRT_KL_SCALE
 
 

@@ -98,7 +98,7 @@ class Head:
         """Add the gradient at some columns (before the cap) to `hidden_grad` and to `weight.grad` and `bias.grad`.
 
         `logit_grad` has the dtype `dtype` or `grad_dtype`, `hidden_grad` the dtype `dtype`. The gradient of a 16-bit
-        weight is rounded once per call.
+        weight is rounded once per call. `logit_grad` is overwritten.
         """
         if self.stop_class:
             self._backward_of_class(hidden, logit_grad, hidden_grad, columns)

@@ -100,7 +100,7 @@ def add_tile(
             previous = sums[0].gradient if sums else None
             merged[0] = replace(merged[0], gradient=previous.merge(gradient) if previous else gradient)
         if jsd_beta is not None:
-            maxima = (sums.max.to(tiles[0].dtype) for sums in merged)
+            maxima = (part.max.to(tiles[0].dtype) for part in merged)
             ratio = _mixture_ratio(merged[0].total, merged[1].total, jsd_beta).to(tiles[0].dtype)
             merged[0] = replace(merged[0], mixture_sum=device_kernels.mixture_sum(*tiles, *maxima, ratio))
         return merged

@@ -98,7 +98,7 @@ class ChatTokenizer:
         return text
 
     def prompt_ids(self, prompt: str, *, evaluating: bool = False) -> list[int]:
-        """One user message in the chat template, up to where the answer starts."""
+        """One user message in the chat template, up to where the response starts."""
         thinking = self.chat.eval_thinking if evaluating else self.chat.thinking
         messages = [] if self.chat.system is None else [{"role": "system", "content": self.chat.system}]
         messages.append({"role": "user", "content": prompt})
@@ -106,10 +106,10 @@ class ChatTokenizer:
         options |= {"add_generation_prompt": True, "return_dict": False}
         return self.tokenizer.apply_chat_template(messages, **options)  # pyright: ignore[reportReturnType]
 
-    def privileged_ids(self, problem: Problem) -> list[int]:
+    def privileged_ids(self, problem: Problem, *, evaluating: bool = False) -> list[int]:
         """The teacher's prompt in self-distillation: the problem with its solution, in the same chat template."""
         assert self.privileged is not None, "only pairs with pair.privileged have such prompts"
-        return self.prompt_ids(render(self.privileged.template, problem))
+        return self.prompt_ids(render(self.privileged.template, problem), evaluating=evaluating)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

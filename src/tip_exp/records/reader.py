@@ -92,11 +92,16 @@ def read_all(roots: list[Path]) -> list[RunRecord]:
             continue
         indexed = _load_index(root)
         records = [_record(folder, indexed) for folder in find_runs([root])]
-        if [record.stamp for record in records] != [record.stamp for record in indexed.values()]:
+        if list(map(_indexed_as, records)) != list(map(_indexed_as, indexed.values())):
             _write_index(root, records)
         by_folder |= {record.folder: record for record in records}
     records = [by_folder[folder] for folder in sorted(by_folder, key=natural)]
     return [record for record in records if record.config.get("mode") != "teacher"]
+
+
+def _indexed_as(record: RunRecord) -> tuple[object, ...]:
+    """What the index must agree on."""
+    return record.folder, record.stamp, record.damage
 
 
 def _identity(record: RunRecord) -> tuple[object, ...]:
@@ -118,7 +123,7 @@ def natural(path: Path | str) -> tuple[list[str | int], str]:
 def read_run(folder: RunFolder, depth: Depth = "rows") -> RunRecord:
     """Read one run from its files. Raises ValueError or OSError if they are damaged.
 
-    `depth`: whether all its files are read, to compare their SHA-256. A launch may change them at any moment.
+    `depth`: which files' SHA-256 are compared (integrity.Depth). A launch may change files at any moment.
     """
     while True:
         stamp = _stamp(folder)

@@ -61,7 +61,7 @@ class RunLogger(AbstractContextManager):
         return {name: value for name, value in read_rows(source.metrics)[0].items() if name.startswith(TEACHER)}
 
     def samples(self, step: int, rows: Iterable[dict[str, Any]]) -> None:
-        """Trackers get a table of the rollouts; the statistics of each token are in samples.jsonl and the page."""
+        """Trackers get a table of the rollouts; samples.jsonl and the token viewer have each token's statistics."""
         numbered = [{"step": step, **row} for row in rows]
         self._append(self._folder.samples, numbered)
         for tracker in self._trackers:
@@ -82,7 +82,7 @@ class RunLogger(AbstractContextManager):
             tracker.finish()
 
     def record(self) -> RowsRecord:
-        """What was written so far, once it is on the disk: a checkpoint never refers to rows that a crash can take."""
+        """Flush all rows to disk; returns what was written: a checkpoint never refers to rows that a crash can take."""
         for path in (*self._folder.rows, self._folder.root) if self._writes else ():
             flush(path)
         return {name: [size, self._hashes[name].hexdigest()] for name, size in self._sizes.items()}

@@ -38,7 +38,7 @@ DIAGNOSTICS = frozenset(STATISTICS) - {"teacher_mass_topk", "teacher_rank", "ier
 STUDENT_STATISTICS = frozenset({"entropy", "student_logprob"})
 # Inputs that are clipped and normalized.
 NORMALIZED = (*STATISTICS, "log_ratio")  # log P_T - log P_S of the sampled token
-# What a rule's parameters may be called: one of these, or
+# What a rule's positional parameters may be called.
 INPUTS = (
     *NORMALIZED,
     "high_entropy",  # bool: entropy at or above quadrants.entropy
@@ -146,7 +146,7 @@ SCORES: dict[str, Rule] = {
     "full": full,
     **published.RULES,
 }
-# Rules that are defined for inputs in [0, 1] only, and those of values in nats, which no normalizer may change.
+# Rules that are defined for inputs in [0, 1] only, and those of values as measured, which no normalizer may change.
 UNIT_INTERVAL = frozenset({"soft_or", "q3"}) | published.UNIT_INTERVAL
 UNNORMALIZED = published.UNNORMALIZED
 SIGNED = published.SIGNED  # with negative values, unless a normalizer maps them to [0, 1]

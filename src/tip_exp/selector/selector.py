@@ -136,11 +136,12 @@ class Selector:
     normalizer_of: dict[str, Normalizer] = field(default_factory=dict)  # statistic -> its own normalizer
 
     def __post_init__(self) -> None:
-        for message in parameter_errors(find_rule(self.score), self.parameters):
-            raise ValueError(message)  # now instead of at the first step
+        if errors := parameter_errors(find_rule(self.score), self.parameters):
+            raise ValueError("; ".join(errors))  # now instead of at the first step
 
     @property
-    def _rule_name(self) -> str:
+    def rule_name(self) -> str:
+        """Of the rule alone: a function's own name, a name without the digest of its code."""
         return str(getattr(self.score, "__name__", self.score)).partition("@")[0]
 
     @property
@@ -166,24 +167,24 @@ class Selector:
         try:
             score = rule(*inputs, **self.parameters)
         except (Exception, SystemExit) as error:  # a rule of the user's own may raise anything
-            if self._rule_name in SCORES:
+            if self.rule_name in SCORES:
                 raise
             where = line_of(error, rule)
-            raise RuleError(f"the rule {self._rule_name}{where}: {type(error).__name__}: {error}") from error
+            raise RuleError(f"the rule {self.rule_name}{where}: {type(error).__name__}: {error}") from error
         if not isinstance(score, Tensor) or score.shape != (len(tokens),):
             what = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
-            raise RuleError(f"the rule {self._rule_name} returned {what}, not a score for each of {len(tokens)} tokens")
+            raise RuleError(f"the rule {self.rule_name} returned {what}, not a score for each of {len(tokens)} tokens")
         score = score.float()
         if num_bad := int(score.isnan().sum()):
             row = int(score.isnan().nonzero()[0])
             values = [f"{name} {float(value[row]):.4g}" for name, value in zip(names, inputs, strict=True)]
             raise RuleIsNaN(
-                f"the rule {self._rule_name} returned NaN at {num_bad} of {len(tokens)} tokens, first at rollout "
+                f"the rule {self.rule_name} returned NaN at {num_bad} of {len(tokens)} tokens, first at rollout "
                 f"{int(tokens.rollout[row])}, position {int(tokens.position[row])} ({', '.join(values)})"
             )
         if self.order == "sample" and bool((score < 0).any()):
             raise ValueError(
-                f"selector.order=sample draws in proportion to the score, but the rule {self._rule_name} returned "
+                f"selector.order=sample draws in proportion to the score, but the rule {self.rule_name} returned "
                 f"{float(score.min()):.3g}; it must be 0 or more"
             )
         weights = token_weights(self.weight, self.weight_offset, score, statistics)
@@ -235,7 +236,7 @@ class Selector:
 def budgets(groups: Int[Tensor, " n"], retention: float, rounding: str) -> Int[Tensor, " g"]:
     """Number of tokens to keep in each group: retention x its size, rounded, and at most its size.
 
-    Add 1e-9 before floor: 0.29 x 100 = 28.999999999999996.
+    1e-9 absorbs rounding: 0.29 x 100 = 28.999999999999996.
     """
     sizes = torch.bincount(groups)
     exact = sizes.double() * retention
