@@ -694,7 +694,7 @@ def test_wrong_options_are_refused_before_torch_is_imported(tmp_path: Path) -> N
     cases = {
         "score --student a --teacher b --texts a.txt": "--student must be a folder with a config.json, a hub id",
         "score --student o/a --teacher o/b --texts a.txt --selector softor": "did you mean soft_or",
-        "score --student o/a --teacher o/b --texts a.txt --selector soft_or --retention 20": "selector.retention: input",
+        "score --student o/a --teacher o/b --texts a.txt --selector soft_or --retention 20": "selector.retention: inp",
         "replay nope": "holds no non_finite_",
     }
     code = "import sys; sys.modules['torch'] = None; from tip_exp.launch.cli import main; main()"
