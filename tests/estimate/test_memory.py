@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tip_exp.config import machine_rules
 from tip_exp.config.schema import RunConfig
 from tip_exp.estimate import activations
 from tip_exp.estimate.activations import kept_per_layer, largest_micro_batch
@@ -33,6 +34,13 @@ from tip_exp.utils.units import GIB, MIB
 Compose = Callable[..., RunConfig]
 LORA = "pair.student.lora={rank: 4, alpha: 8, target_modules: all-linear}"
 H100 = CARDS[80].gib
+
+
+@pytest.fixture(autouse=True, scope="module")
+def vllm_is_installed() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(machine_rules, "find_spec", lambda _: True)
+        yield
 
 
 def gib(tensors: list[Tensor]) -> float:

@@ -100,6 +100,7 @@ def run(config, folder):
         time.sleep(0.01)
     time.sleep(1)
     (folder.root / f"saved{rank}").touch()
+    (folder.checkpoints / "step_00001").mkdir(parents=True, exist_ok=True)
     if config.name != "finishes":
         raise Terminated
 
