@@ -103,13 +103,13 @@ def test_the_rows_of_a_step_are_those_of_its_rollouts(
         return rollouts
 
     monkeypatch.setattr(HfSampler, "generate", recording)
-    few = ["learner.prompts_per_step=8", "data.max_response_tokens=48"]
+    few = ["learner.prompts_per_step=7", "data.max_response_tokens=48"]
     row = train(compose_run, tmp_path / "run", *TINIEST, *few)[1]
     lengths = [sum(rollout.response_mask) for rollout in written]
     assert row["rollout/response_len"] == sum(lengths) / len(lengths)
     assert row["select/response_tokens"] == sum(lengths)
     assert row["rollout/truncated_frac"] == sum(rollout.finish == "length" for rollout in written) / len(written)
-    assert 0 < row["rollout/truncated_frac"] < 1
+    assert row["rollout/truncated_frac"] not in (0, 0.5, 1)
     assert row["rollout/tokens_per_s"] == pytest.approx(sum(lengths) / row["time/rollout_s"])
 
 
@@ -121,6 +121,7 @@ def test_a_run_resumes_with_its_backend_and_its_rows_alone(
     folder.result.unlink()
     with monkeypatch.context() as patched:
         patched.setattr(inputs, "choose", lambda *_: Backend("vllm", "", "", "float32"))
+        patched.setattr("tip_exp.build.load_pair_or_offload", None)  # refused before weights load
         with pytest.raises(ConfigError, match=r"rollouts were sampled by hf, but here rollout\.backend is vllm"):
             run(config, folder)
     folder.metrics.write_bytes(folder.metrics.read_bytes()[:-5])

@@ -350,8 +350,8 @@ def test_weighted_arms_of_all_tokens_are_points_beside_the_line_of_equal_weights
 ) -> None:
     for seed in (0, 1):
         config = compose_run("selector=full", "selector.weight=sqrt", f"seed={seed}")
-        write_config(config, folder / f"weighted{seed}")
-        finish(config, folder / f"weighted{seed}", 0.1)
+        write_config(config, folder / f"a_weighted{seed}")  # before the others
+        finish(config, folder / f"a_weighted{seed}", 0.1)
     arms = summarize(read_runs([folder]))
     traces = figures.accuracy(arms, colour_of(sorted({arm.selector for arm in arms}))).data
     line, *_ = [trace for trace in traces if trace.line.dash == "dash"]
