@@ -374,8 +374,8 @@ def test_runs_that_are_unlike_the_others_are_named(runs: Path, compose_run: Comp
     make_run(compose_run, runs / "full2", 0.81, "selector=full", "seed=2")
     arms = arms_of(runs)
     notes = overview(arms).notes
-    assert "These runs have several hardware: 1 x NVIDIA H200; test." in notes
-    assert any(note.startswith("soft_or 50 % (word_sums): 1 runs are left out") for note in notes)
+    assert "These runs are of several machines: 1 x NVIDIA H200; test." in notes
+    assert any(note.startswith("Runs left out of soft_or 50 % (word_sums): 1.") for note in notes)
     assert any(note.startswith("Compared with all tokens without pairing") and "soft_or 50 %" in note for note in notes)
     assert [arm.final.mean for arm in arms if arm.selector == "soft_or"] == [pytest.approx(0.86, abs=0.01)]
 

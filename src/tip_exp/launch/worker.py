@@ -146,10 +146,10 @@ def end_at_first_interrupt() -> None:
 
 def print_stopped(folder: RunFolder, code: int) -> None:
     how = "terminated" if code == TERMINATED else "interrupted"
-    place = f"resumes from the last checkpoint in {folder.checkpoints}"
-    if not numbered_checkpoints(folder.checkpoints):
-        place = "starts it again: it has no checkpoint yet"
-    print(f"\n{how}; the same command {place}", file=sys.stderr)
+    next_launch = "starts it again: it has no checkpoint yet"
+    if numbered_checkpoints(folder.checkpoints):
+        next_launch = f"resumes from the last checkpoint in {folder.checkpoints}"
+    print(f"\n{how}; the same command {next_launch}", file=sys.stderr)
 
 
 def _run(folder: RunFolder) -> None:

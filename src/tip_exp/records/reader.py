@@ -150,7 +150,7 @@ def _read(folder: RunFolder, stamp: list[int], depth: Depth) -> RunRecord:
 
 def _overrides(path: Path) -> list[str]:
     try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        read = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (OSError, ValueError, yaml.YAMLError):
         return []
     return [text for text in read if isinstance(text, str)] if isinstance(read, list) else []

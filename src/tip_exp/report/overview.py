@@ -94,18 +94,20 @@ def warnings(arms: list[ArmResult]) -> list[str]:
     and selectors that equal top entropy.
     """
     texts = held_out(arms)
-    for kind in ("revisions", "hardware"):
-        values = sorted({value for arm in arms for value in getattr(arm, kind)})
-        if len(values) > 1:
-            texts.append(f"These runs have several {kind}: {'; '.join(values)}.")
+    for kind, seen in (
+        ("git revisions", [arm.revisions for arm in arms]),
+        ("machines", [arm.hardware for arm in arms]),
+    ):
+        if len(values := sorted({value for of_arm in seen for value in of_arm})) > 1:
+            texts.append(f"These runs are of several {kind}: {'; '.join(values)}.")
     if unpaired := [arm.name for arm in arms if not arm.is_paired]:
         texts.append(
             f"Compared with all tokens without pairing, since the seeds differ: {', '.join(dict.fromkeys(unpaired))}. "
             "Their intervals are wider for it."
         )
     texts += [
-        f"{arm.name} ({arm.benchmark}): {arm.contradictions} runs are left out, since another run of the same "
-        "configuration and seed, with other scores, counts."
+        f"Runs left out of {arm.name} ({arm.benchmark}): {arm.contradictions}. Another run of the same configuration "
+        "and seed, with other scores, counts instead."
         for arm in arms
         if arm.contradictions
     ]
