@@ -16,6 +16,7 @@ from tip_exp.report.significance import Estimate
 from tip_exp.utils.errors import DataError, first_line
 
 MARGIN = 2.0  # points of accuracy: a smaller difference to full does not matter
+ONE_TOKEN = 1e-5  # a smaller retention keeps one token of a response (rounding=at_least_one)
 LABELS = ("pair", "data", "benchmark", "selector", "retention")
 TEXTS = ("pair", "benchmark", "selector", "errors cover", "state", "differs in")  # columns that numbers do not sort
 NOT_OF_ARMS = ("seed", "name", "sweep")  # in which the runs of an arm differ
@@ -109,7 +110,7 @@ COLUMNS: dict[str, Callable[[ArmResult], str]] = {
     "pair": lambda arm: arm.pair,
     "benchmark": lambda arm: arm.benchmark,
     "selector": lambda arm: arm.selector,
-    "retention": lambda arm: f"{100 * arm.retention:g} %",
+    "retention": lambda arm: "1 token" if arm.retention < ONE_TOKEN else f"{100 * arm.retention:g} %",
     "kept": lambda arm: _number("{:.1f} %", 100 * arm.kept_frac),
     "Q3 kept": lambda arm: _number("{:.1f} %", 100 * arm.q3_kept_frac),
     "seeds": lambda arm: str(arm.seeds),

@@ -210,14 +210,18 @@ def _limit_axis(figure: go.Figure, arms: list[ArmResult]) -> None:
     """Leave arms below half of the best outside of the axis, and name them at the bottom of the plot instead."""
     percents = [(arm, 100 * arm.final.mean) for arm in arms if arm.seeds]
     half = max((percent for _, percent in percents), default=0.0) / 2
-    far = [f"{arm.selector} {kept_percent(arm):.3g} %: {percent:.1f}" for arm, percent in percents if percent < half]
+    far = [
+        f"{arm.selector}, {kept_percent(arm):.3g} % kept: {percent:.1f} %"
+        for arm, percent in percents
+        if percent < half
+    ]
     if not far:
         return
     near = [percent for _, percent in percents if percent >= half]
     figure.update_yaxes(range=[min(near) - 8, max(near) + 5])
     figure.add_annotation(
-        text="below: " + ",<br>".join(far), x=0.99, y=0.01, xref="paper", yref="paper", showarrow=False, align="right",
-        xanchor="right", yanchor="bottom",
+        text="not in the plot:<br>" + ",<br>".join(far), x=0.01, y=0.01, xref="paper", yref="paper", showarrow=False,
+        align="left", xanchor="left", yanchor="bottom",
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 
 from tip_exp.records import metrics
 from tip_exp.report.arms import ArmResult
@@ -16,6 +16,7 @@ from tip_exp.report.run_files import RunFiles
 
 DIVERGENCE = "KL of a held-out response, nats (geometric mean)"
 MIN_ARMS = 3  # with fewer there is no rank correlation to speak of
+NUM_LABELS = 8  # arms named in the plot: those whose rank is predicted worst
 
 
 def divergence(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure | None:
@@ -49,23 +50,26 @@ def divergence(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure | No
 def prediction(arms: list[ArmResult], runs: list[RunFiles], colours: dict[str, str]) -> go.Figure | None:
     """Held-out KL at the end against the share of the gradient that the arm keeps of the first step's tokens.
 
-    The first step's rollouts are the untrained student's. Weights of kept tokens are not in this share. None with fewer
-    than MIN_ARMS arms that have both.
+    The first step's rollouts are the untrained student's. Weights of kept tokens are not in this share. The arms
+    furthest from the order by this share are named. None with fewer than MIN_ARMS arms that have both.
     """
     masses = first_step_masses(runs)
     points = [(arm, masses[arm.name]) for arm in arms if arm.name in masses and arm.kl_scores is not None]
     if len(points) < MIN_ARMS:
         return None
     x, y = [mass for _, mass in points], [_geometric_kl(arm) for arm, _ in points]
-    symbols = symbols_of(colours)
+    symbols, names = symbols_of(colours), [arm.name for arm, _ in points]
+    named = np.argsort(-np.abs(rankdata([-mass for mass in x]) - rankdata(y)), kind="stable")[:NUM_LABELS]
     figure = go.Figure(
         go.Scatter(
-            x=[100 * mass for mass in x], y=y, mode="markers", showlegend=False, text=[arm.name for arm, _ in points],
+            x=[100 * mass for mass in x], y=y, mode="markers+text", showlegend=False, customdata=names,
+            text=[name if i in named else "" for i, name in enumerate(names)],
+            textposition=["middle left" if mass > 0.5 else "middle right" for mass in x], textfont_color=GREY,
             marker={
                 "size": 9, "color": [colours[arm.selector] for arm, _ in points],
                 "symbol": [symbols[arm.selector] for arm, _ in points],
             },
-            hovertemplate="%{text}: %{x:.3g} % of the gradient, %{y:.3g} nats<extra></extra>",
+            hovertemplate="%{customdata}: %{x:.3g} % of the gradient, %{y:.3g} nats<extra></extra>",
         )
     )  # fmt: skip
     ranked: Any = spearmanr(x, y) if len({*x}) > 1 and len({*y}) > 1 else None
