@@ -44,14 +44,18 @@ def test_differences_are_paired_with_those_of_all_tokens(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for seed in (0, 1, 2):
-        arms = {"F": (["selector=full"], 4.0, 0.5), "W": (W, 2.0 + 0.01 * seed, 0.6)}
+        arms = {"F": (["selector=full"], 4.0, 0.5), "W": (W, 2.0 + 0.1 * seed, 0.6)}
         for name, (overrides, kl, accuracy) in arms.items():
             config = compose_run("experiment=demo", *overrides, f"seed={seed}")
             add_run(tmp_path / f"{name}_{seed}", config, kl, accuracy)
-    monkeypatch.setattr("sys.argv", ["", str(tmp_path)])
-    main()
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| W"))
-    assert "0.50" in row and "+10.0 [" in row and "confirmed" in row
+    for options, verdict in (([], "confirmed"), (["--hypotheses", "R"], "")):
+        monkeypatch.setattr("sys.argv", ["", str(tmp_path), *options])
+        main()
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| W"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        # t(0.975, 2 degrees of freedom) = 4.303 x 0.1 / sqrt(3) = 0.248 around 2.1 - 4
+        assert cells[4] == "2.10, -1.90 [-2.15, -1.65]" and cells[6].startswith("× 0.52 [")
+        assert cells[8].startswith("+10.0 [") and cells[-1] == verdict and bool(cells[7]) == bool(verdict)
 
 
 @pytest.mark.parametrize(

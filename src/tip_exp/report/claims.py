@@ -21,7 +21,8 @@ VERDICTS = (
     "interval lies below. higher, lower: its 95 % interval excludes 0 on that side; contradicted if on the other. With "
     "one seed there is no verdict. Verdicts are not corrected for the number of claims, and the ten seeds of "
     "demo_seeds were run after a look at the first five. All arms of a table share one learning rate, which need not "
-    "be the best of each. A row uses all seeds of both arms, unpaired if their seeds differ, so that it can differ "
+    "be the best of each: registered.md searches rates for some. A verdict from fewer than five seeds is provisional "
+    "(docs/statistics.md). A row uses all seeds of both arms, unpaired if their seeds differ, so that it can differ "
     "from the sweeps' tables. Intervals cover training seeds and problems, not other pretrained students, of which "
     "demo_students has three. Of the test problems of the tools nearly all resemble a training problem (README.md), "
     "so that their row is not held out. These are verdicts on the embedded pairs, not on the paper's."
@@ -60,10 +61,10 @@ CUTS = f"other cuts (`quadrants`), or {STEPS_SIZE}"
 CLAIMS = (
     Claim("Half of the tokens, drawn by entropy, match all tokens", "Table 3", TINY, ("entropy_sample", 0.5),
           "at least", FULL, "a longer training, in which all tokens gain more"),
-    Claim("A tenth of the tokens, drawn by entropy, is worse than all", "Table 3, Qwen3", TINY,
+    Claim("A tenth of the tokens, drawn by entropy, is worse than all", "Table 3, Qwen3 on MATH-500", TINY,
           ("entropy_sample", 0.1), "lower", FULL, "a student whose entropy marks its errors"),
-    Claim("A tenth of the tokens, overconfident and wrong, nearly matches all", "Table 4", TINY, ("q3", 0.1),
-          "at least", FULL, PAIR),
+    Claim("A tenth of the tokens, overconfident and wrong, nearly matches all", "Table 4, not AIME25", TINY,
+          ("q3", 0.1), "at least", FULL, PAIR),
     Claim("… and is worth more than as many random tokens", "Sec. 3", TINY, ("q3", 0.1), "higher",
           ("random", 0.1), PAIR),
     Claim("Soft-OR beats entropy at half of the tokens", "Table 5", TINY, ("soft_or", 0.5), "higher",
@@ -78,10 +79,10 @@ CLAIMS = (
           "lower", ("soft_or", 0.5), "a pair with signal in the tokens on which both models agree"),
     Claim("… and leaves the student where it was", "Prop. 1: Q4 has no weight", TINY, ("soft_or_bottom", 0.5),
           "equal", None, "a smaller learner.eps: at 1e-8 Adam's normalized steps destroy the student"),
-    Claim("Tokens of low entropy and divergence (Q4) teach nothing", "Table 1", TINY, ("q4", 1.0), "equal", None,
-          CUTS),
-    Claim("Uncertain tokens on which the teacher agrees (Q2) stabilize: alone they keep the student", "Table 1", TINY,
-          ("q2", 1.0), "at least", None, CUTS),
+    Claim("Our reading: training on low entropy and divergence (Q4) alone changes nothing", "Table 1", TINY,
+          ("q4", 1.0), "equal", None, CUTS),
+    Claim("Our reading: training on uncertain tokens on which the teacher agrees (Q2) alone does no harm", "Table 1",
+          TINY, ("q2", 1.0), "at least", None, CUTS),
     Claim("Divergence alone is worse than all tokens at a tenth", "Table 8", TINY, ("divergence", 0.1), "lower", FULL,
           SPREAD),
     Claim("The teacher's entropy is no better than random tokens", "App. B.1", TINY, ("teacher_entropy", 0.2), "lower",

@@ -210,11 +210,8 @@ def _limit_axis(figure: go.Figure, arms: list[ArmResult]) -> None:
     """Leave arms below half of the best outside of the axis, and name them at the bottom of the plot instead."""
     percents = [(arm, 100 * arm.final.mean) for arm in arms if arm.seeds]
     half = max((percent for _, percent in percents), default=0.0) / 2
-    far = [
-        f"{arm.selector}, {kept_percent(arm):.3g} % kept: {percent:.1f} %"
-        for arm, percent in percents
-        if percent < half
-    ]
+    low = [(arm, percent) for arm, percent in percents if percent < half]
+    far = [f"{arm.selector}, {kept_percent(arm):.3g} % kept: {percent:.1f} %" for arm, percent in low]
     if not far:
         return
     near = [percent for _, percent in percents if percent >= half]

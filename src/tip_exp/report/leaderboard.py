@@ -17,8 +17,8 @@ LEADERBOARD = "leaderboard"  # the table's name; a sweep of this name has it in 
 SHOWN = ("selector", "retention", "kept", "seeds", "KL/response", "KL vs full", "final", "vs full")
 NOTE = (
     "Ranked by {metric}. No two arms of a group differ significantly in it (pairwise t tests at 5 %, Holm over {tests} "
-    "pairs). Two arms of different groups need not differ: only the first arm of a group is known to differ from an arm "
-    "of the group above."
+    "pairs). Arms of different groups need not differ: only the first arm of a group is known to differ from an arm of "
+    "the group above."
 )
 ENOUGH_SEEDS = 5
 FEW_SEEDS = (
