@@ -329,7 +329,7 @@ def test_arms_far_below_the_best_are_named_and_outside_of_the_axis(folder: Path)
             arm.final = Estimate(0.02, 0.01)
     layout = figures.accuracy(arms, colours).layout
     assert layout.yaxis.range == (37, 50)  # 45 - 8, 45 + 5
-    assert [note.text for note in layout.annotations] == ["not in the plot:<br>q3, 50 % kept: 2.0 %"]
+    assert [note.text for note in layout.annotations] == ["not in the plot: q3, 50 % kept: 2.0 %"]
 
 
 def test_arms_stand_at_what_they_kept_on_a_logarithmic_axis(folder: Path) -> None:

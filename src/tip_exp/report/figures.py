@@ -19,6 +19,7 @@ SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "triangle-down
 PANEL_COLUMNS, PANEL_HEIGHT = 3, 230  # of the learning curves; pixels
 MAX_POINTS = 900  # tokens in the plane; each arm draws all of them
 MIN_LOG = 1e-5  # nats; smaller values are drawn here on logarithmic axes
+FAR_PER_LINE, AXIS_HEIGHT = 3, 64  # arms outside of the axis, in one line; pixels of the x axis with its title
 KEPT, ACCURACY = "kept, % of response tokens", "accuracy, %"
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # of the logarithmic axis of kept tokens, %
 
@@ -62,9 +63,9 @@ def accuracy(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
             error_y={"array": errors, "visible": len(shares) == 1},
             hovertemplate="%{x:.3g} % of tokens: %{y:.1f} ± %{customdata[0]:.1f} (n=%{customdata[1]})",
         )  # fmt: skip
-    _limit_axis(figure, arms)
     figure.update_xaxes(type="log", range=[math.log10(lowest), math.log10(120)], tickvals=TICKS)
-    return with_axes(figure, KEPT, ACCURACY)
+    _limit_axis(with_axes(figure, KEPT, ACCURACY), arms)
+    return figure
 
 
 def memory(arms: list[ArmResult], colours: dict[str, str]) -> go.Figure:
@@ -207,7 +208,7 @@ def kept_percent(arm: ArmResult) -> float:
 
 
 def _limit_axis(figure: go.Figure, arms: list[ArmResult]) -> None:
-    """Leave arms below half of the best outside of the axis, and name them at the bottom of the plot instead."""
+    """Leave arms below half of the best outside of the axis, and name them below the plot instead."""
     percents = [(arm, 100 * arm.final.mean) for arm in arms if arm.seeds]
     half = max((percent for _, percent in percents), default=0.0) / 2
     low = [(arm, percent) for arm, percent in percents if percent < half]
@@ -216,10 +217,12 @@ def _limit_axis(figure: go.Figure, arms: list[ArmResult]) -> None:
         return
     near = [percent for _, percent in percents if percent >= half]
     figure.update_yaxes(range=[min(near) - 8, max(near) + 5])
+    lines = ["; ".join(far[i : i + FAR_PER_LINE]) for i in range(0, len(far), FAR_PER_LINE)]
     figure.add_annotation(
-        text="not in the plot:<br>" + ",<br>".join(far), x=0.01, y=0.01, xref="paper", yref="paper", showarrow=False,
-        align="left", xanchor="left", yanchor="bottom",
+        text="not in the plot: " + ";<br>".join(lines), x=0, y=0, yshift=-AXIS_HEIGHT, xref="paper", yref="paper",
+        showarrow=False, align="left", xanchor="left", yanchor="top",
     )  # fmt: skip
+    figure.update_layout(margin_b=AXIS_HEIGHT + 20 * len(lines))
 
 
 def _add_band(

@@ -60,11 +60,15 @@ def prediction(arms: list[ArmResult], runs: list[RunFiles], colours: dict[str, s
     x, y = [mass for _, mass in points], [_geometric_kl(arm) for arm, _ in points]
     symbols, names = symbols_of(colours), [arm.name for arm, _ in points]
     named = np.argsort(-np.abs(rankdata([-mass for mass in x]) - rankdata(y)), kind="stable")[:NUM_LABELS]
+    # The names of neighbours stand at three heights in turn, on the side towards the middle.
+    by_place = enumerate(sorted(named.tolist(), key=lambda i: (x[i], y[i])))
+    turns = {i: ("top", "middle", "bottom")[turn % 3] for turn, i in by_place}
+    positions = [f"{turns.get(i, 'top')} {'left' if mass > 0.5 else 'right'}" for i, mass in enumerate(x)]
     figure = go.Figure(
         go.Scatter(
             x=[100 * mass for mass in x], y=y, mode="markers+text", showlegend=False, customdata=names,
-            text=[name if i in named else "" for i, name in enumerate(names)],
-            textposition=["middle left" if mass > 0.5 else "middle right" for mass in x], textfont_color=GREY,
+            text=[name if i in turns else "" for i, name in enumerate(names)], textposition=positions,
+            textfont_color=GREY,
             marker={
                 "size": 9, "color": [colours[arm.selector] for arm, _ in points],
                 "symbol": [symbols[arm.selector] for arm, _ in points],
