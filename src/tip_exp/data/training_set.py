@@ -26,7 +26,7 @@ class TrainingSet:
             if without and "{answer}" in privileged.template:
                 raise ConfigError(
                     f"pair.privileged.template needs {{answer}}, which {len(without)} of {len(dataset.problems)} "
-                    f"training problems lack ({without[0]}); add the answers, or set data.train.fields.answer to their field"
+                    f"training problems lack ({without[0]}); add them, or set data.train.fields.answer to their field"
                 )
             rendered = _within(
                 "pair.privileged.max_tokens",
