@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "learner": "models records losses config selector types utils",
     "estimate": "models losses records config selector types utils",
     "rollout": "models config types utils",
-    "data": "models envs config types utils",
+    "data": "models envs grading config types utils",
     "models": "losses config types utils",
     "envs": "grading config types utils",
     "records": "config utils",

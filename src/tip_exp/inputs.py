@@ -48,8 +48,9 @@ class Inputs:
             )
         check_memory(config, self.device, self.backend.name)
         self.train_data = load(config.data.train) if trains else None
-        eval_data = {name: load(dataset) for name, dataset in config.eval.benchmarks.items()}
-        self.described_data = describe_data(config, self.train_data, eval_data)
+        eval_data = {name: load(dataset, f"eval.benchmarks.{name}") for name, dataset in config.eval.benchmarks.items()}
+        # for result.json, which the main rank writes
+        self.described_data = describe_data(config, self.train_data, eval_data) if self.ranks.is_main else {}
         self.tokenizer = load_tokenizer(config.pair)
         self.train = TrainingSet(config, self.tokenizer, self.train_data) if self.train_data else None
         self.evaluations = Evaluations(config.eval, eval_data, self.tokenizer, config.agent, grades=self.ranks.is_main)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
 
 from tip_exp.config.schema import RunConfig
-from tip_exp.data.contamination import BOILERPLATE, NGRAM, Overlap, TrainingTexts, describe_data
+from tip_exp.data.contamination import BOILERPLATE, NGRAM, Overlap, describe_data, overlaps, texts_of
 from tip_exp.data.dataset import Dataset
 from tip_exp.types import Problem
 
@@ -16,38 +17,42 @@ def problem(problem_id: str, prompt: str) -> Problem:
     return Problem(problem_id, prompt, "1")
 
 
-def test_overlap_by_whole_text_and_by_13_words() -> None:
+def overlap(train: list[Problem], test: list[Problem], train_suffix: str = "", test_suffix: str = "") -> Overlap:
+    return overlaps(texts_of(train, train_suffix), {"it": list(texts_of(test, test_suffix))})["it"]
+
+
+def test_overlap_by_whole_text_and_by_half_of_the_13_grams() -> None:
     words = [f"w{i}" for i in range(20)]
     train = [problem("a", "What is one plus one? Box it."), problem("b", " ".join(words))]
     test = [
         problem("same", "what is ONE plus one? Box it."),
-        problem("shares 13", "x y " + " ".join(words[3 : 3 + NGRAM]) + " z"),
-        problem("shares 12", "x y " + " ".join(words[3 : 2 + NGRAM]) + " z"),
+        problem("4 of 8", " ".join(["x y", *words[3 : 3 + NGRAM + 3], "z z"])),
+        problem("4 of 9", " ".join(["x y", *words[3 : 3 + NGRAM + 3], "z z z"])),
+        problem("12 words", " ".join(words[: NGRAM - 1])),
         problem("new", "Something else altogether. Box it."),
     ]
-    result = TrainingTexts(train, suffix=" Box it.").overlap(test, suffix=" Box it.")
-    assert result.exact == ["same"] and result.ngram == ["shares 13"]
+    assert overlap(train, test, " Box it.", " Box it.") == Overlap(["same"], ["4 of 8"])
 
 
 def test_formula_marks_are_not_words() -> None:
     train = [problem("a", r"Let $x$, $y$, $\frac{1}{2}$ be given. Find $x + y$.")]
     # 8 words in a row are shared: let x y frac 1 2 be given; with marks, 19 tokens
-    assert (
-        TrainingTexts(train)
-        .overlap([problem("b", r"Let $x$, $y$, $\frac{1}{2}$ be given. Compute their product.")])
-        .ngram
-        == []
-    )
+    assert overlap(train, [problem("b", r"Let $x$, $y$, $\frac{1}{2}$ be given. Compute their product.")]).ngram == []
+
+
+@pytest.mark.parametrize("text", [r"Find \(x\) if \[x+1=2\].", "Find $$x$$ if $$x+1=2$$.", "Find x if x+1=2."])
+def test_delimiters_of_formulas_do_not_count(text: str) -> None:
+    assert overlap([problem("a", "Find $x$ if $x+1=2$.")], [problem("same", text)]).exact == ["same"]
 
 
 def test_a_chinese_character_is_a_word() -> None:
     train = [problem("a", "小明有25个鸡蛋,他吃了5个,又买了9个,现在他有几个?")]
     test = [
-        problem("shares 13", "小红有25个鸡蛋,他吃了5个,又买了8个,还剩几个?"),  # 有 25 个 鸡 蛋 他 吃 了 5 个 又 买 了
-        problem("shares 12", "小红有25个鸡蛋,他吃了5个,又买来8个,还剩几个?"),
+        problem("3 of 6", "小红有25个鸡蛋,他吃了5个,又买了9个,几?"),  # 18 words, of which the third to the 17th
+        problem("2 of 6", "小红有25个鸡蛋,他吃了5个,又买了9颗,几?"),
     ]
-    assert TrainingTexts(train).overlap(test) == Overlap([], ["shares 13"])
-    assert TrainingTexts(train).overlap([problem("same", train[0].prompt.replace("25", " 25 "))]).exact == ["same"]
+    assert overlap(train, test) == Overlap([], ["3 of 6"])
+    assert overlap(train, [problem("same", train[0].prompt.replace("25", " 25 "))]).exact == ["same"]
 
 
 def test_kana_and_hangul_make_words_of_many_characters() -> None:
@@ -55,35 +60,53 @@ def test_kana_and_hangul_make_words_of_many_characters() -> None:
     kana = "りんごがいくつあるかをもとめなさい"  # 17 characters, one word
     train = [problem("a", spaced), problem("b", f"{kana}。")]
     test = [problem("shares 12", f"이제 {spaced}"), problem("c", f"はじめに、{kana}")]
-    assert TrainingTexts(train).overlap(test) == Overlap([], [])
+    assert overlap(train, test) == Overlap([], [])
 
 
 def test_training_and_test_prompts_may_end_with_other_instructions() -> None:
     train, test = [problem("a", "What is 3 + 4? Think first.")], [problem("same", "What is 3 + 4? Box it.")]
-    assert TrainingTexts(train, " Think first.").overlap(test, " Box it.").exact == ["same"]
-    assert TrainingTexts(train, " Think first.").overlap(test).exact == []
+    assert overlap(train, test, " Think first.", " Box it.").exact == ["same"]
+    assert overlap(train, test, " Think first.").exact == []
 
 
 def test_whole_texts_are_compared_with_their_marks() -> None:
-    index = TrainingTexts([problem("a", "What is 3 + 4?")])
-    result = index.overlap([problem("same", "what is 3 + 4 ?"), problem("b", "What is 3 - 4?")])
-    assert result == Overlap(["same"], [])
+    test = [problem("same", "what is 3 + 4 ?"), problem("b", "What is 3 - 4?")]
+    assert overlap([problem("a", "What is 3 + 4?")], test) == Overlap(["same"], [])
 
 
 @pytest.mark.parametrize(("num_problems", "flagged"), [(BOILERPLATE, ["t"]), (BOILERPLATE + 1, [])])
 def test_a_phrase_of_many_training_problems_does_not_count(num_problems: int, flagged: list[str]) -> None:
     phrase = " ".join(f"w{i}" for i in range(NGRAM))
     train = [problem(str(n), f"{phrase} and {n}, {phrase}") for n in range(num_problems)]  # twice in each: counts once
-    assert TrainingTexts(train).overlap([problem("t", f"Now {phrase}")]).ngram == flagged
+    assert overlap(train, [problem("t", f"Now {phrase}")]).ngram == flagged
+
+
+def test_only_what_the_benchmarks_have_is_stored() -> None:
+    train = (problem(str(n), " ".join(f"w{n}x{i}" for i in range(200))) for n in range(300))
+    tracemalloc.start()
+    overlaps(texts_of(train), {"it": list(texts_of([problem("a", "What is 3 + 4?")]))})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20  # of 56,400 n-grams: 5 MiB
 
 
 def test_overlap_is_a_line_for_the_terminal() -> None:
     assert Overlap([], []).warning("aime24", 30) == ""
     assert Overlap(["a"], ["b", "c"]).warning("math500", 500) == (
-        "warning: the training set holds problems of math500: 1 word for word and 2 by a shared 13-gram, of 500 "
+        "warning: the training set holds problems of math500: 1 word for word and 2 by most of their 13-grams, of 500 "
         "(ids: datasets.math500.in_train_… in result.json)"
     )
-    assert "math500: 2 by a shared 13-gram, of 500 (" in Overlap([], ["b", "c"]).warning("math500", 500)
+    assert "math500: 2 by most of their 13-grams, of 500 (" in Overlap([], ["b", "c"]).warning("math500", 500)
+
+
+def test_travel_tasks_are_not_compared(
+    compose_run: Callable[..., RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has tables of its own, so the same query has other answers."""
+    data = Dataset([problem("a", "City: Alderby. Hotel: 4 stars.")], "a", "")
+    config = compose_run("data=mini_travel", "eval=mini_travel")
+    described = describe_data(config, data, {"mini_travel": data})
+    assert described["mini_travel"].keys() == {"source", "sha256", "rows"} and not capsys.readouterr().out
 
 
 def test_each_benchmark_has_an_instruction_of_its_own(compose_run: Callable[..., RunConfig]) -> None:

@@ -37,10 +37,21 @@ CASES = {
         {"problem": "1+1?", "solution": "One and one.", "answer": "2"},
         ("1+1?", "2", "One and one."),
     ),
-    "a solution that is the answer": ({"input": "1+1?", "solution": "2"}, ("1+1?", "2", "")),
+    "a worked solution with a box": (
+        {"problem": "1+1?", "solution": r"One: $\boxed{1}$. Two: $\boxed{2}$."},
+        ("1+1?", "2", r"One: $\boxed{1}$. Two: $\boxed{2}$."),
+    ),
+    "a worked solution without a box": ({"problem": "1+1?", "solution": "One and one."}, ("1+1?", "", "One and one.")),
+    "no answer": ({"prompt": "1+1?"}, ("1+1?", "", "")),
+    "verl": (
+        {"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"style": "rule", "ground_truth": "2"}},
+        ("1+1?", "2", ""),
+    ),
+    "a name with a dot": ({"prompt": "1+1?", "reward_model.ground_truth": "2"}, ("1+1?", "2", "")),
     "target": ({"prompt": "1+1?", "target": "2"}, ("1+1?", "2", "")),
     "one chat message": ({"prompt": [{"role": "user", "content": "1+1?"}], "label": "2"}, ("1+1?", "2", "")),
     "GSM8K's mark": ({"question": "1+1?", "answer": "So.\n#### 2"}, ("1+1?", "2", "So.\n")),
+    "its mark without a blank": ({"question": "1+1?", "answer": "So.\n####2"}, ("1+1?", "2", "So.\n")),
 }
 
 
@@ -79,8 +90,32 @@ def test_a_field_must_be_in_every_row(own: Callable[..., TableConfig]) -> None:
 
 
 def test_rows_without_usual_names_are_refused_with_their_fields(own: Callable[..., TableConfig]) -> None:
-    with pytest.raises(DataError, match=r"set data.train.fields.prompt to one of q, a$"):
-        load(own([{"q": "1+1?", "a": "2"}]))
+    rows = [{"q": "1+1?", "a": {"b": "2"}, "c": [{"content": "3"}]}]
+    with pytest.raises(DataError, match=r"set data.train.fields.prompt to one of q, a.b, c.0.content$"):
+        load(own(rows))
+
+
+ANSWERS = {
+    "worked solutions": (
+        [{"problem": "1+1?", "solution": "One and one."}],
+        "field 'solution' of some rows has neither .*boxed nor ####, .*; set eval.benchmarks.shop.fields.answer to the",
+    ),
+    "one without a mark": (
+        [{"problem": "1+1?", "answer": "So. ####2"}, {"problem": "1+2?", "answer": "3"}],
+        "row 2: answer has no '####', which 1 of 2 rows have; add it$",
+    ),
+    "none": ([{"problem": "1+1?", "x": "2"}], "set eval.benchmarks.shop.fields.answer to one of problem, x$"),
+    "an id of several parts": (
+        [{"problem": "1+1?", "answer": "2", "id": {"n": 1}}],
+        r"such as id.n, or set eval.benchmarks.shop.fields.id to null$",
+    ),
+}
+
+
+@pytest.mark.parametrize(("rows", "message"), ANSWERS.values(), ids=ANSWERS.keys())
+def test_a_benchmark_needs_answers(own: Callable[..., TableConfig], rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load(own(rows).model_copy(update={"split": "test"}), "eval.benchmarks.shop")
 
 
 def test_a_row_without_an_answer_is_named(own: Callable[..., TableConfig]) -> None:
@@ -156,7 +191,7 @@ def test_without_a_guess_there_is_no_hint(
     given = "data.train.fields={id:null,prompt:question,answer:answer,solution:null}"
     assert load(own([{"question": "1+1?", "answer": f"{mark}2"}], given)).problems[0].answer == "2"
     printed = capsys.readouterr().out
-    assert printed.endswith("my.jsonl: the answer after '#### '\n" if mark else "") and "changes it" not in printed
+    assert printed.endswith("my.jsonl: the answer after '####'\n" if mark else "") and "changes it" not in printed
 
 
 def test_the_mark_is_found_in_a_nested_answer(own: Callable[..., TableConfig]) -> None:

@@ -100,7 +100,7 @@ def test_parts_are_disjoint_and_complete() -> None:
         (
             "".join(json.dumps({"q": f"{n}?", "gold": {"a": n}, "n": n // 2}) + "\n" for n in range(4)),
             {"split": "test"},
-            "2 rows have the id '0'; make ids unique",
+            "2 rows have the id '0'; make ids unique, or set data.train.fields.id to null",
         ),
         (
             '{"q": "a", "gold": {"a": ["2"]}, "n": 1}\n',
@@ -111,6 +111,11 @@ def test_parts_are_disjoint_and_complete() -> None:
             '{"q": "a", "gold": {"a": 2}, "n": 1}\n',
             {"fields": {"answer": "gold"}},
             "'gold' holds a dict; name a part of it, such as gold.a",
+        ),
+        (
+            '{"q": {"role": "user", "content": "a"}, "gold": {"a": 2}, "n": 1}\n',
+            {},
+            "'q' holds a dict; name a part of it, such as q.content",
         ),
         (
             '{"q": "Max has 5 \\ud800 eggs", "gold": {"a": 2}, "n": 1}\n',
@@ -136,12 +141,12 @@ def test_parts_are_disjoint_and_complete() -> None:
         (
             '{"q": "a", "gold": {"a": 1}, "n": [1]}\n',
             {},
-            "row 1: field 'n' holds a list; name a part of it, such as n.0, or set fields.id to null",
+            "row 1: field 'n' holds a list; name a part of it, such as n.0, or set data.train.fields.id to null",
         ),
         (
             '{"q": "a", "gold": {"a": 1}, "n": 1, "s": {"steps": "b"}}\n',
             {"fields": {"solution": "s"}},
-            "row 1: field 's' holds a dict; name a part of it, such as s.steps, or set fields.solution to null",
+            "field 's' holds a dict; name a part of it, such as s.steps, or set data.train.fields.solution to null",
         ),
         ("", {}, "x.jsonl has no rows"),
         (json.dumps(ROWS[0]) + "\n", {"answer_after": "####"}, "row 1: gold.a has no '####'"),
@@ -183,9 +188,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_bytes("q,a\né?,2\n".encode("cp1252"))
     with pytest.raises(DataError, match=r"x.csv cannot be read \(.*utf-8.*\); text must be in UTF-8"):
         read_rows(tmp_path / "x.csv")
-    (tmp_path / "long.csv").write_text(f"q,a\n{'x' * 200_000},2\n")
-    with pytest.raises(DataError, match=r"long\.csv cannot be read"):
-        read_rows(tmp_path / "long.csv")
     (tmp_path / "x.parquet").write_bytes(b"no table")
-    with pytest.raises(DataError, match=r"x\.parquet cannot be read"):
+    with pytest.raises(DataError, match=r"x\.parquet cannot be read \([^;]*\)$"):
         read_rows(tmp_path / "x.parquet")
+    path = tmp_path / "damaged.parquet"
+    pd.DataFrame({"q": [str(number) for number in range(1000)]}).to_parquet(path)
+    content = bytearray(path.read_bytes())
+    content[4:400] = b"\xff" * 396
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"damaged\.parquet cannot be read \([^;]*\)$"):
+        read_rows(path)
+
+
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "long.csv").write_text(f"q,a\n{'x' * 200_000},2\n")
+    assert len(read_rows(tmp_path / "long.csv")[0]["q"]) == 200_000

@@ -17,7 +17,7 @@ from tip_exp.envs.episodes import Episode
 from tip_exp.envs.sampler import EpisodeSampler
 from tip_exp.eval import evaluate as module
 from tip_exp.eval.evaluate import Evaluations, grade, grade_episodes, ungraded_warning
-from tip_exp.grading import boxed
+from tip_exp.grading import boxed, open_grader
 from tip_exp.models.pair import Pair
 from tip_exp.types import Problem, Rollout, Sampling
 from tip_exp.utils.errors import ConfigError
@@ -52,9 +52,12 @@ def test_answers_that_the_grader_cannot_find_right_are_refused(tiny_config: RunC
 
 
 def test_the_sequence_kl_of_sampled_responses_is_in_their_rows_and_in_the_metrics(
-    tiny_pair: Pair, compose_run: Callable[..., RunConfig]
+    tiny_pair: Pair, compose_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two problems, two samples, KLs 0, 1, 2, 3: a mean of 1.5; the problems' means .5 and 2.5 have an error of 1."""
+    """Two problems, two samples, KLs 0, 1, 2, 3: a mean of 1.5; the problems' means .5 and 2.5 have an error of 1.
+
+    One worker grades the few responses.
+    """
     config = compose_run("eval.samples=2", "eval.benchmarks.word_sums.num_problems=2").eval
     dataset = load(config.benchmarks["word_sums"])
     rows: list[dict[str, Any]] = []
@@ -77,9 +80,14 @@ def test_the_sequence_kl_of_sampled_responses_is_in_their_rows_and_in_the_metric
         assert [problem.id for problem in problems] == [row.id for row in dataset.problems for _ in range(2)]
         return [float(i) for i in range(len(rollouts))]
 
+    asked: list[int] = []
+    monkeypatch.setattr(
+        module, "open_grader", lambda name, workers: asked.append(workers) or open_grader(name, workers)
+    )
     evaluations = Evaluations(config, {"word_sums": dataset}, tiny_pair, None)
     metrics = evaluations(Fixed(), Rows(), model="student", step=0, sequence_kl=sequence_kl)  # pyright: ignore[reportArgumentType]
     sampled = Sampling(2, config.temperature, config.top_p, config.top_k, config.max_tokens)
+    assert asked == [1, 1]
     assert samplings == [sampled, Sampling(1, 0.0, 1.0, 0, config.max_tokens)]
     assert [row["seq_kl"] for row in rows if row["protocol"] == "sampled"] == [0, 1, 2, 3]
     assert not any("seq_kl" in row for row in rows if row["protocol"] == "greedy")

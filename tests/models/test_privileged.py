@@ -13,6 +13,7 @@ from tests.helpers import train_step
 from torch import Tensor
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.data.dataset import Dataset
 from tip_exp.data.load import load
 from tip_exp.data.training_set import TrainingSet
 from tip_exp.learner.learner import Learner
@@ -84,6 +85,16 @@ def test_the_teacher_reads_the_solution_and_the_student_never_does(config: RunCo
     first, prompts = train.problems[0], train.first_prompts(pair)
     assert first.solution in pair.decode(prompts["teacher"])
     assert first.solution not in pair.decode(prompts["training"])
+
+
+def test_answers_that_a_privileged_prompt_shows_must_be_there(compose_run: Compose) -> None:
+    config = compose_run(
+        "pair=self", "pair.teacher.path=package:tiny/teacher", "pair.privileged.template='{prompt} {answer}'"
+    )
+    pair = load_pair(config.pair, torch.device("cpu"))
+    problems = [Problem("a", "1+1?", "2"), Problem("b", "1+2?", "")]
+    with pytest.raises(ConfigError, match=r"template needs \{answer\}, which 1 of 2 training problems lack \(b\)"):
+        TrainingSet(config, pair, Dataset(problems, "", ""))
 
 
 @pytest.mark.parametrize("budget", [100_000, 500, 330])

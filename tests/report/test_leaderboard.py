@@ -76,7 +76,10 @@ def test_arms_are_ranked_by_kl_and_grouped(arms: list[ArmResult]) -> None:
     tools = [dataclasses.replace(arm, seeds=5, in_train=(3, 60)) for arm in arms]
     (table,) = leaderboards(tools)
     (held_out,) = table.notes[1:]
-    assert held_out.startswith("word_sums: the training set holds 3 of its test problems whole, and 60 more share")
+    assert held_out.startswith("word_sums: 3 of its test problems are in the training set; 60 more share most of")
+    for arm in tools:
+        arm.config["eval.benchmarks.word_sums.kind"] = "travel"
+    assert leaderboards(tools)[0].notes[1:] == []
 
 
 def test_without_kl_accuracy_ranks_the_highest_first(arms: list[ArmResult]) -> None:

@@ -172,7 +172,9 @@ def test_test_problems_in_the_training_set_are_said(runs: Path, compose_run: Com
     in_train = {"in_train_exact": ["p1", "p2"], "in_train_13gram": ["p7"]}
     finish(compose_run("seed=0"), runs / "soft0", 0.84, in_train=in_train)
     (note,) = [note for note in overview(arms_of(runs)).notes if "training set" in note]
-    assert note.startswith("word_sums: the training set holds 2 of its test problems whole, and 1 more")
+    assert note.startswith(
+        "word_sums: 2 of its test problems are in the training set; 1 more share most of their 13-grams"
+    )
 
 
 def test_outcomes_without_samples_are_not_compared(runs: Path) -> None:

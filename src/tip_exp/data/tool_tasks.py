@@ -45,7 +45,7 @@ def load_calculator(config: CalculatorConfig) -> Dataset:
     return Dataset.generated(problems, f"calculator, seed {DATA_SEED}", tools)
 
 
-def load_travel(config: TravelConfig) -> Dataset:
+def load_travel(config: TravelConfig, section: str = "data.train") -> Dataset:
     """The tasks of the configured split, language by language, in the order of the query file."""
     digests: dict[Path, str] = {}
     if config.world == "official":
@@ -56,6 +56,13 @@ def load_travel(config: TravelConfig) -> Dataset:
     else:
         root, digests = _generated(config)
         tasks = [task for lang in config.langs for task in load_tasks(root, lang)]
+    databases = find_databases(root)
+    for lang in config.langs:
+        if lang not in databases:
+            raise DataError(
+                f"{section}.langs={list(config.langs)}: there is no folder database_{lang} beside "
+                f"{next(iter(databases.values()))}; add it, or set the key to [{', '.join(databases)}]"
+            )
     tasks = tasks[: config.num_problems]
     if not tasks:
         raise DataError(f"{config.label}: no task of {root} is in the {config.split} split")
@@ -63,7 +70,7 @@ def load_travel(config: TravelConfig) -> Dataset:
     problems = [Problem(problem_id, task.query, _answer(task)) for problem_id, task in tasks_by_id.items()]
     environment = partial(
         TravelEnvironment,
-        find_databases(root),
+        databases,
         {lang: _system_prompt(config, lang, root) for lang in config.langs},
         corrected=config.corrected,
         show_schemas=config.show_schemas,

@@ -18,10 +18,16 @@ class TrainingSet:
     """The training problems whose prompts are within the limits, drawn in shuffled epochs."""
 
     def __init__(self, config: RunConfig, tokenizer: ChatTokenizer, dataset: Dataset) -> None:
-        """Render the prompts; a ConfigError if none is left."""
+        """Render the prompts; a ConfigError if none is left, or if a privileged prompt shows an absent answer."""
         rendered = list(zip(dataset.problems, prompt_ids(tokenizer, dataset), strict=True))
         rendered = _within("data.max_prompt_tokens", config.data.max_prompt_tokens, rendered, lambda row: len(row[1]))
         if (privileged := tokenizer.privileged) is not None:
+            without = [problem.id for problem in dataset.problems if not problem.answer]
+            if without and "{answer}" in privileged.template:
+                raise ConfigError(
+                    f"pair.privileged.template needs {{answer}}, which {len(without)} of {len(dataset.problems)} "
+                    f"training problems lack ({without[0]}); add them, or set data.train.fields.answer to their field"
+                )
             rendered = _within(
                 "pair.privileged.max_tokens",
                 privileged.max_tokens,

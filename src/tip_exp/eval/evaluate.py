@@ -130,7 +130,7 @@ class Evaluations:
             return grade_episodes(sampled.episodes, dataset, sampled.samples)
         assert not isinstance(benchmark, TOOL_TASKS), "their data sets have tools"
         texts = [self._tokenizer.decode(rollout.response_ids) for rollout in sampled.rollouts]
-        with open_grader(benchmark.grader) as grader:
+        with open_grader(benchmark.grader, workers=max(1, len(texts) // 8)) as grader:  # a worker takes time to start
             graded = grade(dataset.problems, sampled.rollouts, texts, grader.grade_all)
             summary = summarize(graded, grader.group_all)
         responses = [response for by_problem in graded for response in by_problem]

@@ -1,6 +1,6 @@
 """Grading: (response text, reference answer) pairs in, `Verdict`s out.
 
-Imports nothing of tip_exp. Imported by envs and eval.
+Imports nothing of tip_exp. Imported by data, envs and eval.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from tip_exp.envs.deepplanning import errands
 from tip_exp.envs.deepplanning.data import Task, find_databases, load_tasks, task_folder
 from tip_exp.envs.deepplanning.environment import TravelEnvironment
 from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan
+from tip_exp.envs.deepplanning.plan.schema import cities_of
 from tip_exp.envs.deepplanning.prompts import COMPACT_PROMPTS, official_prompt
 from tip_exp.envs.deepplanning.score.score import score_plan
 from tip_exp.envs.deepplanning.score.tables import TaskTables
@@ -274,3 +275,18 @@ def test_compact_prompts_show_a_plan_that_can_be_parsed() -> None:
     for lang in ("en", "zh"):
         plan = parse_plan(COMPACT_PROMPTS[lang])
         assert plan is not None and plan["daily_plans"][0]["day_number"] == 1
+        assert "from A to B" in COMPACT_PROMPTS[lang] and cities_of(plan["daily_plans"][0]) == ("A", "B")
+
+
+def test_each_language_needs_its_tables(
+    compose_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: Path
+) -> None:
+    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "database" / "database_zh")
+    monkeypatch.setattr("tip_exp.data.tool_tasks.read_split", lambda: {"train": ["0"], "test": ["1"]})
+    overrides = ["data=deepplanning", f"data.root={tmp_path}", "learner.micro_batch_tokens=32768"]
+    with pytest.raises(
+        DataError, match=r"data\.train\.langs=\['en', 'zh'\]: there is no folder database_zh beside .*en;"
+    ):
+        load(compose_run(*overrides).data.train)
+    assert load(compose_run(*overrides, "data.train.langs=[en]").data.train).tools is not None

@@ -9,6 +9,7 @@ from tests.envs.deepplanning.render import render_plan
 
 from tip_exp.envs.deepplanning.plan.lines import amount, price, read_details, route, take_price
 from tip_exp.envs.deepplanning.plan.parse import extract_plan, parse_plan
+from tip_exp.envs.deepplanning.plan.schema import cities_of
 
 DAY = "Day 1:\nCurrent City: from Lindon to Marwick\n"
 
@@ -110,6 +111,10 @@ def test_which_plan_counts(text: str, last: str, joined: str) -> None:
         ("30元/人", 30),
         ("ticket: ¥0", 0),
         ("门票：￥60", 60),
+        ("about ¥79/person", 79),
+        ("约30元/人", 30),
+        ("人均约￥30", 30),
+        ("~ 1,200 RMB", 1200),
         ("Free", 0),
         ("free entry", 0),
         ("免费", 0),
@@ -136,6 +141,7 @@ def test_prices(field: str, yuan: float | None) -> None:
         ("China Knife, Scissors, and Sword Museum, ¥0", "China Knife, Scissors, and Sword Museum", 0),
         ("China Knife, Scissors, and Sword Museum", "China Knife, Scissors, and Sword Museum", None),
         ("Laomendong (¥30/person)", "Laomendong", 30),
+        ("Laomendong, approx. ¥1,200/person", "Laomendong", 1200),
         ("Laomendong ¥30/person", "Laomendong", 30),
         ("Laomendong, 1,200 RMB", "Laomendong", 1200),
         ("¥30", "¥30", None),  # no name before it
@@ -189,7 +195,7 @@ def test_budget_lines(text: str, stated: float | None) -> None:
     [
         ("09:00-10:30 | attraction | Fort, ¥0", "attraction", "09:00-10:30"),
         ("09:00-10:30 ｜attraction ｜ Fort，￥0", "attraction", "09:00-10:30"),
-        ("- 09:00 – 10:30 | **attraction** | Fort, ¥0", "attraction", "09:00-10:30"),
+        ("- 09:00 – 10:30 | **attraction** | **Fort**, ¥0", "attraction", "09:00-10:30"),
         ("* 9：00~10：30 | `Attraction` | Fort, ¥0**", "attraction", "9:00-10:30"),
         ("| 09:00-10:30 | attraction | Fort, ¥0 |", "attraction", "09:00-10:30"),
         ("**09:00-10:30** | 景点 | Fort, 免费", "attraction", "09:00-10:30"),
@@ -203,7 +209,11 @@ def test_lines_as_models_write_them(line: str, kind: str, slot: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["Day 1:", "**Day 1:**", "### Day 1", "Day 1 (2025-11-12):", "DAY 1 - Arrival", "第1天：", "第 1 天"]
+    "header",
+    [
+        *("Day 1:", "**Day 1:**", "### Day 1", "Day 1 (2025-11-12):", "DAY 1 - Arrival", "第1天：", "第 1 天"),
+        *("Day 1 | 2025-11-12", "Day One:", "第一天：", "**第一天**｜11月12日"),
+    ],
 )
 def test_day_headers(header: str) -> None:
     plan = parse_plan(f"{header}\nCurrent City: Marwick\n09:00-10:00 | buffer | Rest")
@@ -217,6 +227,7 @@ def test_day_headers(header: str) -> None:
     ("line", "stay"),
     [
         ("Accommodation: Inn, ¥99/room/night", {"name": "Inn", "price_per_night": 99}),
+        ("**Accommodation**: **Inn**, ¥99", {"name": "Inn", "price_per_night": 99}),
         ("**Accommodation**: Inn", {"name": "Inn", "price_per_night": None}),
         ("- Accommodation：Inn，East，￥99/间/晚", {"name": "Inn，East", "price_per_night": 99}),
         ("住宿：Inn（￥99/间/晚）", {"name": "Inn", "price_per_night": 99}),
@@ -273,6 +284,10 @@ def test_details(kind: str, text: str, expected: dict[str, Any]) -> None:
         ("high-speed train G1, Second Class Seat, A - B, ¥67", "train", "G1"),
         ("train G1 A - B, ¥67", "train", "G1"),
         ("train, G1, A - B", "train", "G1"),
+        ("airport train G1, A - B", "train", "G1"),
+        ("Air China CA1234, A - B", "flight", "CA1234"),
+        ("flight CZ 3456, A - B", "flight", "CZ3456"),
+        ("flight 9C 8888 A - B", "flight", "9C8888"),
         ("高铁G123次，A - B", "train", "G123"),
         ("航班：MU5131，A → B", "flight", "MU5131"),
         ("G7798 (Second Class), A - B", "train", "G7798"),
@@ -298,6 +313,16 @@ def test_a_budget_may_be_first_last_without_heading_or_absent() -> None:
     assert plan is not None and plan["budget_summary"] == {}
     table = parse_plan(day + head + "| Meals | ¥40 |\n| 总计 | 1,040 元 |")
     assert table is not None and table["budget_summary"] == {"meals": 40, "total_estimated_budget": 1040}
+
+
+def test_a_table_row_that_names_the_day_does_not_start_one() -> None:
+    assert parse_plan("Day 1 | 09:00-10:00 | attraction | Fort") is None
+
+
+@pytest.mark.parametrize("line", ["Current City: from Hefei to Nanjing", "当前城市：从Hefei到Nanjing"])
+def test_a_change_of_city(line: str) -> None:
+    plan = parse_plan(f"Day 1:\n{line}")
+    assert plan is not None and cities_of(plan["daily_plans"][0]) == ("Hefei", "Nanjing")
 
 
 def test_a_daily_amount_in_the_budget_does_not_start_a_day() -> None:

@@ -52,7 +52,10 @@ class TravelEnvironment:
         return [self._sandbox.call(call.name, call.arguments) for call in calls]
 
     def score(self, text: str) -> dict[str, float]:
-        """`fraction` is the paper's metric, `personalized` the official 0/1; an undelivered plan satisfies nothing."""
+        """`fraction` is the paper's metric, `personalized` the official 0/1; an undelivered plan satisfies nothing.
+
+        `text` holds all turns, as in the base code; upstream reads the last one only.
+        """
         plan = parse_plan(extract_plan(text, self.official_join))
         score = score_plan(plan, self._task.meta)
         return {

@@ -12,15 +12,15 @@ from typing import Any
 
 from tip_exp.envs.deepplanning.plan.schema import Kind
 
+_ABOUT = r"(?:约|大约|about|approx\.?|~|≈)?\s*"
 _NUMBER = r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,3}|[0-9]{1,9})(?:\.[0-9]{1,4})?"
 _PRICE = re.compile(
-    rf"""(?:(?:price|cost|ticket|tickets|fee|fare|门票|票价|价格|人均|费用|房价)\s*[:：]?\s*)?
+    rf"""(?:(?:price|cost|ticket|tickets|fee|fare|门票|票价|价格|人均|费用|房价)\s*[:：]?\s*)?{_ABOUT}
     (?:[¥￥$]\s*(?P<yuan>{_NUMBER}) | (?:RMB|CNY)\s*(?P<code>{_NUMBER})
       | (?P<bare>{_NUMBER})\s*(?:RMB|CNY|yuan|元|块)? | (?P<free>free|免费)(?:\s(?:entry|admission|of\scharge))?)
     \s*(?:[/x×*(（].*|per\s.*|each)?[.。;；)）\s]*""",
     re.IGNORECASE | re.VERBOSE,
 )
-_ABOUT = r"(?:约|大约|about|approx\.?|~|≈)?\s*"
 _DISTANCE = re.compile(rf"{_ABOUT}{_NUMBER}\s*(?:km|m|meters?|metres?|kilometers?|公里|千米|米)", re.IGNORECASE)
 _UNIT = r"(?:h|hrs?|hours?|mins?|minutes?|小时|分钟|分)"
 _DURATION = re.compile(
@@ -30,9 +30,12 @@ _RIDE = re.compile("taxi|walk|walking|drive|driving|bus|subway|metro|步行|打�
 _COMMA = re.compile("[,，]")
 _SPACED_DASH = re.compile(r"\s[-–—]\s|→|⇒|->|=>")
 _OTHER_SEPARATORS = (re.compile("[-–—]"), re.compile(r"\sto\s|[到至]"))
-_LEG_NUMBER = re.compile(r"(?<![A-Za-z0-9])(?:[A-Za-z0-9]{2}[0-9]{1,5}|[A-Za-z]?[0-9]{1,5})[A-Za-z]?(?![A-Za-z0-9])")
+_LEG_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:[A-Z]{2}|[0-9][A-Z]) [0-9]{3,4}|[A-Za-z0-9]{2}[0-9]{1,5}|[A-Za-z]?[0-9]{1,5})[A-Za-z]?"
+    r"(?![A-Za-z0-9])"
+)  # CZ 3456 is CZ3456
 _TRAIN_NUMBER = re.compile(r"[A-Za-z]?[0-9]{1,4}")  # G56803 is a flight of the airline G5
-_FLIGHT_WORDS = ("flight", "plane", "air", "航班", "飞机")
+_FLIGHT_WORDS = ("flight", "plane", "航班", "飞机")
 _TRAIN_WORDS = ("train", "rail", "火车", "高铁", "动车", "列车", "城际")
 _MEAL_WORD = r"(?:breakfast|brunch|lunch|dinner|supper|早餐|早午餐|午餐|中餐|晚餐|夜宵)"
 _MEAL_AT = re.compile(rf"({_MEAL_WORD})\s*(?:[:：]|\sat\s|\sin\s|\s[-–—]\s)\s*(.+)", re.IGNORECASE)
@@ -164,12 +167,14 @@ def _leg(body: str, names: Collection[str]) -> dict[str, str]:
         mode = "flight"
     elif any(name in word for name in _TRAIN_WORDS):
         mode = "train"
+    elif "air" in word:  # an airport train is no flight
+        mode = "flight"
     elif word or not number:
         mode = word
     else:
         mode = "train" if _TRAIN_NUMBER.fullmatch(number[0]) else "flight"
     origin, destination = route(stations, names)
-    return {"mode": mode, "number": number[0] if number else "", "from": origin, "to": destination}
+    return {"mode": mode, "number": number[0].replace(" ", "") if number else "", "from": origin, "to": destination}
 
 
 def _split_at_comma(text: str) -> tuple[str, str]:

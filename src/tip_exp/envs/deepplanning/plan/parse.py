@@ -27,8 +27,14 @@ BUDGET_LABELS = {
 }
 _TAG = re.compile(r"<(/?)plan>", re.IGNORECASE)
 _THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
-_DAY = re.compile(r"(?:day|第)\s*([0-9]{1,3})\s*[天日]?\s*(?:[*:：(（\-–—,，](.*))?", re.IGNORECASE)
+_DAY_WORDS = {word: number for number, word in enumerate(["one", "two", "three", "four", "five", "six", "seven"], 1)}
+_DAY_WORDS |= {word: number for number, word in enumerate("一二三四五六七", 1)}
+_DAY = re.compile(
+    rf"(?:day|第)\s*([0-9]{{1,3}}|{'|'.join(_DAY_WORDS)})\s*[天日]?\s*(?:(?:[*:：(（\-–—,，]|[|｜](?!.*[|｜]))(.*))?",
+    re.IGNORECASE,
+)
 _CITY = re.compile(r"(?:current city|city|当前城市|所在城市|城市)\s*\**\s*[:：](.*)", re.IGNORECASE)
+_FROM_TO = re.compile("从(.+?)[到至](.+)")
 _STAY = re.compile(r"(?:accommodation|住宿)\s*\**\s*[:：](.*)", re.IGNORECASE)
 _BUDGET = re.compile("budget summary|cost summary|预算总结|预算汇总|费用汇总", re.IGNORECASE)
 _LABELLED = re.compile(
@@ -53,7 +59,8 @@ def extract_plan(text: str, official_join: bool = False) -> str:
     """The text of the plan in a model's answer; "" if there is none.
 
     Thinking is skipped, closed or not. An unclosed <plan> is no plan. The last of several plans counts.
-    With `official_join`, as upstream: all plans joined, and plans inside unclosed thinking count.
+    With `official_join` all plans are joined, and plans inside unclosed thinking count. Upstream does so with the last
+    turn alone; `text` may hold all turns, as in the base code.
     """
     ends = [match for match in _THINK.finditer(text) if match[1]]
     text = text[ends[-1].end() :] if ends else text
@@ -76,7 +83,7 @@ def parse_plan(text: str) -> Plan | None:
 
     A missing field is "", a missing cost None; lines that match no pattern are skipped.
     """
-    lines = [line for line in text.splitlines() if len(line) <= MAX_LINE]
+    lines = [line.replace("**", "") for line in text.splitlines() if len(line) <= MAX_LINE]
     names = _names(lines)
     days: list[Day] = []
     budget: dict[str, float] = {}
@@ -87,7 +94,7 @@ def parse_plan(text: str) -> Plan | None:
             if days:
                 _add_activity(days[-1], *activity, names)
         elif (header := _DAY.fullmatch(bare)) and not (in_budget and _is_amount(header, days)):
-            days.append({"day_number": int(header[1]), "current_city": "", "activities": []})
+            days.append({"day_number": _day_number(header), "current_city": "", "activities": []})
             in_budget = False
             _set_field(days[-1], (header[2] or "").strip())
         elif _BUDGET.search(bare):
@@ -97,9 +104,13 @@ def parse_plan(text: str) -> Plan | None:
     return {"budget_summary": budget, "daily_plans": days} if days else None
 
 
+def _day_number(header: re.Match[str]) -> int:
+    return _DAY_WORDS.get(header[1].lower()) or int(header[1])
+
+
 def _is_amount(header: re.Match[str], days: list[Day]) -> bool:
     """Whether "Day 1: 300 RMB" below the budget's heading states an amount instead of starting a day."""
-    return any(int(header[1]) == day["day_number"] for day in days) and bool((header[2] or "").strip(" *"))
+    return any(_day_number(header) == day["day_number"] for day in days) and bool((header[2] or "").strip(" *"))
 
 
 def _add_activity(day: Day, slot: str, kind: str, text: str, names: frozenset[str]) -> None:
@@ -113,7 +124,8 @@ def _add_activity(day: Day, slot: str, kind: str, text: str, names: frozenset[st
 def _set_field(day: Day, bare: str) -> bool:
     """Whether the line is the city or the accommodation of the day, which it then sets."""
     if match := _CITY.fullmatch(bare):
-        day["current_city"] = match[1].strip(" *`")
+        city = match[1].strip(" *`")
+        day["current_city"] = _FROM_TO.sub(r"from \1 to \2", city) if city.startswith("从") else city
     elif (match := _STAY.fullmatch(bare)) and price(match[1].strip(" *`")) is None:
         name, cost = take_price(match[1].strip(" *`"))
         day.pop("accommodation", None)
