@@ -24,8 +24,8 @@ VERDICTS = (
     "be the best of each: registered.md searches rates for some. A verdict from fewer than five seeds is provisional "
     "(docs/statistics.md). A row uses all seeds of both arms, unpaired if their seeds differ, so that it can differ "
     "from the sweeps' tables. Intervals cover training seeds and problems, not other pretrained students, of which "
-    "demo_students has three. Of the test problems of the tools nearly all resemble a training problem (README.md), "
-    "so that their row is not held out. These are verdicts on the embedded pairs, not on the paper's."
+    "demo_students has three. The test queries of the tools follow the templates of the training queries, over other "
+    "tables with other answers. These are verdicts on the embedded pairs, not on the paper's."
 )
 
 STEPS = (
