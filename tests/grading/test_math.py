@@ -109,6 +109,7 @@ SAME = [
     (r"5\%", "5 percent"),
     (r"\frac{1}{2}", r"50\text{ percent}"),
     ("x = 1.5", "x = 1 1/2"),
+    ("1", r"1\text{ point}"),
     (r"\frac12", r"\frac 1 2"),
     ("3", r"\log_2 8"),
     ("1+i", r"\frac{2}{1-i}"),
@@ -141,6 +142,7 @@ SAME = [
     ("5", r"\{5\}"),
     ("1,-1,2,-2", r"\pm 1,\pm 2"),
     (r"x\neq 5", r"x\not=5"),
+    (r"x\neq 5", r"x\not =5"),
 ]
 
 DIFFERENT = [
@@ -199,6 +201,8 @@ DIFFERENT = [
     ("5", "5 squared"),
     ("5", r"5\text{ squared}"),
     ("3", "3 halves"),
+    ("5", "5 plus eleven"),
+    ("5", "5 choose two"),
     ("3", "3 or more"),
     ("2", "2 theta"),
     ("5", "5 x/y"),
@@ -218,6 +222,7 @@ DIFFERENT = [
     ("(1,2)", r"\{1,2\}"),
     ("2,1", "(x,y)=(1,2)"),
     ("1", "1,1"),
+    ("x=5", "5,5"),
     ("1,2", "1,1,2"),
     ("12", r"12\text{ and }12"),
     ("5", r"x\not=5"),
@@ -414,7 +419,7 @@ def test_solutions_of_the_real_sets_are_right() -> None:
         ("x=3-3i", "3-3i", "same"),
         ("x=3-3i", "z=3-3i", "different"),
         (r"x=\pm i", "i,-i", "same"),
-        ("x=i, x=-i", "x=2i, x=-2i", "different"),
+        ("x=3-3i, x=3+3i", "x=3-2i, x=3+2i", "different"),
         ("(1+i)^2", "2i", "same"),
         (r"\sum_{i=1}^{3} i", "6", "same"),
     ],
