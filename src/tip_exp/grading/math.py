@@ -273,7 +273,9 @@ def _complex(value: Any) -> Any:
         return sympy.FiniteSet(*map(_complex, value.args))
     if isinstance(value, sympy.Eq):
         return sympy.Eq(*map(_complex, value.args), evaluate=False)
-    if isinstance(value, Relational | sympy.And):
+    if isinstance(value, sympy.Interval) and value.left_open and value.right_open:  # a pair
+        return sympy.Tuple(_complex(value.start), _complex(value.end))
+    if isinstance(value, Relational | sympy.And | sympy.Interval):
         return value
     # math-verify's variables are real: x = 3 - i would be False.
     return value.subs({s: sympy.I if s.name == "i" else sympy.Symbol(s.name) for s in _variables(value)})
