@@ -44,6 +44,8 @@ EXTRACTIONS = [
     ("So the answer is that there are 9 of them.", "9", "answer_phrase"),
     ("The answer is Evelyn.", "Evelyn", "answer_phrase"),
     ("答案是 15。", "15", "answer_phrase"),
+    ("答案是18个。", "18", "answer_phrase"),
+    ("一共有18个鸡蛋", "18", "last_number"),
     ("The answer is 4. Or rather, the answer is $5$", "5", "answer_phrase"),
     ("Therefore $x = \\frac{1}{2}$.", "x = \\frac{1}{2}", "last_formula"),  # and not the number 2
     ("With $x$ people there are 12.", "12", "last_number"),

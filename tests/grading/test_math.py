@@ -15,7 +15,7 @@ from tests.datasets import REAL, SMALL, needs_real, rows
 
 from tip_exp.grading import math as math_grader
 from tip_exp.grading.extract import extract
-from tip_exp.grading.math import compare, plain_number
+from tip_exp.grading.math import clean, compare, plain_number
 from tip_exp.grading.types import Verdict
 
 SAME = [
@@ -86,6 +86,63 @@ SAME = [
     ("6 - 5i", "-5i+6"),
     (r"\cot x", r"\frac{\cos x}{\sin x}"),
     (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}"),
+    ("5", r"5\ \text{cm}"),
+    ("10", r"10\ \text{mph}"),
+    ("1234", r"1\ 234"),
+    ("12345678", "12 345 678"),
+    ("60", r"60\text{ km/h}"),
+    ("60", r"60 \text{ m/s}"),
+    ("9.8", r"9.8\text{ m/s}^2"),
+    ("60", r"60\text{ h}"),
+    ("60", r"60\text{ L}"),
+    ("60", r"60\text{ N}"),
+    ("18", "18 eggs"),
+    ("18", "18 USD"),
+    ("18", "€18"),
+    ("18", "£18"),
+    ("18", "USD 18"),
+    ("18", r"\text{18 eggs}"),
+    ("18", "18 dollars per day"),
+    ("10", "10 km/h"),
+    ("10", "x = 10 miles per hour"),
+    ("10", r"10\text{ units squared}"),
+    (r"5\%", "5 percent"),
+    (r"\frac{1}{2}", r"50\text{ percent}"),
+    ("x = 1.5", "x = 1 1/2"),
+    ("1", r"1\text{ point}"),
+    (r"\frac12", r"\frac 1 2"),
+    ("3", r"\log_2 8"),
+    ("1+i", r"\frac{2}{1-i}"),
+    (r"1+i\sqrt{3}", r"2e^{i\pi/3}"),
+    ("-i", r"\frac1i"),
+    (r"\frac13", r"0.\overline{3}"),
+    (r"\frac16", r".1\overline{6}"),
+    (r"0.\overline{3}", r"\frac13"),
+    (r"-\frac73", r"-2.\overline{3}"),
+    (r"\infty", r"+\infty"),
+    (r"2\sqrt{3}", "2√3"),
+    (r"\sqrt{2}", "√(2)"),
+    ("0.5", "½"),
+    ("x^2", "x²"),
+    (r"\frac{1}{x^{12}}", "x⁻¹²"),
+    (r"(-\infty, 2)", "(-∞, 2)"),
+    ("12", "3·4"),
+    ("5000", "5×10³"),
+    ("-5", "x = –5"),
+    (r"\emptyset", r"\varnothing"),
+    (r"x \le 7", "x≤7"),
+    ("5", r"\textcolor{red}{5}"),
+    ("3.14", r"\approx 3.14"),
+    ("(1,2)", "y=2,x=1"),
+    ("(1,2,3)", "x=1, y=2, z=3"),
+    ("(3,4)", "3,4"),
+    ("(4,3)", "4,3"),
+    ("3,4", "4,3"),
+    ("3,4", r"\{4,3\}"),
+    ("5", r"\{5\}"),
+    ("1,-1,2,-2", r"\pm 1,\pm 2"),
+    (r"x\neq 5", r"x\not=5"),
+    (r"x\neq 5", r"x\not =5"),
 ]
 
 DIFFERENT = [
@@ -135,6 +192,41 @@ DIFFERENT = [
     ("5", r"\frac{5"),
     ("5", "}5{"),
     (r"\frac{1}{2}", r"\frac{1}{2} \begin{nonsense} & \end{nonsense}"),  # a part that parses is not the answer
+    ("34", r"3\quad 4"),
+    ("3", "1 2"),
+    ("46", "12 34"),
+    ("3,9", "3, 4 5"),
+    ("12", r"12\text{ thousands}"),
+    ("12", "12 million"),
+    ("5", "5 squared"),
+    ("5", r"5\text{ squared}"),
+    ("3", "3 halves"),
+    ("5", "5 plus eleven"),
+    ("5", "5 choose two"),
+    ("3", "3 or more"),
+    ("2", "2 theta"),
+    ("5", "5 x/y"),
+    ("5", "5 / total"),
+    ("5", r"\text{5 or 6}"),
+    ("18", "19 eggs"),
+    ("-2", "3–5"),
+    ("x", "x²"),
+    ("2i", "2j"),
+    (r"\infty", r"-\infty"),
+    (r"0.\overline{3}", r"0.\overline{4}"),
+    ("(1,2)", "y=1,x=2"),
+    ("(1,2)", "x=1,x=2"),
+    ("3,4", "(4,3)"),
+    ("(3,4)", "4,3"),
+    (r"\{1,2\}", "(2,1)"),
+    ("(1,2)", r"\{1,2\}"),
+    ("2,1", "(x,y)=(1,2)"),
+    ("1", "1,1"),
+    ("x=5", "5,5"),
+    ("1,2", "1,1,2"),
+    ("12", r"12\text{ and }12"),
+    ("5", r"x\not=5"),
+    ("5", r"x \ne 5"),
 ]
 
 
@@ -153,6 +245,13 @@ def test_the_same_value_in_another_notation_is_right(reference: str, answer: str
 @pytest.mark.parametrize(("reference", "answer"), DIFFERENT)
 def test_a_different_value_is_wrong(reference: str, answer: str) -> None:
     assert compare(answer, reference) == "different"
+
+
+def test_the_order_of_two_answers_does_not_matter() -> None:
+    computed = re.compile(r".*=.*\d")  # x = 10,080 and 1+2=3 are computations of a number, but not its reference
+    pairs = [pair for pair in SAME + DIFFERENT if not (computed.match(pair[1]) and plain_number(clean(pair[0])))]
+    assert len(pairs) > 150
+    assert [pair for pair in pairs if compare(*pair) != compare(*reversed(pair))] == []
 
 
 @given(st.integers(-(10**30), 10**30), st.integers(0, 3), st.integers(-2, 2))
@@ -316,7 +415,17 @@ def test_solutions_of_the_real_sets_are_right() -> None:
         ("i", "1", "different"),
         ("x+i", "x", "different"),
         (r"2\sqrt{-1}", "i", "different"),
+        ("i^3", "-i", "same"),
+        ("(i, -i)", r"(i, \frac1i)", "same"),
+        ("(i, -i)", "(-i, i)", "different"),
+        ("[0, 1]", "[0, i]", "different"),
+        ("x=3-3i", "3-3i", "same"),
+        ("x=3-3i", "z=3-3i", "different"),
+        (r"x=\pm i", "i,-i", "same"),
+        ("x=3-3i, x=3+3i", "x=3-2i, x=3+2i", "different"),
+        ("(1+i)^2", "2i", "same"),
+        (r"\sum_{i=1}^{3} i", "6", "same"),
     ],
 )
-def test_i_is_the_imaginary_unit_unless_both_have_a_variable_i(answer: str, reference: str, outcome: str) -> None:
+def test_i_is_the_imaginary_unit(answer: str, reference: str, outcome: str) -> None:
     assert math_grader.compare(answer, reference) == outcome

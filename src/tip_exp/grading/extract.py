@@ -34,8 +34,8 @@ _BARE_START = re.compile(r"[-+.]?\d|[-+]?\\[a-zA-Z]|[(\[]|[-+]?[a-zA-Z](?![a-zA-
 
 # Excludes the 3 of "x3" and "\frac3"; a sign is part of the number unless it is a subtraction.
 _NUMBER = r"(?<![\w.\\])(?:(?<![)}\]])[-+−])?\\?\$?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:/\d+)?(?!\w)"
-_LAST_NUMBER = re.compile(_NUMBER)
-_LEADING_NUMBER = re.compile(rf"\W{{0,3}}?({_NUMBER})")
+_LAST_NUMBER = re.compile(_NUMBER, re.ASCII)  # 18个 holds a number
+_LEADING_NUMBER = re.compile(rf"\W{{0,3}}?({_NUMBER})", re.ASCII)
 _HASH_MARK = re.compile(r"^####[ \t]*([-+]?\$?\d[\d,./]*%?)[ \t]*$", re.MULTILINE)
 _FORMULA = re.compile(
     r"\$\$([^$]{1,400})\$\$|\$([^$\n]{1,400})\$(?!\d)|\\\(([^\n]{1,400}?)\\\)|\\\[(.{1,400}?)\\\]", re.DOTALL
@@ -47,7 +47,7 @@ _SENTENCE_END = re.compile(r"\n|。|[.!?](?=\s|\**\s|\**$)")
 _DENIAL = re.compile(r"\b(?:not|cannot|never)\b|n't\b", re.IGNORECASE)
 # What precedes a number or formula that is denied: "not ", "isn't equal to $".
 _DENIED = re.compile(r"(?:\b(?:not|cannot|never)|n['’]t)\s+(?:[a-z]+\s+){0,3}[$\\(\[]{0,2}$", re.IGNORECASE)
-_WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|exp|inf)\b)[a-zA-Z]{3,}")
+_WORD = re.compile(r"(?<![\\a-zA-Z])(?!(?:sqrt|sin|cos|tan|cot|sec|csc|log|exp|inf)\b)[a-zA-Z]{3,}|[\u4e00-\u9fff]")
 
 
 @dataclass(frozen=True, slots=True)
