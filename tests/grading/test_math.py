@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.datasets import REAL, SMALL, needs_real, rows
 
-from tip_exp.grading import math as math_grader
+from tip_exp.grading import expressions
 from tip_exp.grading.extract import extract
 from tip_exp.grading.math import clean, compare, plain_number
 from tip_exp.grading.types import Verdict
@@ -282,7 +282,7 @@ def test_a_failed_comparison_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -
         def fail(*_: object, error: BaseException = error, **__: object) -> bool:
             raise error
 
-        monkeypatch.setattr(math_grader.math_verify, "verify", fail)
+        monkeypatch.setattr(expressions.math_verify, "verify", fail)
         verdict = grade(r"\boxed{\sqrt{2}}", r"\sqrt{3}")
         assert (verdict.right, verdict.extracted, verdict.rule) == (False, r"\sqrt{2}", rule)
 
@@ -428,4 +428,4 @@ def test_solutions_of_the_real_sets_are_right() -> None:
     ],
 )
 def test_i_is_the_imaginary_unit(answer: str, reference: str, outcome: str) -> None:
-    assert math_grader.compare(answer, reference) == outcome
+    assert compare(answer, reference) == outcome

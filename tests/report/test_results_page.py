@@ -73,7 +73,7 @@ def test_readme(runs: Path) -> None:
         assert f"- {fact}" in table5.splitlines()
     # 20 and 24 of 40 problems right: variances .0057 over problems + .0025 over seeds - .0006 = .087 squared
     assert demo.startswith("demo_table6\n") and "55.0 ± 8.7" in demo and "- seeds: 0, 1\n" in demo
-    assert "word_sums: the training set holds 2 of its test problems whole, and 0 more" in demo
+    assert "word_sums: 2 of its test problems are in the training set; 0 more" in demo
     assert "training set" not in table5 and "hold for these trained students only" in text
     assert single.startswith("single runs\n") and ".hydra/overrides.yaml" in single
     assert "Runs on GPUs: 8 x NVIDIA H200." in missing
