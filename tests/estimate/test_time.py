@@ -86,6 +86,18 @@ def test_operations_of_an_evaluation_alone(compose_run: Compose, mode: str, para
     assert flops(values) == pytest.approx(560 * 16 * 1966 * 2 * parameters, rel=0.01)
 
 
+def test_both_models_read_what_an_evaluation_measures(compose_run: Compose) -> None:
+    """eval.sequence_kl: prompts of 205 tokens and answers of 1,966, 16 to each of 560 problems; by no teacher alone."""
+    tokens, parameters = 560 * 16 * (205 + 1966), 8.19e9 + 4.02e9
+    for mode, expected in (("eval", tokens * 2 * parameters), ("teacher", 0.0)):
+        with_kl, without = (
+            compose_run("experiment=tip_qwen3", f"mode={mode}", f"eval.sequence_kl={value}") for value in (True, False)
+        )
+        assert flops(with_kl.model_dump()) - flops(without.model_dump()) == pytest.approx(expected, rel=0.01)
+        seconds = [run_time(config, H100, 8).evaluation_s for config in (with_kl, without)]
+        assert seconds[0] - seconds[1] == pytest.approx(expected / (8 * 0.4 * 989e12), rel=0.01)
+
+
 def test_evaluations_are_counted_as_a_run_does_them(compose_run: Compose) -> None:
     """Before step 1 and after steps 20, 40 and 50."""
     assert [num_evaluations(50, every) for every in (20, 50, 0)] == [4, 2, 2] and num_evaluations(0, 20) == 1
