@@ -13,7 +13,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS, RANKS
 from tip_exp.estimate.forecast import NO_TIME, TOO_LARGE, Forecaster
 from tip_exp.estimate.memory import RankMemory
-from tip_exp.estimate.tables import format_hours
+from tip_exp.estimate.tables import TIMED_AS_VLLM, format_hours, time_tables
 from tip_exp.estimate.time import flops, num_evaluations, run_time, step_seconds
 from tip_exp.launch.plan import plan
 from tip_exp.launch.sweep import SweepRun
@@ -115,6 +115,13 @@ def test_a_step_of_the_main_setting_by_hand(compose_run: Compose) -> None:
     # 16 answers of 1,966 tokens read a context of 2,171 x 147,456 bytes each
     assert step["KV cache"] == pytest.approx(16 * 1966 * 2171 * 147_456 / 2.68e12, rel=0.01)  # 3.8 s
     assert sum(step.values()) == pytest.approx(42, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("override", "notes"), [("rollout=auto", 0), ("rollout.backend=hf", 1), ("rollout.staleness=1", 1)]
+)
+def test_what_the_times_do_not_count_is_said(compose_run: Compose, override: str, notes: int) -> None:
+    assert time_tables(compose_run("experiment=tip_qwen3", override), H100)[:-2] == [TIMED_AS_VLLM] * notes
 
 
 def test_the_model_is_near_what_others_measured(compose_run: Compose) -> None:

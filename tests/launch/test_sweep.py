@@ -258,7 +258,7 @@ def test_a_finished_sweep_starts_no_process(tmp_path: Path) -> None:
     assert not [folder for folder in folders if folder.log.exists() or folder.lock.exists()]
 
 
-def test_a_damaged_run_is_named_and_fails_the_plan(
+def test_a_damaged_run_and_an_unwritable_disk_are_named_and_fail_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -270,6 +270,14 @@ def test_a_damaged_run_is_named_and_fails_the_plan(
     line = capsys.readouterr().out.splitlines()[0]
     assert ended.value.code == 1 and line.startswith(f"damaged         {hurt.root.name} ")
     assert line.endswith("(result.json does not agree with its own SHA-256)")
+
+    def fail(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("tip_exp.launch.plan.format_plan", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1 and capsys.readouterr().err == "error: No space left on device\n"
 
 
 @pytest.mark.parametrize(
