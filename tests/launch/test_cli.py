@@ -170,6 +170,8 @@ def test_a_reader_that_closes_early_leaves_no_message(tmp_path: Path, arguments:
         ("selector={retenton: 0.5}", "selector.retenton is not a key; did you mean selector.retention?"),
         ("rollout.vllm.engine_args={seed: 7}", "rollout.vllm.engine_args.seed is not a key; `tip-exp --help` lists"),
         ("rollout.vllm.engine_args={seed: 7}", " and +rollout.vllm.engine_args.seed=VALUE adds one where a section"),
+        ("selector.clip={reverse_kl: 0.5}", "this configuration has no selector.clip.reverse_kl: it comes with other "),
+        ("selector.clip.reverse_kl=0.5", "choose one of them, or add it by +selector.clip.reverse_kl=0.5 where a sect"),
         ("learner.steps=3", "learner.steps is not a key; did you mean learner.num_steps?"),
         ("lerner=tiny", "lerner is not a key; did you mean learner?"),
         ("selector=entropi", "entropi is not an option of selector; did you mean selector=entropy?; there are ca_so"),
