@@ -62,7 +62,8 @@ def run(config, folder):
     if config.name == "fails":
         atexit.register(time.sleep, 1000)  # as a library that waits for the other ranks when the process ends
         if rank == 0:
-            time.sleep(0.2)
+            while "the run failed" not in folder.log_of(1).read_text():
+                time.sleep(0.01)
             raise RuntimeError("rank 0 lost its peer")
         try:
             raise ValueError("rank 1 is the cause")
