@@ -111,6 +111,8 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({TRAIN: TABLE, "pair.privileged": TEMPLATE}, ["pair.privileged.template", f"{TRAIN}.fields.solution"]),
     *(({"pair.privileged": TEMPLATE | {"template": t}}, ["pair.privileged.template"]) for t in ("", "{prompt}", "{answer}", "{solution} x")),
     *(({ARGS: {name: True}}, [f"{ARGS}.{name}"]) for name in RESERVED),
+    *(({ARGS: {key: 1}}, [f"{ARGS}.{key}", f"set rollout.vllm.{key}"]) for key in ("gpu_memory_utilization", "max_model_len")),
+    ({ARGS: {"enable_sleep_mode": False}}, ["set rollout.vllm.sleep_level"]),
     ({ARGS: {"trust-remote-code": True}}, [f"{ARGS}.trust-remote-code"]),
 ]  # fmt: skip
 

@@ -47,7 +47,8 @@ def test_every_experiment_dry_runs_without_weights_or_network(
     }
     config = without_weights(f"experiment={experiment}", *needed.get(experiment, []))
     lines = dry_run(config)
-    assert lines[0].startswith(f"{config.name}: dry run")
+    what = "one step on fake tensors, " if config.mode == "train" else "an evaluation: shapes and memory alone"
+    assert lines[0].startswith(f"{config.name}: dry run of {what}")
     name, gib = RankMemory(config, None if runs_on_cpu(config) else CARDS[80].gib).peak()
     assert lines[-1].startswith("peak ") and f" in {name}" in lines[-1]
     assert float(lines[-1].split()[1]) == pytest.approx(gib, rel=0.1)

@@ -69,6 +69,8 @@ def test_states_are_what_a_real_pair_and_optimizer_hold(compose_run: Compose, ov
     assert update.device["student weights"] == pytest.approx(gib(list(pair.student.module.parameters())))
     assert update.device["AdamW"] == pytest.approx(gib(moments))
     assert RankMemory(config, None).trained / GIB == pytest.approx(gib(trained))
+    if overrides:  # an update of the adapters has no temporary of the size of a weight
+        assert update.device["gradients"] == pytest.approx(gib(trained))
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [800, 400])
@@ -221,6 +223,24 @@ def test_an_engine_that_its_share_cannot_hold_does_not_fit(compose_run: Compose)
     assert RankMemory(compose_run("experiment=tip_qwen3", share(0.12)), H100, 8).fits
     longer = RankMemory(compose_run("experiment=tip_qwen3", share(0.12), "eval.max_tokens=38912"), H100, 8)
     assert longer.engine_gib()[1] > 12 and not longer.fits
+
+
+def test_a_model_that_is_loaded_whole_in_float32_is_converted_on_the_host(compose_run: Compose) -> None:
+    """8.19e9 and 4.02e9 parameters of 4 bytes; else a matrix at a time, as files are mapped."""
+
+    def read(ranks: int, *overrides: str) -> float:
+        phases = RankMemory(compose_run("experiment=tip_qwen3", *overrides), H100, ranks).phases()
+        return phases["load"].host["weights being read"] * GIB
+
+    largest = 4 * 151_936 * 2560
+    assert read(1) == read(2) == read(1, LORA, "pair.student.dtype=bfloat16") == largest
+    assert read(1, "learner.compute_dtype=float32") == pytest.approx(4 * 4.02e9, rel=0.01)
+    assert read(2, "learner.compute_dtype=float32") == largest
+    assert read(1, LORA) == read(2, LORA) == pytest.approx(4 * 4.02e9, rel=0.01)
+    assert read(1, "pair.teacher.dtype=float32") == pytest.approx(4 * 8.19e9, rel=0.01)
+    assert read(2, "pair.teacher.dtype=float32") == 4 * 151_936 * 4096
+    # Its pinned layers, counted by themselves, come after it was read and are larger.
+    assert read(1, "pair.teacher.dtype=float32", "pair.teacher.placement=offload") == 4 * 151_936 * 4096
 
 
 def test_an_engine_asleep_frees_its_card(compose_run: Compose) -> None:

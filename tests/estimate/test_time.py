@@ -13,7 +13,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.estimate.cards import CARDS, RANKS
 from tip_exp.estimate.forecast import NO_TIME, TOO_LARGE, Forecaster
 from tip_exp.estimate.memory import RankMemory
-from tip_exp.estimate.tables import format_hours
+from tip_exp.estimate.tables import TIMED_AS_VLLM, format_hours, time_tables
 from tip_exp.estimate.time import flops, num_evaluations, run_time, step_seconds
 from tip_exp.launch.plan import plan
 from tip_exp.launch.sweep import SweepRun
@@ -86,6 +86,18 @@ def test_operations_of_an_evaluation_alone(compose_run: Compose, mode: str, para
     assert flops(values) == pytest.approx(560 * 16 * 1966 * 2 * parameters, rel=0.01)
 
 
+def test_both_models_read_what_an_evaluation_measures(compose_run: Compose) -> None:
+    """eval.sequence_kl: prompts of 205 tokens and answers of 1,966, 16 to each of 560 problems; by no teacher alone."""
+    tokens, parameters = 560 * 16 * (205 + 1966), 8.19e9 + 4.02e9
+    for mode, expected in (("eval", tokens * 2 * parameters), ("teacher", 0.0)):
+        with_kl, without = (
+            compose_run("experiment=tip_qwen3", f"mode={mode}", f"eval.sequence_kl={value}") for value in (True, False)
+        )
+        assert flops(with_kl.model_dump()) - flops(without.model_dump()) == pytest.approx(expected, rel=0.01)
+        seconds = [run_time(config, H100, 8).evaluation_s for config in (with_kl, without)]
+        assert seconds[0] - seconds[1] == pytest.approx(expected / (8 * 0.4 * 989e12), rel=0.01)
+
+
 def test_evaluations_are_counted_as_a_run_does_them(compose_run: Compose) -> None:
     """Before step 1 and after steps 20, 40 and 50."""
     assert [num_evaluations(50, every) for every in (20, 50, 0)] == [4, 2, 2] and num_evaluations(0, 20) == 1
@@ -103,6 +115,13 @@ def test_a_step_of_the_main_setting_by_hand(compose_run: Compose) -> None:
     # 16 answers of 1,966 tokens read a context of 2,171 x 147,456 bytes each
     assert step["KV cache"] == pytest.approx(16 * 1966 * 2171 * 147_456 / 2.68e12, rel=0.01)  # 3.8 s
     assert sum(step.values()) == pytest.approx(42, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("override", "notes"), [("rollout=auto", 0), ("rollout.backend=hf", 1), ("rollout.staleness=1", 1)]
+)
+def test_what_the_times_do_not_count_is_said(compose_run: Compose, override: str, notes: int) -> None:
+    assert time_tables(compose_run("experiment=tip_qwen3", override), H100)[:-2] == [TIMED_AS_VLLM] * notes
 
 
 def test_the_model_is_near_what_others_measured(compose_run: Compose) -> None:

@@ -31,7 +31,9 @@ from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.utils.io import read_rows
 from tip_exp.utils.paths import conf_dir, resolve_model
 
+NUM_STEPS = 20  # enough that a signal at step 8 comes before the end
 SMALL = ["experiment=smoke", "logger=files", "eval.teacher=false", "num_threads=1", "learner.checkpoint_every=3"]
+SMALL += [f"learner.num_steps={NUM_STEPS}"]
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
@@ -73,9 +75,13 @@ def start(line: list[str], cwd: Path) -> subprocess.Popen[str]:
 
 
 def kill_at(folder: Path, step: int, how: signal.Signals) -> subprocess.CompletedProcess[str]:
-    """Start the run; when the step is logged, send a signal to launcher and child, as a terminal does."""
+    """Start the run; when it logs the step, send a signal to launcher and child, as a terminal does.
+
+    Rows of an earlier process do not count: the step is then the one after them.
+    """
+    rows = read_rows(RunFolder(folder).metrics)
     process = start(command(folder), folder.parent)
-    wait_for_step(folder, step, process)
+    wait_for_step(folder, max(step, rows[-1]["step"] + 1 if rows else 0), process)
     os.killpg(process.pid, how)
     out, err = process.communicate(timeout=60)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -170,6 +176,8 @@ def test_a_reader_that_closes_early_leaves_no_message(tmp_path: Path, arguments:
         ("selector={retenton: 0.5}", "selector.retenton is not a key; did you mean selector.retention?"),
         ("rollout.vllm.engine_args={seed: 7}", "rollout.vllm.engine_args.seed is not a key; `tip-exp --help` lists"),
         ("rollout.vllm.engine_args={seed: 7}", " and +rollout.vllm.engine_args.seed=VALUE adds one where a section"),
+        ("selector.clip={reverse_kl: 0.5}", "this configuration has no selector.clip.reverse_kl: it comes with other "),
+        ("selector.clip.reverse_kl=0.5", "choose one of them, or add it by +selector.clip.reverse_kl=0.5 where a sect"),
         ("learner.steps=3", "learner.steps is not a key; did you mean learner.num_steps?"),
         ("lerner=tiny", "lerner is not a key; did you mean learner?"),
         ("selector=entropi", "entropi is not an option of selector; did you mean selector=entropy?; there are ca_so"),
@@ -316,7 +324,7 @@ def test_an_unwritable_output_is_one_message(tmp_path: Path) -> None:
 
 def test_a_run_leaves_its_files(finished: RunFolder) -> None:
     rows = read_rows(finished.metrics)
-    assert [row["step"] for row in rows] == list(range(11))
+    assert [row["step"] for row in rows] == list(range(NUM_STEPS + 1))
     assert 0 <= rows[0]["eval/word_sums/mean@2"] <= 1 and "eval/word_sums/greedy" in rows[-1]
     for name in ("train/loss", "select/kept_frac", "quadrant/q3_share", "time/rollout_s", "memory/process_peak_gib"):
         assert name in rows[5], name
@@ -334,13 +342,13 @@ def test_a_run_leaves_its_files(finished: RunFolder) -> None:
     assert result["totals"]["kept_tokens"] == sum(row.get("select/kept_tokens", 0) for row in rows)
     card = (finished.model / "README.md").read_text()
     assert card.startswith("---\nbase_model: package:tiny/student") and "word_sums/greedy" in card
-    assert {path.name for path in finished.checkpoints.iterdir()} == {"step_00010"}
+    assert {path.name for path in finished.checkpoints.iterdir()} == {f"step_{NUM_STEPS:05d}"}
 
 
 def test_a_run_says_what_it_will_do_and_what_it_reached(finished: RunFolder) -> None:
     printed = finished.root.with_suffix(".txt").read_text().splitlines()
     assert printed[0].startswith("smoke.tiny.word_sums.soft_or.r50.s0: student package:tiny/student learns from ")
-    assert printed[0].endswith(" on word_sums, 10 steps of 16 prompts x 1 response")
+    assert printed[0].endswith(f" on word_sums, {NUM_STEPS} steps of 16 prompts x 1 response")
     assert printed[1].startswith("  soft_or keeps 50 % of the tokens; evaluates word_sums; ")
     assert printed[1].endswith("; writes whole")
     rows = [row["eval/word_sums/mean@2"] for row in read_rows(finished.metrics) if "eval/word_sums/mean@2" in row]
@@ -392,7 +400,7 @@ def test_killed_and_interrupted_runs_end_bit_for_bit_like_an_uninterrupted_one(
     saved = max(numbered_checkpoints(folder.checkpoints))
     done = tip_exp(folder.root)
     assert done.returncode == 0, done.stderr
-    assert f": resumes after step {saved} of 10\n" in done.stdout
+    assert f": resumes after step {saved} of {NUM_STEPS}\n" in done.stdout
     assert [numbers(row) for row in read_rows(folder.metrics)] == [numbers(row) for row in read_rows(finished.metrics)]
     assert read_rows(folder.eval_rows) == read_rows(finished.eval_rows)
     assert read_rows(folder.samples) == read_rows(finished.samples)
@@ -436,12 +444,14 @@ def test_a_run_starts_in_the_folder_of_its_command(tmp_path: Path, monkeypatch: 
 
 
 def test_a_second_launch_names_the_process_that_holds_the_run(tmp_path: Path) -> None:
-    folder = tmp_path / "held"
-    first = subprocess.Popen(command(folder), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder, long = tmp_path / "held", "learner.num_steps=5000"
+    first = subprocess.Popen(command(folder, long), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while not (RunFolder(folder).config.exists() or first.poll() is not None):
+        deadline = time.monotonic() + 100
+        while not RunFolder(folder).config.exists():
+            assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
-        second = tip_exp(folder)
+        second = tip_exp(folder, long)
         assert second.returncode == 1 and f"is held by process {first.pid} on " in second.stderr
     finally:
         first.kill()  # the kernel then sends SIGTERM to its child

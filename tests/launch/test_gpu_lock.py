@@ -95,4 +95,5 @@ def test_visible_gpus_follow_the_environment(tmp_path: Path, monkeypatch: pytest
         (tmp_path / name).touch()
     assert visible_gpus({}) == ["0", "1"]
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "2, 3"}) == ["2", "3"]
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "0,0,,-1,1"}) == ["0"], "CUDA stops at -1"
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": ""}) == visible_gpus({"CUDA_VISIBLE_DEVICES": "-1"}) == []

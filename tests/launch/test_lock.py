@@ -79,7 +79,7 @@ def test_the_lock_of_a_process_that_has_ended_is_taken(tmp_path: Path, sleeper: 
             assert refused == "" and holder(path).startswith(f"process {os.getpid()} on ")
     write(path, [[pid, started]])
     sleeper.kill()
-    time.sleep(0.1)
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
     assert Path(f"/proc/{pid}").exists()  # not yet waited for: its parent has not read its exit code
     assert holder(path) == ""
 
@@ -161,7 +161,11 @@ import sys, time
 from pathlib import Path
 from tip_exp.launch import lock
 lock.LOCAL = Path(sys.argv[1]) / "local"
-path, start = Path(sys.argv[1]) / "lock", float(sys.argv[2])
+path = Path(sys.argv[1]) / "lock"
+path.with_name(f"ready{sys.argv[2]}").touch()
+while not path.with_name("go").exists():
+    time.sleep(0.001)
+start = path.with_name("go").stat().st_mtime
 for turn in range(40):
     time.sleep(max(0.0, start + 0.01 * turn - time.time()))
     with lock.lock_or_holder(path) as refused:
@@ -178,8 +182,12 @@ def test_many_processes_at_once(tmp_path: Path, request: pytest.FixtureRequest) 
     """Also when the lock they find is stale: one of them replaces it, and none removes the new lock."""
     if "ENOSYS" in request.node.name:
         pytest.skip("the processes have flock")
-    line = [sys.executable, "-c", RACE, str(tmp_path), str(time.time() + 1)]
-    processes = [subprocess.Popen(line, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    line = [sys.executable, "-c", RACE, str(tmp_path)]
+    processes = [subprocess.Popen([*line, str(i)], stderr=subprocess.PIPE, text=True) for i in range(4)]
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("ready*"))) < len(processes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
     for process in processes:
         _, err = process.communicate(timeout=60)
         assert process.returncode == 0, err

@@ -21,9 +21,18 @@ from torch.distributed.run import parse_args
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.lock import holder
-from tip_exp.launch.ranks import Node, ranks_per_node, this_node, torchrun_options
+from tip_exp.launch.ranks import (
+    MAX_RANKS_PER_CORE,
+    Node,
+    check_machine,
+    cores,
+    ranks_per_node,
+    this_node,
+    torchrun_options,
+)
 from tip_exp.launch.torchrun import run_ranks
 from tip_exp.records.folder import RunFolder, last_error
+from tip_exp.utils import gpus
 from tip_exp.utils.errors import ConfigError
 
 # Imported by every process at its start: replaces a run by one that writes what it sees, and ends as its name says.
@@ -53,7 +62,8 @@ def run(config, folder):
     if config.name == "fails":
         atexit.register(time.sleep, 1000)  # as a library that waits for the other ranks when the process ends
         if rank == 0:
-            time.sleep(0.2)
+            while "the run failed" not in folder.log_of(1).read_text():
+                time.sleep(0.01)
             raise RuntimeError("rank 0 lost its peer")
         try:
             raise ValueError("rank 1 is the cause")
@@ -317,6 +327,45 @@ def test_where_nodes_meet() -> None:
         this_node(2, named | {"MASTER_PORT": ""})
     with pytest.raises(ConfigError, match="start it without torchrun"):
         this_node(1, {"TORCHELASTIC_RUN_ID": "x"})
+
+
+def test_a_machine_without_what_a_run_needs_is_refused(
+    compose_run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpus, "DEVICES", tmp_path)
+    no_gpu: dict[str, str] = {}
+    on_cuda, many = compose_run("device=cuda"), f"ranks={MAX_RANKS_PER_CORE * cores() + 1}"
+    for hidden in ("", "-1,0"):
+        with pytest.raises(ConfigError, match=rf"no GPU is visible \(CUDA_VISIBLE_DEVICES='{hidden}' names none\)"):
+            check_machine(on_cuda, {"CUDA_VISIBLE_DEVICES": hidden})
+    with pytest.raises(
+        ConfigError, match=r"device=cuda, .* \(there is no /dev/nvidia0\); set device=auto or device=cpu"
+    ):
+        check_machine(on_cuda, no_gpu)
+    with pytest.raises(ConfigError, match=rf"{many}, but this machine has no GPU and there are \d+ CPU cores"):
+        check_machine(compose_run(many), no_gpu)
+    with pytest.raises(ConfigError, match=rf"{many}, but device=cpu and there are"):
+        check_machine(compose_run(many, "device=cpu"), {"CUDA_VISIBLE_DEVICES": "0"})
+    with pytest.raises(ConfigError, match="nothing says where they meet"):
+        check_machine(compose_run("nodes=2"), no_gpu)
+    check_machine(compose_run(), no_gpu)
+    check_machine(compose_run(many, "device=cuda"), {"CUDA_VISIBLE_DEVICES": "0"})  # locked_gpus counts them
+    (tmp_path / "dxg").touch()
+    check_machine(on_cuda, no_gpu)
+
+
+@pytest.mark.parametrize("sweeps", [False, True])
+@pytest.mark.parametrize("overrides", [["device=cuda"], ["ranks=999"], ["nodes=2"]])
+def test_a_run_that_the_machine_cannot_hold_leaves_nothing(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]], overrides: list[str], *, sweeps: bool
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    sweep = [f"hydra.sweep.dir={tmp_path}/runs", "-m"] if sweeps else []
+    process = start("ends", *overrides, *sweep, CUDA_VISIBLE_DEVICES="", PYTHONDONTWRITEBYTECODE="1")
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2 and overrides[0].partition("=")[0] in err.splitlines()[0], err
+    assert sweeps or err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_torchrun_accepts_the_options() -> None:

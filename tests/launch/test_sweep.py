@@ -62,6 +62,17 @@ def test_a_line_can_be_a_grid() -> None:
     assert expand(["a=1,2 b=3"], {}, ["a=5"]) == [["b=3", "a=5"]]
 
 
+def test_a_quoted_value_may_hold_spaces() -> None:
+    line = """name='x y',"it's z" sweep='a\\' b' seed=1"""
+    assert expand([line], {}, []) == [
+        ["name='x y'", "sweep='a\\' b'", "seed=1"],
+        ['name="it\'s z"', "sweep='a\\' b'", "seed=1"],
+    ]
+    for torn in ("a=1 b='x y", "a = 3"):
+        with pytest.raises(ConfigError, match=r"hydra\.sweeper\.runs: [\"']" + re.escape(torn) + r"[\"']: "):
+            expand([torn], {}, [])
+
+
 def test_grid_alone_and_line_alone() -> None:
     assert expand([], {"x": "1,2"}, []) == [["x=1"], ["x=2"]]
     assert expand(["x=1", "x=2"], {}, []) == [["x=1"], ["x=2"]]
@@ -91,10 +102,18 @@ def test_runs_that_their_names_do_not_part_get_folders_of_their_own() -> None:
     names = [run.folder.root.name for run in runs]
     assert len({*names}) == 16 and names[:2] == [f"tiny.word_sums.full.r100.s0.lr{lr}" for lr in (0.001, 0.002)]
     assert all(
-        run.config.name == name and run.overrides[-1] == f"name={name}" for run, name in zip(runs, names, strict=True)
+        run.config.name == name and run.overrides[-1] == f"name='{name}'" for run, name in zip(runs, names, strict=True)
     )
     search = accepted(plan(SWEEPS / "registered_search.yaml", []))
     assert len({run.folder.root for run in search}) == len({digest(run.config) for run in search}) == len(search) == 132
+
+
+def test_a_name_of_any_characters_gets_a_folder_of_its_own(tmp_path: Path) -> None:
+    for name in ("ckpt=3.${seed}", "my run (1)", "it's"):
+        (tmp_path / "mine.yaml").write_text(f'defaults: [config, _self_]\nname: "{name}"\nsweep: mine\n')
+        runs = accepted(plan(tmp_path / "mine.yaml", ["learner.lr=1e-3,2e-3"]))
+        expected = [f"{name.replace('${seed}', '0')}.lr{lr}" for lr in (0.001, 0.002)]
+        assert [run.folder.root.name for run in runs] == [run.config.name for run in runs] == expected
 
 
 def test_a_run_that_cannot_start_is_refused_with_its_reason(tmp_path: Path) -> None:
@@ -258,7 +277,7 @@ def test_a_finished_sweep_starts_no_process(tmp_path: Path) -> None:
     assert not [folder for folder in folders if folder.log.exists() or folder.lock.exists()]
 
 
-def test_a_damaged_run_is_named_and_fails_the_plan(
+def test_a_damaged_run_and_an_unwritable_disk_are_named_and_fail_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -270,6 +289,14 @@ def test_a_damaged_run_is_named_and_fails_the_plan(
     line = capsys.readouterr().out.splitlines()[0]
     assert ended.value.code == 1 and line.startswith(f"damaged         {hurt.root.name} ")
     assert line.endswith("(result.json does not agree with its own SHA-256)")
+
+    def fail(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("tip_exp.launch.plan.format_plan", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1 and capsys.readouterr().err == "error: No space left on device\n"
 
 
 @pytest.mark.parametrize(

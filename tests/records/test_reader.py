@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_a_damaged_index_is_replaced(runs: Path, damage: Callable[[str], str]) -
     (runs / INDEX).write_text(damage(index))
     assert read_runs([runs]) == records
     assert (runs / INDEX).read_text() == index
+
+
+def test_a_full_disk_costs_the_index_alone(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reader, "write_atomic", full)
+    assert len(read_runs([runs])) == 4 and not (runs / INDEX).exists()
 
 
 def test_a_renamed_run_is_read_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

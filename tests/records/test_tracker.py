@@ -44,10 +44,12 @@ def online(tiny_config: RunConfig) -> RunConfig:
     return tiny_config.model_copy(update={"logger": tiny_config.logger.model_copy(update={"wandb": "online"})})
 
 
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "START_S", -4.5)  # 5 s are added
-    monkeypatch.setattr(tracker, "FINISH_S", 0.5)
+@pytest.fixture
+def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """How W&B fails; only a start that hangs is waited for in vain, and then not for long."""
+    if request.param is hang:
+        monkeypatch.setattr(tracker, "START_S", -4.5)  # 5 s are added
+    return request.param
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, init: Callable[..., Any]) -> None:
@@ -63,7 +65,9 @@ def hang(**_: Any) -> Any:
     time.sleep(60)
 
 
-@pytest.mark.parametrize(("how", "why"), [(refuse, "permission denied"), (hang, "it did not answer within")])
+@pytest.mark.parametrize(
+    ("how", "why"), [(refuse, "permission denied"), (hang, "it did not answer within")], indirect=["how"]
+)
 def test_a_start_that_fails_is_followed_by_an_offline_run(
     how: Callable[..., Any], why: str, online: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -86,7 +90,7 @@ def test_a_start_that_fails_is_followed_by_an_offline_run(
     assert why in line and f"tip-report sync {tmp_path}" in line
 
 
-@pytest.mark.parametrize("how", [refuse, hang])
+@pytest.mark.parametrize("how", [refuse, hang], indirect=True)
 def test_a_run_goes_on_without_any_tracker(
     how: Callable[..., Any], online: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -117,6 +121,7 @@ def test_a_tracker_that_hangs_in_a_step_holds_up_no_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     monkeypatch.setattr(tracker, "WAITING_CALLS", 3)
+    monkeypatch.setattr(tracker, "FINISH_S", 0.5)
     answer = threading.Event()
     run: Any = FakeRun("online", tmp_path, lambda step: assert_none(answer.wait(60)))
     folder = RunFolder(tmp_path)

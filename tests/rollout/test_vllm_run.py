@@ -24,6 +24,20 @@ pytestmark = [
     pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed"),
     pytest.mark.slow,
 ]
+# Imported by every process at its start: kills the run as it has published its first checkpoint.
+KILL_AT_CHECKPOINT = """
+import os, pathlib, signal
+
+rename = pathlib.Path.rename
+
+def rename_and_kill(self, target):
+    renamed = rename(self, target)
+    if renamed.name.startswith("step_"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return renamed
+
+pathlib.Path.rename = rename_and_kill
+"""
 SMOKE = ["experiment=smoke", "logger=files", "rollout=vllm"]
 
 
@@ -32,10 +46,10 @@ def reset_sigint() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+def start(folder: Path, *overrides: str, path: str = str(PACKAGE.parent)) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tip_exp", f"hydra.run.dir={folder}", *SMOKE, *overrides],
-        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+        env=os.environ | {"PYTHONPATH": path},
         cwd=folder.parent,  # the teacher's evaluation is in its outputs/
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -117,11 +131,12 @@ def test_every_rank_of_a_run_has_its_engine(tmp_path: Path) -> None:
 def test_a_resumed_run_samples_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
     keep = ["learner.checkpoint_every=3", "learner.num_steps=8", "eval.every=1", "eval.greedy=false", "eval.samples=1"]
     finish(tmp_path / "whole", *keep)
-    process, folder = start(tmp_path / "broken", *keep), RunFolder(tmp_path / "broken")
-    wait_for(lambda: any(folder.checkpoints.glob("step_*")))
-    kill_all(process.pid)
-    process.communicate()
-    assert not folder.result.exists()
+    (tmp_path / "sitecustomize.py").write_text(KILL_AT_CHECKPOINT)
+    folder = RunFolder(tmp_path / "broken")
+    process = start(folder.root, *keep, path=os.pathsep.join([str(tmp_path), str(PACKAGE.parent)]))
+    output, _ = process.communicate(timeout=600)
+    assert "killed by SIGKILL" in output, output
+    assert list(numbered_checkpoints(folder.checkpoints)) == [3] and not folder.result.exists()
     finish(tmp_path / "broken", *keep)
     assert sampled_tokens(tmp_path / "broken") == sampled_tokens(tmp_path / "whole")
     losses = [

@@ -24,6 +24,9 @@ RESERVED = {
     "skip_tokenizer_init": "prompts are sent as token ids; remove it",
     "worker_extension_cls": "the engine gets the learner's weights through it; remove it",
     "logprobs_mode": "the learner compares raw log-probabilities; remove it",
+    "gpu_memory_utilization": "forecasts need it; set rollout.vllm.gpu_memory_utilization",
+    "max_model_len": "prompts are checked against it; set rollout.vllm.max_model_len",
+    "enable_sleep_mode": "the learner needs the engine's memory; set rollout.vllm.sleep_level",
     "hf_token": "a run writes its configuration to config.yaml; set the environment variable HF_TOKEN",
 }
 _SECRET_NAME = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIALS?)$", re.IGNORECASE)

@@ -51,12 +51,13 @@ def dry_run(config: RunConfig) -> list[str]:
     limits = {role: max_positions(text_config) for role, text_config in text_configs.items()}
     known_limits = ", ".join(f"{role} {limit:,}" for role, limit in limits.items() if limit is not None)
     rows["positions"] = f"{longest:,} needed; {known_limits}"
-    activation_bytes = None
+    activation_bytes, what = None, "an evaluation: shapes and memory alone"
     if config.mode == "train":
+        what = "one step on fake tensors, in its fullest micro-batch"
         step_rows, activation_bytes = _step(config, shapes, vocab_size)
         rows |= step_rows
     return [
-        f"{config.name}: dry run of one step on fake tensors, in its fullest micro-batch",
+        f"{config.name}: dry run of {what}",
         *(f"  {name:<13} {text}" for name, text in rows.items()),
         *format_memory(config, activation_bytes),
     ]

@@ -163,8 +163,9 @@ class RankMemory(Passes):
             case "backward":
                 device |= self.backward_pass()
             case "update":
-                # Gradients are freed before the size of the update is measured, one parameter at a time.
-                temporary = activations.UPDATE_RATIO_WIDTH * self.student.head
+                # Gradients are freed before the size of the update is measured, one trained parameter at a time.
+                full = self.config.pair.student.lora is None
+                temporary = activations.UPDATE_RATIO_WIDTH * self.student.head if full else 0
                 device |= {"gradients": max(self.trained, temporary) / self.shards} | self.whole_gradients()
                 if self.on_gpu:
                     host["checkpoint"] = (self.student.parameters * self.student_width + 2 * self.trained) / self.shards
@@ -195,9 +196,24 @@ class RankMemory(Passes):
             moved = self.offload and part == "teacher layers" and not alone
             size = parameters * self.teacher_width / self.shards
             (host if moved else device)[part] = PINNED * size if moved else size
-        if name == "load" and self.on_gpu:  # the largest matrix passes through the host
-            host["weights being read"] = max(self.teacher.head * self.teacher_width, self.student.head * 4)
+        if name == "load" and self.on_gpu:
+            host["weights being read"] = self._read_on_host(host.get("teacher layers", 0))
         return device, host
+
+    def _read_on_host(self, pinned: float) -> float:
+        """Bytes that pass through the host as models load; `pinned`: of the teacher's layers, once it is read.
+
+        Files are mapped and taken as bfloat16, so that a matrix at a time is copied; a model that is loaded whole
+        (models/load.py) as float32 is converted on the host first.
+        """
+        teacher, student = self.teacher.head * self.teacher_width, self.student.head * 4
+        if self.config.mode == "teacher":
+            student = 0
+        elif self.student_width == 4 and (self.config.pair.student.lora is not None or not self.gathers):
+            student = self.student.parameters * 4
+        if self.teacher_width == 4 and self.ranks == 1:
+            teacher = max(teacher, self.teacher.parameters * 4 - pinned)
+        return max(teacher, student)
 
     def _add_engine(self, name: str, device: dict[str, float], host: dict[str, float]) -> None:
         awake, data, rollout = name in ("rollout", "evaluation"), self.config.data, self.config.rollout
@@ -232,7 +248,7 @@ def num_problems(evaluation: dict[str, Any]) -> int:
 
 
 def ranks_needed(config: RunConfig, card_gib: float) -> int | None:
-    """The fewest ranks, a power of two from the config's on, whose peak fits the card; None above MAX_RANKS."""
+    """The config's ranks, doubled until the peak fits the card; None above MAX_RANKS."""
     ranks = total_ranks(config)
     while ranks <= MAX_RANKS:
         if RankMemory(config, card_gib, ranks).fits:

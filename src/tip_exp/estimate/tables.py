@@ -18,6 +18,9 @@ from tip_exp.utils.units import GIB
 BATCH_STEP = 1024  # tokens; the largest micro-batch is searched in multiples of it
 GB = 1e9
 NOT_SHOWN = "-"
+TIMED_AS_VLLM = (
+    "rollouts by transformers are timed as if vLLM sampled them, and rollout.staleness=1 as if nothing overlapped"
+)
 RANK_COLUMNS = [f"{ranks} rank{'s' * (ranks > 1)}" for ranks in RANKS]
 
 
@@ -31,8 +34,9 @@ def memory_tables(config: RunConfig, card: Card) -> list[str]:
 
 
 def time_tables(config: RunConfig, card: Card) -> list[str]:
-    """Seconds of a step by part on `card`, and hours of the run by ranks and card."""
-    return [*([_step(config, card)] if config.mode == "train" else []), _hours(config)]
+    """Seconds of a step by part on `card`, and hours of the run by ranks and card; first what they do not count."""
+    note = [TIMED_AS_VLLM] if RankMemory(config, card.gib).backend == "hf" else []
+    return [*note, *([_step(config, card)] if config.mode == "train" else []), _hours(config)]
 
 
 def format_hours(configs: Sequence[RunConfig], card: Card) -> str:

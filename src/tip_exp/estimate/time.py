@@ -13,7 +13,9 @@ its mean length. With N GPUs, P student and Q teacher parameters, b the memory b
     engine          its weights to the host and back, and new weights: 3 x 2 P / host link
 
 Attention products, elementwise work of the losses, prefill and data are left out: a few percent each. An evaluation
-decodes its samples alone. For tool episodes a limit counts observations as if they were sampled.
+decodes its samples, which with eval.sequence_kl both models then read. For tool episodes a limit counts observations as
+if they were sampled. Rollouts by transformers are timed as if vLLM sampled them, and rollout.staleness=1 as if nothing
+overlapped.
 """
 
 from __future__ import annotations
@@ -125,7 +127,12 @@ def evaluation_seconds(config: RunConfig, card: Card, ranks: int) -> float:
     if config.mode == "teacher" and needed > given:
         return 0.0
     times = decode_seconds(memory, card, memory.sampled, max(given, needed), responses, evaluation.max_tokens)
-    return sum(times.values())
+    seconds = sum(times.values())
+    if evaluation.measures_kl and config.mode != "teacher":  # both models read the sampled responses
+        length = MEAN_PROMPT * config.data.max_prompt_tokens + MEAN_RESPONSE * evaluation.max_tokens
+        tokens = num_problems(evaluation.model_dump()) * evaluation.samples / ranks * length
+        seconds += 2 * (memory.teacher.parameters + memory.student.parameters) * tokens / (FLOPS_SHARE * card.flops)
+    return seconds
 
 
 def flops(config: dict[str, Any]) -> float:
@@ -142,5 +149,8 @@ def flops(config: dict[str, Any]) -> float:
     training = rollouts * length * (2 * teacher + (2 + 6) * student)
     evaluated = teacher if config["mode"] == "teacher" else student
     samples = num_problems(evaluation) * (evaluation["samples"] + evaluation["greedy"])
-    tokens = samples * MEAN_RESPONSE * evaluation["max_tokens"]
-    return training + tokens * 2 * num_evaluations(num_steps, evaluation["every"]) * evaluated
+    per_evaluation = samples * MEAN_RESPONSE * evaluation["max_tokens"] * 2 * evaluated
+    if evaluation["sequence_kl"] and config["mode"] != "teacher":  # both models read the sampled responses
+        length = MEAN_PROMPT * data["max_prompt_tokens"] + MEAN_RESPONSE * evaluation["max_tokens"]
+        per_evaluation += num_problems(evaluation) * evaluation["samples"] * length * 2 * (teacher + student)
+    return training + num_evaluations(num_steps, evaluation["every"]) * per_evaluation

@@ -108,14 +108,17 @@ class RefuseEarly(Callback):
         from tip_exp.config.parse import check_positions, parse
         from tip_exp.data.load import check_files
         from tip_exp.launch.launch import check_folder
+        from tip_exp.launch.ranks import check_machine
         from tip_exp.records.folder import RunFolder
 
         raw = config.copy()
         with open_dict(raw):
             del raw["hydra"]
         try:
-            parsed = parse(raw)
-            check_folder(RunFolder(Path(config.hydra.run.dir)))
+            parsed, folder = parse(raw), RunFolder(Path(config.hydra.run.dir))
+            if not folder.result.exists():
+                check_machine(parsed, os.environ)
+            check_folder(folder)
             check_positions(parsed)
             check_files(parsed)
         # Hydra only warns of an exception here, and would start the run.

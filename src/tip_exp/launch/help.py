@@ -87,9 +87,16 @@ def unknown_name(error: Exception) -> str:
     if key and ("is not in struct" in f"{error.__cause__}" or "No match in the defaults list" in text):
         name, adds = key.groups()
         names = sorted(known_keys())
-        if name in names and (inner := re.search(r"full_key: ([\w.]+)", f"{error.__cause__}")):  # typed KEY={NAME: …}
+        inner = re.search(r"full_key: ([\w.]+)", f"{error.__cause__}")
+        if name in names and inner and inner[1] != name:  # typed KEY={NAME: …}
             names = [other for other in names if other.startswith(f"{name}.")]
             name, adds = inner[1], f"+{inner[1]}=VALUE"
+        if name in names:  # of another option
+            section = name.partition(".")[0]
+            return (
+                f"this configuration has no {name}: it comes with other options of {section}; choose one of them, or "
+                f"add it by {adds} where a section takes new keys"
+            )
         hint = _did_you_mean(name, names, "")
         return (
             f"{name} is not a key{hint}; `tip-exp --help` lists all of them, and {adds} adds one where a section "

@@ -25,7 +25,7 @@ from tip_exp.config.parse import check_positions, differences, digest, load
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.gpu_lock import locked_gpus
 from tip_exp.launch.lock import HeldError, holder, lock_or_holder
-from tip_exp.launch.ranks import cores, ranks_per_node, this_node, torchrun_options
+from tip_exp.launch.ranks import check_machine, cores, ranks_per_node, this_node, torchrun_options
 from tip_exp.launch.reuse import (
     check_models,
     find_duplicate,
@@ -38,7 +38,6 @@ from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.records.integrity import damage, remedy
 from tip_exp.utils import termination
 from tip_exp.utils.errors import RESTARTS, TERMINATED, ConfigError, RunFailedError, first_line
-from tip_exp.utils.gpus import visible_gpus
 from tip_exp.utils.io import write_atomic
 from tip_exp.utils.paths import OUTPUTS
 from tip_exp.utils.termination import Terminated
@@ -53,7 +52,6 @@ CHILD_ENVIRONMENT = {
 # Set by torch.distributed.run for its ranks, and by some clusters for their own; a run of one process ignores them.
 RANK_VARIABLES = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
 POLL_S = 0.2
-MAX_RANKS_PER_CORE = 4  # on a CPU, where more is a mistake
 HEADER = "# resolved config of this run"  # how a run's config.yaml begins
 # What may be there before config.yaml, also of other nodes.
 EARLY = re.compile(r"\..*|lock|(worker(\.\d+)?|torchrun)\.log")
@@ -108,9 +106,9 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
 
     Raises ConfigError, RunFailedError, OSError or KeyboardInterrupt.
     """
+    if not folder.result.exists():  # else it says that the run is finished
+        check_machine(config, os.environ)
     node, ranks = this_node(config.nodes, os.environ), ranks_per_node(config, os.environ)
-    if ranks > MAX_RANKS_PER_CORE * cores() and (config.device == "cpu" or not visible_gpus(os.environ)):
-        raise ConfigError(f"ranks={ranks}, but this machine has no GPU and {cores()} CPU cores; choose fewer ranks")
     is_first, stop = node.rank == 0, background.stop if background else None
     folder.root.mkdir(parents=True, exist_ok=True)
     with lock_or_holder(folder.lock) if is_first else nullcontext("") as refused:

@@ -14,7 +14,7 @@ from tip_exp.estimate.memory import RankMemory
 from tip_exp.estimate.memory_check import free_host_gib
 from tip_exp.launch.announce import accuracies, change
 from tip_exp.launch.launch import Background, State, launch, state_of
-from tip_exp.launch.ranks import cores, ranks_per_node
+from tip_exp.launch.ranks import check_machine, cores, ranks_per_node
 from tip_exp.launch.reuse import read_result
 from tip_exp.launch.sweep import SweepRun, write_overrides
 from tip_exp.launch.watch import EVERY_S, align, cells_of, fit_terminal
@@ -70,6 +70,7 @@ def run_all(runs: list[SweepRun], jobs: int) -> None:
         table.start(run)
         try:
             if state_of(run.config, run.folder) in (State.TO_DO, State.UNFINISHED):  # a refused run changes nothing
+                check_machine(run.config, os.environ)
                 write_overrides(run.folder, run.overrides)
             return launch(run.config, run.folder, background)
         except RUN_ERRORS as error:

@@ -176,12 +176,11 @@ def main() -> None:
         if kind in TABLES:
             print("\n\n".join(tables(kind, arguments.overrides, card)))
             return
-        runs = plan(sweep, arguments.overrides)
+        lines, states = format_plan(plan(sweep, arguments.overrides), OUTPUTS, card)
     except BrokenPipeError:
         raise
     except ERRORS as error:
         sys.exit(print_error(error))
-    lines, states = format_plan(runs, OUTPUTS, card)
     print("\n".join(lines))
     if states[CANNOT_RUN] or states[State.CHANGED]:
         sys.exit(BAD_CONFIG)

@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.utils import gpus
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.gpus import visible_gpus
 
 DEFAULT_PORT = 29400
+MAX_RANKS_PER_CORE = 4  # on a CPU, where more is a mistake
+OTHER_GPUS = ("dxg", "nvhost-gpu", "kfd")  # in /dev: of WSL, of a Jetson, of AMD, which are not counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,23 @@ def this_node(nodes: int, environment: Mapping[str, str]) -> Node:
     if not given.isdecimal():
         raise ConfigError(f"MASTER_PORT must be a number; got {given!r}")
     return Node(int(rank), address, int(given))
+
+
+def check_machine(config: RunConfig, environment: Mapping[str, str]) -> None:
+    """Raise ConfigError, before anything is written, if this machine cannot hold the run's processes."""
+    this_node(config.nodes, environment)
+    ranks = ranks_per_node(config, environment)
+    if config.device != "cpu" and visible_gpus(environment):
+        return
+    if config.device == "cuda":
+        named = environment.get("CUDA_VISIBLE_DEVICES")
+        if named is None and any((gpus.DEVICES / name).exists() for name in OTHER_GPUS):
+            return
+        why = "there is no /dev/nvidia0" if named is None else f"CUDA_VISIBLE_DEVICES={named!r} names none"
+        raise ConfigError(f"device=cuda, but no GPU is visible ({why}); set device=auto or device=cpu")
+    if ranks > MAX_RANKS_PER_CORE * cores():
+        why = "device=cpu" if config.device == "cpu" else "this machine has no GPU"
+        raise ConfigError(f"ranks={ranks}, but {why} and there are {cores()} CPU cores; choose fewer ranks")
 
 
 def torchrun_options(ranks: int, nodes: int, node: Node, run_id: str) -> list[str]:

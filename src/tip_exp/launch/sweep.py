@@ -27,8 +27,11 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.data.load import check_files
 from tip_exp.launch.help import unknown_name
 from tip_exp.records.folder import RunFolder
+from tip_exp.utils.errors import ConfigError, first_line
 from tip_exp.utils.paths import conf_dir
 
+# A quoted value may hold spaces. A quote without its end is left for Hydra to refuse.
+_WORD = re.compile(r"""(?:[^\s'"]|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"])+""")
 MAIN_CONFIG = "config"  # conf/config.yaml: the command names no sweep file
 
 
@@ -64,7 +67,10 @@ def expand(runs: Sequence[str], params: Mapping[str, str], arguments: Sequence[s
             grid.append(point)
     lines: list[list[str]] = []
     for line in runs or [""]:
-        overrides = [parser.parse_override(text) for text in line.split()]
+        try:
+            overrides = [parser.parse_override(text) for text in _WORD.findall(line)]
+        except HydraException as error:
+            raise ConfigError(f"hydra.sweeper.runs: {line!r}: {first_line(error)}") from error
         kept = [override for override in overrides if override.get_key_element() not in replaced]
         for of_run in BasicSweeper.split_arguments(kept, None)[0]:
             if of_run not in lines:
@@ -109,7 +115,8 @@ class RunComposer:
             common = set.intersection(*(set(runs[i]) for i in places))
             for i in places:
                 if differing := [override for override in runs[i] if override not in common]:
-                    checked[i] = self.check(sweep, [*runs[i], f"name={name}.{'.'.join(map(_short, differing))}"])
+                    own_name = f"{name}.{'.'.join(map(_short, differing))}".replace("'", r"\'")
+                    checked[i] = self.check(sweep, [*runs[i], f"name='{own_name}'"])
         return checked
 
     def check(self, sweep: str, overrides: list[str]) -> SweepRun | RefusedRun:

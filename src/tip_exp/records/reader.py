@@ -239,10 +239,11 @@ def _load_index(root: Path) -> dict[str, RunRecord]:
 
 
 def _write_index(root: Path, records: list[RunRecord]) -> None:
-    """Write folders relative to the root, so that the tree can be moved. A read-only root gets no index."""
+    """Write folders relative to the root, so that the tree can be moved. A full or read-only disk gets none."""
     if os.access(root, os.W_OK):
         rows = [asdict(record) | {"folder": os.path.relpath(record.folder, root)} for record in records]
-        write_atomic(root / INDEX, _with_checksum(to_json_lines(rows)))
+        with suppress(OSError):
+            write_atomic(root / INDEX, _with_checksum(to_json_lines(rows)))
 
 
 def _records(text: str, root: Path) -> list[RunRecord]:

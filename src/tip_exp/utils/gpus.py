@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 
 DEVICES = Path("/dev")
@@ -12,11 +13,12 @@ DEVICES = Path("/dev")
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     """CUDA_VISIBLE_DEVICES if it is set, else the numbers that CUDA gives to the NVIDIA devices: "0", "1", …
 
-    They count the devices: a container with /dev/nvidia3 alone has the GPU 0.
+    Of the variable each name once, up to the first -1, where CUDA stops. The numbers count the devices: a container
+    with /dev/nvidia3 alone has the GPU 0.
     """
     if "CUDA_VISIBLE_DEVICES" in environment:
         names = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
-        return [name for name in names if name not in ("", "-1")]  # -1 hides all
+        return [name for name in dict.fromkeys(takewhile(lambda name: name != "-1", names)) if name]
     return [str(number) for number in range(len(list(DEVICES.glob("nvidia[0-9]*"))))]
 
 
