@@ -26,7 +26,7 @@ def engine_options(
     on_cpu: bool,
     ranks: int = 1,
 ) -> dict[str, Any]:
-    """Keyword arguments of vLLM's `LLM`, the model's folder excepted; `rollout.vllm.engine_args` overrides them.
+    """Keyword arguments of vLLM's `LLM`, the model's folder excepted; `rollout.vllm.engine_args` follow them.
 
     With several `ranks` vLLM takes the default process group and LOCAL_RANK as it finds them, and splits the group into
     model-parallel groups of one rank, so that every rank has an engine of its own on its own device. The engines are
