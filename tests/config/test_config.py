@@ -42,6 +42,7 @@ MADE_FIRST = {
     "pair=smollm2",
     "pair=tiny_students",
     "pair=tiny_ledger",
+    "experiment=demo_ledger",
     "experiment=smollm2_gsm8k",
 }  # their models are not shipped
 SWEEP_FOLDER = conf_dir().parent / "sweeps"
