@@ -108,8 +108,8 @@ def describe_data(config: RunConfig, train: Dataset | None, tests: dict[str, Dat
         for name, test in tests.items()
         if not isinstance(benchmark := config.eval.benchmarks.get(name), TravelConfig)
     }
-    found = overlaps(texts_of(train.problems, getattr(config.data.train, "suffix", "")), texts)
-    for name, leaked in found.items():
+    train_texts = texts_of(train.problems, getattr(config.data.train, "suffix", ""))
+    for name, leaked in overlaps(train_texts, texts).items():
         described[name] |= {"in_train_exact": leaked.exact, "in_train_13gram": leaked.ngram}
         if warning := leaked.warning(name, len(texts[name])):
             print(warning)
