@@ -120,6 +120,19 @@ def test_uploads_are_the_offline_runs_without_a_mark(folder: Path, make_offline:
     assert process.returncode == 0 and "2 offline runs to upload" in process.stdout and str(first) in process.stdout
 
 
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_sync_without_a_key_is_one_error(
+    folder: Path, make_offline: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", mode)
+    make_offline("full", "1-abc")
+    for name, value in (("HOME", str(folder)), ("NETRC", str(folder / "netrc")), ("WANDB_API_KEY", "")):
+        monkeypatch.setenv(name, value)
+    process = report("sync", str(folder))
+    assert process.returncode == 1 and process.stderr.count("WANDB_API_KEY") == 1, process.stderr
+    assert "uploading" not in process.stdout
+
+
 def test_sync_uploads_each_folder_once_and_names_the_failed(folder: Path, make_offline: Callable[..., Path]) -> None:
     """Two parts of one run; a part that fails, with a later part; and a part that W&B does not mark."""
     first, second = make_offline("full", "1-abc"), make_offline("full", "2-abc")
@@ -129,7 +142,7 @@ def test_sync_uploads_each_folder_once_and_names_the_failed(folder: Path, make_o
     silent = make_offline("third", "1-silent")
     fake = folder / "fake" / "wandb"
     fake.mkdir(parents=True)
-    (fake / "__init__.py").touch()
+    (fake / "__init__.py").write_text("Settings = setup = login = lambda *args, **options: True")
     (fake / "__main__.py").write_text(FAKE_WANDB)
     process = report("sync", str(folder), path=fake.parent)
     calls = (fake / "calls").read_text().splitlines()

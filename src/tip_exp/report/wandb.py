@@ -113,8 +113,14 @@ def sync_command(folder: Path) -> list[str]:
 def upload(pending: list[Path]) -> list[Path]:
     """Upload each folder once, in order, and return those that failed: with an exit code, or without W&B's mark.
 
-    If a part of a run fails, its later parts are not uploaded and count as failed.
+    If a part of a run fails, its later parts are not uploaded and count as failed. Raises ConnectionError without an
+    API key.
     """
+    import wandb
+
+    wandb.setup(wandb.Settings(mode="online"))  # WANDB_MODE=offline, as during the runs, would hide the key
+    if pending and not wandb.login(prompt=False, verify=False):
+        raise ConnectionError("W&B has no API key: set WANDB_API_KEY or run `wandb login`")
     failed: list[Path] = []
     for folder in pending:
         if folder.parent in [earlier.parent for earlier in failed]:
