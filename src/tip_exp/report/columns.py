@@ -24,9 +24,9 @@ _NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?")
 # what the columns with these names mean, as lines below the tables
 LEGEND = {
     ("retention", "kept", "Q3 kept"): (
-        "retention: the setting; kept: tokens trained on over all response tokens, in % (a budget, of a response or of "
-        "the batch, is rounded as selector.rounding says; tokens of weight 0 count); Q3 kept: the same among tokens of "
-        "low entropy and high divergence"
+        "retention: the budget that was set; kept: share of the response tokens that were trained on, in % "
+        "(selector.rounding rounds the budget of a response or of the batch; tokens of weight 0 count as kept); "
+        "Q3 kept: the same share among tokens of low entropy and high divergence"
     ),
     ("final", "greedy", "errors cover"): (
         "final: mean@k of the sampled responses in % (of tool tasks: the share of constraints met), greedy: accuracy "
@@ -40,9 +40,9 @@ LEGEND = {
         "one sweep (variances of problems and seeds, Student's t; simulated coverage: results/coverage.md)"
     ),
     ("within",): (
-        f"within ± {MARGIN:g}: is the difference within {MARGIN:g} points at 95 %, by two one-sided tests; in brackets "
-        "the smallest margin for which it is. no: the 95 % interval lies outside; not shown: more seeds or problems "
-        "are needed to tell"
+        f"within ± {MARGIN:g}: yes if two one-sided tests at 5 % show a difference within ± {MARGIN:g} points; in "
+        "brackets the smallest margin for which they do. no: the 95 % interval lies outside "
+        f"± {MARGIN:g}; not shown: neither, more seeds or problems are needed"
     ),
     ("KL/response", "KL vs full", "KL p"): (
         "KL/response: KL(student || teacher) in nats, summed over a sampled response to a test problem; KL vs "
