@@ -106,9 +106,9 @@ def test_evaluations_are_counted_as_a_run_does_them(compose_run: Compose) -> Non
 
 
 def test_a_step_of_the_main_setting_by_hand(compose_run: Compose) -> None:
-    """8 x H100: the longest answer takes 8,192 x (8.04e9 / (0.8 x 3.35e12) + 1e-3) = 32.8 s of about 42."""
+    """8 x H100: the longest response takes 8,192 x (8.04e9 / (0.8 x 3.35e12) + 1e-3) = 32.8 s of about 42."""
     step = step_seconds(compose_run("experiment=tip_qwen3"), H100, 8)
-    assert step["longest answer"] == pytest.approx(32.8, rel=0.01)
+    assert step["longest response"] == pytest.approx(32.8, rel=0.01)
     tokens, rate = 128 * 2171 / 8, 0.4 * 989e12
     assert step["teacher"] == pytest.approx(2 * 8.19e9 * tokens / rate, rel=0.01)  # 1.4 s
     assert step["learner"] == pytest.approx(10 * 4.02e9 * tokens / rate, rel=0.01)  # 3.5 s
@@ -128,14 +128,14 @@ def test_the_model_is_near_what_others_measured(compose_run: Compose) -> None:
     """TIP's main setting re-run on 4 x H200: 27.9 s for rollouts. Qwen3-4B alone on an RTX 4090: 10.3 ms a token."""
     config = compose_run("experiment=tip_qwen3")
     step = step_seconds(config, CARDS[141], 4)
-    assert step["longest answer"] + step["KV cache"] == pytest.approx(27.9, rel=0.1)
-    assert step_seconds(config, CARDS[24], 8)["longest answer"] / 8192 == pytest.approx(10.3e-3, rel=0.1)
+    assert step["longest response"] + step["KV cache"] == pytest.approx(27.9, rel=0.1)
+    assert step_seconds(config, CARDS[24], 8)["longest response"] / 8192 == pytest.approx(10.3e-3, rel=0.1)
 
 
 def test_more_gpus_shorten_what_is_shared_and_not_the_longest_answer(compose_run: Compose) -> None:
     config = compose_run("experiment=tip_qwen3")
     steps = [step_seconds(config, H100, ranks) for ranks in RANKS]
-    assert len({step["longest answer"] for step in steps}) == 1
+    assert len({step["longest response"] for step in steps}) == 1
     for part in ("teacher", "learner", "KV cache"):
         assert [step[part] for step in steps] == pytest.approx([steps[0][part] / ranks for ranks in RANKS])
     assert steps[0]["collectives"] == 0 < steps[1]["collectives"]

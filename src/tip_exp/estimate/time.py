@@ -1,16 +1,16 @@
 """How long a step and a run take on a number of GPUs, from a config alone.
 
-Lengths: answers average MEAN_RESPONSE of their limit, as measured for Qwen3-4B on DAPO's prompts, and are distributed
-about exponentially, so that one of a step's answers reaches the limit and an answer's mean context is its prompt and
+Lengths: responses average MEAN_RESPONSE of their limit, as measured for Qwen3-4B on DAPO's prompts, and are distributed
+about exponentially, so that one of a step's responses reaches the limit and a response's mean context is its prompt and
 its mean length. With N GPUs, P student and Q teacher parameters, b the memory bandwidth, F the peak of bfloat16:
 
-    longest answer  tokens of the limit x (2 P / (0.8 b) + 1 ms): decoding reads all weights for each token
-    queue           more such tokens, where a GPU has more answers than its KV cache holds at a time
-    KV cache        bytes of the contexts of all a GPU's tokens / (0.8 b)
-    teacher         2 Q FLOPs a token / (N 0.4 F)
-    learner         (2 scoring + 2 forward + 4 backward + 2 recomputed, with checkpointing) P FLOPs a token / (N 0.4 F)
-    collectives     gathered layers and summed gradients of every micro-batch / (0.8 link), not overlapped
-    engine          its weights to the host and back, and new weights: 3 x 2 P / host link
+    longest response  tokens of the limit x (2 P / (0.8 b) + 1 ms): decoding reads all weights for each token
+    queue             more such tokens, where a GPU has more responses than its KV cache holds at a time
+    KV cache          bytes of the contexts of all a GPU's tokens / (0.8 b)
+    teacher           2 Q FLOPs a token / (N 0.4 F)
+    learner           (2 scoring + 2 forward + 4 backward + 2 recomputed if checkpointed) P FLOPs a token / (N 0.4 F)
+    collectives       gathered layers and summed gradients of every micro-batch / (0.8 link), not overlapped
+    engine            its weights to the host and back, and new weights: 3 x 2 P / host link
 
 Attention products, elementwise work of the losses, prefill and data are left out: a few percent each. An evaluation
 decodes its samples, which with eval.sequence_kl both models then read. For tool episodes a limit counts observations as
@@ -113,7 +113,7 @@ def decode_seconds(
     sampled = responses * MEAN_RESPONSE * max_tokens
     waiting = max(0.0, sampled / at_once - MEAN_RESPONSE * max_tokens)  # until the last answer starts
     return {
-        "longest answer": max_tokens * per_token,
+        "longest response": max_tokens * per_token,
         "queue": waiting * per_token,
         "KV cache": sampled * context * cached / bandwidth,
     }
