@@ -195,7 +195,6 @@ class TrainingParts(Parts):
         """Restore student and optimizer from a checkpoint; returns its step, 0 without one."""
         if saved is None:
             return 0
-        self.inputs.check_saved(saved)
         saved.load(self.pair.student.module, self.learner.optimizer)
         self.train_step.prepare(saved.step + 1)
         if self.ahead is not None:

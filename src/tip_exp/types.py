@@ -63,7 +63,7 @@ class Sampling:
     top_p: float
     top_k: int
     max_tokens: int  # of a response
-    limits: tuple[int, ...] | None = None  # of each prompt's responses, at most max_tokens; hf takes max_tokens alone
+    limits: tuple[int, ...] | None = None  # longest response to each prompt; None: max_tokens; hf ignores it
 
 
 class Sampler(Protocol):
@@ -72,7 +72,7 @@ class Sampler(Protocol):
     def generate(
         self, prompts: list[list[int]], sampling: Sampling, seed: int, indices: Sequence[int] | None = None
     ) -> list[Rollout]:
-        """`indices`: of the prompts among those of all ranks, for their random draws; None: 0, 1, …"""
+        """`indices`: each prompt's number among the prompts of all ranks, for its random draws; None: 0, 1, …"""
         ...
 
     def rest(self) -> None:
@@ -104,5 +104,8 @@ class PartSampler(Sampler, Protocol):
         indices: Sequence[int] | None = None,
         part: Part | None = None,
     ) -> list[Rollout]:
-        """`part`: which prompts of a batch `prompts`, `indices` and `sampling.limits` belong to; None: all."""
+        """`part`: where these prompts stand in the whole batch; None: they are the whole batch.
+
+        The hf sampler's draws depend on `part`, those of vLLM's on `indices`.
+        """
         ...

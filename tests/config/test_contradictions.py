@@ -71,6 +71,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         ({"selector.scope": "batch", "selector.normalize_over": group, "selector.normalizer": n}, ["selector.scope", "selector.normalize_over"])
         for group in ("rollout", "micro_batch") for n in ("minmax", "quantile", "rank")
     ),
+    ({"selector.scope": "micro_batch", "selector.normalize_over": "rollout"}, ["selector.scope", "selector.normalize_over"]),
     *(({RETENTION: r}, [RETENTION, "selector.rounding", "data.max_response_tokens"]) for r in (1e-30, 1e-3, 0.0138)),
     *(
         ({"learner.estimator": "sampled_k1", "learner.divergence": d}, ["learner.estimator", "learner.divergence"])
@@ -84,6 +85,8 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
         ({"learner.estimator": "topk", "learner.topk.rest": "drop", "learner.divergence": d}, ["learner.topk.rest", "learner.divergence"])
         for d in ("reverse_kl", "jsd", "skew_reverse_kl", "skew_forward_kl")
     ),
+    ({"learner.estimator": "topk", "learner.topk.rest": "renormalize", "learner.topk.k": 1}, ["learner.topk.rest", "learner.topk.k"]),
+    ({"rollout.staleness": 1, "rollout.backend": "hf", "learner.gradient_every": 1}, ["rollout.staleness", "learner.gradient_every"]),
     ({"learner.packing": True, "pair.attention": "eager"}, ["learner.packing", "pair.attention"]),
     *(({"learner.warmup_steps": n, "learner.num_steps": 5}, ["learner.warmup_steps", "learner.num_steps"]) for n in (5, 6, 100)),
     (SHORT, ["learner.micro_batch_tokens", "data.max_prompt_tokens", "data.max_response_tokens"]),

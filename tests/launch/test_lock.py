@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tip_exp.launch import lock
-from tip_exp.launch.lock import check_held, holder, joined, lock_or_holder
+from tip_exp.launch.lock import check_held, held_elsewhere, holder, joined, lock_or_holder
 from tip_exp.utils.errors import RunFailedError
 
 
@@ -82,6 +82,20 @@ def test_the_lock_of_a_process_that_has_ended_is_taken(tmp_path: Path, sleeper: 
     os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
     assert Path(f"/proc/{pid}").exists()  # not yet waited for: its parent has not read its exit code
     assert holder(path) == ""
+
+
+def test_a_job_that_slurm_requeued_takes_its_own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "lock"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with lock_or_holder(path):
+        written = json.loads(path.read_text()) | {"host": "gpu07", "boot": "x"}
+    for job, restarts, taken in (("7", "0", False), ("8", "1", False), ("7", "1", True)):
+        path.write_text(json.dumps(written))
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+        assert held_elsewhere(path) != taken
+        with lock_or_holder(path) as refused:
+            assert (refused == "") == taken, refused
 
 
 def test_another_host_is_never_judged(tmp_path: Path) -> None:

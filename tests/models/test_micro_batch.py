@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tip_exp.models.micro_batch import micro_batches
+from tip_exp.models.micro_batch import group, micro_batches
 from tip_exp.types import Rollout
 
 
@@ -69,6 +69,21 @@ def test_packing_is_first_fit_longest_first() -> None:
         (9, 3),
         (2, 6, 4),
     ]  # longest first: 9; 6; 4 beside 6; 3 beside 9; 2 beside 6, 4
+
+
+@given(st.lists(st.integers(1, 12), max_size=30), st.booleans())
+def test_a_micro_batch_takes_each_rollout_that_fits(lengths: list[int], packing: bool) -> None:
+    """Against sizes that are computed anew for each rollout."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        for members in groups if packing else groups[-1:]:
+            together = [lengths[i] for i in [*members, index]]
+            if (sum(together) if packing else max(together) * len(together)) <= 16:
+                members.append(index)
+                break
+        else:
+            groups.append([index])
+    assert group(lengths, 16, packing=packing, indices=range(len(lengths))) == [sorted(members) for members in groups]
 
 
 def test_rollouts_of_similar_length_share_a_batch() -> None:

@@ -24,6 +24,8 @@ from transformers import (
     GraniteForCausalLM,
     LlamaConfig,
     MptConfig,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -147,6 +149,14 @@ def test_a_model_that_changes_its_logits_otherwise_is_refused(
     module.__class__ = ChangedLogits
     with pytest.raises(ConfigError, match="does more to its logits than scaling or soft-capping as its config names"):
         make_head(module, 406)
+
+
+def test_a_model_that_does_not_call_its_base_model_is_refused() -> None:
+    module = OPTForCausalLM(
+        OPTConfig(hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    )
+    with pytest.raises(ConfigError, match="OPTForCausalLM does not call its base model"):
+        make_head(module, 50)
 
 
 def test_tokens_that_a_bias_excludes_do_not_hide_other_changes(tiny_pair: Pair) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3MLP
 
+from tip_exp.losses.embedding_grad import is_plain_embedding
 from tip_exp.models.load import make_head
 from tip_exp.models.micro_batch import MicroBatch, micro_batches
 from tip_exp.models.packed_attention import BY_SEQUENCE, activation_checkpointing
@@ -140,3 +141,4 @@ def test_checkpointed_gradients_are_equal_and_layers_run_twice(packing: bool, mo
     assert_close(plain_states, run(model, batch)[0])
     assert not any(layer.training for layer in model.module.modules() if isinstance(layer, Qwen3DecoderLayer))
     assert not copy.deepcopy(model.module).training
+    assert is_plain_embedding(model.module.get_input_embeddings())  # no hook of transformers is left on it

@@ -305,7 +305,7 @@ def test_a_checkpoint_gives_weights_and_moments(
     [
         (["advise", "--batches", "1"], "2 or more; got 1"),
         (["influence", "--ratios", "0,5"], "percentages above 0 and at most 100; got 0,5"),
-        (["advise", "--ratios", "0.1,0.5"], "these are percentages: 10,50 for retentions of 0.1,0.5"),
+        (["advise", "--ratios", "0.1,0.5"], "these are percentages: for retentions of 0.1,0.5 write 10,50"),
         (["influence", "--ratios", "abc"], "argument --ratios: percentages above 0 and at most 100; got abc"),
         (["influence", "learner.lr=-1"], "learner.lr"),
         (["advise", "mode=eval"], "mode must be train, since only a training run has batches"),

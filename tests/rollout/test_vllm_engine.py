@@ -207,6 +207,17 @@ def test_equal_models_start_from_one_folder(tmp_path: Path, tiny_pair: Pair) -> 
     assert [path.name for path in folders[0].iterdir()] == ["config.json"]
 
 
+def test_ranks_of_one_machine_do_not_share_compiled_code(
+    tmp_path: Path, tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the number of the rank's GPU."""
+    folders = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        folders.append(config_folder(tiny_pair.student.module.config, tmp_path))
+    assert folders[0] != folders[1]
+
+
 def test_bars_may_be_disabled(make: MakeSampler, monkeypatch: pytest.MonkeyPatch) -> None:
     """As of all ranks but the first, and of the runs of a sweep: a disabled bar has counted no time."""
     sampler = make()

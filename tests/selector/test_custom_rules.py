@@ -130,6 +130,13 @@ def test_the_random_tokens_of_the_trial_have_every_input(compose_run: Compose) -
     assert compose_run(*SELECTOR, "selector.normalizer=none", "+selector.parameters.alpha=2")
 
 
+def test_an_infinite_score_is_no_weight(compose_run: Compose) -> None:
+    write_rule("def certain(jsd):\n    return 1 / (0 * jsd.abs())\n")
+    assert compose_run(*SELECTOR)  # it ranks
+    with pytest.raises(ConfigError, match="the rule my_rules:certain returned infinity at 64 of 64 tokens"):
+        compose_run(*SELECTOR, "selector.weight=score")
+
+
 def test_a_rule_need_not_be_hashable() -> None:
     @dataclass
     class Above:

@@ -77,6 +77,16 @@ def test_budgets_are_exact_despite_binary_fractions() -> None:
     assert 0.29 * 100 < 29  # 28.999999999999996
     assert budgets(tokens_of(100).rollout, 0.29, "floor").tolist() == [29]
     assert budgets(tokens_of(100).rollout, 0.07, "ceil").tolist() == [7]  # 7.000000000000001
+    assert budgets(tokens_of(100).rollout, 1e-12, "ceil").tolist() == [1]
+
+
+def test_a_rule_cannot_change_the_positions_of_the_run() -> None:
+    def shifts(position: Tensor) -> Tensor:
+        return position.add_(5)
+
+    tokens = tokens_of(3)
+    selector(score=shifts, retention=0.4)({}, tokens, seeded())
+    assert tokens.position.tolist() == [0, 1, 2]
 
 
 def test_keep_top_example_of_the_docstring() -> None:

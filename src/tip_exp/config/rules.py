@@ -79,6 +79,11 @@ def _learner_rules(config: RunConfig) -> Iterator[str]:
             f"learner.topk.rest=drop with learner.divergence={divergence}: the sum over the top-k tokens is "
             "unbounded below, as the student can move its mass elsewhere; choose rest=tail, renormalize, or forward_kl"
         )
+    if learner.estimator == "topk" and learner.topk.rest == "renormalize" and learner.topk.k == 1:
+        yield (
+            "learner.topk.rest=renormalize with learner.topk.k=1: the one token has probability 1 in both models, so "
+            "the loss is 0; choose learner.topk.k of at least 2, or rest=tail"
+        )
     if learner.estimator == "sampled_k1":
         if divergence != "reverse_kl":
             yield (
@@ -107,6 +112,11 @@ def _staleness_rules(config: RunConfig) -> Iterator[str]:
         yield (
             f"{key} with tool tasks: the environments would run in the learner's process at the same time, which has "
             "not been tried; choose rollout.staleness=0"
+        )
+    if config.learner.gradient_every:
+        yield (
+            f"{key} with learner.gradient_every={config.learner.gradient_every}: the influence needs another attention "
+            "kernel, which the sampling thread would use as well; set learner.gradient_every=0 or rollout.staleness=0"
         )
     if config.learner.estimator == "sampled_k1":
         yield (

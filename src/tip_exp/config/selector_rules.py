@@ -16,6 +16,8 @@ from tip_exp.selector.scores import (
     UNNORMALIZED,
 )
 
+GROUPS = ("rollout", "micro_batch", "batch")  # each consists of those before it
+
 
 def selector_rules(selector: Any) -> Iterator[str]:
     """One message for each rule that a SelectorConfig, or a Selector, breaks."""
@@ -82,9 +84,9 @@ def selector_rules(selector: Any) -> Iterator[str]:
             f"selector.order=sample draws in proportion to the score, but rank, of {keys}, replaces a "
             "statistic by its rank; choose none"
         )
-    group = selector.normalize_over
-    if selector.scope == "batch" and group != "batch" and normalizers - {"none"}:
+    scope, group = selector.scope, selector.normalize_over
+    if GROUPS.index(group) < GROUPS.index(scope) and normalizers - {"none"}:
         yield (
-            f"selector.scope=batch compares scores of a whole step, but selector.normalize_over={group} scales each "
-            f"{group} separately; choose selector.normalize_over=batch"
+            f"selector.scope={scope} compares scores of a whole {scope}, but selector.normalize_over={group} scales "
+            f"each {group} separately; choose selector.normalize_over={scope}"
         )

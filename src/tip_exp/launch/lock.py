@@ -1,7 +1,8 @@
 """Lock files that name the processes that hold them. They need no flock, which Lustre and some NFS mounts lack.
 
 A lock is created with O_EXCL and holds while any process in it lives, as known from its host, pid and start time. Only
-on that host can a lock be recognized as stale. On another host the error names the file to remove.
+on that host can a lock be recognized as stale, or in the SLURM job that made it, once SLURM has started the job again.
+On another host the error names the file to remove.
 """
 
 from __future__ import annotations
@@ -34,10 +35,18 @@ class _Lock:
     boot: str  # a reboot ends every process
     since: str
     processes: list[list[str]]  # pid and start time; the one that locked first
+    job: str = ""  # SLURM_JOB_ID
+    restarts: int = 0  # of the job until then
 
     def with_processes(self, processes: list[list[str]]) -> str:
         """The content of the file with these processes."""
         return json.dumps(asdict(self) | {"processes": processes}) + "\n"
+
+    @property
+    def is_of_ended_job(self) -> bool:
+        """Whether SLURM has requeued the holder's job, which is this one: that ends all its processes, on any host."""
+        job, restarts = _slurm_job()
+        return job != "" and job == self.job and restarts > self.restarts
 
     def living(self) -> list[str]:
         """Pids of the processes that still run."""
@@ -68,6 +77,8 @@ def holder(path: Path) -> str:
         return ""
     except (ValueError, TypeError):  # its creator has not written it yet, or was killed there
         return f"another process; wait for it, or, if none runs, remove {path}"
+    if lock.is_of_ended_job:
+        return ""
     if lock.host != platform.node():
         pid = lock.processes[0][0]
         return (
@@ -81,7 +92,8 @@ def holder(path: Path) -> str:
 def held_elsewhere(path: Path) -> bool:
     """Whether a process of another host holds the lock: this host cannot tell whether it still runs."""
     with suppress(FileNotFoundError, ValueError, TypeError):
-        return _read(path).host != platform.node()
+        lock = _read(path)
+        return lock.host != platform.node() and not lock.is_of_ended_job
     return False
 
 
@@ -121,7 +133,8 @@ def _acquire(path: Path) -> str:
         since = datetime.now().isoformat(timespec="seconds")
         try:
             with file:
-                file.write(_Lock(platform.node(), _boot_id(), since, []).with_processes([_this_process()]))
+                lock = _Lock(platform.node(), _boot_id(), since, [], *_slurm_job())
+                file.write(lock.with_processes([_this_process()]))
         except OSError:  # an empty lock would say that another process holds it
             path.unlink(missing_ok=True)
             raise
@@ -171,6 +184,10 @@ def _start_time(pid: str) -> str:
             pass
         return ""
     return "" if state in "ZX" else rest[18]  # field 22 of proc_pid_stat(5)
+
+
+def _slurm_job() -> tuple[str, int]:
+    return os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def _boot_id() -> str:

@@ -43,8 +43,9 @@ def share_batches(
     """This rank's micro-batches of a step; rollouts keep their numbers in the step.
 
     All ranks get the same number of micro-batches, the last ones empty, because a sharded model's forward and backward
-    passes are collective. `dealt_by`: the same rollouts with other prompts, whose lengths decide which rank gets each.
-    `among`: batches of these indices only; each stays on the rank that it has in the whole step.
+    passes are collective. `dealt_by`: the student's rollouts, if `rollouts` have the teacher's prompts: their lengths
+    decide the rank, so that both models' tokens of a rollout are on one. `among`: batches of these indices only; each
+    stays on the rank that it has in the whole step.
     """
     lengths = [len(rollout.token_ids) for rollout in rollouts]
     shares = deal([len(rollout.token_ids) for rollout in dealt_by or rollouts], ranks.size)

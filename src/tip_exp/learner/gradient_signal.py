@@ -83,8 +83,8 @@ def gradient_metrics(
     gradient; the SNR of the step is P times that of an observation. `.grad` stays as it is. Costs two forward and
     backward passes of the rollouts; memory: four gradients and the teacher's hidden states.
 
-    Of whole weights also the share of the positive influence on the mean divergence of all the step's tokens that the
-    kept tokens hold (`influence`, with Adam's P): about two forward passes more.
+    If weights are not sharded, also the share of the positive influence on the mean divergence of all the step's tokens
+    that the kept tokens hold (`influence`, with Adam's P): about two forward passes more.
     """
     tokens, ranks, per_prompt = share.tokens, Ranks(), config.samples_per_prompt
     prompts = [range(start, start + per_prompt) for start in range(0, len(rollouts), per_prompt)]

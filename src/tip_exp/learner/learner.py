@@ -84,7 +84,7 @@ class Learner:
         """
         self.pair, self.selector, self.config, self.seed, self.meter = pair, selector, config, seed, meter
         self.keep_batch, self._num_non_finite, self.shadows = keep_batch, 0, shadows or {}
-        self._order_tokens = config.micro_batch_tokens  # stays; that in `config` may be lowered (out_of_memory.py)
+        self._order_tokens = config.micro_batch_tokens  # as configured: orders the tokens if `config`'s is lowered
         self.ranks = Ranks()
         assert self.ranks.size == 1 or pair.student.shards is not None, "gradients are summed by the shards"
         self.parameters = [p for p in pair.student.module.parameters() if p.requires_grad]

@@ -35,7 +35,7 @@ def make_objective(config: LearnerConfig, statistics: Statistics) -> ObjectiveOf
 
 
 def _clip(config: LearnerConfig, statistics: Statistics) -> float:
-    """`learner.kl_clip` in nats; NaN where the statistics are."""
+    """`learner.kl_clip` in nats; NaN if a statistic is NaN."""
     if not isinstance(config.kl_clip, str):
         return config.kl_clip
     if not objective_stats(config) or not len(statistics["reverse_kl"]):

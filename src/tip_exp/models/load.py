@@ -147,6 +147,8 @@ def _probe(module: PreTrainedModel, head: Head, factor: float) -> tuple[Tensor, 
         expected = module(ids[None], use_cache=False).logits[0, :, : head.vocab_size].to(head.dtype)
     finally:
         hook.remove()
+    if not hidden_states:
+        raise ConfigError(f"{type(module).__name__} does not call its base model as a module, which the loss needs")
     return head.logits(hidden_states[0]), expected
 
 

@@ -63,15 +63,17 @@ def group(lengths: Sequence[int], token_budget: int, *, packing: bool, indices: 
     A rollout longer than the budget gets a batch of its own; the config rules exclude that.
     """
     groups: list[list[int]] = []
+    positions: list[int] = []  # of each group, padding included
     for index in sorted(indices, key=lengths.__getitem__, reverse=True):
-        if packing:
-            fitting = (g for g in groups if sum(lengths[i] for i in g) + lengths[index] <= token_budget)
-        else:
-            fitting = (g for g in groups[-1:] if lengths[g[0]] * (len(g) + 1) <= token_budget)
-        if (first := next(fitting, None)) is None:
+        candidates = range(len(groups)) if packing else range(len(groups))[-1:]
+        added = lengths[index] if packing or not groups else lengths[groups[-1][0]]
+        first = next((i for i in candidates if positions[i] + added <= token_budget), None)
+        if first is None:
             groups.append([index])
+            positions.append(lengths[index])
         else:
-            first.append(index)
+            groups[first].append(index)
+            positions[first] += added
     return [sorted(members) for members in groups]
 
 

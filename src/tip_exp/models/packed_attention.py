@@ -88,6 +88,7 @@ def activation_checkpointing(module: PreTrainedModel) -> Iterator[None]:
     # Before transformers 5.24 it is called gradient_checkpointing_enable.
     enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+    module.disable_input_require_grads()  # each call adds a hook to the embedding, for reentrant checkpointing only
     layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
     try:
         for layer in layers:

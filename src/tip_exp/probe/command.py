@@ -204,7 +204,8 @@ def _ratios(text: str) -> list[float]:
     if ratios and max(ratios) < 0.01:
         fractions = ",".join(f"{1e4 * ratio:g}" for ratio in ratios)
         raise argparse.ArgumentTypeError(
-            f"these are percentages: {fractions} for retentions of {text}; one of 1 % or more must be among them"
+            f"these are percentages: for retentions of {text} write {fractions}; ratios below 1 % are accepted only "
+            "together with one of 1 % or more"
         )
     if ratios and all(0 < ratio <= 1 for ratio in ratios):
         return ratios

@@ -53,7 +53,9 @@ def measure(probe: Probe, num_batches: int, *, fresh: bool, adam: bool) -> Measu
     """
     batches = [probe.read(number) for number in range(num_batches)]
     directing = [probe.read(number) for number in range(num_batches, 2 * num_batches)] if fresh else batches
-    gradients = [probe.gradient(batch, Selection.everything(len(batch.tokens))) for batch in directing]
+    average = probe.config.learner.average
+    everything = [Selection.everything(len(batch.tokens)).averaged(batch.tokens, average) for batch in directing]
+    gradients = [probe.gradient(batch, whole) for batch, whole in zip(directing, everything, strict=True)]
     parameters = parameters_of(probe.parts.pair.student)
     moments = second_moments(probe.parts.learner.optimizer, parameters, gradients) if adam else None
     mean = mean_of(gradients) if fresh else {}

@@ -94,6 +94,8 @@ def _go_to(parts: TrainingParts, folder: RunFolder, step: int) -> str:
     """Bring pair and optimizer to the start of `step`; returns how."""
     saved = Checkpoints(folder.checkpoints, ALONE).newest(before=step)
     parts.train_step.budgets = read_budgets(folder.micro_batches)
+    if saved is not None and saved.step + 1 < step:
+        parts.inputs.check_saved(saved)  # the steps between are sampled again
     start = parts.resume(saved)
     for earlier in range(start + 1, step):
         parts.train_step(earlier, *parts.rollouts(earlier))

@@ -196,14 +196,18 @@ def shows_progress() -> Any:
 
 
 def config_folder(config: PretrainedConfig, root: Path) -> Path:
-    """A folder with config.json alone, whose name depends on nothing else: vLLM caches compiled code by its path."""
+    """A folder with config.json alone, named after it and the local rank: vLLM caches compiled code by its path.
+
+    The compiled code holds the number of its device.
+    """
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as written:
         config.save_pretrained(written)
         file = Path(written) / "config.json"
-        folder = root / hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        folder = root / f"{digest}.{os.environ.get('LOCAL_RANK', '0')}"
         folder.mkdir(exist_ok=True)
-        file.replace(folder / file.name)  # several ranks write the same at once
+        file.replace(folder / file.name)  # several runs write the same at once
     return folder
 
 
@@ -220,6 +224,8 @@ _ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # otherwise two runs on one machine are pinned to the same cores
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
+    # FlashInfer's sampler is compiled by nvcc at the engine's start; requests with a seed, as all here, never use it.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 
 

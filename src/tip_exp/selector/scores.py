@@ -146,7 +146,7 @@ SCORES: dict[str, Rule] = {
     "full": full,
     **published.RULES,
 }
-# Rules that are defined for inputs in [0, 1] only, and those of values as measured, which no normalizer may change.
+# Rules that are defined for inputs in [0, 1] only, and rules that read raw values, whose normalizer must be none.
 UNIT_INTERVAL = frozenset({"soft_or", "q3"}) | published.UNIT_INTERVAL
 UNNORMALIZED = published.UNNORMALIZED
 SIGNED = published.SIGNED  # with negative values, unless a normalizer maps them to [0, 1]

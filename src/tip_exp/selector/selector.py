@@ -153,7 +153,8 @@ class Selector:
     def __call__(self, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Selection:
         """Select from `statistics` (name -> (N,)); `generator` (CPU) is used by random rules only.
 
-        Raises FloatingPointError if a required statistic is not finite or a score is NaN (RuleIsNaN), ValueError if
+        Raises FloatingPointError if a required statistic is not finite, or a score is NaN or an infinite weight
+        (RuleIsNaN), ValueError if
         the rule raises an error or returns another shape (RuleError), or if with order=sample scores are negative.
         """
         for name in self.required_stats:
@@ -175,12 +176,14 @@ class Selector:
             what = tuple(score.shape) if isinstance(score, Tensor) else type(score).__name__
             raise RuleError(f"the rule {self.rule_name} returned {what}, not a score for each of {len(tokens)} tokens")
         score = score.float()
-        if num_bad := int(score.isnan().sum()):
-            row = int(score.isnan().nonzero()[0])
+        bad = score.isnan() | (score.isposinf() & (self.weight == "score"))
+        if num_bad := int(bad.sum()):
+            row = int(bad.nonzero()[0])
+            returned = "NaN" if bool(score[row].isnan()) else "infinity"
             values = [f"{name} {float(value[row]):.4g}" for name, value in zip(names, inputs, strict=True)]
             raise RuleIsNaN(
-                f"the rule {self.rule_name} returned NaN at {num_bad} of {len(tokens)} tokens, first at rollout "
-                f"{int(tokens.rollout[row])}, position {int(tokens.position[row])} ({', '.join(values)})"
+                f"the rule {self.rule_name} returned {returned} at {num_bad} of {len(tokens)} tokens, first "
+                f"at rollout {int(tokens.rollout[row])}, position {int(tokens.position[row])} ({', '.join(values)})"
             )
         if self.order == "sample" and bool((score < 0).any()):
             raise ValueError(
@@ -197,7 +200,7 @@ class Selector:
             values = statistics["teacher_logprob"] - statistics["student_logprob"] if log_ratio else statistics[name]
             return self._normalized(name, values, tokens.groups(self.normalize_over))
         if name in ("position", "rollout"):
-            return getattr(tokens, name)
+            return getattr(tokens, name).clone()  # a rule may change its inputs
         if name == "response_length":
             return torch.bincount(tokens.rollout)[tokens.rollout]
         if name == "high_entropy":
@@ -241,7 +244,7 @@ def budgets(groups: Int[Tensor, " n"], retention: float, rounding: str) -> Int[T
     sizes = torch.bincount(groups)
     exact = sizes.double() * retention
     if rounding == "ceil":
-        return (exact - 1e-9).ceil().long()
+        return (exact - 1e-9).ceil().long().clamp(min=1).minimum(sizes)
     minimum = 1 if rounding == "at_least_one" else 0
     return (exact + 1e-9).floor().long().clamp(min=minimum).minimum(sizes)
 

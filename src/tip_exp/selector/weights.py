@@ -17,8 +17,8 @@ def token_weights(
     """Weights of all tokens, (N,), at least 0; None if all are 1.
 
     score: max(score, 0). Falling weights have g = grad_norm and an offset c in its unit: inverse_gradient is
-    1 / (g + c), sqrt 1 / sqrt(g + c). TIP, Prop. 1, has w ~ phi / M, which is 1 / g where the benefit phi grows with g
-    and the second moment M with its square. `offset` is c, a quantile of g over these tokens as "q0.9", or None for
+    1 / (g + c), sqrt 1 / sqrt(g + c). By TIP, Prop. 1, w ~ phi / M: if the benefit phi grows like g and the second
+    moment M like g^2, this is 1 / g. `offset` is c, a quantile of g over these tokens as "q0.9", or None for
     the weight's own in FALLING.
     """
     if weight == "none":
