@@ -112,7 +112,7 @@ def test_a_step_of_the_main_setting_by_hand(compose_run: Compose) -> None:
     tokens, rate = 128 * 2171 / 8, 0.4 * 989e12
     assert step["teacher"] == pytest.approx(2 * 8.19e9 * tokens / rate, rel=0.01)  # 1.4 s
     assert step["learner"] == pytest.approx(10 * 4.02e9 * tokens / rate, rel=0.01)  # 3.5 s
-    # 16 answers of 1,966 tokens read a context of 2,171 x 147,456 bytes each
+    # 16 responses of 1,966 tokens read a context of 2,171 x 147,456 bytes each
     assert step["KV cache"] == pytest.approx(16 * 1966 * 2171 * 147_456 / 2.68e12, rel=0.01)  # 3.8 s
     assert sum(step.values()) == pytest.approx(42, rel=0.02)
 
@@ -132,12 +132,15 @@ def test_the_model_is_near_what_others_measured(compose_run: Compose) -> None:
     assert step_seconds(config, CARDS[24], 8)["longest response"] / 8192 == pytest.approx(10.3e-3, rel=0.1)
 
 
-def test_more_gpus_shorten_what_is_shared_and_not_the_longest_answer(compose_run: Compose) -> None:
+def test_more_gpus_shorten_what_is_shared_and_not_the_longest_response(compose_run: Compose) -> None:
     config = compose_run("experiment=tip_qwen3")
     steps = [step_seconds(config, H100, ranks) for ranks in RANKS]
     assert len({step["longest response"] for step in steps}) == 1
     for part in ("teacher", "learner", "KV cache"):
         assert [step[part] for step in steps] == pytest.approx([steps[0][part] / ranks for ranks in RANKS])
+    # Ranks above the number of prompts sample nothing, but the learner's work is shared by all.
+    half, all_prompts = (step_seconds(config, H100, ranks) for ranks in (16, 8))
+    assert half["KV cache"] == all_prompts["KV cache"] and half["learner"] == pytest.approx(all_prompts["learner"] / 2)
     assert steps[0]["collectives"] == 0 < steps[1]["collectives"]
 
 

@@ -74,7 +74,8 @@ def step_seconds(config: RunConfig, card: Card, ranks: int) -> dict[str, float]:
     memory, learner, data = RankMemory(config, card.gib, ranks), config.learner, config.data
     teacher, student = memory.teacher, memory.student
     engine_gib = max(memory.engine_gib())
-    parts = decode_seconds(memory, card, student, engine_gib, memory.rollouts, data.max_response_tokens)
+    sampled = math.ceil(learner.prompts_per_step / ranks) * learner.samples_per_prompt  # a rank samples whole prompts
+    parts = decode_seconds(memory, card, student, engine_gib, sampled, data.max_response_tokens)
     prompt, response = MEAN_PROMPT * data.max_prompt_tokens, MEAN_RESPONSE * data.max_response_tokens
     length = prompt + response
     if config.agent is not None and config.agent.max_train_tokens is not None:
