@@ -633,6 +633,7 @@ def test_the_command_writes_the_table(
         (["--texts", "nothing.txt"], "--texts: there is no file nothing.txt"),
         (["--texts", "a.txt", "--out", "t.xlsx"], "--out: a name that ends in .parquet or .csv; got t.xlsx"),
         (["--texts", "a.txt", "--device", "cuda"], "device=cuda, but torch finds no CUDA device; use device=cpu"),
+        (["--texts", "a.txt", "--dtype", "fp16"], "dtype=fp16: choose auto, float32, bfloat16 or float16"),
         (["--texts", "a.txt", "--device", "gpu"], "device=gpu: torch knows no such device"),
         (
             ["--texts", "a.txt", "--selector", "softor"],

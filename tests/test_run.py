@@ -129,6 +129,19 @@ def test_a_run_resumes_with_its_backend_and_its_rows_alone(
         run(config, folder)
 
 
+def test_prompts_of_evaluations_fit_the_engine(
+    tmp_path: Path, compose_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = ["eval.max_tokens=150", "data.max_prompt_tokens=80", "data.max_response_tokens=48"]
+    config = compose_run(*QUICK, *TINIEST, *lengths, "rollout.vllm.max_model_len=151")
+    monkeypatch.setattr(inputs, "choose", lambda *_: Backend("vllm", "", "", "float32"))
+    monkeypatch.setattr("tip_exp.build.load_pair_or_offload", None)  # refused before weights load
+    with pytest.raises(
+        ConfigError, match=r"rollout\.vllm\.max_model_len=151, but the longest prompt and response take"
+    ):
+        run(config, RunFolder(tmp_path))
+
+
 def test_twenty_steps_of_soft_or_teach(tmp_path: Path, compose_run: Run) -> None:
     rows = train(compose_run, tmp_path / "run")
     before, after = rows[0]["eval/word_sums/greedy"], rows[-1]["eval/word_sums/greedy"]

@@ -58,6 +58,12 @@ class Inputs:
         if config.eval.measures_kl:
             longest = max(longest, self.evaluations.longest_privileged())
         check_context(config, longest)
+        limit = config.rollout.vllm.max_model_len
+        if self.backend.name == "vllm" and limit is not None and self.longest > limit:
+            raise ConfigError(
+                f"rollout.vllm.max_model_len={limit}, but the longest prompt and response take {self.longest} tokens; "
+                "raise it, or lower data.max_response_tokens or eval.max_tokens"
+            )
         self.checkpoints = Checkpoints(folder.checkpoints, self.ranks, folder.check_held)
         self.saved = self.checkpoints.newest(partial(missing_rows, folder)) if trains else None
         if self.saved is None and numbered_checkpoints(folder.checkpoints):

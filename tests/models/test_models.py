@@ -27,14 +27,17 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
     PreTrainedTokenizerFast,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
 
 from tip_exp import build
 from tip_exp.config.machine_rules import too_few_positions
 from tip_exp.config.schema import ChatConfig, PairConfig, RunConfig
+from tip_exp.models import load
 from tip_exp.models.load import check_context, load_pair, make_head
 from tip_exp.models.micro_batch import micro_batches
-from tip_exp.models.pair import Pair
+from tip_exp.models.pair import Model, Pair
 from tip_exp.models.sources import ROLES, load_tokenizer, shared_vocab, teacher_order
 from tip_exp.records.folder import RunFolder
 from tip_exp.run import run, run_eval
@@ -335,6 +338,36 @@ def test_a_torn_generation_config_is_not_taken_for_a_missing_one(tiny_config: Ru
         load_tokenizer(pair)
     generation.unlink()
     assert load_tokenizer(pair).stop_ids == [2]
+
+
+def test_a_student_with_contradictory_sampling_settings_can_be_saved(tiny_config: RunConfig, tmp_path: Path) -> None:
+    """transformers loads them and refuses to save them, which a run would notice after its last step."""
+    config = pair_with_another_stop(tiny_config, tmp_path)
+    generation = Path(config.student.path) / "generation_config.json"
+    generation.write_text(json.dumps(json.loads(generation.read_text()) | {"do_sample": False, "temperature": 0.6}))
+    pair = load_pair(config, CPU)
+    pair.student.module.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "generation_config.json").read_text())["eos_token_id"] == [0, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_mixes_packed_sequences_is_refused(tiny_config: RunConfig, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    assert load_pair(tiny_config.pair, CPU, packing=True)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    module = StableLmForCausalLM(StableLmConfig(**sizes, num_key_value_heads=2, vocab_size=50)).to(dtype).eval()
+    with pytest.raises(ConfigError, match="key: StableLmForCausalLM mixes the sequences of a packed row"):
+        load._check_packing(Model(module, load.head_of(module, 50)), "key")
+
+
+def test_a_tokenizer_without_a_default_template_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:
+    config = pair_with_another_stop(tiny_config, tmp_path)
+    (Path(config.student.path) / "chat_template.jinja").unlink(missing_ok=True)
+    path = Path(config.student.path) / "tokenizer_config.json"
+    templates = [{"name": "tool_use", "template": "{{ messages }}"}]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": templates}))
+    with pytest.raises(ConfigError, match=r"pair\.chat\.template"):
+        load_tokenizer(config)
 
 
 def test_a_response_ends_at_the_stop_tokens_of_both_models(

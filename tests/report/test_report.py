@@ -283,6 +283,22 @@ def test_each_setting_has_a_table_and_evaluations_have_one(runs: Path, compose_r
     ]  # fmt: skip
 
 
+def test_settings_that_differ_in_data_or_pair_have_different_names(runs: Path, compose_run: Compose) -> None:
+    make_run(compose_run, runs / "short", 0.5, "data.max_response_tokens=64")
+    make_run(compose_run, runs / "adapters", 0.5, "pair.student.lora={rank: 2, alpha: 4, target_modules: all-linear}")
+    titles = [table.title for table in overviews(arms_of(runs))]
+    assert len(set(titles)) == 3 and sum("data.max_response_tokens=64" in title for title in titles) == 1
+    assert sum("pair.student.lora.rank=2" in title for title in titles) == 1
+
+
+def test_one_token_is_less_than_one_percent(runs: Path, compose_run: Compose) -> None:
+    for retention in ("0.02", "1e-9"):
+        overrides = ["selector=q3", f"selector.retention={retention}", "selector.rounding=at_least_one"]
+        make_run(compose_run, runs / retention, 0.5, *overrides)
+    arms = [arm for arm in sort_arms(arms_of(runs), "retention") if arm.selector == "q3"]
+    assert [arm.retention for arm in arms] == [1e-9, 0.02]
+
+
 def test_rows_and_columns_are_chosen(runs: Path, compose_run: Compose) -> None:
     make_run(compose_run, runs / "q3", 0.2, "selector=q3", "selector.retention=0.1")
     arms = arms_of(runs)

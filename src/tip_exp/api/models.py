@@ -33,6 +33,13 @@ def check_device(device: Any) -> None:
         raise ValueError(f"device={device}, but torch finds {torch.cuda.device_count()} CUDA devices")
 
 
+def check_dtype(dtype: Any) -> None:
+    """Raise ValueError unless `dtype` is "auto" or a floating-point dtype of torch, or its name."""
+    known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype != "auto" and not (isinstance(known, torch.dtype) and known.is_floating_point):
+        raise ValueError(f"dtype={dtype}: choose auto, float32, bfloat16 or float16")
+
+
 def module_of(model: Any, role: str, device: Any, dtype: Any) -> PreTrainedModel:
     """A model as it was given (a PEFT model: its base model, adapters included), or loaded from a path."""
     if isinstance(model, str | os.PathLike):

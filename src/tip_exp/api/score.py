@@ -15,6 +15,7 @@ from tip_exp.api.inputs import from_ids, from_texts
 from tip_exp.api.models import (
     align_tokenizers,
     check_device,
+    check_dtype,
     lazy_logits,
     make_model,
     module_of,
@@ -95,6 +96,7 @@ def score(
     if input_ids is not None and prompts is not None:
         raise ValueError("prompts belong to texts; with input_ids=, give a response_mask= that is False on the prompt")
     check_device(device)
+    check_dtype(dtype)
     modules = {role: module_of(model, role, device, dtype) for role, model in given.items()}
     if modules["student"].device != modules["teacher"].device:
         where = ", ".join(f"the {role} on {module.device}" for role, module in modules.items())

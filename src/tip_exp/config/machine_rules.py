@@ -26,6 +26,8 @@ RESERVED = {
     "logprobs_mode": "the learner compares raw log-probabilities; remove it",
     "gpu_memory_utilization": "forecasts need it; set rollout.vllm.gpu_memory_utilization",
     "max_model_len": "prompts are checked against it; set rollout.vllm.max_model_len",
+    "dtype": "log-probabilities are compared by it; set rollout.vllm.dtype",
+    "max_num_seqs": "forecasts need it; set rollout.batch_size",
     "enable_sleep_mode": "the learner needs the engine's memory; set rollout.vllm.sleep_level",
     "hf_token": "a run writes its configuration to config.yaml; set the environment variable HF_TOKEN",
 }

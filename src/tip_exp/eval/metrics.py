@@ -112,8 +112,8 @@ def _accuracy_by_stratum(responses: list[Graded]) -> dict[str, float]:
 def majority_is_right(by_problem: list[list[Graded]], group_all: GroupAll) -> list[bool]:
     """For each problem: is the most frequent answer right? Answers are counted by value; the earliest wins a tie.
 
-    All right answers have the value of the reference. Wrong ones are compared with each other only where there are
-    right ones, but not more than wrong ones. Unparsed responses do not vote; ungraded ones are counted by their string.
+    All right answers have the value of the reference. Wrong answers are grouped only where there are right
+    ones that they could outvote. Unparsed responses do not vote; ungraded ones are counted by their string.
     """
     voters = [[response for response in responses if response.extracted is not None] for responses in by_problem]
     num_right = [sum(response.right for response in problem_voters) for problem_voters in voters]

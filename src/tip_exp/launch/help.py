@@ -29,7 +29,8 @@ examples
   tip-exp -m selector=soft_or,random selector.retention=0.1,0.5 sweep=mine
   tip-exp pair=hf pair.teacher.path=DIR pair.student.path=DIR data=jsonl data.train.file=my.jsonl \\
           eval=jsonl eval.file=test.jsonl learner=paper                 your models on your data
-  tip-exp mode=eval eval=gsm8k name=after pair.student.path=DIR         evaluate without training
+  tip-exp mode=eval eval=gsm8k name=after pair=hf pair.teacher.path=DIR pair.student.path=DIR
+                                                                        evaluate without training
   tip-report outputs/runs/NAME                                          tables of finished runs
 
 commands (`tip-exp COMMAND --help`)

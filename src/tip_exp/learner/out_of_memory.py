@@ -53,7 +53,8 @@ def load_pair_or_offload(config: RunConfig, ranks: Ranks, device: torch.device, 
         shards = make_sharding(config, ranks, device)
         shard = shards and {role: _on_all_ranks(shard, ranks) for role, shard in shards.items()}
         try:
-            return load_pair(config.pair, device, tokenizer, shard=shard, teacher_only=is_alone)
+            packing = config.learner.packing
+            return load_pair(config.pair, device, tokenizer, shard=shard, teacher_only=is_alone, packing=packing)
         except (_OutOfMemory, torch.OutOfMemoryError) as error:
             is_shared = ranks.size == 1 or isinstance(error, _OutOfMemory)  # else the others wait for this rank
             if not (can_offload and is_shared and config.pair.teacher.placement == "resident"):

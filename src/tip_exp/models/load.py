@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from tip_exp.config.machine_rules import POSITION_KEYS, reads_evaluation
 from tip_exp.config.schema import PairConfig, RunConfig
 from tip_exp.losses.head import Head, check_same_tokens
 from tip_exp.models import lora
+from tip_exp.models.micro_batch import micro_batches
 from tip_exp.models.pair import ChatTokenizer, Model, Pair, Shards
 from tip_exp.models.sources import ROLES, SAFE_WEIGHTS, load_part, load_tokenizer, source, text_config
 from tip_exp.models.teacher_offload import backbone_of, move_to_host
 from tip_exp.models.weight_files import WeightFiles, empty_model
+from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError
 
 # Spreads a module over the ranks, in place; with files its parameters are on the meta device.
 Shard = Callable[[PreTrainedModel, WeightFiles | None], Shards]
 PROBE_TOKENS, PROBE_LOGIT = 16, 1e3
 PROBE_ERROR, PROBE_ERROR_16_BIT = 1e-4, 1e-2  # over the largest logit; a 16-bit model rounds its own logits
+PACKING_ERROR_16_BIT = 0.1  # of a token's hidden state, over their mean norm; in 32 bits PROBE_ERROR
 
 
 def load_pair(
@@ -34,23 +38,24 @@ def load_pair(
     *,
     shard: dict[str, Shard] | None = None,
     teacher_only: bool = False,
+    packing: bool = False,
 ) -> Pair:
     """Load teacher (frozen) and student onto `device`; raises ConfigError if they do not fit together.
 
     `tokenizer`: the result of `load_tokenizer`, if the caller already has it. `shard`, by role: spreads a model over
     the ranks. Without it the models are whole. `teacher_only`: the teacher is also the pair's student, whose weights
-    are not loaded.
+    are not loaded. `packing`: the models must keep the sequences of a packed row apart.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for each sequence length; flash attention does not
     tokenizer = tokenizer or load_tokenizer(config)
     shared = {field.name: getattr(tokenizer, field.name) for field in fields(ChatTokenizer)}
     shards = shard or {}
-    teacher = _load_model(config, "teacher", device, tokenizer, shards.get("teacher"))
+    teacher = _load_model(config, "teacher", device, tokenizer, shards.get("teacher"), packing=packing)
     if teacher_only:
         return Pair(**shared, teacher=teacher, student=teacher, placement="resident")
     if config.teacher.placement == "offload" and device.type != "cpu" and teacher.shards is None:
         move_to_host(backbone_of(teacher.module, teacher.head))  # before the student takes the memory
-    student = _load_model(config, "student", device, tokenizer, shards.get("student"))
+    student = _load_model(config, "student", device, tokenizer, shards.get("student"), packing=packing)
     _stop_at(student.module, tokenizer.stop_ids)
     with student.whole(), teacher.whole():
         try:
@@ -104,6 +109,11 @@ def max_positions(text_config: PretrainedConfig) -> int | None:
 def _stop_at(module: PreTrainedModel, stop_ids: list[int]) -> None:
     """Let the exported student end where its rollouts do; changes nothing where the pair shares its stop tokens."""
     settings = module.generation_config
+    try:
+        if settings is not None:
+            settings.validate(strict=True)
+    except ValueError:  # transformers loads such settings, but would refuse to save them with the student
+        settings = module.generation_config = GenerationConfig(eos_token_id=settings.eos_token_id)
     stops = settings.eos_token_id if settings is not None else None
     if settings is not None and sorted({stops} if isinstance(stops, int) else set(stops or [])) != stop_ids:
         settings.eos_token_id = stop_ids
@@ -169,6 +179,8 @@ def _load_model(
     device: torch.device,
     tokenizer: ChatTokenizer,
     shard: Shard | None,
+    *,
+    packing: bool,
 ) -> Model:
     """One role's model: whole on `device`, or this rank's share of it. A LoRA student gets its adapters."""
     dtype, settings = getattr(torch, getattr(config, role).dtype), config.student.lora if role == "student" else None
@@ -188,13 +200,35 @@ def _load_model(
     module.requires_grad_(role == "student")
     if settings is not None:
         lora.attach(module, settings, config.student.path)
-    if shard is None:
-        return Model(module, _with_stop_class(make_head(module, tokenizer.vocab_size), role, tokenizer.stop_class))
-    shards = shard(module, files)
-    with shards.whole():
+    shards = shard(module, files) if shard is not None else None
+    with nullcontext() if shards is None else shards.whole():
         head = _with_stop_class(make_head(module, tokenizer.vocab_size), role, tokenizer.stop_class)
+        if packing:
+            _check_packing(Model(module, head), f"pair.{role}.path")
     linear: Any = module.get_output_embeddings()
     return Model(module, replace(head, weight=linear.weight, bias=linear.bias), shards)
+
+
+@torch.no_grad()
+def _check_packing(model: Model, key: str) -> None:
+    """Raise ConfigError if the hidden states of two sequences change when they share a row.
+
+    Recurrent layers and attention that ignores the sequences' boundaries mix them.
+    """
+    ids = torch.linspace(0, model.head.vocab_size - 1, PROBE_TOKENS).long().split([6, PROBE_TOKENS - 6])
+    rollouts = [Rollout(part.tolist(), [False] + [True] * (len(part) - 1), "stop", []) for part in ids]
+    together = micro_batches(rollouts, PROBE_TOKENS, 0, packing=True)
+    alone = [batch for rollout in rollouts for batch in micro_batches([rollout], PROBE_TOKENS, 0)]
+    packed, apart = (
+        torch.cat([model.hidden(batch.to(model.module.device)) for batch in batches]) for batches in (together, alone)
+    )
+    limit = PROBE_ERROR if packed.dtype == torch.float32 else PACKING_ERROR_16_BIT
+    error = float((packed - apart).float().norm(dim=-1).amax() / apart.float().norm(dim=-1).mean())
+    if not error <= limit:
+        raise ConfigError(
+            f"{key}: {type(model.module).__name__} mixes the sequences of a packed row (hidden states change by "
+            f"{100 * error:.2g} %); set learner.packing=false"
+        )
 
 
 @torch.no_grad()

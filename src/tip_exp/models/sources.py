@@ -45,7 +45,8 @@ def load_tokenizer(config: PairConfig) -> ChatTokenizer:
     tokenizer = tokenizers["student"]
     if config.chat.template is not None:
         tokenizer.chat_template = Path(config.chat.template).expanduser().read_text(encoding="utf-8")
-    if not tokenizer.chat_template:
+    template = tokenizer.chat_template
+    if not template or (isinstance(template, dict) and "default" not in template):
         raise ConfigError(NO_TEMPLATE.format(config.student.path))
     return ChatTokenizer(
         tokenizer=tokenizer,

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.utils.io import checksum, to_json
 
-# Of which files the content is compared: those that are newer than result.json; also config.yaml and all rows; also
-# all of model/, which takes a second for a gigabyte. Sizes are always compared.
+# Of which files the content is compared. newer: those changed after result.json; rows: also config.yaml and the rows;
+# all: also model/, which takes a second for a gigabyte. Sizes are always compared.
 Depth = Literal["newer", "rows", "all"]
 
 

@@ -169,7 +169,7 @@ def _started(config: RunConfig, folder: RunFolder, run_id: str, mode: str) -> Tr
             resume="allow" if mode == "online" else None,
             name=config.name,
             group=config.sweep,
-            tags=labels(config),
+            tags=[label[:64] for label in labels(config)],  # W&B refuses longer ones
             config=config.model_dump(),
             dir=str(folder.root),
             settings=wandb.Settings(silent=True, console="off", disable_git=True, **limits),

@@ -19,6 +19,7 @@ from tip_exp.utils.space import when_there_is_space
 
 # File name -> [bytes, SHA-256 of these bytes] of the rows that a checkpoint follows.
 RowsRecord = dict[str, list[Any]]
+NOT_SUMMARIZED = ("outcomes", "datasets", "memory", "files", "sha256")  # fields of result.json
 SAMPLE_COLUMNS = (
     "step", "problem", "answer", "response", "verdict", "extracted", "finish", "tokens", "kept", "mean_entropy",
     "most_divergent",
@@ -75,7 +76,7 @@ class RunLogger(AbstractContextManager):
 
     def finish(self, result: dict[str, Any]) -> None:
         """Make the trackers' summary of the result; memory peaks become top-level keys, which plots can use as axes."""
-        fields = {key: value for key, value in result.items() if key not in ("outcomes", "datasets", "memory")}
+        fields = {key: value for key, value in result.items() if key not in NOT_SUMMARIZED}
         while self._trackers:
             tracker = self._trackers.pop(0)
             tracker.summarize(fields | result["memory"])

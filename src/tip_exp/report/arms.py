@@ -48,7 +48,7 @@ class ArmResult:
     sweeps: list[str]
     hardware: list[str]
     revisions: list[str]  # of git
-    teacher: Estimate  # accuracies are fractions; teacher and start are one model, evaluated alike in every run
+    teacher: Estimate  # accuracies are fractions; each of teacher and start is evaluated alike in every run
     start: Estimate
     final: Estimate
     greedy: Estimate
@@ -170,7 +170,7 @@ def setting_names(groups: list[list[ArmResult]]) -> list[str]:
     names: list[str] = []
     for first, *_ in groups:
         similar = [peer for peer, *_ in groups if (peer.pair, peer.data) == (first.pair, first.data)]
-        keys = differing_keys(similar, ignored=("selector.", "pair.", "data."))
+        keys = differing_keys(similar, ignored=("selector.", "pair.label", "data.label"))
         names.append(", ".join([first.pair, first.data, *first.values_of(keys)]))
     return names
 

@@ -154,7 +154,7 @@ def select_arms(arms: list[ArmResult], conditions: Sequence[str]) -> list[ArmRes
             close = difflib.get_close_matches(key, keys, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             if key in NOT_OF_ARMS:
-                hint = f"; a row averages over runs, which {key} tells apart: give the folders of these runs alone"
+                hint = f"; a row averages over all values of {key}; give only the folders of the runs you want"
             raise DataError(f"--where {condition}: give KEY=VALUE with a config key or {', '.join(LABELS)}{hint}")
         try:
             wanted = OmegaConf.from_dotlist([f"value={value}"]).value  # reads 1e-3 as a number, as an override does
@@ -172,6 +172,8 @@ def sort_arms(arms: list[ArmResult], name: str, *, descending: bool = False) -> 
         raise DataError(f"--sort {name}: there is no such column; columns are {', '.join(NAMES)}")
 
     def key(arm: ArmResult) -> tuple[bool, float, str]:
+        if name == "retention":  # "1 token" is not 1 %
+            return False, arm.retention, ""
         text = COLUMNS[NAMES[name]](arm)
         number = None if name in TEXTS else first_number(text)  # q3 is no 3
         return (text == "-") != descending, number or 0.0, text
