@@ -19,7 +19,8 @@ from tip_exp.config.parse import digest, load
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch import teacher
 from tip_exp.launch.lock import HeldError
-from tip_exp.launch.teacher import is_stale, teacher_config
+from tip_exp.launch.reuse import changed_models
+from tip_exp.launch.teacher import teacher_config
 from tip_exp.records.folder import RunFolder
 from tip_exp.records.reader import read_runs
 from tip_exp.rollout.backends import Backend
@@ -77,12 +78,12 @@ def test_another_chat_template_of_the_student_is_another_evaluation(compose_run:
 def test_a_result_older_than_its_model_is_stale(compose_run: Compose, student: Path, tmp_path: Path) -> None:
     config, folder = teacher_config(compose_run(f"pair.teacher.path={student}")), RunFolder(tmp_path / "run")
     folder.root.mkdir()
-    assert not is_stale(config, folder)
+    assert not changed_models(config, folder)
     folder.result.write_text("{}")
-    assert not is_stale(config, folder)
+    assert not changed_models(config, folder)
     newer = folder.result.stat().st_mtime + 10
     os.utime(student / "model.safetensors", (newer, newer))
-    assert is_stale(config, folder)
+    assert changed_models(config, folder) == [f"pair.{role}.path={student}" for role in ("teacher", "student")]
 
 
 def graded(folder: RunFolder, model: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import pytest
 from tests.synthetic_runs import append_rows
 
 from tip_exp.config.schema import RunConfig
+from tip_exp.launch import reuse
 from tip_exp.launch.launch import State, launch, state_of
 from tip_exp.launch.push import card
 from tip_exp.launch.reuse import check_models, find_duplicate, finished_digests, link_from
@@ -153,6 +154,15 @@ def test_a_link_is_whole_and_damaged_rows_are_not_linked(folder: RunFolder, tiny
     flip(folder.eval_rows, keep_time=True)  # both folders have these rows
     link.result.unlink()
     assert find_duplicate(tiny_config, link, finished_digests(outputs)) is None
+
+
+def test_a_run_whose_model_has_changed_since_is_not_linked(
+    folder: RunFolder, tiny_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished, other = finished_digests(folder.root.parent), RunFolder(folder.root.with_name("b"))
+    assert find_duplicate(tiny_config, other, finished) == folder
+    monkeypatch.setattr(reuse, "changed_models", lambda *_: ["pair.student.path=outputs/student"])
+    assert find_duplicate(tiny_config, other, finished) is None
 
 
 def test_a_changed_bit_in_the_index_is_read_over(folder: RunFolder) -> None:

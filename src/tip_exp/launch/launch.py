@@ -27,6 +27,7 @@ from tip_exp.launch.gpu_lock import locked_gpus
 from tip_exp.launch.lock import HeldError, holder, lock_or_holder
 from tip_exp.launch.ranks import check_machine, cores, ranks_per_node, this_node, torchrun_options
 from tip_exp.launch.reuse import (
+    changed_models,
     check_models,
     find_duplicate,
     finished_digests,
@@ -117,7 +118,9 @@ def launch(config: RunConfig, folder: RunFolder, background: Background | None =
         check_folder(folder)
         state = _state_on_disk(config, folder)
         if state is State.DONE:
-            return f"already finished ({folder.result})"
+            changed = changed_models(config, folder)
+            hint = f"; {', '.join(changed)} has changed since: for its numbers choose another name" if changed else ""
+            return f"already finished ({folder.result}){hint}"
         if state is State.CHANGED:
             raise ConfigError(
                 f"{folder.root} holds a run with another config: {'; '.join(changes(config, folder))}. "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tip_exp.records.integrity import Depth, damage, describe_files, remedy, wit
 from tip_exp.records.reader import find_runs
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.io import write_atomic
-from tip_exp.utils.paths import resolve_model
+from tip_exp.utils.paths import SHIPPED, resolve_model
 
 
 def finished_digests(outputs: Path) -> dict[str, RunFolder]:
@@ -33,9 +34,9 @@ def finished_digests(outputs: Path) -> dict[str, RunFolder]:
 
 
 def find_duplicate(config: RunConfig, folder: RunFolder, finished: dict[str, RunFolder]) -> RunFolder | None:
-    """The finished run with the same digest in another folder, whose rows are whole."""
+    """The finished run with the same digest in another folder, whose rows are whole and whose models are as it read."""
     duplicate = finished.get(digest(config))
-    if duplicate is None or duplicate.root.resolve() == folder.root.resolve():
+    if duplicate is None or duplicate.root.resolve() == folder.root.resolve() or changed_models(config, duplicate):
         return None
     return duplicate if read_result(duplicate) else None
 
@@ -61,6 +62,25 @@ def link_from(source: RunFolder, config: RunConfig, folder: RunFolder) -> None:
 
 def local_path(model: str) -> Path:
     return Path(resolve_model(model)).expanduser()
+
+
+def changed_models(config: RunConfig, folder: RunFolder, roles: tuple[str, ...] = ("teacher", "student")) -> list[str]:
+    """The keys of local models with a file that is newer than the run's result: a digest holds their paths alone."""
+    if not folder.result.exists():
+        return []
+    finished = folder.result.stat().st_mtime
+    paths = {f"pair.{role}.path": getattr(config.pair, role).path for role in roles}
+    local = {key: path for key, path in paths.items() if not path.startswith(SHIPPED)}
+    return [f"{key}={path}" for key, path in local.items() if newest_change(local_path(path)) > finished]
+
+
+def newest_change(folder: Path) -> float:
+    """When a file of the folder was written last, in seconds as of time.time(); 0 without a file."""
+    times = [0.0]
+    for path in folder.glob("*"):
+        with suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def check_models(config: RunConfig) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from threading import Event
 
 from tip_exp.config.parse import digest
 from tip_exp.config.schema import RunConfig
 from tip_exp.launch.lock import HeldError, held_elsewhere
-from tip_exp.launch.reuse import local_path, read_result
+from tip_exp.launch.reuse import changed_models, local_path, newest_change, read_result
 from tip_exp.records.folder import RunFolder
 from tip_exp.utils.errors import RunFailedError, say
 from tip_exp.utils.paths import OUTPUTS
@@ -32,7 +30,7 @@ def evaluate_teacher(
     """
     teacher = teacher_config(config)
     source = RunFolder(TEACHERS / digest(teacher))
-    if is_stale(teacher, source):
+    if changed_models(teacher, source, ("teacher",)):
         source.result.unlink(missing_ok=True)
     waits_since = 0.0
     while read_result(source) is None:
@@ -46,7 +44,7 @@ def evaluate_teacher(
             time.sleep(POLL_S)
             if stop is not None and stop.is_set():
                 raise
-            silent = time.time() - max(waits_since, _newest_change(source.root)) > STALE_AFTER_S
+            silent = time.time() - max(waits_since, newest_change(source.root)) > STALE_AFTER_S
             if silent and held_elsewhere(source.lock):
                 waits = f"{config.name} waits for the evaluation of its teacher"
                 hours = f"nothing was written for {STALE_AFTER_S // 3600} hours"
@@ -63,7 +61,7 @@ def wait_for_node_0(config: RunConfig, folder: RunFolder, stop: Event | None) ->
     """
     teacher = teacher_config(config)
     source, seen = RunFolder(TEACHERS / digest(teacher)), time.monotonic()
-    while read_result(source) is None or is_stale(teacher, source):
+    while read_result(source) is None or changed_models(teacher, source, ("teacher",)):
         time.sleep(POLL_S)
         if folder.lock.exists():
             seen = time.monotonic()
@@ -86,21 +84,6 @@ def teacher_config(config: RunConfig) -> RunConfig:
     changes = {"mode": "teacher", "name": name, "sweep": None, "pair": pair, "nodes": 1}
     changes["learner"] = config.learner.model_copy(update={"replicas": 1})
     return config.untracked().model_copy(update=changes)
-
-
-def is_stale(config: RunConfig, folder: RunFolder) -> bool:
-    """Whether a file of a teacher's local model is newer than the result of its evaluation."""
-    files = local_path(config.pair.teacher.path).glob("*")
-    return folder.result.exists() and any(file.stat().st_mtime > folder.result.stat().st_mtime for file in files)
-
-
-def _newest_change(folder: Path) -> float:
-    """When a file of the folder was written last, in seconds as of time.time(); 0 without a file."""
-    times = [0.0]
-    for path in folder.glob("*"):
-        with suppress(FileNotFoundError):
-            times.append(path.stat().st_mtime)
-    return max(times)
 
 
 def _tokenizer_files(model: str) -> dict[str, bytes]:
