@@ -34,9 +34,9 @@ from transformers import (
 from tip_exp import build
 from tip_exp.config.machine_rules import too_few_positions
 from tip_exp.config.schema import ChatConfig, PairConfig, RunConfig
-from tip_exp.models import load
-from tip_exp.models.load import check_context, load_pair, make_head
+from tip_exp.models.load import check_context, head_of, load_pair, make_head
 from tip_exp.models.micro_batch import micro_batches
+from tip_exp.models.packed_attention import check_packing
 from tip_exp.models.pair import Model, Pair
 from tip_exp.models.sources import ROLES, load_tokenizer, shared_vocab, teacher_order
 from tip_exp.records.folder import RunFolder
@@ -357,7 +357,7 @@ def test_a_model_that_mixes_packed_sequences_is_refused(tiny_config: RunConfig, 
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     module = StableLmForCausalLM(StableLmConfig(**sizes, num_key_value_heads=2, vocab_size=50)).to(dtype).eval()
     with pytest.raises(ConfigError, match="key: StableLmForCausalLM mixes the sequences of a packed row"):
-        load._check_packing(Model(module, load.head_of(module, 50)), "key")
+        check_packing(Model(module, head_of(module, 50)), "key")
 
 
 def test_a_tokenizer_without_a_default_template_is_refused(tiny_config: RunConfig, tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ def check_device(device: Any) -> None:
 
 def check_dtype(dtype: Any) -> None:
     """Raise ValueError unless `dtype` is "auto" or a floating-point dtype of torch, or its name."""
-    known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype != "auto" and not (isinstance(known, torch.dtype) and known.is_floating_point):
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype != "auto" and not (isinstance(chosen, torch.dtype) and chosen.is_floating_point):
         raise ValueError(f"dtype={dtype}: choose auto, float32, bfloat16 or float16")
 
 

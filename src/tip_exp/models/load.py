@@ -16,19 +16,17 @@ from tip_exp.config.machine_rules import POSITION_KEYS, reads_evaluation
 from tip_exp.config.schema import PairConfig, RunConfig
 from tip_exp.losses.head import Head, check_same_tokens
 from tip_exp.models import lora
-from tip_exp.models.micro_batch import micro_batches
+from tip_exp.models.packed_attention import check_packing
 from tip_exp.models.pair import ChatTokenizer, Model, Pair, Shards
 from tip_exp.models.sources import ROLES, SAFE_WEIGHTS, load_part, load_tokenizer, source, text_config
 from tip_exp.models.teacher_offload import backbone_of, move_to_host
 from tip_exp.models.weight_files import WeightFiles, empty_model
-from tip_exp.types import Rollout
 from tip_exp.utils.errors import ConfigError
 
 # Spreads a module over the ranks, in place; with files its parameters are on the meta device.
 Shard = Callable[[PreTrainedModel, WeightFiles | None], Shards]
 PROBE_TOKENS, PROBE_LOGIT = 16, 1e3
 PROBE_ERROR, PROBE_ERROR_16_BIT = 1e-4, 1e-2  # over the largest logit; a 16-bit model rounds its own logits
-PACKING_ERROR_16_BIT = 0.1  # of a token's hidden state, over their mean norm; in 32 bits PROBE_ERROR
 
 
 def load_pair(
@@ -204,31 +202,9 @@ def _load_model(
     with nullcontext() if shards is None else shards.whole():
         head = _with_stop_class(make_head(module, tokenizer.vocab_size), role, tokenizer.stop_class)
         if packing:
-            _check_packing(Model(module, head), f"pair.{role}.path")
+            check_packing(Model(module, head), f"pair.{role}.path")
     linear: Any = module.get_output_embeddings()
     return Model(module, replace(head, weight=linear.weight, bias=linear.bias), shards)
-
-
-@torch.no_grad()
-def _check_packing(model: Model, key: str) -> None:
-    """Raise ConfigError if the hidden states of two sequences change when they share a row.
-
-    Recurrent layers and attention that ignores the sequences' boundaries mix them.
-    """
-    ids = torch.linspace(0, model.head.vocab_size - 1, PROBE_TOKENS).long().split([6, PROBE_TOKENS - 6])
-    rollouts = [Rollout(part.tolist(), [False] + [True] * (len(part) - 1), "stop", []) for part in ids]
-    together = micro_batches(rollouts, PROBE_TOKENS, 0, packing=True)
-    alone = [batch for rollout in rollouts for batch in micro_batches([rollout], PROBE_TOKENS, 0)]
-    packed, apart = (
-        torch.cat([model.hidden(batch.to(model.module.device)) for batch in batches]) for batches in (together, alone)
-    )
-    limit = PROBE_ERROR if packed.dtype == torch.float32 else PACKING_ERROR_16_BIT
-    error = float((packed - apart).float().norm(dim=-1).amax() / apart.float().norm(dim=-1).mean())
-    if not error <= limit:
-        raise ConfigError(
-            f"{key}: {type(model.module).__name__} mixes the sequences of a packed row (hidden states change by "
-            f"{100 * error:.2g} %); set learner.packing=false"
-        )
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,15 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tip_exp.losses.tiling import to_device
+from tip_exp.models.micro_batch import micro_batches
+from tip_exp.types import Rollout
+from tip_exp.utils.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tip_exp.models.pair import Model
 
 BY_SEQUENCE = "sdpa_by_sequence"
+MIXING_ERROR, MIXING_ERROR_16_BIT = 1e-4, 0.1  # of a token's hidden state, over the mean norm; 16 bits round
 
 
 def packed_inputs(module: PreTrainedModel, lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
@@ -76,6 +83,29 @@ def _window_mask(query: Tensor, window: int | None) -> Tensor | None:
     position = torch.arange(length, device=query.device)
     distance = position[:, None] - position[None, :]
     return ((distance >= 0) & (distance < window))[None, None]
+
+
+@torch.no_grad()
+def check_packing(model: Model, key: str) -> None:
+    """Raise ConfigError if the hidden states of two sequences change when they share a row.
+
+    Recurrent layers and attention that ignores the sequences' boundaries mix them. `key`: the model's config key. Costs
+    forward passes of 32 tokens.
+    """
+    ids = torch.linspace(0, model.head.vocab_size - 1, 16).long().split([6, 10])
+    rollouts = [Rollout(part.tolist(), [False] + [True] * (len(part) - 1), "stop", []) for part in ids]
+    together = micro_batches(rollouts, 16, 0, packing=True)
+    alone = [batch for rollout in rollouts for batch in micro_batches([rollout], 16, 0)]
+    packed, apart = (
+        torch.cat([model.hidden(batch.to(model.module.device)) for batch in batches]) for batches in (together, alone)
+    )
+    limit = MIXING_ERROR if packed.dtype == torch.float32 else MIXING_ERROR_16_BIT
+    error = float((packed - apart).float().norm(dim=-1).amax() / apart.float().norm(dim=-1).mean())
+    if not error <= limit:
+        raise ConfigError(
+            f"{key}: {type(model.module).__name__} mixes the sequences of a packed row (hidden states change by "
+            f"{100 * error:.2g} %); set learner.packing=false"
+        )
 
 
 @contextmanager

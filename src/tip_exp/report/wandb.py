@@ -116,10 +116,7 @@ def upload(pending: list[Path]) -> list[Path]:
     If a part of a run fails, its later parts are not uploaded and count as failed. Raises ConnectionError without an
     API key.
     """
-    import wandb
-
-    wandb.setup(wandb.Settings(mode="online"))  # WANDB_MODE=offline, as during the runs, would hide the key
-    if pending and not wandb.login(prompt=False, verify=False):
+    if pending and not _has_key():
         raise ConnectionError("W&B has no API key: set WANDB_API_KEY or run `wandb login`")
     failed: list[Path] = []
     for folder in pending:
@@ -130,6 +127,13 @@ def upload(pending: list[Path]) -> list[Path]:
         if subprocess.run(sync_command(folder)).returncode != 0 or not _is_uploaded(folder):
             failed.append(folder)
     return failed
+
+
+def _has_key() -> bool:
+    import wandb
+
+    wandb.setup(wandb.Settings(mode="online"))  # WANDB_MODE=offline, as during the runs, would hide the key
+    return wandb.login(prompt=False, verify=False)
 
 
 def _is_uploaded(folder: Path) -> bool:

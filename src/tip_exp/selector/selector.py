@@ -153,9 +153,9 @@ class Selector:
     def __call__(self, statistics: dict[str, Tensor], tokens: Tokens, generator: torch.Generator) -> Selection:
         """Select from `statistics` (name -> (N,)); `generator` (CPU) is used by random rules only.
 
-        Raises FloatingPointError if a required statistic is not finite, or a score is NaN or an infinite weight
-        (RuleIsNaN), ValueError if
-        the rule raises an error or returns another shape (RuleError), or if with order=sample scores are negative.
+        Raises FloatingPointError if a required statistic is not finite, or if a score is NaN or an infinite weight
+        (RuleIsNaN), ValueError if the rule raises an error or returns another shape (RuleError), or if with
+        order=sample scores are negative.
         """
         for name in self.required_stats:
             if num_bad := int((~statistics[name].isfinite()).sum()):
