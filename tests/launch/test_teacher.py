@@ -17,6 +17,7 @@ import pytest
 from tip_exp import inputs
 from tip_exp.config.parse import digest, load
 from tip_exp.config.schema import RunConfig
+from tip_exp.estimate.memory import RankMemory
 from tip_exp.launch import teacher
 from tip_exp.launch.lock import HeldError
 from tip_exp.launch.reuse import changed_models
@@ -114,6 +115,23 @@ def test_two_runs_at_a_time_evaluate_their_teacher_once_with_the_numbers_of_one_
         assert record.result is not None and record.result["teacher"] == expected and expected["word_sums/greedy"] > 0.9
         assert graded(folder, "teacher") == graded(reference, "teacher") and len(graded(folder, "student")) == 2 * 6 * 3
         assert record.result["start"] == json.loads(reference.result.read_text())["start"]
+
+
+def test_an_evaluation_of_the_student_alone_reads_no_weights_of_the_teacher(
+    tmp_path: Path, compose_run: Compose
+) -> None:
+    teacher = shutil.copytree(resolve_model("package:tiny/teacher"), tmp_path / "teacher")
+    (teacher / "model.safetensors").unlink()
+    evaluation = [*SMALL, "mode=eval", "eval.teacher=false"]
+    alone = compose_run(*evaluation, "eval.sequence_kl=false", f"pair.teacher.path={teacher}")
+    starts: list[dict[str, float]] = []
+    for name, config in {"alone": alone, "both": compose_run(*evaluation)}.items():
+        folder = RunFolder(tmp_path / name)
+        folder.root.mkdir()
+        run_eval(config, folder)
+        starts.append(json.loads(folder.result.read_text())["start"])
+    assert starts[0] == {name: value for name, value in starts[1].items() if name in starts[0]} != {}
+    assert not any("teacher" in part for phase in RankMemory(alone, 80).phases().values() for part in phase.device)
 
 
 @pytest.fixture

@@ -326,6 +326,7 @@ def test_a_teacher_that_does_not_fit_is_offloaded(
     [
         ("cuda", "train", "resident", ["resident", "offload"]),
         ("cuda", "train", "offload", ["offload"]),
+        ("cuda", "eval", "resident", ["resident", "offload"]),
         ("cuda", "teacher", "resident", ["resident"]),  # the teacher alone
         ("cpu", "train", "resident", ["resident"]),
     ],
@@ -336,7 +337,7 @@ def test_what_does_not_fit_with_an_offloaded_teacher_ends_the_run(
     loads: list[str] = []
 
     def fake_load(pair: PairConfig, *_: Any, **options: Any) -> None:
-        assert options["teacher_only"] == (mode == "teacher")
+        assert options["roles"] == config.loaded_models
         loads.append(pair.teacher.placement)
         assert len(loads) <= 2, "the pair is loaded again and again"
         raise ERRORS["CUDA"]

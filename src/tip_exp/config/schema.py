@@ -220,6 +220,14 @@ class RunConfig(Strict):
     eval: EvalConfig
     logger: LoggerConfig
 
+    @property
+    def loaded_models(self) -> tuple[Literal["teacher", "student"], ...]:
+        """The models whose weights the run needs; an evaluation may need no teacher."""
+        if self.mode == "teacher":
+            return ("teacher",)
+        needs_teacher = self.mode == "train" or self.eval.teacher or self.eval.measures_kl
+        return ("teacher", "student") if needs_teacher else ("student",)
+
     def untracked(self) -> RunConfig:
         """The same without W&B and without another tracker."""
         return self.model_copy(update={"logger": self.logger.model_copy(update={"wandb": "off", "tracker": None})})

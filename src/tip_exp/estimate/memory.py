@@ -182,16 +182,18 @@ class RankMemory(Passes):
     def _resident(self, name: str) -> tuple[dict[str, float], dict[str, float]]:
         lora_bytes = self.trained if self.config.pair.student.lora is not None else 0
         weights = self.student.parameters * self.student_width + lora_bytes
-        device, host = {"student weights": weights / self.shards}, {}
-        if self.config.mode == "teacher":  # it takes the student's place
-            del device["student weights"]
+        device: dict[str, float] = {}
+        host: dict[str, float] = {}
+        roles = self.config.loaded_models
+        if "student" in roles:
+            device["student weights"] = weights / self.shards
         if self.config.mode == "train" and name != "load":
             device["AdamW"] = 2 * self.trained / self.shards
         teacher = {
             "teacher vocabulary": self.teacher.vocabulary,
             "teacher layers": self.teacher.layers * self.teacher.layer,
         }
-        for part, parameters in teacher.items():
+        for part, parameters in teacher.items() if "teacher" in roles else ():
             alone = self.config.mode == "teacher" and self.ranks == 1  # evaluated from the device
             moved = self.offload and part == "teacher layers" and not alone
             size = parameters * self.teacher_width / self.shards
@@ -207,13 +209,14 @@ class RankMemory(Passes):
         (models/load.py) as float32 is converted on the host first.
         """
         teacher, student = self.teacher.head * self.teacher_width, self.student.head * 4
-        if self.config.mode == "teacher":
+        roles = self.config.loaded_models
+        if "student" not in roles:
             student = 0
         elif self.student_width == 4 and (self.config.pair.student.lora is not None or not self.gathers):
             student = self.student.parameters * 4
         if self.teacher_width == 4 and self.ranks == 1:
             teacher = max(teacher, self.teacher.parameters * 4 - pinned)
-        return max(teacher, student)
+        return max(teacher if "teacher" in roles else 0, student)
 
     def _add_engine(self, name: str, device: dict[str, float], host: dict[str, float]) -> None:
         awake, data, rollout = name in ("rollout", "evaluation"), self.config.data, self.config.rollout

@@ -47,14 +47,15 @@ def load_pair_or_offload(config: RunConfig, ranks: Ranks, device: torch.device, 
 
     Several ranks do so together, if one of them runs out of memory as it reads its share of a model.
     """
-    is_alone, can_offload = config.mode == "teacher", device.type == "cuda" and config.mode != "teacher"
+    roles = config.loaded_models
+    can_offload = device.type == "cuda" and len(roles) == 2
     while True:
         torch.manual_seed(config.seed)  # for the initial LoRA adapters; all other draws have generators of their own
         shards = make_sharding(config, ranks, device)
         shard = shards and {role: _on_all_ranks(shard, ranks) for role, shard in shards.items()}
         try:
             packing = config.learner.packing
-            return load_pair(config.pair, device, tokenizer, shard=shard, teacher_only=is_alone, packing=packing)
+            return load_pair(config.pair, device, tokenizer, shard=shard, roles=roles, packing=packing)
         except (_OutOfMemory, torch.OutOfMemoryError) as error:
             is_shared = ranks.size == 1 or isinstance(error, _OutOfMemory)  # else the others wait for this rank
             if not (can_offload and is_shared and config.pair.teacher.placement == "resident"):

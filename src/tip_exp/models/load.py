@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
@@ -35,26 +35,30 @@ def load_pair(
     tokenizer: ChatTokenizer | None = None,
     *,
     shard: dict[str, Shard] | None = None,
-    teacher_only: bool = False,
+    roles: Sequence[str] = ROLES,
     packing: bool = False,
 ) -> Pair:
     """Load teacher (frozen) and student onto `device`; raises ConfigError if they do not fit together.
 
     `tokenizer`: the result of `load_tokenizer`, if the caller already has it. `shard`, by role: spreads a model over
-    the ranks. Without it the models are whole. `teacher_only`: the teacher is also the pair's student, whose weights
-    are not loaded. `packing`: the models must keep the sequences of a packed row apart.
+    the ranks. Without it the models are whole. `roles`: the models to load; a single one is both models of the pair.
+    `packing`: the models must keep the sequences of a packed row apart.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)  # cuDNN plans anew for each sequence length; flash attention does not
     tokenizer = tokenizer or load_tokenizer(config)
     shared = {field.name: getattr(tokenizer, field.name) for field in fields(ChatTokenizer)}
     shards = shard or {}
-    teacher = _load_model(config, "teacher", device, tokenizer, shards.get("teacher"), packing=packing)
-    if teacher_only:
-        return Pair(**shared, teacher=teacher, student=teacher, placement="resident")
+
+    def load(role: str) -> Model:
+        return _load_model(config, role, device, tokenizer, shards.get(role), packing=packing)
+
+    if len(roles) == 1:
+        model = load(roles[0])
+        return Pair(**shared, teacher=model, student=model, placement="resident")
+    teacher = load("teacher")
     if config.teacher.placement == "offload" and device.type != "cpu" and teacher.shards is None:
         move_to_host(backbone_of(teacher.module, teacher.head))  # before the student takes the memory
-    student = _load_model(config, "student", device, tokenizer, shards.get("student"), packing=packing)
-    _stop_at(student.module, tokenizer.stop_ids)
+    student = load("student")
     with student.whole(), teacher.whole():
         try:
             check_same_tokens(student.head, teacher.head)
@@ -198,6 +202,8 @@ def _load_model(
     module.requires_grad_(role == "student")
     if settings is not None:
         lora.attach(module, settings, config.student.path)
+    if role == "student":
+        _stop_at(module, tokenizer.stop_ids)
     shards = shard(module, files) if shard is not None else None
     with nullcontext() if shards is None else shards.whole():
         head = _with_stop_class(make_head(module, tokenizer.vocab_size), role, tokenizer.stop_class)
