@@ -19,7 +19,7 @@ from tip_exp.learner.data_parallel import DataParallelSampler
 from tip_exp.learner.device import pick_threads
 from tip_exp.learner.learner import Learner
 from tip_exp.learner.model_folder import export
-from tip_exp.learner.on_policy import MismatchCheck, limits_for
+from tip_exp.learner.on_policy import MismatchCheck, MismatchLimits, limits_for, model_mismatch
 from tip_exp.learner.out_of_memory import OomRetrySteps, load_pair_or_offload
 from tip_exp.learner.selectors import make_selector, make_shadows
 from tip_exp.learner.teacher import Teacher
@@ -34,6 +34,8 @@ from tip_exp.rollout.ahead import RolloutsAhead
 from tip_exp.types import Problem, Rollout, Sampler, Sampling
 from tip_exp.utils.errors import say
 from tip_exp.utils.seeds import seed_for
+
+CHECKED_RESPONSES, CHECKED_TOKENS = 16, 64  # responses to each prompt, and their length, that `check_engine` compares
 
 
 class Parts:
@@ -90,6 +92,20 @@ class Parts:
                 f"{self.folder.eval_rows.name} in {self.folder.root}"
             )
 
+    def check_engine(self) -> None:
+        """Raise SyncError if an engine's log-probs of some responses are not those of the weights that it was given.
+
+        A training run checks each step instead. Every rank's engine writes responses, and every rank reads them all.
+        """
+        if self.inputs.backend.name != "vllm":
+            return
+        prompts = [*self.inputs.evaluations.first_prompts().values()] * self.ranks.size
+        sampling = Sampling(CHECKED_RESPONSES, 1.0, 1.0, 0, min(CHECKED_TOKENS, self.config.eval.max_tokens))
+        rollouts = self.sampler.generate(prompts, sampling, self.config.eval.seed)
+        self.sampler.rest()
+        mismatch = model_mismatch(self.pair.student, rollouts, self.pair, self.config.learner)
+        MismatchCheck(self._mismatch_limits())(mismatch, step=0)
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Log a step's metrics with the seconds since the last call and the largest memory peaks of any rank."""
         seconds = self.meter.drain_seconds()
@@ -118,6 +134,11 @@ class Parts:
     def _sequence_kl(self, rollouts: list[Rollout], problems: list[Problem]) -> list[float]:
         self.sampler.rest()  # the forward passes need the device's memory
         return self.teacher.sequence_kl(rollouts, problems)
+
+    def _mismatch_limits(self) -> MismatchLimits:
+        model = self.config.pair.teacher if self.config.mode == "teacher" else self.config.pair.student
+        dtypes = self.inputs.backend.dtype, model.dtype, self.config.learner.compute_dtype
+        return limits_for(*dtypes, **self.config.rollout.max_logprob_mismatch)
 
     def _make_sampler(self, model: str) -> Sampler:
         role: Model = getattr(self.pair, model)
@@ -151,10 +172,8 @@ class TrainingParts(Parts):
         self.train_step = OomRetrySteps(self.teacher, self.learner, folder.micro_batches)
         rollout, data, samples = config.rollout, config.data, config.learner.samples_per_prompt
         self.sampling = Sampling(samples, rollout.temperature, rollout.top_p, rollout.top_k, data.max_response_tokens)
-        dtypes = self.inputs.backend.dtype, config.pair.student.dtype, config.learner.compute_dtype
-        given = rollout.max_logprob_mismatch
-        later = limits_for(**given) if rollout.staleness else None
-        self.check_mismatch = MismatchCheck(limits_for(*dtypes, **given), later)
+        later = limits_for(**rollout.max_logprob_mismatch) if rollout.staleness else None
+        self.check_mismatch = MismatchCheck(self._mismatch_limits(), later)
         ahead = RolloutsAhead(self.generate, config.learner.num_steps, self.device) if rollout.staleness else None
         self.ahead = ahead and stack.enter_context(closing(ahead))
 

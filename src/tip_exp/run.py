@@ -69,5 +69,6 @@ def run_eval(config: RunConfig, folder: RunFolder) -> None:
     """Evaluate a pair, or a teacher, without training; leaves the same records as a run of no steps."""
     with ExitStack() as stack:
         parts = Parts(config, folder, stack)
+        parts.check_engine()
         parts.evaluate_start()
         parts.finish()

@@ -18,6 +18,7 @@ from tip_exp.learner.on_policy import (
     SyncError,
     limits_for,
     mismatch_metrics,
+    model_mismatch,
 )
 from tip_exp.learner.on_policy import sampler_logprobs as lined_up
 from tip_exp.learner.selectors import make_selector
@@ -115,3 +116,17 @@ def test_hf_rollouts_pass_and_no_statistic_is_forced_on_the_selector(
     stale = train_step(learner, rollouts, 2).metrics  # the same rollouts, after an update
     with pytest.raises(SyncError):
         MismatchCheck(limits_for("float32"))(stale, step=2)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_an_evaluation_compares_the_weights_of_its_engine(
+    tiny_pair: Pair, tiny_config: RunConfig, packing: bool
+) -> None:
+    settings = tiny_config.learner.model_copy(update={"micro_batch_tokens": 300, "packing": packing})
+    sampler = HfSampler(tiny_pair.student.module, stop_ids=tiny_pair.stop_ids, pad_id=tiny_pair.pad_id, batch_size=8)
+    prompts = [tiny_pair.prompt_ids(question) for question in QUESTIONS]
+    rollouts = sampler.generate(prompts, Sampling(1, 1.0, 1.0, 0, 72), seed=0)
+    same = model_mismatch(tiny_pair.student, rollouts, tiny_pair, settings)
+    assert 0 < same[MISMATCH_MEAN] <= same[MISMATCH_MAX] < 2e-4
+    with pytest.raises(SyncError, match="step 0: sampler and learner disagree"):
+        MismatchCheck(limits_for("float32"))(model_mismatch(tiny_pair.teacher, rollouts, tiny_pair, settings), step=0)

@@ -181,7 +181,7 @@ def test_a_stale_tied_head_stops_the_run(
     weights: dict[str, Tensor],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(vllm_worker, "repack_tied_head", lambda model: None)
+    monkeypatch.setattr(vllm_worker, "repack", lambda model: None)
     perturb(pair, seed=2, size=2e-3)
     engine.sync()
     with pytest.raises(SyncError):

@@ -2,7 +2,8 @@
 
 The learner scores the sampled tokens before it updates, so equal weights give equal log-probs up to rounding. Stale
 weights or a layer loaded wrongly do not. With rollout.staleness=1 the weights are equal at step 1 alone: afterwards the
-differences also hold one update, and only limits that the config gives apply.
+differences also hold one update, and only limits that the config gives apply. An evaluation without training compares
+some responses of its own.
 """
 
 from __future__ import annotations
@@ -15,10 +16,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.data_parallel import StepTokens
-from tip_exp.learner.distributed import Ranks
+from tip_exp.learner.distributed import ALONE, Ranks
+from tip_exp.learner.teacher import split
+from tip_exp.losses.head import LazyLogits
+from tip_exp.losses.token_stats import token_stats
+from tip_exp.models.pair import Model, Pair
 from tip_exp.records.metrics import MISMATCH_MAX, MISMATCH_MEAN, MISMATCH_P999
 from tip_exp.types import Rollout
+from tip_exp.utils.units import MIB
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +84,22 @@ def measured_mismatch(
     learner = learner[rows].double()
     sampler = sampler_logprobs(rollouts, rollout[rows], position[rows]).to(learner)
     return mismatch_metrics(ranks.gather(sampler), ranks.gather(learner))
+
+
+@torch.no_grad()
+def model_mismatch(model: Model, rollouts: list[Rollout], pair: Pair, config: LearnerConfig) -> dict[str, float]:
+    """Mismatch of rollouts by an engine that should have the weights of `model`; every rank reads all of them."""
+    sampler: list[Tensor] = []
+    learner: list[Tensor] = []
+    with model.whole():
+        for batch in split(rollouts, pair, config, ALONE):
+            logits, wanted = LazyLogits(model.hidden(batch), model.head), frozenset({"student_logprob"})
+            stats = token_stats(logits, logits, batch.token_ids, wanted=wanted, tile_bytes=config.tile_mib * MIB)
+            rollout, position = batch.rollout.cpu(), batch.position.cpu()
+            rows = single_tokens(rollouts, rollout, position, pair.stop_class)
+            learner.append(stats.values["student_logprob"].cpu().double()[rows])
+            sampler.append(sampler_logprobs(rollouts, rollout[rows], position[rows]))
+    return mismatch_metrics(torch.cat(sampler), torch.cat(learner))
 
 
 def single_tokens(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class WeightSync:
@@ -14,14 +14,18 @@ class WeightSync:
     def tip_load(self: Any, named: Iterator[tuple[str, Tensor]]) -> None:
         """Load whole parameters under their checkpoint names."""
         self.reload_weights(weights_iterator=named)
-        repack_tied_head(self.model_runner.get_model())
+        repack(self.model_runner.get_model())
 
 
-def repack_tied_head(model: nn.Module) -> None:
-    """Rebuild the packed copy of a tied embedding that vLLM's CPU head computes with; a reload does not update it.
+def repack(model: Any) -> None:
+    """Pack again what vLLM's CPU build computes with, after a reload: a tied head's copy and the weights of experts.
 
-    Only vLLM's CPU build packs (`cpu_linear`); on a GPU a tied head shares the embedding's storage.
+    A reload leaves the copy as it was, and experts in the layout of the checkpoint. On a GPU a tied head shares the
+    embedding's storage, and experts keep their layout.
     """
     for module in model.modules():
         if type(module).__name__ == "ParallelLMHead" and hasattr(module, "cpu_linear"):
-            module.quant_method.process_weights_after_loading(module)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            module.quant_method.process_weights_after_loading(module)
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None and module.w13_weight.device.type == "cpu":
+            kernel.fused_experts.process_weights_after_loading(module)
