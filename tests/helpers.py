@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.learner import Learner, StepReport
@@ -25,6 +26,7 @@ from tip_exp.rollout.hf import HfSampler
 from tip_exp.selector.scores import Weight
 from tip_exp.selector.selector import Quadrants, Selector
 from tip_exp.types import Problem, Rollout, Sampling
+from tip_exp.utils.paths import resolve_model
 
 _SAMPLED: dict[bytes, list[Rollout]] = {}  # by what decides them
 QUESTIONS = [
@@ -123,3 +125,16 @@ def gradients_of_step(
     report = train_step(learner, rollouts, problems=problems)
     handle.remove()
     return gradients, report
+
+
+def save_experts(folder: Path) -> Path:
+    """A random mixture of four experts, two for each token, with the embedded pair's tokenizer."""
+    source = Path(resolve_model("package:tiny/student"))
+    sizes = {"hidden_size": 96, "intermediate_size": 64, "moe_intermediate_size": 64, "head_dim": 32}
+    sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {key: getattr(AutoConfig.from_pretrained(source), key) for key in ("vocab_size", "eos_token_id")}
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.manual_seed(0)
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes)).save_pretrained(folder)
+    return folder

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from tip_exp.estimate.shapes import TABLE, model_config, shape_of
 from tip_exp.utils.errors import ConfigError
@@ -45,6 +52,19 @@ def test_a_model_of_another_type_is_counted_by_its_files(tmp_path: Path) -> None
         (tmp_path / name).write_bytes((source / name).read_bytes().replace(b'"qwen3"', b'"qwen9"'))
     counted = shape_of("package:tiny/student", None).parameters
     assert shape_of(str(tmp_path), None).parameters == pytest.approx(counted, rel=0.03)  # the file has a header
+
+
+def test_a_token_uses_some_of_the_experts(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    experts = {"intermediate_size": 64, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2}
+    module = Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **experts, vocab_size=100))
+    module.save_pretrained(tmp_path)
+    idle = sum(p.numel() for name, p in module.named_parameters() if ".experts." in name) * 6 // 8
+    shape = shape_of(str(tmp_path), None)
+    assert idle > 0 and shape.parameters - shape.active == idle
+    assert shape_of("package:tiny/student", None).active == shape_of("package:tiny/student", None).parameters
+    named = shape_of("org/Any-30B-A3B-Instruct", None)
+    assert (named.parameters, named.active) == (30e9, 3e9)
 
 
 def test_sizes_are_read_under_the_names_of_gpt2(tmp_path: Path) -> None:

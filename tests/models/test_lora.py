@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers import gradients_of_step, train_step
+from tests.helpers import gradients_of_step, save_experts, train_step
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
 
-from tip_exp.config.schema import RunConfig
+from tip_exp.config.schema import PairConfig, RunConfig
 from tip_exp.learner.checkpoint import Checkpoints
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.learner import Learner
@@ -126,6 +126,31 @@ def test_merged_tensors_have_the_plain_models_names_and_the_adapted_models_logit
     torch.testing.assert_close(merged[f"{name}.weight"], parts[f"{name}.base_layer.weight"] + 2 * product)
     untouched = dict(merged_tensors(tiny_pair.teacher.module))
     assert all(untouched[n].equal(p) for n, p in tiny_pair.teacher.module.named_parameters())
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # of peft, about its own patterns
+def test_adapters_of_experts_are_merged(config: RunConfig, tmp_path: Path) -> None:
+    """peft puts an adapter on each of the two tensors that hold the experts, one inside the other."""
+    model, plain = (load_pair(c, CPU).student.module for c in with_experts(config, save_experts(tmp_path / "experts")))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    merged = dict(merged_tensors(model))
+    assert merged.keys() == dict(plain.named_parameters()).keys()
+    before = logits(plain)
+    plain.load_state_dict(merged, strict=False)
+    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(before, logits(model), atol=1e-2)
+    for name in ("gate_up_proj", "down_proj"):
+        stored = model.get_parameter(f"model.layers.0.mlp.experts.base_layer.base_layer.{name}")
+        assert not merged[f"model.layers.0.mlp.experts.{name}"].equal(stored)
+
+
+def with_experts(config: RunConfig, folder: Path) -> list[PairConfig]:
+    """The pair with this student, with adapters and without."""
+    student = config.pair.student.model_copy(update={"path": str(folder)})
+    students = student, student.model_copy(update={"lora": None})
+    return [config.pair.model_copy(update={"student": student}) for student in students]
 
 
 def test_an_export_is_a_plain_model_with_an_adapter_that_peft_loads(

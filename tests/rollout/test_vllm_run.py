@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from tests.helpers import save_experts
 
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.utils.io import read_rows
-from tip_exp.utils.paths import PACKAGE, resolve_model
+from tip_exp.utils.paths import PACKAGE
 
 pytestmark = [
     pytest.mark.vllm,
@@ -169,14 +167,7 @@ def test_no_process_is_left_behind(tmp_path: Path, how: str) -> None:
 
 def test_experts_are_sampled_as_the_learner_computes_them(tmp_path: Path) -> None:
     """A mixture of experts, whose weights vLLM lays out anew: in an evaluation and in steps of training."""
-    sizes = {"hidden_size": 96, "intermediate_size": 64, "moe_intermediate_size": 64, "head_dim": 32}
-    sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    source, folder = Path(resolve_model("package:tiny/student")), tmp_path / "moe"
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    ids = {key: getattr(AutoConfig.from_pretrained(source), key) for key in ("vocab_size", "eos_token_id")}
-    torch.manual_seed(0)
-    Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **heads, **ids)).save_pretrained(folder)
+    folder = save_experts(tmp_path / "moe")
     options = ["learner.num_steps=2", "learner.warmup_steps=0", "eval.teacher=false", "eval.greedy=false"]
     finish(tmp_path / "train", f"pair.student.path={folder}", *options)
     finish(tmp_path / "eval", f"pair.student.path={folder}", *options, "mode=eval")

@@ -29,6 +29,8 @@ KEYS = {
     "vocab_size": ("vocab_size",),
     "intermediate_size": ("intermediate_size", "n_inner"),
 }
+SIZE = r"(?:(?<![a-z\d.])(a)|(?<![a\d.]))(\d+(?:\.\d+)?)([mb])(?![a-z\d])"  # in a model's name
+EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts")
 COUNTED = ("llama", "mistral", "qwen2", "qwen3")  # model types with the parameters that `shape_of` counts
 
 
@@ -37,6 +39,7 @@ class ModelShape:
     """Sizes of a decoder; `query` and `key` are the widths of those projections over all heads."""
 
     parameters: float
+    active: float  # parameters that one token is multiplied with: in a mixture of experts those of its experts
     hidden: float
     intermediate: float
     layers: float
@@ -113,7 +116,15 @@ def shape_of(path: str, revision: str | None) -> ModelShape:
         parameters = layers * layer + hidden + matrices * vocab_size * hidden
     else:
         parameters = _parameters_by_file_size(path, config_and_source[0])
-    return ModelShape(parameters, hidden, intermediate, layers, query, key, qk_norm, vocab_size, matrices)
+    active = parameters - _idle_experts(config, hidden, intermediate, layers)
+    return ModelShape(parameters, active, hidden, intermediate, layers, query, key, qk_norm, vocab_size, matrices)
+
+
+def _idle_experts(config: dict[str, Any], hidden: int, intermediate: int, layers: int) -> int:
+    """Parameters of the experts that one token is not sent to, each of three projections; 0 in a dense model."""
+    experts = next((config[key] for key in EXPERT_KEYS if config.get(key)), 0)
+    chosen, width = config.get("num_experts_per_tok") or experts, config.get("moe_intermediate_size") or intermediate
+    return (layers - config.get("first_k_dense_replace", 0)) * (experts - chosen) * 3 * hidden * width
 
 
 def _is_tied(config: dict[str, Any], whole: dict[str, Any]) -> bool:
@@ -151,11 +162,13 @@ def _parameters_by_file_size(path: str, config: dict[str, Any]) -> float:
 
 
 def _guess(path: str) -> ModelShape:
-    # The last size in the name, but not A3B, the active experts of 30B-A3B.
-    sizes = re.findall(r"(?<![a\d.])(\d+(?:\.\d+)?)([mb])(?![a-z\d])", path.rpartition("/")[2].lower())
-    parameters = float(sizes[-1][0]) * {"b": 1e9, "m": 1e6}[sizes[-1][1]] if sizes else 1e9
+    # The last size in the name; A3B in 30B-A3B are the active parameters.
+    named = re.findall(SIZE, path.rpartition("/")[2].lower())
+    whole, active = ([float(n) * {"b": 1e9, "m": 1e6}[unit] for a, n, unit in named if a == x] for x in ("", "a"))
+    parameters = whole[-1] if whole else 1e9
     hidden = (100 * parameters / 12) ** (1 / 3)  # P = 12 L h^2 with L = h / 100 layers
-    return ModelShape(parameters, hidden, 3 * hidden, hidden / 100, hidden, hidden / 4, False, DEFAULT_VOCAB_SIZE, 1)
+    sizes = hidden, 3 * hidden, hidden / 100, hidden, hidden / 4
+    return ModelShape(parameters, active[-1] if active else parameters, *sizes, False, DEFAULT_VOCAB_SIZE, 1)
 
 
 def _hub_cache(path: str, revision: str | None) -> Path | None:

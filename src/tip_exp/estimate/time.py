@@ -2,7 +2,8 @@
 
 Lengths: responses average MEAN_RESPONSE of their limit, as measured for Qwen3-4B on DAPO's prompts, and are distributed
 about exponentially, so that one of a step's responses reaches the limit and a response's mean context is its prompt and
-its mean length. With N GPUs, P student and Q teacher parameters, b the memory bandwidth, F the peak of bfloat16:
+its mean length. With N GPUs, P student and Q teacher parameters (in FLOPs those that a token uses, of experts some), b
+the memory bandwidth, F the peak of bfloat16:
 
     longest response  tokens of the limit x (2 P / (0.8 b) + 1 ms): decoding reads all weights for each token
     queue             more such tokens, where a GPU has more responses than its KV cache holds at a time
@@ -81,10 +82,10 @@ def step_seconds(config: RunConfig, card: Card, ranks: int) -> dict[str, float]:
     if config.agent is not None and config.agent.max_train_tokens is not None:
         length = min(length, config.agent.max_train_tokens)
     tokens, rate = memory.rollouts * length, FLOPS_SHARE * card.flops
-    parts["teacher"] = 2 * teacher.parameters * tokens / rate
+    parts["teacher"] = 2 * teacher.active * tokens / rate
     backward = 4 if config.pair.student.lora is None else 2  # adapters need no gradient of the weights
     passes = 2 + 2 + backward + (2 if learner.activation_checkpointing else 0)
-    parts["learner"] = passes * student.parameters * tokens / rate
+    parts["learner"] = passes * student.active * tokens / rate
     batches = math.ceil(tokens / learner.micro_batch_tokens)
     link = BANDWIDTH_SHARE * (card.link if config.nodes == 1 or learner.replicas >= config.nodes else NODE_LINK)
     exchanged = 0.0
@@ -132,7 +133,7 @@ def evaluation_seconds(config: RunConfig, card: Card, ranks: int) -> float:
     if evaluation.measures_kl and config.mode != "teacher":  # both models read the sampled responses
         length = MEAN_PROMPT * config.data.max_prompt_tokens + MEAN_RESPONSE * evaluation.max_tokens
         tokens = num_problems(evaluation.model_dump()) * evaluation.samples / ranks * length
-        seconds += 2 * (memory.teacher.parameters + memory.student.parameters) * tokens / (FLOPS_SHARE * card.flops)
+        seconds += 2 * (memory.teacher.active + memory.student.active) * tokens / (FLOPS_SHARE * card.flops)
     return seconds
 
 
@@ -143,7 +144,7 @@ def flops(config: dict[str, Any]) -> float:
     """
     learner, evaluation, pair, data = config["learner"], config["eval"], config["pair"], config["data"]
     models = pair["teacher"], pair["student"]
-    teacher, student = (shape_of(model["path"], model["revision"]).parameters for model in models)
+    teacher, student = (shape_of(model["path"], model["revision"]).active for model in models)
     length = MEAN_PROMPT * data["max_prompt_tokens"] + MEAN_RESPONSE * data["max_response_tokens"]
     num_steps = learner["num_steps"] if config["mode"] == "train" else 0
     rollouts = num_steps * learner["prompts_per_step"] * learner["samples_per_prompt"]

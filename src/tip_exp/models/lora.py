@@ -70,12 +70,22 @@ def has_adapters(model: nn.Module) -> bool:
 def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Names and values of the plain model's parameters, adapters merged, one at a time; FSDP2 shards are gathered."""
     for name, parameter in model.named_parameters():
-        layer, _, parameter_name = name.partition(".base_layer.")
-        if parameter_name == "weight":  # W + s B A in float32, rounded once
-            delta = model.get_submodule(layer).get_delta_weight(_ADAPTER)  # pyright: ignore[reportCallIssue]
-            yield f"{layer}.weight", whole_tensor(parameter + delta).to(parameter.dtype)
-        elif ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), whole_tensor(parameter)
+        if ".lora_" in name:
+            continue
+        layer, *adapted = name.split(".base_layer")  # an adapter of experts may be in another one
+        delta = _delta(model.get_submodule(layer), name.rpartition(".")[2]) if adapted else None
+        # W + s B A in float32, rounded once
+        merged = parameter if delta is None else parameter + delta
+        yield name.replace(".base_layer", ""), whole_tensor(merged).to(parameter.dtype)
+
+
+def _delta(layer: Any, parameter: str) -> Tensor | None:
+    """s B A of the adapter of `layer`, or of one inside it, that changes this parameter; None if there is none."""
+    while hasattr(layer, "base_layer"):
+        if getattr(layer, "parameter_name", "weight") == parameter:
+            return layer.get_delta_weight(_ADAPTER)
+        layer = layer.base_layer
+    return None
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
