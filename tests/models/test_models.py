@@ -22,6 +22,8 @@ from transformers import (
     GPT2Config,
     GraniteConfig,
     GraniteForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     MptConfig,
     OPTConfig,
@@ -152,6 +154,14 @@ def test_a_model_that_changes_its_logits_otherwise_is_refused(
     module.__class__ = ChangedLogits
     with pytest.raises(ConfigError, match="does more to its logits than scaling or soft-capping as its config names"):
         make_head(module, 406)
+
+
+def test_a_model_whose_backbone_has_no_name_is_refused() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "intermediate_size_mlp": 16, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}
+    module = Llama4ForCausalLM(Llama4TextConfig(**sizes, **heads, vocab_size=50))
+    with pytest.raises(ConfigError, match="Llama4ForCausalLM does not name its backbone"):
+        make_head(module, 50)
 
 
 def test_a_model_that_does_not_call_its_base_model_is_refused() -> None:

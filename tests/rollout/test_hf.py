@@ -9,7 +9,13 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from tqdm import tqdm
-from transformers import GenerationConfig
+from transformers import (
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    GenerationConfig,
+    Qwen3_5ForCausalLM,
+    Qwen3_5TextConfig,
+)
 
 from tip_exp.models.pair import Pair
 from tip_exp.rollout import hf
@@ -136,6 +142,33 @@ def test_removing_finished_responses_changes_no_other(tiny_pair: Pair, monkeypat
     keeping = sampler(tiny_pair, batch_size=16).generate(prompts, sampling, seed=0)
     assert [r.token_ids for r in removing] == [r.token_ids for r in keeping]
     for removed, kept in zip(removing, keeping, strict=True):
+        assert removed.sampler_logprobs == pytest.approx(kept.sampler_logprobs, abs=1e-5)
+
+
+SIZES = {"vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16}
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+LINEAR |= {"layer_types": ["linear_attention", "full_attention"]}
+HYBRIDS = {
+    "attention and recurrence in one layer": lambda: FalconH1ForCausalLM(FalconH1Config(**SIZES, **MAMBA)),
+    "layers of either": lambda: Qwen3_5ForCausalLM(Qwen3_5TextConfig(**SIZES, **LINEAR)),
+}
+
+
+@pytest.mark.parametrize("name", HYBRIDS)
+def test_recurrent_states_of_finished_responses_leave_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = HYBRIDS[name]().eval()
+    rollouts = []
+    for share in (0.0, 2.0):  # every response as it ends, and none
+        monkeypatch.setattr(hf, "MIN_FINISHED_SHARE", share)
+        sampler = HfSampler(model, stop_ids=list(range(12)), pad_id=0, batch_size=8)
+        rollouts.append(sampler.generate([[20, 21, 22], [30, 31]], Sampling(4, 1.0, 1.0, 0, 12), seed=0))
+    lengths = {rollout.num_response_tokens for rollout in rollouts[0]}
+    assert len(lengths) > 2, "responses end at several lengths"
+    for removed, kept in zip(*rollouts, strict=True):
+        assert removed.token_ids == kept.token_ids
         assert removed.sampler_logprobs == pytest.approx(kept.sampler_logprobs, abs=1e-5)
 
 

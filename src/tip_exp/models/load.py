@@ -148,6 +148,11 @@ def make_head(module: PreTrainedModel, vocab_size: int) -> Head:
 def _probe(module: PreTrainedModel, head: Head, factor: float) -> tuple[Tensor, Tensor]:
     """Logits by the head and by the model itself, (PROBE_TOKENS, V), once its hidden states are scaled by `factor`."""
     hidden_states: list[Tensor] = []
+    if module.base_model is module:
+        raise ConfigError(
+            f"{type(module).__name__} does not name its backbone (base_model_prefix), which the loss needs; choose "
+            "another model"
+        )
 
     def scale(_module: nn.Module, _inputs: Any, output: Any) -> None:
         output.last_hidden_state = output.last_hidden_state * factor

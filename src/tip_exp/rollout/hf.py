@@ -121,7 +121,8 @@ class HfSampler:
             if len(active) - num_running >= MIN_FINISHED_SHARE * len(active):
                 progress.update(num_before + count - num_running - progress.n)
                 assert cache is not None, "use_cache=True returns one"
-                cache.batch_select_indices(running.nonzero().squeeze(-1))
+                # Unlike batch_select_indices it also selects the states of recurrent layers.
+                cache.reorder_cache(running.nonzero().squeeze(-1))  # pyright: ignore[reportArgumentType]
                 active, ids, mask, position_ids = (rows[running] for rows in (active, ids, mask, position_ids))
                 running = running[running]
         stops = torch.isin(response_ids, self.stop_ids)
