@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from tests.helpers import QUESTIONS, make_learner, train_step
 from transformers import AutoModelForCausalLM
 
@@ -17,6 +18,8 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.model_folder import export
 from tip_exp.models.load import load_pair
+from tip_exp.models.lora import merged_tensors
+from tip_exp.models.weight_files import checkpoint_tensors
 from tip_exp.records.metrics import MISMATCH_MAX
 from tip_exp.rollout.hf import HfSampler
 from tip_exp.types import Sampling
@@ -78,7 +81,7 @@ RECURRENT = ("Lfm2", "Jamba", "Qwen3Next")
 def test_a_family_is_sampled_trained_and_exported(
     compose_run: Callable[..., RunConfig], family: str, adapters: bool, tmp_path: Path
 ) -> None:
-    """Sampler and learner agree before each update, and the exported model is the trained one."""
+    """Sampler and learner agree, an engine would get what files hold, and the exported model is the trained one."""
     torch.manual_seed(0)
     settings = getattr(transformers, f"{family}Config")(**SIZES | FAMILIES[family])
     source, folder = Path(resolve_model("package:tiny/student")), tmp_path / family
@@ -92,6 +95,9 @@ def test_a_family_is_sampled_trained_and_exported(
         with pytest.raises(ConfigError, match=r"mixes the sequences of a packed row.*learner\.packing=false"):
             load_pair(config.pair, CPU, packing=True)
     pair = load_pair(config.pair, CPU, packing=packing)
+    module = pair.student.module
+    stored, sent = load_file(folder / "model.safetensors"), dict(checkpoint_tensors(module, merged_tensors(module)))
+    assert stored.keys() == sent.keys() and all(sent[name].equal(value) for name, value in stored.items())
     for parameter in pair.teacher.module.parameters():
         parameter.data.mul_(1.05)
     learner = make_learner(pair, config.learner)

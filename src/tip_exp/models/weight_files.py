@@ -1,11 +1,13 @@
-"""A model without weights, and its safetensors files, of which a rank reads only the rows that it keeps."""
+"""A model without weights, and its safetensors files: their names, and the rows of them that a rank keeps."""
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 log = logging.getLogger(__name__)
+_OF_LAYER = re.compile(r"^(.*?\.\d+)\..*")  # a parameter's name, and its layer with the number
 
 
 class WeightFiles:
@@ -84,6 +88,15 @@ def empty_model(
     if (folder / "generation_config.json").is_file():
         module.generation_config = GenerationConfig.from_pretrained(folder)
     return module, files
+
+
+def checkpoint_tensors(model: PreTrainedModel, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Parameters of `model` under the names and in the shapes that its files have, such as one tensor for each expert.
+
+    `tensors`: names and values in the module's order; those of one layer are in memory at a time.
+    """
+    for _, layer in groupby(tensors, key=lambda named: _OF_LAYER.sub(r"\1", named[0])):
+        yield from revert_weight_conversion(model, dict(layer)).items()
 
 
 def plain_copy(module: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -68,8 +68,11 @@ def exit_on_error(*kinds: type[Exception]) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of the error's message; the name of its type if the message is empty."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """First line of the error's message, with the first reason of one by pydantic; its type if the message is empty."""
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    if re.match(r"\d+ validation error", first) and others:
+        first = f"{first}: {' '.join(' '.join(others).split()).partition(' [type=')[0]}"
+    return first
 
 
 def say(text: str) -> None:
