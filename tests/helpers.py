@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import AutoConfig
 
 from tip_exp.config.schema import LearnerConfig
 from tip_exp.learner.learner import Learner, StepReport
@@ -127,8 +128,8 @@ def gradients_of_step(
     return gradients, report
 
 
-def save_experts(folder: Path) -> Path:
-    """A random mixture of four experts, two for each token, with the embedded pair's tokenizer."""
+def save_random(family: str, folder: Path) -> Path:
+    """A random model of a family of transformers, of four experts if it has any, with the embedded pair's tokenizer."""
     source = Path(resolve_model("package:tiny/student"))
     sizes = {"hidden_size": 96, "intermediate_size": 64, "moe_intermediate_size": 64, "head_dim": 32}
     sizes |= {"num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 2}
@@ -136,5 +137,6 @@ def save_experts(folder: Path) -> Path:
     sizes |= {key: getattr(AutoConfig.from_pretrained(source), key) for key in ("vocab_size", "eos_token_id")}
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     torch.manual_seed(0)
-    Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes)).save_pretrained(folder)
+    config = getattr(transformers, f"{family}Config")(**sizes)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder)
     return folder

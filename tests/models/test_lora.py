@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.helpers import gradients_of_step, save_experts, train_step
+from tests.helpers import gradients_of_step, save_random, train_step
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoModelForCausalLM
@@ -131,7 +131,9 @@ def test_merged_tensors_have_the_plain_models_names_and_the_adapted_models_logit
 @pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # of peft, about its own patterns
 def test_adapters_of_experts_are_merged(config: RunConfig, tmp_path: Path) -> None:
     """peft puts an adapter on each of the two tensors that hold the experts, one inside the other."""
-    model, plain = (load_pair(c, CPU).student.module for c in with_experts(config, save_experts(tmp_path / "experts")))
+    model, plain = (
+        load_pair(c, CPU).student.module for c in with_experts(config, save_random("Qwen3Moe", tmp_path / "experts"))
+    )
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)

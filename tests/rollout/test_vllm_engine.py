@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -231,3 +232,22 @@ def test_the_engine_leaves_the_threads_of_the_process(make: MakeSampler, monkeyp
     monkeypatch.setattr(FakeLLM, "__init__", lambda self, **options: torch.set_num_threads(threads + 1))
     make()
     assert torch.get_num_threads() == threads
+
+
+def test_modules_of_the_learner_are_called_by_torch(
+    make: MakeSampler, tiny_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's engine may give the class of the learner's module a call of its own, which skips hooks."""
+    backbone, ids = tiny_pair.student.module.base_model, torch.tensor([[5, 6]])
+
+    def start(self: FakeLLM, **options: Any) -> None:
+        monkeypatch.setattr(type(backbone), "__call__", lambda self, *inputs: "compiled", raising=False)
+
+    monkeypatch.setattr(FakeLLM, "__init__", start)
+    make()
+    hooked: list[int] = []
+    with backbone.register_forward_hook(lambda *_: hooked.append(1)):
+        assert backbone(ids).last_hidden_state.shape[:2] == (1, 2) and hooked
+    of_engine = copy.deepcopy(backbone)
+    of_engine.vllm_config = None
+    assert of_engine(ids) == "compiled"

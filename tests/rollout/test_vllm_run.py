@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests.helpers import save_experts
+from tests.helpers import save_random
 
 from tip_exp.records.folder import RunFolder, numbered_checkpoints
 from tip_exp.utils.io import read_rows
@@ -165,9 +165,13 @@ def test_no_process_is_left_behind(tmp_path: Path, how: str) -> None:
         assert process.returncode == 130 and "the same command resumes" in output, output
 
 
-def test_experts_are_sampled_as_the_learner_computes_them(tmp_path: Path) -> None:
-    """A mixture of experts, whose weights vLLM lays out anew: in an evaluation and in steps of training."""
-    folder = save_experts(tmp_path / "moe")
+@pytest.mark.parametrize("family", ["Qwen3Moe", "Olmo3"])
+def test_other_families_are_sampled_as_the_learner_computes_them(tmp_path: Path, family: str) -> None:
+    """Experts, which vLLM lays out anew, and a model for which it takes transformers' class, which the learner has too.
+
+    In steps of training, and in an evaluation, which compares some responses first.
+    """
+    folder = save_random(family, tmp_path / "model")
     options = ["learner.num_steps=2", "learner.warmup_steps=0", "eval.teacher=false", "eval.greedy=false"]
     finish(tmp_path / "train", f"pair.student.path={folder}", *options)
     finish(tmp_path / "eval", f"pair.student.path={folder}", *options, "mode=eval")

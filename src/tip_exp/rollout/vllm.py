@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tip_exp.config.schema import VllmConfig
@@ -143,6 +144,7 @@ class VllmSampler:
         config.architectures = config.architectures or [type(self.model).__name__]
         folder, num_threads = config_folder(config, Path(envs.VLLM_CACHE_ROOT) / "tip_exp"), torch.get_num_threads()
         _engine = LLM(**{"model": str(folder)} | self.options)
+        keep_call(type(self.model.base_model))
         torch.set_num_threads(num_threads)  # vLLM sets one
         if local_ranks is not None:
             os.environ["LOCAL_WORLD_SIZE"] = local_ranks  # vLLM's CPU platform overwrites it
@@ -176,6 +178,23 @@ class VllmSampler:
             flat_logprobs=True,
             detokenize=False,
         )
+
+
+def keep_call(backbone: type[nn.Module]) -> None:
+    """Let modules that vLLM has not made be called as torch calls them, with their hooks.
+
+    Where vLLM has no code for a model it uses that of transformers, and gives its class, which teacher and student
+    share, a `__call__` for compiled code.
+    """
+    for cls in backbone.__mro__:
+        compiled = vars(cls).get("__call__")
+        if compiled is not None and issubclass(cls, PreTrainedModel):
+
+            def call(self: Any, *args: Any, compiled: Any = compiled, **kwargs: Any) -> Any:
+                is_engines = hasattr(self, "vllm_config")
+                return (compiled if is_engines else nn.Module.__call__)(self, *args, **kwargs)
+
+            cls.__call__ = call
 
 
 @contextmanager
