@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.helpers import save_random
 from tests.learner.ranks_worker import state_of
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -62,6 +63,23 @@ def test_files_that_do_not_fit_are_left_to_from_pretrained(
     save_file(change(load_file(folder / "model.safetensors")), tmp_path / "model.safetensors")
     empty = empty_model(AutoConfig.from_pretrained(folder), str(tmp_path), "main", torch.float32, "sdpa")
     assert (empty is not None) == is_read
+
+
+@pytest.mark.parametrize("family", ["Qwen3Moe", "Mixtral"])
+def test_experts_are_put_together_from_their_files(tmp_path: Path, family: str) -> None:
+    """Files have three tensors for each expert, the module two for all; Mixtral's have other names as well."""
+    folder = save_random(family, tmp_path / "model")
+    empty = empty_model(AutoConfig.from_pretrained(folder), str(folder), "main", torch.float32, "sdpa")
+    assert empty is not None
+    files = empty[1]
+    expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, value in expected.named_parameters():
+        assert files.read(name).equal(value), name
+    experts = expected.get_parameter("model.layers.1.mlp.experts.gate_up_proj")
+    before = files.bytes_read
+    assert files.read("model.layers.1.mlp.experts.gate_up_proj", slice(1, 3)).equal(experts[1:3])
+    assert files.bytes_read - before == experts[1:3].nbytes
+    assert files.read("model.layers.1.mlp.experts.gate_up_proj", slice(4, 4)).shape == (0, *experts.shape[1:])
 
 
 def test_only_the_rows_asked_for_are_read(folder: Path) -> None:

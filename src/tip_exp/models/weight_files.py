@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,28 +32,45 @@ class WeightFiles:
         # safe_open has keys() but cannot be iterated.
         self._files: dict[str, Any] = {name: file for file in files for name in file.keys()}  # noqa: SIM118
         self._stored: dict[str, str] = {}  # the module's name -> the stored name
+        # The module's name -> its shape, and the stored tensors that hold its rows, all but the last dimension as one.
+        self._pieces: dict[str, tuple[torch.Size, dict[str, Tensor]]] = {}
 
     def match(self, module: PreTrainedModel) -> bool:
-        """Find each parameter of the module among the stored tensors; whether all are there in the same shape."""
+        """Find each parameter of the module among the stored tensors; whether all are there, whole or in pieces."""
         aliases: dict[int, list[str]] = {}  # of tied parameters any name may be stored
         for name, parameter in module.named_parameters(remove_duplicate=False):
             aliases.setdefault(id(parameter), []).append(name)
         prefix = f"{module.base_model_prefix}."  # absent where a backbone was stored alone
         for name, parameter in module.named_parameters():
-            names = [n for alias in aliases[id(parameter)] for n in (alias, alias.removeprefix(prefix))]
-            stored = next((n for n in names if n in self._files), None)
-            if stored is None or list(parameter.shape) != self._files[stored].get_slice(stored).get_shape():
+            shape = parameter.shape
+            # The numbers of the parameter's rows, in two columns, go where a file has the rows.
+            rows = torch.arange(math.prod(shape[:-1])).view(*shape[:-1], 1).expand(*shape[:-1], 2)
+            try:
+                pieces = revert_weight_conversion(module, {name: rows})
+            except (RuntimeError, ValueError):  # a conversion of columns
+                pieces = {}
+            if len(pieces) == 1 and next(iter(pieces.values())).equal(rows):  # whole, under this name or another
+                names = [n for alias in aliases[id(parameter)] for n in (alias, alias.removeprefix(prefix))]
+                stored = next((n for n in (*pieces, *names) if n in self._files), name)
+                self._stored[name], pieces = stored, {stored: rows}
+            else:
+                self._pieces[name] = shape, {stored: kept[..., 0].flatten() for stored, kept in pieces.items()}
+            if not pieces or not all(self._has(n, [*kept.shape[:-1], shape[-1]]) for n, kept in pieces.items()):
                 log.warning("%s is not stored as the model has it", name)
                 return False
-            self._stored[name] = stored
         self._stored |= {name: name for name, _ in module.named_buffers() if name in self._files}
         return True
+
+    def _has(self, stored: str, shape: list[int]) -> bool:
+        return stored in self._files and self._files[stored].get_slice(stored).get_shape() == shape
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
         """Some rows of a tensor, or all of it; nothing else of it is read."""
+        if name in self._pieces:
+            return self._read_pieces(*self._pieces[name], rows)
         stored = self._stored[name]
         file = self._files[stored]
         if rows is None:
@@ -63,6 +81,20 @@ class WeightFiles:
             values = file.get_slice(stored)[rows]
         self.bytes_read += values.nbytes
         return values
+
+    def _read_pieces(self, shape: torch.Size, pieces: dict[str, Tensor], rows: slice | None) -> Tensor:
+        start, stop = (0, shape[0]) if rows is None else (rows.start, rows.stop)
+        height = math.prod(shape[1:-1])
+        values = torch.empty(0, shape[-1])
+        for stored, kept in pieces.items():
+            inside = (kept >= start * height) & (kept < stop * height)
+            if bool(inside.any()):
+                piece = self._files[stored].get_tensor(stored).view(-1, shape[-1])
+                self.bytes_read += piece.nbytes
+                if len(values) == 0:
+                    values = piece.new_empty((stop - start) * height, shape[-1])
+                values[kept[inside] - start * height] = piece[inside]
+        return values.view(stop - start, *shape[1:])
 
 
 def empty_model(
