@@ -102,8 +102,8 @@ def empty_model(
 ) -> tuple[PreTrainedModel, WeightFiles] | None:
     """The model that from_pretrained would load, its parameters on the meta device, and its files.
 
-    None if they do not hold each parameter under its own name and shape, or if some parameters keep another dtype:
-    then from_pretrained has to convert them.
+    None if they do not hold each parameter, whole or in pieces of rows, or if some parameters keep another dtype: then
+    from_pretrained has to convert them.
     """
     folder = Path(path)
     if not folder.is_dir():

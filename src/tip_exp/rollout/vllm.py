@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tip_exp.config.schema import VllmConfig
@@ -28,6 +27,7 @@ from tip_exp.models.lora import merged_tensors
 from tip_exp.models.weight_files import checkpoint_tensors
 from tip_exp.rollout.hf import make_rollout, progress_bar
 from tip_exp.rollout.vllm_options import engine_options
+from tip_exp.rollout.vllm_worker import keep_call
 from tip_exp.types import Part, Rollout, Sampling
 from tip_exp.utils.errors import first_line
 
@@ -178,23 +178,6 @@ class VllmSampler:
             flat_logprobs=True,
             detokenize=False,
         )
-
-
-def keep_call(backbone: type[nn.Module]) -> None:
-    """Let modules that vLLM has not made be called as torch calls them, with their hooks.
-
-    Where vLLM has no code for a model it uses that of transformers, and gives its class, which teacher and student
-    share, a `__call__` for compiled code.
-    """
-    for cls in backbone.__mro__:
-        compiled = vars(cls).get("__call__")
-        if compiled is not None and issubclass(cls, PreTrainedModel):
-
-            def call(self: Any, *args: Any, compiled: Any = compiled, **kwargs: Any) -> Any:
-                is_engines = hasattr(self, "vllm_config")
-                return (compiled if is_engines else nn.Module.__call__)(self, *args, **kwargs)
-
-            cls.__call__ = call
 
 
 @contextmanager

@@ -1,11 +1,15 @@
-"""Code that runs inside vLLM's worker, into whose class vLLM mixes `WeightSync`: it loads the learner's weights."""
+"""vLLM's worker in the learner's process: it loads the learner's weights, and must leave the learner's modules alone.
+
+vLLM mixes `WeightSync` into the worker's class.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 class WeightSync:
@@ -29,3 +33,20 @@ def repack(model: Any) -> None:
         kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
         if kernel is not None and module.w13_weight.device.type == "cpu":
             kernel.fused_experts.process_weights_after_loading(module)
+
+
+def keep_call(backbone: type[nn.Module]) -> None:
+    """Let modules that vLLM has not made be called as torch calls them, with their hooks.
+
+    Where vLLM has no code for a model it uses that of transformers, and gives its class, which teacher and student
+    share, a `__call__` for compiled code.
+    """
+    for cls in backbone.__mro__:
+        compiled = vars(cls).get("__call__")
+        if compiled is not None and issubclass(cls, PreTrainedModel):
+
+            def call(self: Any, *args: Any, compiled: Any = compiled, **kwargs: Any) -> Any:
+                is_engines = hasattr(self, "vllm_config")
+                return (compiled if is_engines else nn.Module.__call__)(self, *args, **kwargs)
+
+            cls.__call__ = call
