@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tip_exp.config.schema import RunConfig
 from tip_exp.learner.distributed import Ranks
 from tip_exp.learner.model_folder import export
 from tip_exp.models.load import load_pair
-from tip_exp.models.lora import merged_tensors
+from tip_exp.models.lora import merged_tensors, stored_buffers
 from tip_exp.models.weight_files import checkpoint_tensors
 from tip_exp.records.metrics import MISMATCH_MAX
 from tip_exp.rollout.hf import HfSampler
@@ -96,7 +97,8 @@ def test_a_family_is_sampled_trained_and_exported(
             load_pair(config.pair, CPU, packing=True)
     pair = load_pair(config.pair, CPU, packing=packing)
     module = pair.student.module
-    stored, sent = load_file(folder / "model.safetensors"), dict(checkpoint_tensors(module, merged_tensors(module)))
+    tensors = chain(stored_buffers(module).items(), merged_tensors(module))
+    stored, sent = load_file(folder / "model.safetensors"), dict(checkpoint_tensors(module, tensors))
     assert stored.keys() == sent.keys() and all(sent[name].equal(value) for name, value in stored.items())
     for parameter in pair.teacher.module.parameters():
         parameter.data.mul_(1.05)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tip_exp.learner.checkpoint import CheckpointError
 from tip_exp.learner.checkpoint_files import publish
 from tip_exp.learner.distributed import Ranks
-from tip_exp.models.lora import adapter_tensors, has_adapters, merged_tensors, save_adapter
+from tip_exp.models.lora import adapter_tensors, has_adapters, merged_tensors, save_adapter, stored_buffers
 from tip_exp.utils.space import when_there_is_space
 
 ADAPTER = "adapter"  # folder of a LoRA student's adapter in the folder
@@ -23,10 +23,8 @@ def export(folder: Path, student: PreTrainedModel, tokenizer: PreTrainedTokenize
     For a LoRA student the weights are merged and adapter/ holds the adapter. All ranks gather one weight at a time; the
     main rank holds the model once in host memory and writes. Raises CheckpointError.
     """
-    parameter_names = {name for name, _ in student.named_parameters(remove_duplicate=False)}
-    buffers = {name: tensor for name, tensor in student.state_dict().items() if name not in parameter_names}
-    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in buffers.items()}
-    for name, tensor in merged_tensors(student):  # after state_dict(), which reshards FSDP2 modules
+    tensors = stored_buffers(student)
+    for name, tensor in merged_tensors(student):  # after stored_buffers(), which reshards FSDP2 modules
         if ranks.is_main:
             tensors[name] = tensor.cpu()
     adapter = adapter_tensors(student) if has_adapters(student) else {}

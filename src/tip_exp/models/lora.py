@@ -79,6 +79,12 @@ def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield name.replace(".base_layer", ""), whole_tensor(merged).to(parameter.dtype)
 
 
+def stored_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers that files of the plain model hold, such as the bias of a router, by its names."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {n.replace(".base_layer", ""): tensor for n, tensor in model.state_dict().items() if n not in parameters}
+
+
 def _delta(layer: Any, parameter: str) -> Tensor | None:
     """s B A of the adapter of `layer`, or of one inside it, that changes this parameter; None if there is none."""
     while hasattr(layer, "base_layer"):

@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from tip_exp.config.schema import VllmConfig
-from tip_exp.models.lora import merged_tensors
+from tip_exp.models.lora import merged_tensors, stored_buffers
 from tip_exp.models.weight_files import checkpoint_tensors
 from tip_exp.rollout.hf import make_rollout, progress_bar
 from tip_exp.rollout.vllm_options import engine_options
@@ -119,7 +120,8 @@ class VllmSampler:
         with _named_errors("taking the learner's weights"):
             if "weights" in self._asleep:  # waking up later would overwrite them
                 self._wake("weights")
-            named = checkpoint_tensors(self.model, merged_tensors(self.model))
+            tensors = chain(stored_buffers(self.model).items(), merged_tensors(self.model))
+            named = checkpoint_tensors(self.model, tensors)
             self._llm.collective_rpc("tip_load", args=(named,))
             if not self._llm.reset_prefix_cache():
                 raise RuntimeError("its prefix cache could not be reset: requests are still in flight")
