@@ -27,10 +27,7 @@ from tip_exp.types import Sampling
 from tip_exp.utils.errors import ConfigError
 from tip_exp.utils.paths import resolve_model
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:The following .*_pattern keys"),  # of peft, about its own patterns
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The following .*_pattern keys")  # of peft, about its own patterns
 CPU = torch.device("cpu")
 LORA = "pair.student.lora={rank: 4, alpha: 8, target_modules: all-linear}"
 SIZES: dict[str, Any] = {

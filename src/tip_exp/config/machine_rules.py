@@ -117,7 +117,7 @@ def too_few_positions(config: RunConfig) -> Iterator[str]:
 
 def reads_evaluation(config: RunConfig, role: str) -> bool:
     """Whether "teacher" or "student" reads evaluation prompts and responses in this run or in one that it starts."""
-    return role == "student" or config.eval.teacher or config.eval.measures_kl
+    return role == "student" or config.eval.needs_teacher
 
 
 def _positions(path: str) -> int | None:

@@ -187,6 +187,11 @@ class EvalConfig(Strict):
         """Whether `sequence_kl` has responses to measure: it needs sampled ones."""
         return self.sequence_kl and self.samples > 0
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher is evaluated, or compared with the student."""
+        return self.teacher or self.measures_kl
+
 
 class LoggerConfig(Strict):
     wandb: Literal["off", "offline", "online"]
@@ -225,8 +230,7 @@ class RunConfig(Strict):
         """The models whose weights the run needs; an evaluation may need no teacher."""
         if self.mode == "teacher":
             return ("teacher",)
-        needs_teacher = self.mode == "train" or self.eval.teacher or self.eval.measures_kl
-        return ("teacher", "student") if needs_teacher else ("student",)
+        return ("teacher", "student") if self.mode == "train" or self.eval.needs_teacher else ("student",)
 
     def untracked(self) -> RunConfig:
         """The same without W&B and without another tracker."""

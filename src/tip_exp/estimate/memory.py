@@ -189,11 +189,9 @@ class RankMemory(Passes):
             device["student weights"] = weights / self.shards
         if self.config.mode == "train" and name != "load":
             device["AdamW"] = 2 * self.trained / self.shards
-        teacher = {
-            "teacher vocabulary": self.teacher.vocabulary,
-            "teacher layers": self.teacher.layers * self.teacher.layer,
-        }
-        for part, parameters in teacher.items() if "teacher" in roles else ():
+        layers = self.teacher.layers * self.teacher.layer
+        teacher = {"teacher vocabulary": self.teacher.vocabulary, "teacher layers": layers}
+        for part, parameters in (teacher if "teacher" in roles else {}).items():
             alone = self.config.mode == "teacher" and self.ranks == 1  # evaluated from the device
             moved = self.offload and part == "teacher layers" and not alone
             size = parameters * self.teacher_width / self.shards

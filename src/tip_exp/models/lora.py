@@ -74,7 +74,7 @@ def merged_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             continue
         layer, *adapted = name.split(".base_layer")  # an adapter of experts may be in another one
         delta = _delta(model.get_submodule(layer), name.rpartition(".")[2]) if adapted else None
-        # W + s B A in float32, rounded once
+        # W + s B A in float32, rounded once; peft rounds that of experts before, as in the forward pass
         merged = parameter if delta is None else parameter + delta
         yield name.replace(".base_layer", ""), whole_tensor(merged).to(parameter.dtype)
 
