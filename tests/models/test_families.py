@@ -84,7 +84,10 @@ def test_a_family_is_sampled_trained_and_exported(
     settings = getattr(transformers, f"{family}Config")(**SIZES | FAMILIES[family])
     source, folder = Path(resolve_model("package:tiny/student")), tmp_path / family
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
-    getattr(transformers, f"{family}ForCausalLM")(settings).save_pretrained(folder)
+    model = getattr(transformers, f"{family}ForCausalLM")(settings)
+    for buffer in stored_buffers(model).values():
+        torch.nn.init.normal_(buffer, std=0.1)
+    model.save_pretrained(folder)
     paths = [f"pair.{role}.path={folder}" for role in ("teacher", "student")]
     packing = family not in RECURRENT
     options = ["learner.warmup_steps=0", f"learner.packing={packing}".lower(), *([LORA] if adapters else [])]
